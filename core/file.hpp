@@ -1,0 +1,30 @@
+#pragma once
+// Files: whole reads with clear errors, and writes that leave nothing half-written behind.
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <ostream>
+#include <string>
+#include <string_view>
+
+namespace coterie {
+
+// The whole file. Throws InputError naming the path and the reason.
+std::string read_file(const std::filesystem::path& path);
+
+// Writes through a temporary name in the same folder, flushes it to disk and renames it over
+// `path`; on any failure the temporary file is removed and InputError is thrown.
+void write_file(const std::filesystem::path& path, std::string_view content);
+// The same for large outputs that are produced piece by piece.
+void write_file(const std::filesystem::path& path,
+                const std::function<void(std::ostream&)>& writer);
+
+// Creates the folder and its parents; throws InputError if that fails or a file stands there.
+void make_folder(const std::filesystem::path& path);
+
+// A stable 64-bit digest of the bytes (FNV-1a with a final mix), for caches and provenance.
+std::uint64_t content_hash(std::string_view bytes);
+std::string hex64(std::uint64_t value);
+
+}  // namespace coterie

@@ -1,0 +1,279 @@
+#include "core/report.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+
+#include "core/error.hpp"
+#include "core/file.hpp"
+
+namespace coterie {
+namespace {
+
+constexpr std::array<const char*, kNumPhases> kPhaseNames{
+    "notify", "pack", "dispatch", "forward", "expand", "mlp", "merge", "gather", "combine", "sum"};
+
+using nlohmann::json;
+
+json to_json(const PhaseTimes& times) {
+  json out{{"phase", to_string(times.phase)},
+           {"slowest_s", times.slowest_s()},
+           {"begin_s", times.begin_s},
+           {"end_s", times.end_s}};
+  if (!times.samples_s.empty()) out["samples_s"] = times.samples_s;
+  return out;
+}
+
+json to_json(const TransferGroup& group) {
+  return {{"phase", to_string(group.phase)},
+          {"tier", group.tier},
+          {"num_transfers", group.num_transfers},
+          {"num_rows", group.num_rows},
+          {"bytes", group.bytes},
+          {"max_rank_send_bytes", group.max_rank_send},
+          {"max_rank_receive_bytes", group.max_rank_receive},
+          {"begin_s", group.begin_s},
+          {"end_s", group.end_s}};
+}
+
+json to_json(const LayerReport& layer) {
+  json out{{"layer", layer.layer},
+           {"time_s", layer.time_s},
+           {"bound_s", layer.bound_s},
+           {"copies", layer.copies},
+           {"fanout_ranks", layer.fanout_ranks},
+           {"remote_fanout_ranks", layer.remote_fanout_ranks},
+           {"fanout_nodes", layer.fanout_nodes},
+           {"remote_fanout_nodes", layer.remote_fanout_nodes},
+           {"rank_load_max_over_mean", layer.rank_load_max_over_mean}};
+  if (layer.low_s) out["low_s"] = *layer.low_s;
+  if (layer.high_s) out["high_s"] = *layer.high_s;
+  if (!layer.samples_s.empty()) out["samples_s"] = layer.samples_s;
+  out["phases"] = json::array();
+  for (const PhaseTimes& times : layer.phases) out["phases"].push_back(to_json(times));
+  out["groups"] = json::array();
+  for (const TransferGroup& group : layer.groups) out["groups"].push_back(to_json(group));
+  if (layer.busiest_link) {
+    out["busiest_link"] = {{"name", layer.busiest_link->name},
+                           {"tier", layer.busiest_link->tier},
+                           {"bytes", layer.busiest_link->bytes},
+                           {"utilization", layer.busiest_link->utilization}};
+  }
+  return out;
+}
+
+Phase phase_from(const json& document) {
+  const auto name = document.at("phase").get<std::string>();
+  if (const auto phase = parse_phase(name)) return *phase;
+  throw std::invalid_argument(fmt::format("unknown phase \"{}\"", name));
+}
+
+template <class T>
+void read_if(const json& document, const char* key, T& target) {
+  if (document.contains(key)) document.at(key).get_to(target);
+}
+void read_if(const json& document, const char* key, std::optional<double>& target) {
+  if (document.contains(key)) target = document.at(key).get<double>();
+}
+
+LayerReport layer_from(const json& document) {
+  LayerReport layer;
+  document.at("layer").get_to(layer.layer);
+  document.at("time_s").get_to(layer.time_s);
+  read_if(document, "bound_s", layer.bound_s);
+  read_if(document, "low_s", layer.low_s);
+  read_if(document, "high_s", layer.high_s);
+  read_if(document, "samples_s", layer.samples_s);
+  read_if(document, "copies", layer.copies);
+  read_if(document, "fanout_ranks", layer.fanout_ranks);
+  read_if(document, "remote_fanout_ranks", layer.remote_fanout_ranks);
+  read_if(document, "fanout_nodes", layer.fanout_nodes);
+  read_if(document, "remote_fanout_nodes", layer.remote_fanout_nodes);
+  read_if(document, "rank_load_max_over_mean", layer.rank_load_max_over_mean);
+  for (const json& entry : document.at("phases")) {
+    PhaseTimes times;
+    times.phase = phase_from(entry);
+    entry.at("begin_s").get_to(times.begin_s);
+    entry.at("end_s").get_to(times.end_s);
+    read_if(entry, "samples_s", times.samples_s);
+    layer.phases.push_back(std::move(times));
+  }
+  for (const json& entry : document.at("groups")) {
+    TransferGroup group;
+    group.phase = phase_from(entry);
+    entry.at("tier").get_to(group.tier);
+    entry.at("num_transfers").get_to(group.num_transfers);
+    entry.at("num_rows").get_to(group.num_rows);
+    entry.at("bytes").get_to(group.bytes);
+    entry.at("max_rank_send_bytes").get_to(group.max_rank_send);
+    entry.at("max_rank_receive_bytes").get_to(group.max_rank_receive);
+    entry.at("begin_s").get_to(group.begin_s);
+    entry.at("end_s").get_to(group.end_s);
+    layer.groups.push_back(std::move(group));
+  }
+  if (document.contains("busiest_link")) {
+    const json& entry = document.at("busiest_link");
+    LinkLoad load;
+    entry.at("name").get_to(load.name);
+    entry.at("tier").get_to(load.tier);
+    entry.at("bytes").get_to(load.bytes);
+    entry.at("utilization").get_to(load.utilization);
+    layer.busiest_link = std::move(load);
+  }
+  return layer;
+}
+
+}  // namespace
+
+std::string to_string(Phase phase) {
+  return kPhaseNames.at(static_cast<std::size_t>(phase));
+}
+
+std::optional<Phase> parse_phase(std::string_view name) {
+  for (std::size_t i = 0; i < kPhaseNames.size(); ++i) {
+    if (name == kPhaseNames[i]) return static_cast<Phase>(i);
+  }
+  return std::nullopt;
+}
+
+double PhaseTimes::slowest_s() const {
+  double slowest = 0.0;
+  for (std::size_t r = 0; r < begin_s.size(); ++r) {
+    slowest = std::max(slowest, end_s[r] - begin_s[r]);
+  }
+  return slowest;
+}
+
+double RunReport::time_s() const {
+  double sum = 0.0;
+  for (const LayerReport& layer : layers) sum += layer.time_s;
+  return sum;
+}
+
+double RunReport::phase_slowest_s(Phase phase) const {
+  double sum = 0.0;
+  for (const LayerReport& layer : layers) {
+    for (const PhaseTimes& times : layer.phases) {
+      if (times.phase == phase) sum += times.slowest_s();
+    }
+  }
+  return sum;
+}
+
+std::int64_t RunReport::tier_bytes(std::string_view tier) const {
+  std::int64_t sum = 0;
+  for (const LayerReport& layer : layers) {
+    for (const TransferGroup& group : layer.groups) {
+      if (group.tier == tier) sum += group.bytes;
+    }
+  }
+  return sum;
+}
+
+json to_json(const RunReport& report) {
+  json out{
+      {"schema_version", 1},
+      {"kind", report.kind},
+      {"engine", report.engine},
+      {"name", report.name},
+      {"policy", report.policy},
+      {"placement", report.placement},
+      {"exact", report.exact},
+      {"topology", report.topology},
+      {"model", report.model},
+      {"trace", report.trace},
+      {"num_ranks", report.num_ranks},
+      {"num_groups", report.num_groups},
+      {"tokens_per_rank", report.tokens_per_rank},
+      {"payload", {{"dispatch", report.dispatch_payload}, {"combine", report.combine_payload}}},
+      {"time_s", report.time_s()},
+      {"provenance", report.provenance}};
+  if (report.weight_lost) out["weight_lost"] = *report.weight_lost;
+  if (report.top1_changed) out["top1_changed"] = *report.top1_changed;
+  out["layers"] = json::array();
+  for (const LayerReport& layer : report.layers) out["layers"].push_back(to_json(layer));
+  return out;
+}
+
+RunReport report_from_json(const json& document, const std::string& where) {
+  try {
+    if (const int version = document.at("schema_version").get<int>(); version != 1) {
+      throw InputError(where, fmt::format("schema_version {}", version), "schema_version 1");
+    }
+    RunReport report;
+    document.at("kind").get_to(report.kind);
+    document.at("engine").get_to(report.engine);
+    document.at("name").get_to(report.name);
+    document.at("policy").get_to(report.policy);
+    document.at("placement").get_to(report.placement);
+    document.at("exact").get_to(report.exact);
+    document.at("topology").get_to(report.topology);
+    document.at("model").get_to(report.model);
+    read_if(document, "trace", report.trace);
+    document.at("num_ranks").get_to(report.num_ranks);
+    read_if(document, "num_groups", report.num_groups);
+    read_if(document, "tokens_per_rank", report.tokens_per_rank);
+    document.at("payload").at("dispatch").get_to(report.dispatch_payload);
+    document.at("payload").at("combine").get_to(report.combine_payload);
+    read_if(document, "provenance", report.provenance);
+    read_if(document, "weight_lost", report.weight_lost);
+    read_if(document, "top1_changed", report.top1_changed);
+    for (const json& layer : document.at("layers")) report.layers.push_back(layer_from(layer));
+    return report;
+  } catch (const json::exception& error) {
+    throw InputError(where, error.what(), "a run report of schema_version 1");
+  } catch (const std::invalid_argument& error) {
+    throw InputError(where, error.what(), "a run report of schema_version 1");
+  }
+}
+
+void write_timeline(const std::filesystem::path& path, const Timeline& timeline) {
+  // Trace-event ids are numbers: number processes and tracks in order of appearance.
+  std::map<std::string, int> processes;
+  std::map<std::pair<int, std::string>, int> tracks;
+  json events = json::array();
+  const auto process_id = [&](const std::string& name) {
+    const auto [entry, added] = processes.try_emplace(name, static_cast<int>(processes.size()) + 1);
+    if (added) {
+      events.push_back({{"ph", "M"},
+                        {"name", "process_name"},
+                        {"pid", entry->second},
+                        {"args", {{"name", name}}}});
+    }
+    return entry->second;
+  };
+  for (const TimelineSpan& span : timeline.spans) {
+    const int process = process_id(span.process);
+    const auto [track, added] =
+        tracks.try_emplace({process, span.track}, static_cast<int>(tracks.size()) + 1);
+    if (added) {
+      events.push_back({{"ph", "M"},
+                        {"name", "thread_name"},
+                        {"pid", process},
+                        {"tid", track->second},
+                        {"args", {{"name", span.track}}}});
+      events.push_back({{"ph", "M"},
+                        {"name", "thread_sort_index"},
+                        {"pid", process},
+                        {"tid", track->second},
+                        {"args", {{"sort_index", track->second}}}});
+    }
+    events.push_back({{"ph", "X"},
+                      {"name", span.name},
+                      {"pid", process},
+                      {"tid", track->second},
+                      {"ts", span.begin_s * 1e6},
+                      {"dur", (span.end_s - span.begin_s) * 1e6}});
+  }
+  for (const TimelineSample& sample : timeline.samples) {
+    events.push_back({{"ph", "C"},
+                      {"name", sample.track},
+                      {"pid", process_id(sample.process)},
+                      {"ts", sample.time_s * 1e6},
+                      {"args", {{sample.unit, sample.value}}}});
+  }
+  write_file(path, json{{"traceEvents", events}, {"displayTimeUnit", "ns"}}.dump() + "\n");
+}
+
+}  // namespace coterie

@@ -1,0 +1,140 @@
+#pragma once
+// The run report: what a predictor says and what the runtime measured, in one schema, so that the
+// two can be compared transfer group by transfer group. Also the timeline both write.
+//
+// All times are seconds from the start of the layer. "Slowest" is the maximum over ranks; a mean
+// over ranks never stands for a time.
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace coterie {
+
+// What a rank does in one MoE layer, in order. kForward and kGather exist under the hierarchical
+// policy only: the hop inside the node after the dispatch and before the combine.
+enum class Phase : std::uint8_t {
+  kNotify,    // exchange of counts and the barrier that precedes a dispatch
+  kPack,      // gather the token rows for each destination
+  kDispatch,  // token rows to the ranks (or nodes) of their experts
+  kForward,   // hierarchical: rows on to the ranks inside the node
+  kExpand,    // received rows to expert order
+  kMlp,       // the expert MLP
+  kMerge,     // router-weighted pre-sum of a rank's expert outputs per token
+  kGather,    // hierarchical: results back to the node's rail peer and their sum
+  kCombine,   // results back to the tokens' own ranks
+  kSum,       // sum of the returned rows
+};
+inline constexpr int kNumPhases = 10;
+std::string to_string(Phase phase);
+std::optional<Phase> parse_phase(std::string_view name);
+
+// Begin and end of a phase on every rank; ranks that skip the phase have begin == end.
+struct PhaseTimes {
+  Phase phase = Phase::kNotify;
+  std::vector<double> begin_s;  // [num_ranks]
+  std::vector<double> end_s;    // [num_ranks]
+  // The duration on the slowest rank: max(end - begin).
+  [[nodiscard]] double slowest_s() const;
+  // Measured only: that duration in every iteration.
+  std::vector<double> samples_s;
+};
+
+// All transfers of one phase over one tier ("local" for rows that stay on their rank).
+struct TransferGroup {
+  Phase phase = Phase::kDispatch;
+  std::string tier;  // local, scale_up or network
+  std::uint64_t num_transfers = 0;
+  std::uint64_t num_rows = 0;      // token rows or result rows
+  std::int64_t bytes = 0;          // payload and metadata
+  std::int64_t max_rank_send = 0;  // bytes of the rank that sends most
+  std::int64_t max_rank_receive = 0;
+  double begin_s = 0.0;  // first start
+  double end_s = 0.0;    // last finish
+};
+
+struct LinkLoad {
+  std::string name;
+  std::string tier;
+  std::int64_t bytes = 0;
+  // bytes / (bandwidth * time in which dispatch, forward, gather or combine traffic is under way)
+  double utilization = 0.0;
+};
+
+struct LayerReport {
+  std::uint32_t layer = 0;              // number in the model
+  double time_s = 0.0;                  // start of the layer to the end of the slowest rank
+  double bound_s = 0.0;                 // predicted only: the closed-form lower bound
+  std::optional<double> low_s, high_s;  // interval of time_s where the topology is calibrated
+  std::vector<double> samples_s;        // measured only: time_s in every iteration
+  // The three counts of DESIGN section 3, mean per token.
+  double copies = 0.0;
+  double fanout_ranks = 0.0;
+  double remote_fanout_ranks = 0.0;
+  double fanout_nodes = 0.0;
+  double remote_fanout_nodes = 0.0;
+  double rank_load_max_over_mean = 0.0;  // (token, expert) pairs per rank
+  std::vector<PhaseTimes> phases;
+  std::vector<TransferGroup> groups;
+  std::optional<LinkLoad> busiest_link;
+};
+
+struct RunReport {
+  std::string kind;    // predicted or measured
+  std::string engine;  // simgrid, flow, bound; nccl for measured runs
+  std::string name;    // of the run in the experiment
+  std::string policy;  // standard, dedup, hierarchical
+  std::string placement;
+  bool exact = true;  // false for pruned routing
+  std::string topology;
+  std::string model;
+  std::string trace;
+  std::uint32_t num_ranks = 0;
+  std::uint32_t num_groups = 1;
+  std::uint32_t tokens_per_rank = 0;  // the largest over the ranks
+  std::string dispatch_payload;       // bf16 or fp8
+  std::string combine_payload;
+  std::vector<LayerReport> layers;
+  // Pruned routing: share of router weight lost and how often the top-1 expert changed.
+  std::optional<double> weight_lost, top1_changed;
+  // Free-form facts: version, seed, warnings; measured runs add device, driver, NCCL version, ...
+  std::map<std::string, nlohmann::json> provenance;
+
+  // Sums over the layers.
+  [[nodiscard]] double time_s() const;
+  [[nodiscard]] double phase_slowest_s(Phase phase) const;
+  [[nodiscard]] std::int64_t tier_bytes(std::string_view tier) const;
+};
+
+nlohmann::json to_json(const RunReport& report);
+// Throws InputError with `where` for a document that is not a report of schema_version 1.
+RunReport report_from_json(const nlohmann::json& document, const std::string& where);
+
+// One interval or counter sample of a timeline.
+struct TimelineSpan {
+  std::string process;  // "ranks", "links"
+  std::string track;    // "rank 3"
+  std::string name;     // "dispatch"
+  double begin_s = 0.0;
+  double end_s = 0.0;
+};
+struct TimelineSample {
+  std::string process;
+  std::string track;  // "leaf 0 -> spine 1"
+  double time_s = 0.0;
+  double value = 0.0;
+  std::string unit;  // "GB/s"
+};
+struct Timeline {
+  std::vector<TimelineSpan> spans;
+  std::vector<TimelineSample> samples;
+};
+
+// Writes the Chrome trace-event JSON that Perfetto and chrome://tracing open.
+void write_timeline(const std::filesystem::path& path, const Timeline& timeline);
+
+}  // namespace coterie

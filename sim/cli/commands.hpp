@@ -1,0 +1,11 @@
+#pragma once
+// The subcommands of `coterie`, one file each. A command adds its options to the app and sets its
+// callback; results go to stdout, log and progress to stderr, errors are thrown.
+
+#include <CLI/CLI.hpp>
+
+namespace coterie {
+
+// One line per command, in the order of --help; main.cpp calls them in this order.
+
+}  // namespace coterie

@@ -1,0 +1,29 @@
+// The `coterie` program: parses the command line and hands over to the command.
+
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+
+#include "core/command_line.hpp"
+#include "core/error.hpp"
+#include "core/provenance.hpp"
+#include "sim/cli/commands.hpp"
+
+int main(int argc, char** argv) {
+  using namespace coterie;
+  spdlog::set_default_logger(spdlog::stderr_color_mt("coterie"));
+  spdlog::set_pattern("%^%l%$: %v");
+
+  CLI::App app{"Simulates expert-parallel dispatch of MoE models on GPU clusters.", "coterie"};
+  app.set_version_flag("--version", version());
+  app.require_subcommand(1);
+  return run_guarded("coterie", [&] {
+    try {
+      app.parse(argc, argv);
+    } catch (const CLI::Success& success) {
+      return app.exit(success);  // --help, --version
+    } catch (const CLI::ParseError& error) {
+      throw InputError(std::string(error.what()) + " (see coterie --help)");
+    }
+    return static_cast<int>(ExitCode::kOk);
+  });
+}

@@ -1,0 +1,60 @@
+#include "core/yaml.hpp"
+
+#include <gtest/gtest.h>
+
+namespace coterie {
+namespace {
+
+std::string message_of(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const InputError& error) {
+    return error.what();
+  }
+  return "(nothing was thrown)";
+}
+
+TEST(Yaml, ReadsTypedValuesWithUnits) {
+  YamlMap map = parse_yaml("a: 3\nb: 400 Gb/s\nc: [1, 2]\n", "x.yaml").as_map();
+  EXPECT_EQ(map.required("a").as_integer(0, 9), 3);
+  EXPECT_DOUBLE_EQ(map.required("b").as_bandwidth().value, 50e9);  // 400 / 8
+  EXPECT_EQ(map.required("c").as_list().size(), 2U);
+  map.finish();
+}
+
+TEST(Yaml, NamesFileLineAndColumn) {
+  EXPECT_EQ(message_of([] { parse_yaml("a: 1\nbb: 7\n", "x.yaml").as_map().finish(); }),
+            "x.yaml:1:1: found unknown key \"a\", expected no keys here");
+  EXPECT_EQ(message_of([] { (void)parse_yaml("a: 1\na: 2\n", "x.yaml").as_map(); }),
+            "x.yaml:2:1: found a second key \"a\", expected each key once");
+  EXPECT_EQ(message_of([] {
+              (void)parse_yaml("a:\n  b: 50\n", "x.yaml")
+                  .as_map()
+                  .required("a")
+                  .as_map()
+                  .required("b")
+                  .as_bandwidth();
+            }),
+            "x.yaml:2:6: key \"a.b\": found \"50\", expected a bandwidth with its unit, such as "
+            "\"50 GB/s\" or \"400 Gb/s\"");
+}
+
+TEST(Yaml, OverridesAreCheckedLikeTheFile) {
+  const auto document = parse_yaml("a: {b: 1}\nruns: [{x: 1}]\n", "x.yaml",
+                                   {parse_override("a.b=2"), parse_override("runs.0.x=5")});
+  EXPECT_EQ(document.as_map().required("a").as_map().required("b").as_integer(0, 9), 2);
+  EXPECT_EQ(document.as_map().required("runs").as_list()[0].as_map().required("x").as_integer(0, 9),
+            5);
+  EXPECT_EQ(message_of([&] {
+              (void)parse_yaml("a: {b: 1}\n", "x.yaml", {parse_override("a.b=no")})
+                  .as_map()
+                  .required("a")
+                  .as_map()
+                  .required("b")
+                  .as_integer(0, 9);
+            }),
+            "--set a.b: found \"no\", expected a whole number from 0 to 9");
+}
+
+}  // namespace
+}  // namespace coterie

@@ -1,0 +1,159 @@
+#pragma once
+// The cluster as a value: what the YAML files describe. One `Cluster` is plain data; the graph and
+// the routes that follow from it live in fabric.hpp and network.hpp.
+//
+//   GPU --(scale-up port)-- scale-up switch          one per domain (a node, or a rack of NVL72)
+//    |
+//   (NIC port)
+//    |
+//   leaf -- spine -- leaf ...                        the fabric: joins the nodes
+//
+// Every link is full duplex; a bandwidth is per direction.
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "core/units.hpp"
+#include "core/yaml.hpp"
+
+namespace coterie {
+
+// What a byte crosses. kLocal never leaves the GPU.
+enum class Tier : std::uint8_t { kLocal, kScaleUp, kNetwork };
+std::string to_string(Tier tier);  // local, scale_up, network
+
+struct GpuModel {
+  std::string name;
+  ComputeRate bf16_peak;       // dense
+  ComputeRate fp8_peak;        // dense; the BF16 rate where FP8 is not supported
+  Bandwidth memory_bandwidth;  // device memory, reads and writes together
+  std::uint32_t num_sms = 0;
+  double compute_efficiency = 0.7;  // reachable share of the peaks in a large grouped GEMM
+  double memory_efficiency = 0.85;  // reachable share of the memory bandwidth in a copy
+  Seconds kernel_launch;            // fixed cost of each kernel
+};
+
+// Cost of one message of up to `up_to` bytes (the last segment has no limit): a fixed time before
+// its first byte moves, and the highest rate a single transfer reaches. Segments are what protocol
+// switches (NCCL's LL, LL128, Simple) look like from outside.
+struct MessageSegment {
+  std::optional<Bytes> up_to;
+  Seconds alpha;
+  std::optional<Bandwidth> bandwidth;
+};
+
+// How ranks put messages on a tier.
+struct Injection {
+  std::vector<MessageSegment> segments;     // ascending; never empty
+  std::uint32_t sends_in_flight = 8;        // per rank; further sends wait in order
+  std::optional<Bandwidth> rank_bandwidth;  // cap of one rank's traffic, each direction
+};
+
+// Links inside a scale-up domain.
+enum class ScaleUpKind : std::uint8_t { kNvlink, kPcie, kSocket };
+struct ScaleUp {
+  ScaleUpKind kind = ScaleUpKind::kNvlink;
+  Bandwidth bandwidth;                 // per GPU, each direction
+  Seconds latency;                     // of each of the two links GPU -> switch -> GPU
+  std::uint32_t nodes_per_domain = 1;  // > 1: a rack-scale domain of several nodes
+  std::optional<Bandwidth>
+      shared_bandwidth;  // all traffic of a domain together (host bridge, memory)
+  Injection injection;
+};
+
+struct Nic {
+  std::uint32_t per_gpu = 1;  // bonded: their bandwidths add up
+  Bandwidth bandwidth;        // one NIC, each direction
+  Seconds latency;            // GPU to leaf
+  bool pxn = true;  // cross-rail traffic first moves to the rail peer over scale-up, if both can be
+  Injection injection;
+};
+
+// Fabrics. `latency` is that of one hop between switches.
+struct StarFabric {  // one non-blocking switch
+};
+struct RailOnlyFabric {  // one switch plane per rail (local GPU index); no path between rails
+};
+struct LeafSpineFabric {
+  bool rail_optimised = true;  // GPU i of every node of a pod on leaf i; else whole nodes on a leaf
+  std::uint32_t ports_per_leaf = 32;  // NIC ports (downlinks) of a leaf
+  std::uint32_t num_spines = 8;
+  double oversubscription = 1.0;  // downlink to uplink bandwidth of a leaf
+};
+struct FatTreeFabric {  // k-ary: k pods of k/2 edge and k/2 aggregation switches, k^2/4 cores
+  std::uint32_t k = 8;
+  double oversubscription = 1.0;  // at the edge switches
+};
+struct DragonflyFabric {  // all-to-all groups of routers, groups joined all-to-all
+  std::uint32_t num_groups = 9;
+  std::uint32_t routers_per_group = 4;
+  std::uint32_t ports_per_router = 8;  // NIC ports
+  Bandwidth local_bandwidth;           // between two routers of a group
+  Bandwidth global_bandwidth;          // each of the links between groups
+  std::uint32_t global_links_per_router = 2;
+};
+struct TorusFabric {  // one router per node (all its NICs attach there), nearest neighbours joined
+  std::vector<std::uint32_t> dimensions;
+  Bandwidth link_bandwidth;
+};
+// An explicit graph: vertices are switches; node n attaches to switch attach[n].
+struct CustomFabric {
+  struct Cable {
+    std::uint32_t a = 0, b = 0;  // switches
+    Bandwidth bandwidth;
+    Seconds latency;
+  };
+  std::uint32_t num_switches = 0;
+  std::vector<std::uint32_t> attach;  // [num_nodes]
+  std::vector<Cable> cables;
+};
+using FabricKind = std::variant<StarFabric, RailOnlyFabric, LeafSpineFabric, FatTreeFabric,
+                                DragonflyFabric, TorusFabric, CustomFabric>;
+struct Fabric {
+  FabricKind kind;
+  Seconds hop_latency;
+};
+
+// Fixed costs of the dispatch machinery.
+struct Overheads {
+  Seconds notify;  // exchange of counts and barrier before a dispatch, on top of the ranks' skew
+};
+
+struct Cluster {
+  std::string name;
+  std::string description;
+  std::uint32_t num_nodes = 1;
+  std::uint32_t gpus_per_node = 8;
+  GpuModel gpu;
+  std::optional<ScaleUp> scale_up;  // absent: GPUs of a node talk through their NICs
+  std::optional<Nic> nic;           // absent: a single domain
+  std::optional<Fabric> fabric;     // present exactly when `nic` is
+  Overheads overheads;
+  // Calibrated topologies: relative half-width of the interval that predictions carry, and where
+  // the numbers come from.
+  std::optional<double> relative_uncertainty;
+  std::vector<std::pair<std::string, std::string>> provenance;
+
+  [[nodiscard]] std::uint32_t num_gpus() const { return num_nodes * gpus_per_node; }
+};
+
+// Reads a cluster from YAML; `ranks` (where given) grows or shrinks `nodes: auto` presets to hold
+// that many GPUs. Checks everything that can be checked without the graph. Throws InputError.
+Cluster read_cluster(const YamlValue& document, std::optional<std::uint32_t> ranks = std::nullopt);
+
+// `name_or_path`: a preset's name (see topology_presets) or a YAML file.
+Cluster load_cluster(const std::string& name_or_path, const std::vector<Override>& overrides = {},
+                     std::optional<std::uint32_t> ranks = std::nullopt);
+
+struct Preset {
+  std::string name;
+  std::string text;  // the YAML file
+};
+// All presets, by name. They are compiled in, so that a program needs no data folder.
+const std::vector<Preset>& topology_presets();
+
+}  // namespace coterie

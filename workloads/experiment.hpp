@@ -1,0 +1,73 @@
+#pragma once
+// An experiment: a cluster, a model, a trace and the runs to compare. Both `coterie simulate` and
+// `coterie-runtime run` read it.
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/yaml.hpp"
+#include "topologies/cluster.hpp"
+#include "workloads/model.hpp"
+#include "workloads/placement/placement.hpp"
+#include "workloads/plan/plan.hpp"
+#include "workloads/plan/prune.hpp"
+
+namespace coterie {
+
+struct RunSpec {
+  std::string name;
+  std::string placement;  // a strategy, or the path of a placement file
+  DispatchPolicy policy = DispatchPolicy::kStandard;
+  std::optional<PruneRequest> prune;
+  std::optional<double> max_imbalance;
+  std::uint32_t num_replicas = 0;
+};
+
+struct TraceSpec {
+  std::filesystem::path file;  // relative paths are relative to the experiment file
+  SequencePart train = SequencePart::kEven;
+  SequencePart eval = SequencePart::kOdd;
+  bool evaluate_on_training = false;  // must be true if train and eval overlap
+};
+
+struct Experiment {
+  std::string name;      // the file's stem
+  std::string topology;  // as given
+  std::vector<Override>
+      topology_overrides;  // from `topology: {base: NAME, ...}` and --set topology.KEY
+  Cluster cluster;
+  ModelShape model;
+  TraceSpec trace;
+  std::uint32_t num_ranks = 1;   // of one EP group
+  std::uint32_t num_groups = 1;  // EP groups that share the cluster, on consecutive GPUs
+  std::optional<std::uint32_t> tokens_per_rank;  // absent: every token of the trace once
+  SequenceDeal deal = SequenceDeal::kRoundRobin;
+  std::vector<std::uint32_t> layers;  // layer numbers; empty: all of the trace
+  PayloadType dispatch_payload = PayloadType::kBf16;
+  PayloadType combine_payload = PayloadType::kBf16;
+  Bytes chunk{1 << 20};  // hierarchical: rows are forwarded in chunks of this size
+  std::string engine;    // simgrid, flow or bound
+  std::uint64_t seed = 0;
+  std::vector<RunSpec> runs;
+  std::string effective_yaml;  // the file with the overrides in place
+};
+
+// Throws InputError. `overrides` are the --set options.
+Experiment load_experiment(const std::filesystem::path& path,
+                           const std::vector<Override>& overrides = {});
+
+// A run made ready: what a predictor or the runtime starts from.
+struct PreparedRun {
+  RunSpec spec;
+  Placement placement;
+  Routing routing;    // the evaluated part, pruned where asked for
+  RankTokens tokens;  // of group 0
+  bool exact = true;
+  std::optional<double> weight_lost, top1_changed;
+};
+PreparedRun prepare_run(const Experiment& experiment, const RunSpec& spec, const Routing& trace);
+
+}  // namespace coterie
