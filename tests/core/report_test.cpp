@@ -1,0 +1,79 @@
+#include "core/report.hpp"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+
+#include "core/error.hpp"
+#include "core/file.hpp"
+
+namespace coterie {
+namespace {
+
+RunReport example() {
+  RunReport report;
+  report.kind = "predicted";
+  report.engine = "flow";
+  report.name = "dedup";
+  report.policy = "dedup";
+  report.placement = "contiguous";
+  report.num_ranks = 2;
+  LayerReport layer;
+  layer.layer = 3;
+  layer.time_s = 0.5;
+  layer.phases.push_back({Phase::kDispatch, {0.0, 0.1}, {0.2, 0.4}, {}});
+  layer.groups.push_back({Phase::kDispatch, "scale_up", 2, 10, 4096, 2048, 2048, 0.0, 0.4});
+  layer.busiest_link = LinkLoad{"gpu 0 out", "scale_up", 2048, 0.5};
+  report.layers = {layer, layer};
+  report.provenance["version"] = "0";
+  return report;
+}
+
+TEST(Report, SumsOverLayersOnTheSlowestRank) {
+  const RunReport report = example();
+  EXPECT_DOUBLE_EQ(report.time_s(), 1.0);
+  // rank 1 takes 0.3 s, rank 0 0.2 s; two layers.
+  EXPECT_DOUBLE_EQ(report.phase_slowest_s(Phase::kDispatch), 0.6);
+  EXPECT_DOUBLE_EQ(report.phase_slowest_s(Phase::kMlp), 0.0);
+  EXPECT_EQ(report.tier_bytes("scale_up"), 8192);
+}
+
+TEST(Report, RoundTripsThroughJson) {
+  const auto document = to_json(example());
+  EXPECT_EQ(to_json(report_from_json(document, "x.json")), document);
+}
+
+TEST(Report, RefusesForeignDocuments) {
+  auto document = to_json(example());
+  document["schema_version"] = 2;
+  EXPECT_THROW(report_from_json(document, "x.json"), InputError);
+  document = to_json(example());
+  document["layers"][0]["phases"][0]["phase"] = "lunch";
+  try {
+    report_from_json(document, "x.json");
+    FAIL();
+  } catch (const InputError& error) {
+    EXPECT_STREQ(error.what(),
+                 "x.json: found unknown phase \"lunch\", expected a run report of "
+                 "schema_version 1");
+  }
+}
+
+TEST(Report, TimelineIsTraceEventJson) {
+  const auto path = std::filesystem::temp_directory_path() /
+                    ("coterie_timeline_" + std::to_string(::getpid()) + ".json");
+  write_timeline(path, {{{"ranks", "rank 0", "dispatch", 1e-6, 3e-6}},
+                        {{"links", "nic 0", 2e-6, 5.0, "GB/s"}}});
+  const auto document = nlohmann::json::parse(read_file(path));
+  std::filesystem::remove(path);
+  const auto& events = document.at("traceEvents");
+  // Names of two processes and of one track (with its sort index), one span, one counter sample.
+  ASSERT_EQ(events.size(), 6U);
+  EXPECT_EQ(events[3]["ph"], "X");
+  EXPECT_DOUBLE_EQ(events[3]["dur"].get<double>(), 2.0);  // microseconds
+  EXPECT_EQ(events[5]["ph"], "C");
+}
+
+}  // namespace
+}  // namespace coterie
