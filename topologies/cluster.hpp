@@ -46,6 +46,9 @@ struct MessageSegment {
   std::optional<Bandwidth> bandwidth;
 };
 
+// `sends_in_flight` without a limit.
+inline constexpr std::uint32_t kUnlimitedSends = 0xffffffff;
+
 // How ranks put messages on a tier.
 struct Injection {
   std::vector<MessageSegment> segments;     // ascending; never empty
@@ -142,10 +145,14 @@ struct Cluster {
 };
 
 // Reads a cluster from YAML; `ranks` (where given) grows or shrinks `nodes: auto` presets to hold
-// that many GPUs. Checks everything that can be checked without the graph. Throws InputError.
+// that many GPUs. `extends` names a preset or a file, relative to the working directory here and
+// to the extending file in load_cluster. Checks everything that can be checked without the graph.
+// Throws InputError. topologies/README.md lists all keys.
 Cluster read_cluster(const YamlValue& document, std::optional<std::uint32_t> ranks = std::nullopt);
 
-// `name_or_path`: a preset's name (see topology_presets) or a YAML file.
+// `name_or_path`: a preset's name (see topology_presets), the path of a YAML file, or YAML itself
+// in braces ("{extends: h100_rail_optimised, nodes: 2048}"). Throws InputError, also where the
+// cluster holds fewer than `ranks` GPUs.
 Cluster load_cluster(const std::string& name_or_path, const std::vector<Override>& overrides = {},
                      std::optional<std::uint32_t> ranks = std::nullopt);
 

@@ -1,0 +1,348 @@
+#include "topologies/cluster.hpp"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+
+#include "core/error.hpp"
+#include "topologies/fabrics/fabric_type.hpp"
+#include "topologies/layered_map.hpp"
+
+namespace coterie {
+namespace embedded {
+extern const std::vector<std::pair<std::string, std::string>> topology_presets;
+}
+
+namespace {
+
+constexpr std::uint32_t kMaxNodes = 1U << 20;
+constexpr std::uint32_t kMaxGpusPerNode = 1024;
+constexpr std::uint64_t kMaxGpus = 1U << 22;
+constexpr std::size_t kMaxExtends = 8;
+
+const Preset* find_preset(const std::string& name) {
+  for (const Preset& preset : topology_presets()) {
+    if (preset.name == name) return &preset;
+  }
+  return nullptr;
+}
+
+std::string preset_names() {
+  std::vector<std::string> names;
+  for (const Preset& preset : topology_presets()) names.push_back(preset.name);
+  return fmt::format("{}", fmt::join(names, ", "));
+}
+
+// A document and the folder that its relative paths start from.
+struct Source {
+  YamlValue document;
+  std::filesystem::path folder;
+  std::string stem;
+};
+
+// `folder` is put before relative paths.
+Source open_source(const std::string& name_or_path, const std::filesystem::path& folder,
+                   const std::vector<Override>& overrides, std::string_view where) {
+  if (const Preset* preset = find_preset(name_or_path)) {
+    return {parse_yaml(preset->text, "preset " + preset->name, overrides), folder, preset->name};
+  }
+  const std::filesystem::path path = folder / name_or_path;
+  if (!std::filesystem::is_regular_file(path)) {
+    throw InputError(where, fmt::format("\"{}\"", name_or_path),
+                     fmt::format("a YAML file or one of the presets {}", preset_names()));
+  }
+  return {load_yaml(path, overrides), path.parent_path(), path.stem().string()};
+}
+
+// The document and everything it extends, topmost first.
+LayeredMap open_layers(const Source& top) {
+  std::vector<YamlMap> layers{top.document.as_map()};
+  std::filesystem::path folder = top.folder;
+  while (true) {
+    const auto extends = layers.back().optional("extends");
+    if (const auto version = layers.back().optional("schema_version")) {
+      if (!version->is_scalar() || version->as_string() != "1") {
+        throw version->error(version->excerpt(), "schema_version 1");
+      }
+    } else if (!extends) {
+      (void)layers.back().required("schema_version");
+    }
+    if (!extends) return LayeredMap(std::move(layers));
+    if (layers.size() > kMaxExtends) {
+      throw extends->error(fmt::format("a chain of more than {} files", kMaxExtends),
+                           "extends without a circle");
+    }
+    const Source base = open_source(extends->as_string(), folder, {}, extends->where());
+    layers.push_back(base.document.as_map());
+    folder = base.folder;
+  }
+}
+
+GpuModel read_gpu(LayeredMap& map) {
+  GpuModel gpu;
+  gpu.name = map.required("name").as_string();
+  const auto positive_rate = [](const YamlValue& value) {
+    const ComputeRate rate = value.as_compute_rate();
+    if (rate.value <= 0.0) throw value.error(value.excerpt(), "a compute rate above zero");
+    return rate;
+  };
+  gpu.bf16_peak = positive_rate(map.required("bf16_peak"));
+  const auto fp8 = map.optional("fp8_peak");
+  gpu.fp8_peak = fp8 ? positive_rate(*fp8) : gpu.bf16_peak;
+  gpu.memory_bandwidth = positive_bandwidth(map.required("memory_bandwidth"));
+  gpu.num_sms = static_cast<std::uint32_t>(map.required("num_sms").as_integer(1, 1 << 16));
+  gpu.compute_efficiency = number_or(map, "compute_efficiency", 0.001, 1.0, 0.7);
+  gpu.memory_efficiency = number_or(map, "memory_efficiency", 0.001, 1.0, 0.85);
+  if (const auto launch = map.optional("kernel_launch")) gpu.kernel_launch = launch->as_seconds();
+  map.finish();
+  return gpu;
+}
+
+MessageSegment read_segment(const YamlValue& value) {
+  YamlMap map = value.as_map();
+  MessageSegment segment;
+  if (const auto up_to = map.optional("up_to")) segment.up_to = up_to->as_bytes();
+  segment.alpha = map.required("alpha").as_seconds();
+  if (const auto rate = map.optional("bandwidth")) segment.bandwidth = positive_bandwidth(*rate);
+  map.finish();
+  return segment;
+}
+
+std::vector<MessageSegment> read_segments(const YamlValue& list) {
+  std::vector<MessageSegment> segments;
+  for (const YamlValue& value : list.as_list()) {
+    const MessageSegment segment = read_segment(value);
+    if (!segments.empty()) {
+      const auto& previous = segments.back().up_to;
+      if (!previous) throw value.error("a segment after one without up_to", "it to be the last");
+      if (segment.up_to && *segment.up_to <= *previous) {
+        throw value.error("up_to not above that of the segment before", "ascending segments");
+      }
+    }
+    segments.push_back(segment);
+  }
+  if (segments.empty()) throw list.error("an empty list", "at least one segment");
+  if (segments.back().up_to) {
+    throw list.error("a last segment with up_to", "one without, for all larger messages");
+  }
+  return segments;
+}
+
+Injection read_injection(LayeredMap& parent) {
+  Injection injection;
+  injection.segments = {MessageSegment{}};
+  auto map = parent.block("injection");
+  if (!map) return injection;
+  if (const auto list = map->optional("segments")) injection.segments = read_segments(*list);
+  if (const auto sends = map->optional("sends_in_flight")) {
+    if (sends->is_scalar() && sends->excerpt() == "\"unlimited\"") {
+      injection.sends_in_flight = kUnlimitedSends;
+    } else {
+      injection.sends_in_flight = static_cast<std::uint32_t>(sends->as_integer(1, 1 << 20));
+    }
+  }
+  if (const auto rate = map->optional("rank_bandwidth")) {
+    if (!rate->is_scalar() || rate->excerpt() != "\"none\"") {
+      injection.rank_bandwidth = positive_bandwidth(*rate);
+    }
+  }
+  map->finish();
+  return injection;
+}
+
+ScaleUp read_scale_up(LayeredMap& map) {
+  ScaleUp scale_up;
+  scale_up.kind =
+      static_cast<ScaleUpKind>(map.required("kind").as_choice({"nvlink", "pcie", "socket"}));
+  scale_up.bandwidth = positive_bandwidth(map.required("bandwidth"));
+  scale_up.latency = map.required("latency").as_seconds();
+  scale_up.nodes_per_domain = integer_or(map, "nodes_per_domain", 1, kMaxNodes, 1);
+  if (const auto shared = map.optional("shared_bandwidth")) {
+    if (!shared->is_scalar() || shared->excerpt() != "\"none\"") {
+      scale_up.shared_bandwidth = positive_bandwidth(*shared);
+    }
+  }
+  scale_up.injection = read_injection(map);
+  map.finish();
+  return scale_up;
+}
+
+Nic read_nic(LayeredMap& map, bool& pxn_given) {
+  Nic nic;
+  nic.per_gpu = integer_or(map, "per_gpu", 1, 64, 1);
+  nic.bandwidth = positive_bandwidth(map.required("bandwidth"));
+  nic.latency = map.required("latency").as_seconds();
+  if (const auto pxn = map.optional("pxn")) {
+    nic.pxn = pxn->as_bool();
+    pxn_given = true;
+  }
+  nic.injection = read_injection(map);
+  map.finish();
+  return nic;
+}
+
+Fabric read_fabric(LayeredMap& map, const FabricSite& site) {
+  std::vector<std::string> names;
+  for (const FabricType* type : fabric_types()) names.emplace_back(type->name);
+  const FabricType& type = *fabric_types()[map.required("kind").as_choice(names)];
+  Fabric fabric;
+  fabric.kind = type.read(map, site);
+  if (type.has_hop_latency) fabric.hop_latency = map.required("hop_latency").as_seconds();
+  map.finish();
+  type.check(fabric.kind, site, map.place().where());
+  return fabric;
+}
+
+// nodes, gpus_per_node and what `auto` makes of them.
+void read_size(LayeredMap& map, std::uint32_t nodes_per_domain, std::optional<std::uint32_t> ranks,
+               Cluster& cluster) {
+  cluster.gpus_per_node =
+      static_cast<std::uint32_t>(map.required("gpus_per_node").as_integer(1, kMaxGpusPerNode));
+  const YamlValue nodes = map.required("nodes");
+  const auto default_nodes = map.optional("default_nodes");
+  if (const auto given = integer_or_auto(nodes, 1, kMaxNodes)) {
+    if (default_nodes && map.given_on_top("default_nodes")) {
+      throw default_nodes->error("it beside a fixed number of nodes", "it with nodes: auto only");
+    }
+    cluster.num_nodes = *given;
+  } else {
+    const std::uint32_t fallback =
+        default_nodes ? static_cast<std::uint32_t>(default_nodes->as_integer(1, kMaxNodes))
+                      : nodes_per_domain;
+    const std::uint64_t wanted =
+        ranks ? divide_up(std::max(*ranks, 1U), cluster.gpus_per_node) : fallback;
+    const std::uint64_t whole = divide_up(wanted, nodes_per_domain) * nodes_per_domain;
+    if (whole > kMaxNodes) {
+      throw InputError(
+          "ranks", fmt::format("{}", *ranks),
+          fmt::format("at most {} nodes of {} GPUs", kMaxNodes, cluster.gpus_per_node));
+    }
+    cluster.num_nodes = static_cast<std::uint32_t>(whole);
+  }
+  if (std::uint64_t{cluster.num_nodes} * cluster.gpus_per_node > kMaxGpus) {
+    throw nodes.error(fmt::format("{} nodes of {} GPUs", cluster.num_nodes, cluster.gpus_per_node),
+                      fmt::format("at most {} GPUs", kMaxGpus));
+  }
+  if (cluster.num_nodes % nodes_per_domain != 0) {
+    throw nodes.error(fmt::format("{} nodes", cluster.num_nodes),
+                      fmt::format("whole scale-up domains of {} nodes", nodes_per_domain));
+  }
+}
+
+// What must hold between the blocks.
+void check_blocks(const Cluster& cluster, bool has_fabric_block, const YamlValue& place) {
+  const std::uint32_t domain_nodes = cluster.scale_up ? cluster.scale_up->nodes_per_domain : 1;
+  const bool one_domain =
+      cluster.num_nodes == domain_nodes && (cluster.scale_up || cluster.num_gpus() == 1);
+  if (!cluster.nic && has_fabric_block) {
+    throw place.error("a \"fabric\" block without a \"nic\" block", "both or neither");
+  }
+  if (cluster.nic && !has_fabric_block) {
+    throw place.error("a \"nic\" block without a \"fabric\" block", "both or neither");
+  }
+  if (!one_domain && !cluster.nic) {
+    throw place.error(cluster.scale_up
+                          ? fmt::format("{} scale-up domains and no \"nic\" block",
+                                        cluster.num_nodes / domain_nodes)
+                          : fmt::format("{} GPUs and neither a \"scale_up\" nor a \"nic\" block",
+                                        cluster.num_gpus()),
+                      "\"nic\" and \"fabric\" blocks that join them");
+  }
+}
+
+// Whether the GPUs of a node end at different switches by their local index.
+bool has_rails(const FabricKind& kind) {
+  const auto* leaf_spine = std::get_if<LeafSpineFabric>(&kind);
+  return std::holds_alternative<RailOnlyFabric>(kind) ||
+         (leaf_spine != nullptr && leaf_spine->rail_optimised);
+}
+
+Cluster read_layers(LayeredMap map, std::optional<std::uint32_t> ranks,
+                    const std::string& fallback_name) {
+  Cluster cluster;
+  const YamlValue& place = map.place();
+  // A preset's name is that of its file: a `name` key is not inherited.
+  const auto name = map.optional("name");
+  cluster.name = name && map.given_on_top("name") ? name->as_string() : fallback_name;
+  if (const auto text = map.optional("description")) cluster.description = text->as_string();
+
+  auto gpu = map.block("gpu");
+  if (!gpu) (void)map.required("gpu");
+  cluster.gpu = read_gpu(*gpu);
+  if (auto scale_up = map.block("scale_up")) cluster.scale_up = read_scale_up(*scale_up);
+  bool pxn_given = false;
+  if (auto nic = map.block("nic")) cluster.nic = read_nic(*nic, pxn_given);
+  read_size(map, cluster.scale_up ? cluster.scale_up->nodes_per_domain : 1, ranks, cluster);
+
+  auto fabric = map.block("fabric");
+  check_blocks(cluster, fabric.has_value(), place);
+  if (fabric) {
+    cluster.fabric = read_fabric(*fabric, fabric_site(cluster));
+    if (!pxn_given) cluster.nic->pxn = has_rails(cluster.fabric->kind);
+    if (std::holds_alternative<RailOnlyFabric>(cluster.fabric->kind) && !cluster.scale_up &&
+        cluster.gpus_per_node > 1) {
+      throw fabric->place().error("a rail_only fabric without a \"scale_up\" block",
+                                  "scale-up links, the only way between rails");
+    }
+  }
+  if (auto overheads = map.block("overheads")) {
+    cluster.overheads.notify = overheads->required("notify").as_seconds();
+    overheads->finish();
+  }
+  if (const auto value = map.optional("relative_uncertainty")) {
+    cluster.relative_uncertainty = value->as_number(0.0, 10.0);
+  }
+  if (const auto value = map.optional("provenance")) {
+    YamlMap entries = value->as_map();
+    for (const std::string& key : entries.keys()) {
+      cluster.provenance.emplace_back(key, entries.required(key).as_string());
+    }
+  }
+  map.finish();
+  if (ranks && *ranks > cluster.num_gpus()) {
+    throw place.error(fmt::format("{} GPUs", cluster.num_gpus()),
+                      fmt::format("at least {}, the number of ranks (set \"nodes\")", *ranks));
+  }
+  return cluster;
+}
+
+Cluster read_source(const Source& source, std::optional<std::uint32_t> ranks) {
+  return read_layers(open_layers(source), ranks, source.stem);
+}
+
+}  // namespace
+
+std::string to_string(Tier tier) {
+  switch (tier) {
+    case Tier::kLocal:
+      return "local";
+    case Tier::kScaleUp:
+      return "scale_up";
+    case Tier::kNetwork:
+      break;
+  }
+  return "network";
+}
+
+const std::vector<Preset>& topology_presets() {
+  static const std::vector<Preset> presets = [] {
+    std::vector<Preset> list;
+    for (const auto& [name, text] : embedded::topology_presets) list.push_back({name, text});
+    return list;
+  }();
+  return presets;
+}
+
+Cluster read_cluster(const YamlValue& document, std::optional<std::uint32_t> ranks) {
+  return read_source({document, {}, "cluster"}, ranks);
+}
+
+Cluster load_cluster(const std::string& name_or_path, const std::vector<Override>& overrides,
+                     std::optional<std::uint32_t> ranks) {
+  if (name_or_path.starts_with('{')) {
+    return read_source({parse_yaml(name_or_path, "topology", overrides), {}, "cluster"}, ranks);
+  }
+  return read_source(open_source(name_or_path, {}, overrides, "topology"), ranks);
+}
+
+}  // namespace coterie

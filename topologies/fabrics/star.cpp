@@ -1,0 +1,29 @@
+// star: one non-blocking switch.
+//
+//   GPU   GPU   GPU
+//     \    |    /
+//      switch 0
+
+#include "topologies/fabrics/fabric_type.hpp"
+
+namespace coterie {
+namespace {
+
+FabricKind read(LayeredMap& /*map*/, const FabricSite& /*site*/) {
+  return StarFabric{};
+}
+
+void check(const FabricKind& /*kind*/, const FabricSite& /*site*/, std::string_view /*where*/) {}
+
+SwitchGraph build(const Cluster& cluster) {
+  SwitchGraph graph;
+  add_switches(graph, SwitchKind::kSwitch, 1);
+  graph.attach.assign(cluster.num_gpus(), 0);
+  return graph;
+}
+
+}  // namespace
+
+const FabricType kStarType{"star", "one non-blocking switch", false, read, check, build};
+
+}  // namespace coterie

@@ -1,0 +1,48 @@
+#pragma once
+// A YAML map laid over the maps of the presets it extends: a key is taken from the topmost layer
+// that gives it. Every layer stays strict: finish() refuses the keys nobody asked for, each with
+// its own file and line.
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/yaml.hpp"
+
+namespace coterie {
+
+class LayeredMap {
+ public:
+  // Topmost layer first; not empty.
+  explicit LayeredMap(std::vector<YamlMap> layers) : layers_(std::move(layers)) {}
+
+  [[nodiscard]] std::optional<YamlValue> optional(const std::string& key);
+  [[nodiscard]] YamlValue required(const std::string& key);
+  // A nested block. Absent where no layer gives it or the topmost that does says `none`. A layer
+  // whose block names another `kind` than the layers above hides nothing of itself below: it and
+  // everything under it is left out, so that replacing a kind starts from an empty block.
+  [[nodiscard]] std::optional<LayeredMap> block(const std::string& key);
+  // Whether the topmost layer itself gives the key.
+  [[nodiscard]] bool given_on_top(const std::string& key) const { return layers_[0].has(key); }
+
+  void finish() const;
+  // The place of the topmost layer.
+  [[nodiscard]] const YamlValue& place() const { return layers_[0].value(); }
+
+ private:
+  std::vector<YamlMap> layers_;
+};
+
+// A whole number, or nothing for `auto`.
+std::optional<std::uint32_t> integer_or_auto(const YamlValue& value, std::uint32_t min,
+                                             std::uint32_t max);
+// A whole number of the map, or `fallback` where no layer gives it.
+std::uint32_t integer_or(LayeredMap& map, const std::string& key, std::uint32_t min,
+                         std::uint32_t max, std::uint32_t fallback);
+double number_or(LayeredMap& map, const std::string& key, double min, double max, double fallback);
+// A bandwidth above zero.
+Bandwidth positive_bandwidth(const YamlValue& value);
+
+}  // namespace coterie

@@ -1,0 +1,237 @@
+#include "topologies/network.hpp"
+
+#include <fmt/format.h>
+
+#include "core/error.hpp"
+#include "core/random.hpp"
+#include "topologies/switch_routes.hpp"
+
+namespace coterie {
+namespace {
+
+constexpr std::uint64_t kGolden = 0x9e3779b97f4a7c15ULL;  // 2^64 / golden ratio, spreads small ids
+
+std::string vertex_name(const FabricModel& model, std::size_t vertex) {
+  const FabricVertex& item = model.graph[vertex];
+  switch (item.kind) {
+    case VertexKind::kGpu:
+      return fmt::format("gpu {}", item.idx);
+    case VertexKind::kScaleUpSwitch:
+      return fmt::format("domain {}", item.idx);
+    case VertexKind::kSwitch:
+      break;
+  }
+  return switch_name(model.switches.switches[item.idx]);
+}
+
+Link graph_link(const FabricModel& model, const FabricGraph::edge_descriptor& edge) {
+  const std::size_t from = boost::source(edge, model.graph);
+  const std::size_t to = boost::target(edge, model.graph);
+  const FabricEdge& cable = model.graph[edge];
+  const char* port = cable.tier == Tier::kScaleUp ? "scale-up" : "nic";
+  Link link{"", cable.tier, cable.bandwidth, cable.latency};
+  if (from < model.num_gpus) {
+    link.name = fmt::format("gpu {} {} out", from, port);
+  } else if (to < model.num_gpus) {
+    link.name = fmt::format("gpu {} {} in", to, port);
+  } else {
+    link.name = fmt::format("{} -> {}", vertex_name(model, from), vertex_name(model, to));
+  }
+  return link;
+}
+
+}  // namespace
+
+struct Network::Impl {
+  Impl(const Cluster& cluster_, RouteChoice choice_);
+
+  void append_scale_up(std::uint32_t src, std::uint32_t dst, std::vector<LinkId>& out) const;
+  void append_network(std::uint32_t src, std::uint32_t via, std::uint32_t dst,
+                      std::uint64_t flow_key, std::vector<LinkId>& out) const;
+  void append_caps(std::optional<std::uint32_t> first, std::uint32_t gpu, bool in,
+                   std::vector<LinkId>& out) const {
+    if (first) out.push_back(LinkId{*first + 2 * gpu + (in ? 1 : 0)});
+  }
+  [[nodiscard]] std::uint32_t add_caps(Tier tier, Bandwidth bandwidth);
+  [[nodiscard]] Tier tier(std::uint32_t src, std::uint32_t dst) const {
+    if (src == dst) return Tier::kLocal;
+    return domain_gpus > 0 && src / domain_gpus == dst / domain_gpus ? Tier::kScaleUp
+                                                                     : Tier::kNetwork;
+  }
+  // Where a transfer to another domain leaves its own: its GPU's NIC or that of the rail peer.
+  [[nodiscard]] std::uint32_t exit_gpu(std::uint32_t src, std::uint32_t dst) const {
+    if (!change_rails) return src;
+    const std::uint32_t g = cluster.gpus_per_node;
+    return src / g * g + dst % g;
+  }
+
+  Cluster cluster;
+  RouteChoice choice;
+  std::vector<Link> links;
+  std::uint32_t domain_gpus = 0;    // 0: no scale-up
+  std::uint32_t links_per_gpu = 0;  // GPU g's ports are links g * links_per_gpu + ...
+  std::uint32_t nic_offset = 0;
+  bool change_rails = false;
+  std::optional<std::uint32_t> first_shared, first_scale_up_cap, first_network_cap;
+  std::vector<std::uint32_t> attach;       // [num_gpus] switch
+  std::vector<std::uint32_t> port;         // [num_gpus] position among the GPUs of its switch
+  std::vector<std::uint32_t> switch_gpus;  // [num_switches] GPUs attached
+  bool first_cable_first = false;
+  std::optional<SwitchRoutes> routes;
+  Injection no_injection;
+};
+
+Network::Impl::Impl(const Cluster& cluster_, RouteChoice choice_)
+    : cluster(cluster_), choice(choice_) {
+  const FabricModel model = build_fabric(cluster);
+  links.resize(boost::num_edges(model.graph));
+  for (const auto& edge : boost::make_iterator_range(boost::edges(model.graph))) {
+    links[model.graph[edge].link] = graph_link(model, edge);
+  }
+  if (cluster.scale_up) {
+    domain_gpus = cluster.scale_up->nodes_per_domain * cluster.gpus_per_node;
+    links_per_gpu += 2;
+    nic_offset = 2;
+    if (const auto shared = cluster.scale_up->shared_bandwidth) {
+      first_shared = static_cast<std::uint32_t>(links.size());
+      for (std::uint32_t domain = 0; domain < model.num_domains; ++domain) {
+        links.push_back({fmt::format("domain {} shared", domain), Tier::kScaleUp, *shared, {}});
+      }
+    }
+    if (const auto cap = cluster.scale_up->injection.rank_bandwidth) {
+      first_scale_up_cap = add_caps(Tier::kScaleUp, *cap);
+    }
+  }
+  if (cluster.nic) {
+    links_per_gpu += 2;
+    if (const auto cap = cluster.nic->injection.rank_bandwidth) {
+      first_network_cap = add_caps(Tier::kNetwork, *cap);
+    }
+    change_rails =
+        cluster.scale_up &&
+        (cluster.nic->pxn || std::holds_alternative<RailOnlyFabric>(cluster.fabric->kind));
+    attach = model.switches.attach;
+    switch_gpus.assign(model.switches.switches.size(), 0);
+    for (const std::uint32_t at : attach) port.push_back(switch_gpus[at]++);
+    first_cable_first = model.switches.first_cable_first;
+    routes.emplace(model);
+  }
+  no_injection.segments = {MessageSegment{}};
+  no_injection.sends_in_flight = kUnlimitedSends;
+}
+
+std::uint32_t Network::Impl::add_caps(Tier tier, Bandwidth bandwidth) {
+  const auto first = static_cast<std::uint32_t>(links.size());
+  for (std::uint32_t gpu = 0; gpu < cluster.num_gpus(); ++gpu) {
+    const std::string name = fmt::format("gpu {} {} cap", gpu, to_string(tier));
+    links.push_back({name + " out", tier, bandwidth, {}});
+    links.push_back({name + " in", tier, bandwidth, {}});
+  }
+  return first;
+}
+
+void Network::Impl::append_scale_up(std::uint32_t src, std::uint32_t dst,
+                                    std::vector<LinkId>& out) const {
+  out.push_back(LinkId{src * links_per_gpu});
+  if (first_shared) out.push_back(LinkId{*first_shared + src / domain_gpus});
+  out.push_back(LinkId{dst * links_per_gpu + 1});
+}
+
+void Network::Impl::append_network(std::uint32_t src, std::uint32_t via, std::uint32_t dst,
+                                   std::uint64_t flow_key, std::vector<LinkId>& out) const {
+  out.push_back(LinkId{via * links_per_gpu + nic_offset});
+  const std::uint32_t goal = attach[dst];
+  const std::uint64_t hash = mix64(mix64(std::uint64_t{src} << 32 | dst) ^ (flow_key * kGolden));
+  // Deterministic routes read their choices from the destination's position, digit by digit, which
+  // on a fat tree is the usual destination-modulo-k routing: every destination below a switch is
+  // reached over a path of its own.
+  std::uint64_t digits = port[dst] + std::uint64_t{switch_gpus[goal]} * goal;
+  for (std::uint32_t at = attach[via]; at != goal;) {
+    const std::span<const SwitchHop> hops = routes->next_hops(at, goal);
+    if (hops.empty()) {
+      throw InputError("topology " + cluster.name,
+                       fmt::format("no route from GPU {} to GPU {}", src, dst),
+                       "a fabric that joins all nodes");
+    }
+    std::size_t pick = 0;
+    if (hops.size() > 1 && choice == RouteChoice::kEcmp) {
+      pick = ((mix64(hash ^ (at * kGolden)) >> 32) * hops.size()) >> 32;
+    } else if (hops.size() > 1 && !first_cable_first) {
+      pick = digits % hops.size();
+      digits /= hops.size();
+    }
+    out.push_back(LinkId{hops[pick].link});
+    at = hops[pick].to;
+  }
+  out.push_back(LinkId{dst * links_per_gpu + nic_offset + 1});
+}
+
+Network::Network(const Cluster& cluster, RouteChoice choice)
+    : impl_(std::make_unique<Impl>(cluster, choice)) {}
+Network::~Network() = default;
+Network::Network(Network&&) noexcept = default;
+Network& Network::operator=(Network&&) noexcept = default;
+
+const Cluster& Network::cluster() const {
+  return impl_->cluster;
+}
+std::span<const Link> Network::links() const {
+  return impl_->links;
+}
+std::uint32_t Network::num_gpus() const {
+  return impl_->cluster.num_gpus();
+}
+
+Tier Network::tier(GpuId src, GpuId dst) const {
+  return impl_->tier(src.value, dst.value);
+}
+
+void Network::append_route(GpuId src, GpuId dst, std::uint64_t flow_key,
+                           std::vector<LinkId>& out) const {
+  const Impl& impl = *impl_;
+  const std::size_t before = out.size();
+  switch (impl.tier(src.value, dst.value)) {
+    case Tier::kLocal:
+      return;
+    case Tier::kScaleUp:
+      impl.append_caps(impl.first_scale_up_cap, src.value, false, out);
+      impl.append_scale_up(src.value, dst.value, out);
+      impl.append_caps(impl.first_scale_up_cap, dst.value, true, out);
+      return;
+    case Tier::kNetwork:
+      break;
+  }
+  try {
+    impl.append_caps(impl.first_network_cap, src.value, false, out);
+    const std::uint32_t via = impl.exit_gpu(src.value, dst.value);
+    if (via != src.value) impl.append_scale_up(src.value, via, out);
+    impl.append_network(src.value, via, dst.value, flow_key, out);
+    impl.append_caps(impl.first_network_cap, dst.value, true, out);
+  } catch (...) {
+    out.resize(before);
+    throw;
+  }
+}
+
+Seconds Network::route_latency(std::span<const LinkId> route) const {
+  Seconds sum;
+  for (const LinkId id : route) sum += impl_->links[id.value].latency;
+  return sum;
+}
+
+const Injection& Network::injection(Tier tier) const {
+  const Cluster& cluster = impl_->cluster;
+  if (tier == Tier::kScaleUp && cluster.scale_up) return cluster.scale_up->injection;
+  if (tier == Tier::kNetwork && cluster.nic) return cluster.nic->injection;
+  return impl_->no_injection;
+}
+
+const MessageSegment& Network::segment(Tier tier, Bytes bytes) const {
+  const std::vector<MessageSegment>& segments = injection(tier).segments;
+  for (const MessageSegment& segment : segments) {
+    if (!segment.up_to || bytes <= *segment.up_to) return segment;
+  }
+  return segments.back();
+}
+
+}  // namespace coterie
