@@ -6,6 +6,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "workloads/trace/moet.hpp"
@@ -60,10 +61,34 @@ bool strategy_learns(std::string_view strategy);  // throws InputError for unkno
 // Every violation: an expert on no rank, a rank twice, unequal counts beyond one, ids out of range.
 std::vector<std::string> check(const Placement& placement);
 
+// The placement's layers in the order of `layers` (a trace's layer numbers). Throws InputError
+// naming the first one that it lacks. Rows of a `physical_to_logical_map` carry no numbers: where
+// there are as many as layers, row i is layers[i].
+Placement select_layers(const Placement& placement, std::span<const std::uint32_t> layers);
+
+// What `trained_on` says of a placement learnt on a part of `trace`: the trace's name, the part and
+// a digest of the whole trace. make_placement sees the part only, so its caller sets it.
+std::string training_label(const Routing& trace, SequencePart part);
+// Whether the placement was learnt on sequences of this very trace that lie in `part`.
+bool learnt_from(const Placement& placement, const Routing& trace, SequencePart part);
+
 // JSON (workloads/README.md); also reads `physical_to_logical_map` files (EPLB, vLLM, SGLang) when
 // num_ranks is given.
-void write_placement(const std::filesystem::path& path, const Placement& placement);
+inline constexpr std::string_view kMapStrategy = "physical_to_logical_map";
+enum class PlacementFormat : std::uint8_t {
+  kCoterie,  // what read_placement reads without further help
+  kEplb,     // physical_to_logical_map [MoE layers][slots], rank-major: EPLB and vLLM
+  kSglang,   // the same with a row for every layer of the model up to the last MoE layer; layers
+             // without experts hold slot mod num_experts
+};
+std::optional<PlacementFormat> parse_placement_format(std::string_view name);
+// The maps need equal numbers of slots on all ranks; else InputError.
+void write_placement(const std::filesystem::path& path, const Placement& placement,
+                     PlacementFormat format = PlacementFormat::kCoterie);
 Placement read_placement(const std::filesystem::path& path,
                          std::optional<std::uint32_t> num_ranks = std::nullopt);
+// The same from text; `name` stands for the path in messages.
+Placement parse_placement(std::string_view text, const std::string& name,
+                          std::optional<std::uint32_t> num_ranks = std::nullopt);
 
 }  // namespace coterie
