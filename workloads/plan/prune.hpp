@@ -9,7 +9,7 @@ namespace coterie {
 enum class PruneMethod : std::uint8_t {
   kRouterScore,  // walk the experts in score order until the budget of ranks is used, then re-pick
                  // the top-k among the experts of those ranks
-  kSimilarity,  // replace an expert outside those ranks by the most similar unused expert inside
+  kSimilarity,   // replace an expert outside those ranks by the most similar unused expert inside
 };
 
 struct PruneRequest {
