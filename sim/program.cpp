@@ -66,6 +66,11 @@ void ProgramBuilder::reserve(std::size_t num_ops, std::size_t num_signals) {
 }
 
 Program ProgramBuilder::finish() && {
+  for (const std::uint32_t event : program_.waits_for) {
+    if (event != kStartEvent && program_.event_count[event] == 0) {
+      throw std::logic_error("an operation waits for an event that nothing signals");
+    }
+  }
   return std::move(program_);
 }
 

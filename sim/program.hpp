@@ -66,6 +66,7 @@ class ProgramBuilder {
   std::uint32_t add_transfer(std::uint32_t src, std::uint32_t dst, double bytes,
                              std::uint32_t waits_for, std::span<const std::uint32_t> signals);
   void reserve(std::size_t num_ops, std::size_t num_signals);
+  // Throws std::logic_error if an operation waits for an event that nothing signals.
   [[nodiscard]] Program finish() &&;
 
  private:
@@ -74,10 +75,11 @@ class ProgramBuilder {
 
 // The engines. All are deterministic; `simgrid` runs in a child process of its own.
 struct EngineOptions {
-  // simgrid: precision of its solver relative to the bound (0: SimGrid's default, 1e-5 s absolute
-  // is never assumed). flow: width of a completion batch relative to the bound.
+  // simgrid: completions closer than this share of the bound happen at once (0: as exact as
+  // SimGrid's arithmetic allows). flow: width of a completion batch relative to the bound.
   double relative_precision = -1.0;  // negative: the engine's documented default
   unsigned num_threads = 1;
+  double timeout_s = 0.0;  // simgrid: its process is stopped after this many seconds; 0: never
 };
 Execution run_bound(const Program& program, const Network& network);
 Execution run_simgrid(const Program& program, const Network& network, const EngineOptions& options);
