@@ -1,0 +1,18 @@
+// Occult's greedy over the co-activation graph, then swaps that raise the collaboration inside
+// ranks. The objective is the graph's: pairs of experts, not tokens.
+
+#include "workloads/placement/partition.hpp"
+
+namespace coterie {
+
+RankExperts place_collaboration(const LayerTask& layer) {
+  const PartitionTask task = rank_task(layer);
+  const CoactivationGraph graph =
+      coactivation_graph(layer.experts, layer.num_topk, layer.num_experts);
+  PartOf parts = greedy_partition(task, graph);
+  enforce_balance(layer, task, graph, parts);
+  refine_collaboration(task, graph, parts);
+  return to_rank_experts(parts, task.num_parts());
+}
+
+}  // namespace coterie

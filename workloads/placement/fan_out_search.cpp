@@ -1,0 +1,215 @@
+// Local search on the true objective, the number of distinct parts per token summed over tokens.
+//
+// What a swap of experts a (in part A) and b (in part B) changes is read off three tables:
+//   hits[e][P]   tokens of e that hit part P
+//   alone[e]     tokens of e in whose choice e is the only expert of its part
+//   left[e][f]   those of them that chose f as well
+// A token of a (not b) hits B newly unless it hit B before, and leaves A if a was alone there; a
+// token of both keeps its parts. Hence
+//   change = (load[a] - hits[a][B]) + (load[b] - hits[b][A]) - (alone[a] - left[a][b])
+//                                                            - (alone[b] - left[b][a]).
+// A token with both is in hits[a][B] and in hits[b][A], so only the alone terms need correcting.
+// Evaluating a swap is O(1); applying one updates the tables for the tokens of a and b, O(k^2)
+// each.
+
+#include <algorithm>
+#include <numeric>
+
+#include "core/random.hpp"
+#include "workloads/placement/partition.hpp"
+
+namespace coterie {
+namespace {
+
+// Tokens that the search looks at; longer training parts are thinned out evenly. A swap costs time
+// in proportion, and the sampling error of a mean fan-out over so many tokens is below 0.5 percent.
+constexpr std::size_t kMaxTokens = 1 << 16;
+constexpr std::uint32_t kKickSwaps = 3;
+
+class Search {
+ public:
+  Search(const PartitionTask& task, const PartOf& parts)
+      : task_(task),
+        num_experts_(task.num_experts()),
+        num_parts_(task.num_parts()),
+        num_topk_(task.num_topk),
+        parts_(parts),
+        hits_(std::size_t{num_experts_} * num_parts_, 0),
+        alone_(num_experts_, 0),
+        left_(std::size_t{num_experts_} * num_experts_, 0),
+        part_load_(num_parts_, 0.0) {
+    sample_tokens();
+    for (std::size_t token = 0; token < num_tokens_; ++token) count(token, 1);
+    for (std::uint32_t expert = 0; expert < num_experts_; ++expert) {
+      part_load_[parts_[expert]] += static_cast<double>(task_.load[expert]);
+    }
+  }
+
+  [[nodiscard]] const PartOf& parts() const { return parts_; }
+  [[nodiscard]] std::int64_t fan_out() const { return fan_out_; }
+
+  // Takes the best swap of each expert in turn until no expert has one.
+  void descend() {
+    for (std::uint32_t unchanged = 0, a = 0; unchanged < num_experts_; a = (a + 1) % num_experts_) {
+      std::int32_t best = 0;
+      std::uint32_t partner = num_experts_;
+      for (std::uint32_t b = 0; b < num_experts_; ++b) {
+        if (!may_swap(a, b)) continue;
+        const std::int32_t change = swap_change(a, b);
+        if (change < best && keeps_balance(a, b)) {
+          best = change;
+          partner = b;
+        }
+      }
+      ++unchanged;
+      if (partner == num_experts_) continue;
+      swap(a, partner);
+      unchanged = 0;
+    }
+  }
+
+  // A few random swaps that the cap allows.
+  void kick(Random& random) {
+    std::uint32_t done = 0;
+    for (std::uint32_t attempt = 0; attempt < 50 * kKickSwaps && done < kKickSwaps; ++attempt) {
+      const auto a = static_cast<std::uint32_t>(random.index(num_experts_));
+      const auto b = static_cast<std::uint32_t>(random.index(num_experts_));
+      if (!may_swap(a, b) || !keeps_balance(a, b)) continue;
+      swap(a, b);
+      ++done;
+    }
+  }
+
+  // Back to `parts`, swap by swap.
+  void restore(const PartOf& parts) {
+    for (std::uint32_t a = 0; a < num_experts_; ++a) {
+      for (std::uint32_t b = a + 1; b < num_experts_ && parts_[a] != parts[a]; ++b) {
+        if (parts_[b] == parts[a] && parts_[b] != parts[b]) swap(a, b);
+      }
+    }
+  }
+
+ private:
+  void sample_tokens() {
+    const std::size_t available = task_.experts.size() / num_topk_;
+    num_tokens_ = std::min(available, kMaxTokens);
+    chosen_.reserve(num_tokens_ * num_topk_);
+    for (std::size_t i = 0; i < num_tokens_; ++i) {
+      const auto token = task_.experts.subspan(i * available / num_tokens_ * num_topk_, num_topk_);
+      chosen_.insert(chosen_.end(), token.begin(), token.end());
+    }
+    posting_begin_.assign(num_experts_ + 1, 0);
+    for (const ExpertIdx expert : chosen_) ++posting_begin_[expert + 1u];
+    std::partial_sum(posting_begin_.begin(), posting_begin_.end(), posting_begin_.begin());
+    postings_.resize(chosen_.size());
+    std::vector<std::uint32_t> next(posting_begin_.begin(), posting_begin_.end() - 1);
+    for (std::size_t i = 0; i < chosen_.size(); ++i) {
+      postings_[next[chosen_[i]]++] = static_cast<std::uint32_t>(i / num_topk_);
+    }
+  }
+
+  // Adds (sign 1) or takes out (-1) a token's share of the tables.
+  void count(std::size_t token, std::int32_t sign) {
+    const ExpertIdx* const chosen = chosen_.data() + token * num_topk_;
+    std::uint32_t part[kMaxTopk];
+    for (std::uint32_t i = 0; i < num_topk_; ++i) part[i] = parts_[chosen[i]];
+    for (std::uint32_t i = 0; i < num_topk_; ++i) {
+      bool first = true;
+      bool last = true;
+      for (std::uint32_t j = 0; j < i; ++j) first = first && part[j] != part[i];
+      for (std::uint32_t j = i + 1; j < num_topk_; ++j) last = last && part[j] != part[i];
+      if (!first) continue;
+      fan_out_ += sign;
+      for (std::uint32_t j = 0; j < num_topk_; ++j) {
+        hits_[std::size_t{chosen[j]} * num_parts_ + part[i]] += sign;
+      }
+      if (!last) continue;
+      alone_[chosen[i]] += sign;
+      std::int32_t* const left = left_.data() + std::size_t{chosen[i]} * num_experts_;
+      for (std::uint32_t j = 0; j < num_topk_; ++j) left[chosen[j]] += sign;
+    }
+  }
+
+  [[nodiscard]] std::int32_t sampled_load(std::uint32_t expert) const {
+    return static_cast<std::int32_t>(posting_begin_[expert + 1] - posting_begin_[expert]);
+  }
+
+  [[nodiscard]] bool may_swap(std::uint32_t a, std::uint32_t b) const {
+    return parts_[a] != parts_[b] && task_.swap_zone[parts_[a]] == task_.swap_zone[parts_[b]];
+  }
+
+  [[nodiscard]] bool keeps_balance(std::uint32_t a, std::uint32_t b) const {
+    const double moved = static_cast<double>(task_.load[b]) - static_cast<double>(task_.load[a]);
+    const std::uint32_t grows = moved > 0.0 ? parts_[a] : parts_[b];
+    return moved == 0.0 || part_load_[grows] + std::abs(moved) <= task_.max_load[grows];
+  }
+
+  [[nodiscard]] std::int32_t swap_change(std::uint32_t a, std::uint32_t b) const {
+    return sampled_load(a) - hits_[std::size_t{a} * num_parts_ + parts_[b]] + sampled_load(b) -
+           hits_[std::size_t{b} * num_parts_ + parts_[a]] - alone_[a] +
+           left_[std::size_t{a} * num_experts_ + b] - alone_[b] +
+           left_[std::size_t{b} * num_experts_ + a];
+  }
+
+  template <class Visit>
+  void for_tokens_of(std::uint32_t a, std::uint32_t b, Visit visit) const {
+    std::uint32_t i = posting_begin_[a];
+    std::uint32_t j = posting_begin_[b];
+    while (i < posting_begin_[a + 1] || j < posting_begin_[b + 1]) {
+      const bool from_a =
+          j == posting_begin_[b + 1] || (i < posting_begin_[a + 1] && postings_[i] <= postings_[j]);
+      const std::uint32_t token = from_a ? postings_[i] : postings_[j];
+      if (i < posting_begin_[a + 1] && postings_[i] == token) ++i;
+      if (j < posting_begin_[b + 1] && postings_[j] == token) ++j;
+      visit(token);
+    }
+  }
+
+  void swap(std::uint32_t a, std::uint32_t b) {
+    for_tokens_of(a, b, [&](std::uint32_t token) { count(token, -1); });
+    const double moved = static_cast<double>(task_.load[b]) - static_cast<double>(task_.load[a]);
+    part_load_[parts_[a]] += moved;
+    part_load_[parts_[b]] -= moved;
+    std::swap(parts_[a], parts_[b]);
+    for_tokens_of(a, b, [&](std::uint32_t token) { count(token, 1); });
+  }
+
+  const PartitionTask& task_;
+  std::uint32_t num_experts_;
+  std::uint32_t num_parts_;
+  std::uint32_t num_topk_;
+  PartOf parts_;
+  std::size_t num_tokens_ = 0;
+  std::vector<ExpertIdx> chosen_;             // [num_tokens][num_topk], the sample
+  std::vector<std::uint32_t> posting_begin_;  // [num_experts + 1]
+  std::vector<std::uint32_t> postings_;       // tokens of each expert, ascending
+  std::vector<std::int32_t> hits_;            // [num_experts][num_parts]
+  std::vector<std::int32_t> alone_;           // [num_experts]
+  std::vector<std::int32_t> left_;            // [num_experts][num_experts]; diagonal = alone_
+  std::vector<double> part_load_;             // [num_parts], of the whole training part
+  std::int64_t fan_out_ = 0;
+};
+
+}  // namespace
+
+void refine_fan_out(const PartitionTask& task, const FanOutSearch& search, PartOf& parts) {
+  if (task.num_parts() < 2 || task.experts.empty()) return;
+  Search state(task, parts);
+  state.descend();
+  PartOf best = state.parts();
+  std::int64_t best_fan_out = state.fan_out();
+  Random random(search.seed);
+  for (std::uint32_t kick = 0; kick < search.num_kicks; ++kick) {
+    state.kick(random);
+    state.descend();
+    if (state.fan_out() <= best_fan_out) {
+      best_fan_out = state.fan_out();
+      best = state.parts();
+    } else {
+      state.restore(best);
+    }
+  }
+  parts = best;
+}
+
+}  // namespace coterie
