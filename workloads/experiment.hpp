@@ -2,6 +2,7 @@
 // An experiment: a cluster, a model, a trace and the runs to compare. Both `coterie simulate` and
 // `coterie-runtime run` read it.
 
+#include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <optional>
@@ -18,7 +19,7 @@
 namespace coterie {
 
 struct RunSpec {
-  std::string name;
+  std::string name;       // unique; letters, digits and . _ + - only, because files are named by it
   std::string placement;  // a strategy, or the path of a placement file
   DispatchPolicy policy = DispatchPolicy::kStandard;
   std::optional<PruneRequest> prune;
@@ -34,8 +35,8 @@ struct TraceSpec {
 };
 
 struct Experiment {
-  std::string name;      // the file's stem
-  std::string topology;  // as given
+  std::string name;      // key `name`, or the file's stem
+  std::string topology;  // a preset's name or a path; relative paths are relative to the file
   std::vector<Override>
       topology_overrides;  // from `topology: {base: NAME, ...}` and --set topology.KEY
   Cluster cluster;
@@ -52,12 +53,23 @@ struct Experiment {
   std::string engine;    // simgrid, flow or bound
   std::uint64_t seed = 0;
   std::vector<RunSpec> runs;
-  std::string effective_yaml;  // the file with the overrides in place
+  // The file with the overrides in place, its name given and its paths made absolute, so that it
+  // loads to the same experiment from anywhere.
+  std::string effective_yaml;
+
+  // Ranks of a group that share a node.
+  [[nodiscard]] std::uint32_t ranks_per_node() const {
+    return std::min(cluster.gpus_per_node, num_ranks);
+  }
 };
 
 // Throws InputError. `overrides` are the --set options.
 Experiment load_experiment(const std::filesystem::path& path,
                            const std::vector<Override>& overrides = {});
+
+// The experiment's trace, reduced to its layers. Throws InputError where trace and model do not
+// agree on the number of experts or on top-k, or where a layer is missing.
+Routing load_trace(const Experiment& experiment);
 
 // A run made ready: what a predictor or the runtime starts from.
 struct PreparedRun {
@@ -68,6 +80,9 @@ struct PreparedRun {
   bool exact = true;
   std::optional<double> weight_lost, top1_changed;
 };
+// Learns (or reads) the placement, selects the evaluated part, prunes it where asked for and deals
+// its tokens. `trace` is what load_trace returned. placement.layers are those of the routing, in
+// its order. Throws InputError where a placement file does not fit the experiment.
 PreparedRun prepare_run(const Experiment& experiment, const RunSpec& spec, const Routing& trace);
 
 }  // namespace coterie

@@ -1,0 +1,365 @@
+#include "workloads/experiment.hpp"
+
+#include <cctype>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "core/error.hpp"
+#include "workloads/placement/strategies.hpp"
+
+namespace coterie {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string quoted(const std::string& text) {
+  // A JSON string is a YAML string.
+  return nlohmann::json(text).dump();
+}
+
+std::string joined(const std::vector<std::string>& items) {
+  return fmt::format("{}", fmt::join(items, ", "));
+}
+
+// A preset's name or a path, alone or as `base` of a map whose other keys override it.
+struct BaseReference {
+  std::string name_or_path;         // relative paths resolved
+  std::vector<Override> overrides;  // dotted keys
+};
+
+void flatten(const YamlValue& value, const std::string& prefix, std::vector<Override>& out) {
+  if (!value.is_map()) {
+    std::string text = dump_yaml(value);
+    while (!text.empty() && text.back() == '\n') text.pop_back();
+    out.push_back({prefix, std::move(text)});
+    return;
+  }
+  YamlMap map = value.as_map();
+  for (const std::string& key : map.keys()) flatten(map.required(key), prefix + "." + key, out);
+}
+
+template <class PresetList>
+std::string resolve(const YamlValue& value, const fs::path& folder, const PresetList& presets,
+                    const std::string& expected) {
+  const std::string name = value.as_string();
+  for (const auto& preset : presets) {
+    if (preset.name == name) return name;
+  }
+  const fs::path path = folder / name;
+  if (!fs::exists(path)) throw value.error(value.excerpt(), expected);
+  return path.string();
+}
+
+template <class PresetList>
+BaseReference read_base(const YamlValue& value, const fs::path& folder, const PresetList& presets,
+                        const std::string& expected) {
+  if (!value.is_map()) return {resolve(value, folder, presets, expected), {}};
+  YamlMap map = value.as_map();
+  BaseReference reference{resolve(map.required("base"), folder, presets, expected), {}};
+  for (const std::string& key : map.keys()) {
+    if (key != "base") flatten(map.required(key), key, reference.overrides);
+  }
+  return reference;
+}
+
+// Takes the overrides below `topology.` and `model.` out: they go to the files named there.
+std::vector<Override> split_off(std::vector<Override>& overrides, const std::string& prefix) {
+  std::vector<Override> below;
+  std::erase_if(overrides, [&](const Override& override_) {
+    if (!override_.key.starts_with(prefix) || override_.key == prefix + "base") return false;
+    below.push_back({override_.key.substr(prefix.size()), override_.value});
+    return true;
+  });
+  return below;
+}
+
+// Runs `load` and puts the place of the experiment before what it finds wrong with overrides given
+// there.
+template <class Load>
+auto load_based(const YamlValue& value, const Load& load) {
+  if (!value.is_map()) return load();
+  try {
+    return load();
+  } catch (const InputError& error) {
+    throw InputError(fmt::format("{}: {}", value.where(), error.what()));
+  }
+}
+
+SequencePart read_part(const YamlValue& value) {
+  if (const auto part = parse_sequence_part(value.as_string())) return *part;
+  throw value.error(value.excerpt(), "one of all, even, odd");
+}
+
+TraceSpec read_trace(const YamlValue& value, const fs::path& folder) {
+  YamlMap map = value.as_map();
+  TraceSpec trace;
+  const YamlValue file = map.required("file");
+  trace.file = folder / file.as_string();
+  if (!fs::exists(trace.file)) {
+    throw file.error(fmt::format("\"{}\", which does not exist", trace.file.string()),
+                     "a .moet trace (`coterie trace import` makes one)");
+  }
+  const auto train = map.optional("train");
+  const auto eval = map.optional("eval");
+  if (train) trace.train = read_part(*train);
+  if (eval) trace.eval = read_part(*eval);
+  if (const auto allowed = map.optional("evaluate_on_training")) {
+    trace.evaluate_on_training = allowed->as_bool();
+  }
+  map.finish();
+  const bool disjoint = trace.train != trace.eval && trace.train != SequencePart::kAll &&
+                        trace.eval != SequencePart::kAll;
+  if (!disjoint && !trace.evaluate_on_training) {
+    const auto name = [](SequencePart part) {
+      return part == SequencePart::kAll ? "all" : part == SequencePart::kEven ? "even" : "odd";
+    };
+    throw value.error(
+        fmt::format("train: {} and eval: {}, which overlap", name(trace.train), name(trace.eval)),
+        "separate parts (even and odd), or evaluate_on_training: true");
+  }
+  return trace;
+}
+
+PayloadType read_payload(const YamlValue& value) {
+  if (const auto type = parse_payload(value.as_string())) return *type;
+  throw value.error(value.excerpt(), "one of bf16, fp8");
+}
+
+PruneRequest read_prune(const YamlValue& value, std::uint32_t num_ranks) {
+  YamlMap map = value.as_map();
+  PruneRequest prune;
+  const bool similarity = map.required("method").as_choice({"router_score", "similarity"}) == 1;
+  prune.method = similarity ? PruneMethod::kSimilarity : PruneMethod::kRouterScore;
+  prune.num_devices = static_cast<std::uint32_t>(map.required("devices").as_integer(1, num_ranks));
+  map.finish();
+  return prune;
+}
+
+std::string read_run_name(const YamlValue& value) {
+  const std::string name = value.as_string();
+  const bool plain = std::all_of(name.begin(), name.end(), [](unsigned char c) {
+    return std::isalnum(c) != 0 || c == '.' || c == '_' || c == '+' || c == '-';
+  });
+  if (!plain || name[0] == '.' || name[0] == '-') {
+    throw value.error(value.excerpt(),
+                      "letters, digits and . _ + -, as the files of the run carry its name");
+  }
+  return name;
+}
+
+RunSpec read_run(const YamlValue& value, const fs::path& folder, std::uint32_t num_ranks) {
+  YamlMap map = value.as_map();
+  RunSpec run;
+  run.name = read_run_name(map.required("name"));
+
+  const YamlValue placement = map.required("placement");
+  run.placement = placement.as_string();
+  const std::vector<std::string> strategies = placement_strategies();
+  const bool strategy =
+      std::find(strategies.begin(), strategies.end(), run.placement) != strategies.end();
+  if (!strategy) {
+    const fs::path file = folder / run.placement;
+    if (!fs::is_regular_file(file)) {
+      throw placement.error(placement.excerpt(),
+                            fmt::format("one of {}, or a placement file", joined(strategies)));
+    }
+    run.placement = file.string();
+  }
+
+  const YamlValue dispatch = map.required("dispatch");
+  const auto policy = parse_policy(dispatch.as_string());
+  if (!policy) throw dispatch.error(dispatch.excerpt(), "one of standard, dedup, hierarchical");
+  run.policy = *policy;
+
+  if (const auto prune = map.optional("prune")) run.prune = read_prune(*prune, num_ranks);
+  if (const auto cap = map.optional("max_imbalance")) {
+    run.max_imbalance = cap->as_number(1.0, 1e6);
+    if (!strategy || !find_strategy(run.placement).takes_balance_cap) {
+      throw cap->error(fmt::format("a balance cap with the placement {}", run.placement),
+                       "none: only the collaboration strategies take one");
+    }
+  }
+  if (const auto replicas = map.optional("replicas")) {
+    run.num_replicas = static_cast<std::uint32_t>(replicas->as_integer(0, 1 << 20));
+    if (run.num_replicas > 0 && (!strategy || !find_strategy(run.placement).takes_replicas)) {
+      throw replicas->error(fmt::format("replicas with the placement {}", run.placement),
+                            "none: only load_balanced replicates experts");
+    }
+  }
+  map.finish();
+  return run;
+}
+
+std::vector<RunSpec> read_runs(const YamlValue& value, const fs::path& folder,
+                               std::uint32_t num_ranks) {
+  std::vector<RunSpec> runs;
+  std::set<std::string> names;
+  for (const YamlValue& item : value.as_list()) {
+    runs.push_back(read_run(item, folder, num_ranks));
+    if (!names.insert(runs.back().name).second) {
+      throw item.error(fmt::format("a second run named \"{}\"", runs.back().name),
+                       "a name of its own for every run");
+    }
+  }
+  if (runs.empty()) throw value.error("an empty list", "at least one run");
+  return runs;
+}
+
+std::vector<std::uint32_t> read_layers(const YamlValue& value) {
+  std::vector<std::uint32_t> layers;
+  for (const YamlValue& item : value.as_list()) {
+    const auto layer = static_cast<std::uint32_t>(item.as_integer(0, 1 << 20));
+    if (!layers.empty() && layer <= layers.back()) {
+      throw item.error(item.excerpt(), "layer numbers in ascending order");
+    }
+    layers.push_back(layer);
+  }
+  if (layers.empty()) throw value.error("an empty list", "layer numbers, or no key `layers`");
+  return layers;
+}
+
+void check_ranks(const Experiment& experiment, const YamlValue& ranks) {
+  const Cluster& cluster = experiment.cluster;
+  const std::uint64_t wanted = std::uint64_t{experiment.num_ranks} * experiment.num_groups;
+  if (wanted > cluster.num_gpus()) {
+    throw ranks.error(fmt::format("{} ranks in {} group(s), {} GPUs in all", experiment.num_ranks,
+                                  experiment.num_groups, wanted),
+                      fmt::format("at most {}, the GPUs of the topology {}", cluster.num_gpus(),
+                                  experiment.topology));
+  }
+  const bool whole_nodes = experiment.num_ranks % cluster.gpus_per_node == 0;
+  const bool inside_node = cluster.gpus_per_node % experiment.num_ranks == 0;
+  const bool one_part = experiment.num_ranks < cluster.gpus_per_node && experiment.num_groups == 1;
+  if (!whole_nodes && !inside_node && !one_part) {
+    throw ranks.error(fmt::format("{} ranks per group on nodes of {} GPUs", experiment.num_ranks,
+                                  cluster.gpus_per_node),
+                      "groups of whole nodes, or several whole groups per node");
+  }
+}
+
+// The document with what makes it independent of where it lies.
+std::string effective_yaml(const fs::path& path, std::vector<Override> overrides,
+                           const Experiment& experiment, const BaseReference& topology,
+                           const BaseReference& model, const std::vector<YamlValue>& runs) {
+  const auto absolute = [](const std::string& file) {
+    return fs::exists(file) ? fs::absolute(file).lexically_normal().string() : file;
+  };
+  const auto add_base = [&](const std::string& key, const BaseReference& reference,
+                            bool is_preset) {
+    const std::string base =
+        quoted(is_preset ? reference.name_or_path : absolute(reference.name_or_path));
+    if (reference.overrides.empty()) {
+      overrides.push_back({key, base});
+      return;
+    }
+    overrides.push_back({key, fmt::format("{{base: {}}}", base)});
+    for (const Override& override_ : reference.overrides) {
+      overrides.push_back({key + "." + override_.key, override_.value});
+    }
+  };
+  const auto is_preset = [](const auto& presets, const std::string& name) {
+    return std::any_of(presets.begin(), presets.end(),
+                       [&](const auto& preset) { return preset.name == name; });
+  };
+  overrides.push_back({"name", quoted(experiment.name)});
+  add_base("topology", topology, is_preset(topology_presets(), topology.name_or_path));
+  add_base("model", model, is_preset(model_presets(), model.name_or_path));
+  overrides.push_back({"trace.file", quoted(absolute(experiment.trace.file.string()))});
+  const std::vector<std::string> strategies = placement_strategies();
+  for (std::size_t i = 0; i < runs.size(); ++i) {
+    const std::string& placement = experiment.runs[i].placement;
+    if (std::find(strategies.begin(), strategies.end(), placement) == strategies.end()) {
+      overrides.push_back({fmt::format("runs.{}.placement", i), quoted(absolute(placement))});
+    }
+  }
+  return dump_yaml(load_yaml(path, overrides));
+}
+
+}  // namespace
+
+Experiment load_experiment(const fs::path& path, const std::vector<Override>& overrides) {
+  std::vector<Override> own = overrides;
+  const std::vector<Override> topology_extra = split_off(own, "topology.");
+  const std::vector<Override> model_extra = split_off(own, "model.");
+  const fs::path folder = path.parent_path();
+  YamlMap map = load_yaml(path, own).as_map();
+  const auto count = [&](const std::string& key, std::uint32_t otherwise) {
+    const auto value = map.optional(key);
+    return value ? static_cast<std::uint32_t>(value->as_integer(1, 1 << 20)) : otherwise;
+  };
+
+  const YamlValue version = map.required("schema_version");
+  if (version.as_string() != "1") throw version.error(version.excerpt(), "1");
+  Experiment experiment;
+  experiment.name = path.stem().string();
+  if (const auto name = map.optional("name")) experiment.name = name->as_string();
+  const YamlValue ranks = map.required("ranks");
+  experiment.num_ranks = static_cast<std::uint32_t>(ranks.as_integer(1, 1 << 20));
+  experiment.num_groups = count("groups", 1);
+
+  const YamlValue topology_value = map.required("topology");
+  BaseReference topology =
+      read_base(topology_value, folder, topology_presets(),
+                "a preset's name (`coterie topology list`) or the path of a topology file");
+  topology.overrides.insert(topology.overrides.end(), topology_extra.begin(), topology_extra.end());
+  experiment.topology = topology.name_or_path;
+  experiment.topology_overrides = topology.overrides;
+  const std::uint64_t num_gpus = std::uint64_t{experiment.num_ranks} * experiment.num_groups;
+  if (num_gpus > std::numeric_limits<std::uint32_t>::max()) {
+    throw ranks.error(fmt::format("{} GPUs in all groups", num_gpus), "less than 2^32");
+  }
+  experiment.cluster = load_based(topology_value, [&] {
+    return load_cluster(topology.name_or_path, topology.overrides,
+                        static_cast<std::uint32_t>(num_gpus));
+  });
+  check_ranks(experiment, ranks);
+
+  const YamlValue model_value = map.required("model");
+  BaseReference model =
+      read_base(model_value, folder, model_presets(),
+                "a preset's name (`coterie model list`) or the path of a model file");
+  model.overrides.insert(model.overrides.end(), model_extra.begin(), model_extra.end());
+  experiment.model =
+      load_based(model_value, [&] { return load_model(model.name_or_path, model.overrides); });
+
+  experiment.trace = read_trace(map.required("trace"), folder);
+  if (const auto tokens = map.optional("tokens_per_rank")) {
+    experiment.tokens_per_rank = static_cast<std::uint32_t>(tokens->as_integer(1, 1 << 24));
+  }
+  if (const auto deal = map.optional("deal")) {
+    experiment.deal = deal->as_choice({"round_robin", "in_order"}) == 0 ? SequenceDeal::kRoundRobin
+                                                                        : SequenceDeal::kInOrder;
+  }
+  if (const auto layers = map.optional("layers")) experiment.layers = read_layers(*layers);
+  if (const auto payload = map.optional("payload")) {
+    YamlMap types = payload->as_map();
+    if (const auto dispatch = types.optional("dispatch")) {
+      experiment.dispatch_payload = read_payload(*dispatch);
+    }
+    if (const auto combine = types.optional("combine")) {
+      experiment.combine_payload = read_payload(*combine);
+    }
+    types.finish();
+  }
+  if (const auto chunk = map.optional("chunk")) {
+    experiment.chunk = chunk->as_bytes();
+    if (experiment.chunk.value < 1) throw chunk->error(chunk->excerpt(), "at least 1 B");
+  }
+  const std::vector<std::string> engines{"simgrid", "flow", "bound"};
+  const auto engine = map.optional("engine");
+  experiment.engine = engines[engine ? engine->as_choice(engines) : 0];
+  if (const auto seed = map.optional("seed")) {
+    experiment.seed =
+        static_cast<std::uint64_t>(seed->as_integer(0, std::numeric_limits<std::int64_t>::max()));
+  }
+  const YamlValue runs = map.required("runs");
+  experiment.runs = read_runs(runs, folder, experiment.num_ranks);
+  map.finish();
+
+  experiment.effective_yaml =
+      effective_yaml(path, own, experiment, topology, model, runs.as_list());
+  return experiment;
+}
+
+}  // namespace coterie

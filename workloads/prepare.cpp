@@ -1,0 +1,129 @@
+// From an experiment to runs that can be planned.
+
+#include <algorithm>
+
+#include "core/error.hpp"
+#include "workloads/experiment.hpp"
+#include "workloads/placement/strategies.hpp"
+
+namespace coterie {
+namespace {
+
+std::string describe(const Experiment& experiment) {
+  return fmt::format("trace {} and model {}", experiment.trace.file.string(),
+                     experiment.model.name);
+}
+
+bool is_strategy(const std::string& placement) {
+  const std::vector<std::string> names = placement_strategies();
+  return std::find(names.begin(), names.end(), placement) != names.end();
+}
+
+Placement learn(const Experiment& experiment, const RunSpec& spec, const Routing& training) {
+  PlacementRequest request;
+  request.strategy = spec.placement;
+  request.num_ranks = experiment.num_ranks;
+  request.ranks_per_node = experiment.ranks_per_node();
+  request.seed = experiment.seed;
+  request.max_imbalance = spec.max_imbalance;
+  request.num_replicas = spec.num_replicas;
+  Placement placement = make_placement(training, request);
+  if (strategy_learns(spec.placement)) placement.trained_on = training.origin;
+  return placement;
+}
+
+// A placement file, checked and its layers brought into the trace's order.
+Placement read_fitting(const Experiment& experiment, const RunSpec& spec, const Routing& trace) {
+  const std::string& file = spec.placement;
+  Placement placement = read_placement(file, experiment.num_ranks);
+  if (const auto problems = check(placement); !problems.empty()) {
+    throw InputError(fmt::format("{}: {}", file, problems.front()));
+  }
+  if (placement.num_ranks != experiment.num_ranks) {
+    throw InputError(file, fmt::format("a placement over {} ranks", placement.num_ranks),
+                     fmt::format("{}, as the experiment has", experiment.num_ranks));
+  }
+  if (placement.num_experts != trace.num_experts) {
+    throw InputError(file, fmt::format("a placement of {} experts", placement.num_experts),
+                     fmt::format("{}, as the trace has", trace.num_experts));
+  }
+  std::vector<LayerPlacement> layers;
+  for (const std::uint32_t layer : trace.layers) {
+    const auto found = std::find_if(placement.layers.begin(), placement.layers.end(),
+                                    [&](const auto& l) { return l.layer == layer; });
+    if (found == placement.layers.end()) {
+      throw InputError(file, fmt::format("no placement of layer {}", layer),
+                       "one for every layer of the trace");
+    }
+    layers.push_back(*found);
+  }
+  placement.layers = std::move(layers);
+  placement.ranks_per_node = experiment.ranks_per_node();
+  return placement;
+}
+
+}  // namespace
+
+Routing load_trace(const Experiment& experiment) {
+  Routing trace = read_routing(experiment.trace.file);
+  const ModelShape& model = experiment.model;
+  if (trace.num_experts != model.num_experts) {
+    throw InputError(
+        fmt::format("{}: found {} experts in the trace and {} in the model, expected "
+                    "the same number",
+                    describe(experiment), trace.num_experts, model.num_experts));
+  }
+  if (trace.num_topk != model.num_topk) {
+    throw InputError(
+        fmt::format("{}: found top-{} in the trace and top-{} in the model, expected "
+                    "the same",
+                    describe(experiment), trace.num_topk, model.num_topk));
+  }
+  if (experiment.layers.empty()) return trace;
+  std::vector<std::size_t> layer_idxs;
+  for (const std::uint32_t layer : experiment.layers) {
+    const auto found = std::find(trace.layers.begin(), trace.layers.end(), layer);
+    if (found == trace.layers.end()) {
+      throw InputError(
+          fmt::format("experiment {}: key \"layers\": found layer {}, expected layers "
+                      "of the trace {}, which has {} to {}",
+                      experiment.name, layer, experiment.trace.file.string(), trace.layers.front(),
+                      trace.layers.back()));
+    }
+    layer_idxs.push_back(static_cast<std::size_t>(found - trace.layers.begin()));
+  }
+  return select_layers(trace, layer_idxs);
+}
+
+PreparedRun prepare_run(const Experiment& experiment, const RunSpec& spec, const Routing& trace) {
+  PreparedRun run;
+  run.spec = spec;
+  const bool from_file = !is_strategy(spec.placement);
+  const bool learns = !from_file && strategy_learns(spec.placement);
+  const bool similar = spec.prune && spec.prune->method == PruneMethod::kSimilarity;
+  Routing training;
+  if (learns || similar) {
+    training = select(trace, experiment.trace.train);
+    if (training.num_sequences() == 0) {
+      throw InputError(
+          fmt::format("{}: found no sequences in the training part, expected at least "
+                      "one",
+                      experiment.trace.file.string()));
+    }
+  }
+  run.placement = from_file ? read_fitting(experiment, spec, trace)
+                            : learn(experiment, spec, learns ? training : trace);
+  run.routing = select(trace, experiment.trace.eval);
+  if (spec.prune) {
+    PruneResult pruned = prune(run.routing, training, run.placement, *spec.prune);
+    run.routing = std::move(pruned.routing);
+    run.exact = false;
+    run.weight_lost = pruned.weight_lost;
+    run.top1_changed = pruned.top1_changed;
+  }
+  run.tokens =
+      deal_tokens(run.routing, experiment.num_ranks, experiment.tokens_per_rank, experiment.deal);
+  return run;
+}
+
+}  // namespace coterie
