@@ -28,12 +28,30 @@ enum class GemmMethod : std::uint8_t {
   kPerExpert,  // one cublasGemmEx per expert
 };
 
-// The weights and scratch memory of the experts of one layer on one rank. Not thread safe.
+// What the layers of one rank can share, because they run one after the other: a cuBLAS handle and
+// 6 * max_rows * intermediate bytes for the products inside the MLP.
+class MlpScratch {
+ public:
+  MlpScratch(std::uint32_t intermediate, std::uint32_t max_rows);
+  ~MlpScratch();
+  MlpScratch(const MlpScratch&) = delete;
+  MlpScratch& operator=(const MlpScratch&) = delete;
+
+ private:
+  friend class ExpertMlp;
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// The experts of one layer on one rank. Not thread safe.
 class ExpertMlp {
  public:
-  // `experts`: ids in the order of the slots' groups. `max_rows`: the largest number of slots.
-  // Allocates 6 * experts * hidden * intermediate + 6 * max_rows * intermediate bytes and draws the
-  // weights (synchronises the device).
+  // `experts`: ids in the order of the slots' groups. Allocates 6 * experts * hidden * intermediate
+  // bytes and draws the weights (synchronises the device).
+  ExpertMlp(const MlpShape& shape, std::uint64_t seed, std::uint32_t layer,
+            std::span<const std::uint32_t> experts, std::shared_ptr<MlpScratch> scratch,
+            GemmMethod method = GemmMethod::kGrouped);
+  // With scratch of its own for up to `max_rows` slots.
   ExpertMlp(const MlpShape& shape, std::uint64_t seed, std::uint32_t layer,
             std::span<const std::uint32_t> experts, std::uint32_t max_rows,
             GemmMethod method = GemmMethod::kGrouped);
@@ -45,6 +63,7 @@ class ExpertMlp {
   // addresses of both arrays, [expert_begin.back()][hidden]. Blocking; call it outside timed parts.
   void prepare(std::span<const std::uint32_t> expert_begin, const Bf16* inputs, Bf16* outputs);
   // Enqueues outputs[s] = MLP of the slot's expert (inputs[s]). Experts without slots are skipped.
+  // Layers that share scratch must run on one stream, or be ordered by events.
   void run(cudaStream_t stream);
 
  private:

@@ -31,13 +31,14 @@ struct TokenRouting {
 // of this node) and take the send positions first_dest, first_dest + 1, ... modulo num_dests, as
 // a plan orders its transfers. Replicated experts: number the replicas as experts of their own.
 struct Targets {
-  const std::uint16_t* expert_dest;  // device, [num_experts] destination of each expert
+  const std::uint16_t* expert_dest;  // device, [num_experts] destination of each expert; at or
+                                     // above num_dests: its copies are dropped
   std::uint32_t num_experts;
   std::uint32_t num_dests;   // 1 to kMaxDests
   std::uint32_t first_dest;  // this rank's (or node's) own number
   bool row_per_copy;         // standard policy: a row of its own for every (token, expert) copy
 };
-inline constexpr std::uint32_t kMaxDests = 1024;
+inline constexpr std::uint32_t kMaxDests = 512;
 
 // What a sender's index consists of, device memory of the caller.
 struct SendIndex {

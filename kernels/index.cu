@@ -1,0 +1,563 @@
+#include <algorithm>
+#include <stdexcept>
+
+#include "kernels/cuda.hpp"
+#include "kernels/index.hpp"
+#include "kernels/lookup.cuh"
+
+namespace coterie::kernels {
+namespace {
+
+// Both builders sort stably by a small key in two kernels over the same chunks of the input:
+//
+//   count   counts[key][chunk]
+//   place   position = sum of all smaller keys + sum of the key's earlier chunks + rank in the
+//   chunk
+//
+// `place` sums the counts itself (every chunk reads all of them from L2; there are few), which
+// costs less than a third kernel. Ranks within a chunk come from bit masks, so that no order of
+// atomics matters: OR and integer + have none.
+
+// --- send index ---------------------------------------------------------------------------------
+
+constexpr unsigned kItems = 256;          // items of a chunk = threads of a block
+constexpr unsigned kWords = kItems / 32;  // words of a bit mask over them
+
+// The items of build_send_index: tokens.
+struct TokenItems {
+  TokenRouting routing;
+  __device__ std::uint32_t num_items() const { return routing.num_tokens; }
+  struct Item {
+    std::uint32_t num_copies;
+    std::uint32_t list_begin;
+  };
+  __device__ Item item(std::uint32_t i) const { return {routing.num_topk, i * routing.num_topk}; }
+  __device__ std::uint32_t expert(const Item& item, std::uint32_t j) const {
+    return routing.experts[item.list_begin + j];
+  }
+  __device__ Copy copy(const Item& item, std::uint32_t j) const {
+    return {routing.experts[item.list_begin + j], routing.weights[item.list_begin + j]};
+  }
+};
+
+// The items of build_forward_index: received rows.
+struct ReceivedItems {
+  ReceivedRows received;
+  __device__ std::uint32_t num_items() const { return received.num_rows; }
+  struct Item {
+    std::uint32_t num_copies;
+    std::uint32_t list_begin;
+    const Copy* copies;
+  };
+  __device__ Item item(std::uint32_t i) const {
+    const TransferBlock block = received.blocks[find_block_of_row(received, i)];
+    const std::uint32_t word =
+        block_words(block, received.type, received.hidden)[i - block.row_begin];
+    return {word_num_copies(word), block.copy_begin + word_copy_begin(word),
+            block_copies(block, received.type, received.hidden) + word_copy_begin(word)};
+  }
+  __device__ std::uint32_t expert(const Item& item, std::uint32_t j) const {
+    return item.copies[j].expert;
+  }
+  __device__ Copy copy(const Item& item, std::uint32_t j) const { return item.copies[j]; }
+};
+
+// What one chunk knows about its items, in shared memory.
+//   position[j][item]    send position of the item's j-th copy, or kDropped
+//   plane[p][b] of words  bit of item i: binary digit b of the number of i's copies to position p
+//   prefix[p][w]         rows (low half) and copies (high half) of the chunk before word w
+struct Chunk {
+  std::uint16_t* position;
+  std::uint32_t* plane;
+  std::uint32_t* prefix;
+  std::uint32_t num_planes;
+};
+constexpr std::uint16_t kDropped = 0xffff;
+
+__host__ __device__ constexpr std::uint32_t num_planes(std::uint32_t max_copies) {
+  std::uint32_t planes = 0;
+  while (max_copies >> planes != 0) ++planes;
+  return planes;
+}
+// Shared memory of a chunk; `place` adds the bases of the positions.
+struct SharedLayout {
+  std::uint32_t max_copies;
+  std::uint32_t num_dests;
+  __host__ __device__ std::size_t base_bytes() const {
+    return std::size_t{num_dests} * (sizeof(TransferBlock) + 2 * sizeof(std::uint32_t));
+  }
+  __host__ __device__ std::size_t plane_words() const {
+    return std::size_t{num_dests} * num_planes(max_copies) * kWords;
+  }
+  __host__ __device__ std::size_t bytes() const {
+    return base_bytes() + 4 * (plane_words() + std::size_t{num_dests} * kWords) +
+           std::size_t{2} * max_copies * kItems;
+  }
+};
+
+__device__ Chunk carve(std::byte* memory, const SharedLayout& layout) {
+  Chunk chunk{};
+  chunk.num_planes = num_planes(layout.max_copies);
+  chunk.plane = reinterpret_cast<std::uint32_t*>(memory + layout.base_bytes());
+  chunk.prefix = chunk.plane + layout.plane_words();
+  chunk.position =
+      reinterpret_cast<std::uint16_t*>(chunk.prefix + std::size_t{layout.num_dests} * kWords);
+  return chunk;
+}
+
+// The copies of an item that go to the position of its j-th copy: first of them, how many, which.
+struct Group {
+  bool first;
+  std::uint32_t count;
+  std::uint32_t mask;
+  std::uint32_t before;  // copies to the same position before the j-th
+};
+__device__ Group group_of(const Chunk& chunk, std::uint32_t num_copies, std::uint32_t j) {
+  const std::uint16_t position = chunk.position[j * kItems + threadIdx.x];
+  std::uint32_t mask = 0;
+  for (std::uint32_t i = 0; i < num_copies; ++i) {
+    mask |= static_cast<std::uint32_t>(chunk.position[i * kItems + threadIdx.x] == position) << i;
+  }
+  const std::uint32_t before = __popc(mask & ((1U << j) - 1));
+  return {before == 0, static_cast<std::uint32_t>(__popc(mask)), mask, before};
+}
+
+// Fills the chunk's masks and prefixes; returns this thread's item. All threads call it.
+template <class Items>
+__device__ typename Items::Item fill_chunk(const Items& items, const Targets& targets,
+                                           const Chunk& chunk, std::uint32_t item_idx) {
+  const std::uint32_t num_plane_words = targets.num_dests * chunk.num_planes * kWords;
+  for (std::uint32_t i = threadIdx.x; i < num_plane_words; i += kItems) chunk.plane[i] = 0;
+
+  typename Items::Item item{};
+  if (item_idx < items.num_items()) item = items.item(item_idx);
+#pragma unroll 4
+  for (std::uint32_t j = 0; j < item.num_copies; ++j) {
+    const std::uint32_t expert = items.expert(item, j);
+    const std::uint32_t dest =
+        expert < targets.num_experts ? targets.expert_dest[expert] : kDropped;
+    std::uint32_t position = kDropped;
+    if (dest < targets.num_dests) {
+      position = dest >= targets.first_dest ? dest - targets.first_dest
+                                            : dest + targets.num_dests - targets.first_dest;
+    }
+    chunk.position[j * kItems + threadIdx.x] = static_cast<std::uint16_t>(position);
+  }
+  __syncthreads();  // planes are zero
+
+  const std::uint32_t word = threadIdx.x / 32;
+  const std::uint32_t bit = 1U << (threadIdx.x % 32);
+  for (std::uint32_t j = 0; j < item.num_copies; ++j) {
+    const std::uint16_t position = chunk.position[j * kItems + threadIdx.x];
+    const Group group = group_of(chunk, item.num_copies, j);
+    if (position == kDropped || !group.first) continue;
+    for (std::uint32_t digit = 0; digit < chunk.num_planes; ++digit) {
+      if ((group.count >> digit & 1U) != 0) {
+        atomicOr(&chunk.plane[(position * chunk.num_planes + digit) * kWords + word], bit);
+      }
+    }
+  }
+  __syncthreads();
+
+  // Exclusive scan over the words of each position: 8 lanes per position.
+  static_assert(kWords == 8);
+  const std::uint32_t rounded = (targets.num_dests + 31) / 32 * 32;
+  for (std::uint32_t p = threadIdx.x / kWords; p < rounded; p += kItems / kWords) {
+    const std::uint32_t w = threadIdx.x % kWords;
+    std::uint32_t any = 0;
+    std::uint32_t copies = 0;
+    if (p < targets.num_dests) {
+      for (std::uint32_t digit = 0; digit < chunk.num_planes; ++digit) {
+        const std::uint32_t plane = chunk.plane[(p * chunk.num_planes + digit) * kWords + w];
+        any |= plane;
+        copies += static_cast<std::uint32_t>(__popc(plane)) << digit;
+      }
+    }
+    const std::uint32_t rows =
+        targets.row_per_copy ? copies : static_cast<std::uint32_t>(__popc(any));
+    // At most 256 items of 32 copies: 8192 fits 16 bits.
+    const std::uint32_t own = rows | copies << 16;
+    std::uint32_t sum = own;
+    for (unsigned step = 1; step < kWords; step *= 2) {
+      const std::uint32_t left = __shfl_up_sync(0xffffffffU, sum, step, kWords);
+      if (w >= step) sum += left;
+    }
+    if (p < targets.num_dests) chunk.prefix[p * kWords + w] = sum - own;
+  }
+  __syncthreads();
+  return item;
+}
+
+// Rows (x) and copies (y) of the chunk to `position` by items before this thread's.
+__device__ uint2 before_this_item(const Chunk& chunk, std::uint32_t position, bool row_per_copy) {
+  const std::uint32_t word = threadIdx.x / 32;
+  const std::uint32_t lower = (1U << (threadIdx.x % 32)) - 1;
+  std::uint32_t any = 0;
+  std::uint32_t copies = 0;
+  for (std::uint32_t digit = 0; digit < chunk.num_planes; ++digit) {
+    const std::uint32_t plane =
+        chunk.plane[(position * chunk.num_planes + digit) * kWords + word] & lower;
+    any |= plane;
+    copies += static_cast<std::uint32_t>(__popc(plane)) << digit;
+  }
+  const std::uint32_t rows = row_per_copy ? copies : static_cast<std::uint32_t>(__popc(any));
+  const std::uint32_t prefix = chunk.prefix[position * kWords + word];
+  return make_uint2((prefix & 0xffffU) + rows, (prefix >> 16) + copies);
+}
+
+// counts[position][chunk] = (rows, copies). Launch: one block of kItems per chunk.
+template <class Items>
+__global__ void __launch_bounds__(kItems)
+    count_rows(Items items, Targets targets, std::uint32_t max_copies, uint2* counts) {
+  extern __shared__ __align__(16) std::byte shared[];
+  const SharedLayout layout{max_copies, targets.num_dests};
+  const Chunk chunk = carve(shared, layout);
+  fill_chunk(items, targets, chunk, blockIdx.x * kItems + threadIdx.x);
+  for (std::uint32_t p = threadIdx.x; p < targets.num_dests; p += kItems) {
+    constexpr unsigned kLast = kWords - 1;
+    std::uint32_t any = 0;
+    std::uint32_t copies = 0;
+    for (std::uint32_t digit = 0; digit < chunk.num_planes; ++digit) {
+      const std::uint32_t plane = chunk.plane[(p * chunk.num_planes + digit) * kWords + kLast];
+      any |= plane;
+      copies += static_cast<std::uint32_t>(__popc(plane)) << digit;
+    }
+    const std::uint32_t rows =
+        targets.row_per_copy ? copies : static_cast<std::uint32_t>(__popc(any));
+    const std::uint32_t prefix = chunk.prefix[p * kWords + kLast];
+    counts[std::size_t{p} * gridDim.x + blockIdx.x] =
+        make_uint2((prefix & 0xffffU) + rows, (prefix >> 16) + copies);
+  }
+}
+
+// Lays out the blocks and writes all that SendIndex, copies and row words hold. The same launch.
+template <class Items>
+__global__ void __launch_bounds__(kItems)
+    place_rows(Items items, Targets targets, std::uint32_t max_copies, const uint2* counts,
+               RowType type, std::uint32_t hidden, std::byte* send_buffer, SendIndex index) {
+  extern __shared__ __align__(16) std::byte shared[];
+  const SharedLayout layout{max_copies, targets.num_dests};
+  auto* blocks = reinterpret_cast<TransferBlock*>(shared);
+  auto* row_base = reinterpret_cast<std::uint32_t*>(blocks + targets.num_dests);
+  std::uint32_t* copy_base = row_base + targets.num_dests;
+  const Chunk chunk = carve(shared, layout);
+
+  const std::uint32_t item_idx = blockIdx.x * kItems + threadIdx.x;
+  const typename Items::Item item = fill_chunk(items, targets, chunk, item_idx);
+
+  // Per position, a warp sums the counts of all chunks and of those before this one.
+  const unsigned lane = threadIdx.x % 32;
+  for (std::uint32_t p = threadIdx.x / 32; p < targets.num_dests; p += kItems / 32) {
+    uint2 before = make_uint2(0, 0);
+    uint2 total = make_uint2(0, 0);
+    for (std::uint32_t c = lane; c < gridDim.x; c += 32) {
+      const uint2 count = counts[std::size_t{p} * gridDim.x + c];
+      total.x += count.x;
+      total.y += count.y;
+      if (c < blockIdx.x) {
+        before.x += count.x;
+        before.y += count.y;
+      }
+    }
+    before.x = __reduce_add_sync(0xffffffffU, before.x);
+    before.y = __reduce_add_sync(0xffffffffU, before.y);
+    total.x = __reduce_add_sync(0xffffffffU, total.x);
+    total.y = __reduce_add_sync(0xffffffffU, total.y);
+    if (lane == 0) {
+      row_base[p] = before.x;
+      copy_base[p] = before.y;
+      blocks[p].num_rows = total.x;
+      blocks[p].num_copies = total.y;
+    }
+  }
+  __syncthreads();
+
+  // The layout of the blocks: exclusive scans over the positions, by the first warp.
+  if (threadIdx.x < 32) {
+    std::uint32_t rows_before = 0;
+    std::uint32_t copies_before = 0;
+    std::uint64_t bytes_before = 0;
+    for (std::uint32_t first = 0; first < targets.num_dests; first += 32) {
+      const std::uint32_t p = first + lane;
+      const bool valid = p < targets.num_dests;
+      const std::uint32_t own_rows = valid ? blocks[p].num_rows : 0;
+      const std::uint32_t own_copies = valid ? blocks[p].num_copies : 0;
+      const std::uint64_t own_bytes = block_stride(type, hidden, own_rows, own_copies);
+      std::uint32_t rows = own_rows;
+      std::uint32_t copies = own_copies;
+      std::uint64_t bytes = own_bytes;
+      for (unsigned step = 1; step < 32; step *= 2) {
+        const std::uint32_t left_rows = __shfl_up_sync(0xffffffffU, rows, step);
+        const std::uint32_t left_copies = __shfl_up_sync(0xffffffffU, copies, step);
+        const std::uint64_t left_bytes = __shfl_up_sync(0xffffffffU, bytes, step);
+        if (lane >= step) {
+          rows += left_rows;
+          copies += left_copies;
+          bytes += left_bytes;
+        }
+      }
+      if (valid) {
+        blocks[p].row_begin = rows_before + rows - own_rows;
+        blocks[p].copy_begin = copies_before + copies - own_copies;
+        blocks[p].data = send_buffer + bytes_before + bytes - own_bytes;
+        if (blockIdx.x == 0) index.blocks[p] = blocks[p];
+      }
+      rows_before += __shfl_sync(0xffffffffU, rows, 31);
+      copies_before += __shfl_sync(0xffffffffU, copies, 31);
+      bytes_before += __shfl_sync(0xffffffffU, bytes, 31);
+    }
+  }
+  __syncthreads();
+
+  std::uint32_t num_rows = 0;
+  for (std::uint32_t j = 0; j < item.num_copies; ++j) {
+    const std::uint32_t position = chunk.position[j * kItems + threadIdx.x];
+    const Group group = group_of(chunk, item.num_copies, j);
+    if (position == kDropped || (!group.first && !targets.row_per_copy)) continue;
+    uint2 before = before_this_item(chunk, position, targets.row_per_copy);
+    if (targets.row_per_copy) {
+      before.x += group.before;
+      before.y += group.before;
+    }
+    const std::uint32_t mask = targets.row_per_copy ? 1U << j : group.mask;
+    const TransferBlock& block = blocks[position];
+    const std::uint32_t row = row_base[position] + before.x;
+    const std::uint32_t copy = copy_base[position] + before.y;
+
+    index.item_rows[item.list_begin + num_rows++] = block.row_begin + row;
+    if (index.row_item != nullptr) index.row_item[block.row_begin + row] = item_idx;
+    if (index.row_mask != nullptr) index.row_mask[block.row_begin + row] = mask;
+    block_words(block, type, hidden)[row] =
+        row_word(copy, static_cast<std::uint32_t>(__popc(mask)));
+    Copy* out = block_copies(block, type, hidden) + copy;
+    for (std::uint32_t rest = mask; rest != 0; rest &= rest - 1) {
+      *out++ = items.copy(item, static_cast<std::uint32_t>(__ffs(static_cast<int>(rest)) - 1));
+    }
+  }
+  for (std::uint32_t j = num_rows; j < item.num_copies; ++j) {
+    index.item_rows[item.list_begin + j] = kNoRow;
+  }
+}
+
+void check_targets(const Targets& targets) {
+  if (targets.num_dests == 0 || targets.num_dests > kMaxDests) {
+    throw std::invalid_argument("build index: num_dests must be 1 to 512");
+  }
+  if (targets.first_dest >= targets.num_dests) {
+    throw std::invalid_argument("build index: first_dest must be less than num_dests");
+  }
+}
+
+void check_rows(RowType type, std::uint32_t hidden) {
+  const std::uint32_t unit = type == RowType::kFp8 ? kScaleGroup : 8;
+  if (hidden == 0 || hidden % unit != 0) {
+    throw std::invalid_argument(
+        "build index: hidden must be a positive multiple of 8, of 128 for FP8");
+  }
+}
+
+template <class Items>
+void build_rows(const Items& items, std::uint32_t num_items, std::uint32_t max_copies,
+                const Targets& targets, RowType type, std::uint32_t hidden, std::byte* send_buffer,
+                const SendIndex& index, void* workspace, cudaStream_t stream) {
+  const std::uint32_t num_chunks = std::max(1U, (num_items + kItems - 1) / kItems);
+  const std::size_t shared = SharedLayout{max_copies, targets.num_dests}.bytes();
+  auto* counts = static_cast<uint2*>(workspace);
+  allow_shared(reinterpret_cast<const void*>(&count_rows<Items>), shared);
+  allow_shared(reinterpret_cast<const void*>(&place_rows<Items>), shared);
+  count_rows<<<num_chunks, kItems, shared, stream>>>(items, targets, max_copies, counts);
+  check_launch("count_rows");
+  place_rows<<<num_chunks, kItems, shared, stream>>>(items, targets, max_copies, counts, type,
+                                                     hidden, send_buffer, index);
+  check_launch("place_rows");
+}
+
+// --- receive index ------------------------------------------------------------------------------
+
+constexpr unsigned kCopies = 512;  // copies of a chunk = threads of a block
+constexpr unsigned kWarps = kCopies / 32;
+
+struct CopyRank {
+  std::uint32_t key;   // local expert, or kNoRow
+  std::uint32_t rank;  // among the copies of that expert in this warp
+};
+
+// Counts the copies of every expert per warp and scans them over the warps:
+// warp_count[expert][warp] becomes the chunk's copies of the expert before that warp, and
+// chunk_count[expert] the chunk's. `source_begin` caches the blocks' first copies.
+__device__ CopyRank rank_copies(const ReceivedRows& received, const std::uint16_t* expert_local,
+                                std::uint32_t num_local_experts, std::uint16_t* warp_count,
+                                std::uint32_t copy) {
+  for (std::uint32_t i = threadIdx.x; i < num_local_experts * kWarps; i += kCopies) {
+    warp_count[i] = 0;
+  }
+  CopyRank result{kNoRow, 0};
+  if (copy < received.num_copies) {
+    const TransferBlock block = received.blocks[find_block_of_copy(received, copy)];
+    const std::uint32_t expert =
+        block_copies(block, received.type, received.hidden)[copy - block.copy_begin].expert;
+    const std::uint32_t local = expert_local[expert];
+    if (local < num_local_experts) result.key = local;
+  }
+  __syncthreads();
+  const unsigned lane = threadIdx.x % 32;
+  const unsigned warp = threadIdx.x / 32;
+  const unsigned peers = __match_any_sync(0xffffffffU, result.key);
+  result.rank = static_cast<std::uint32_t>(__popc(peers & ((1U << lane) - 1)));
+  if (result.key != kNoRow && result.rank == 0) {
+    warp_count[result.key * kWarps + warp] = static_cast<std::uint16_t>(__popc(peers));
+  }
+  __syncthreads();
+  return result;
+}
+
+// Exclusive scan over the warps, 16 lanes per expert; returns nothing, leaves the expert's total of
+// the chunk in `total` for the lane of the last warp.
+static_assert(kWarps == 16);
+template <class Emit>
+__device__ void scan_warps(std::uint32_t num_local_experts, std::uint16_t* warp_count, Emit emit) {
+  const std::uint32_t per_pass = kCopies / kWarps;
+  const std::uint32_t rounded = (num_local_experts + per_pass - 1) / per_pass * per_pass;
+  for (std::uint32_t e = threadIdx.x / kWarps; e < rounded; e += per_pass) {
+    const unsigned w = threadIdx.x % kWarps;
+    const std::uint32_t own = e < num_local_experts ? warp_count[e * kWarps + w] : 0U;
+    std::uint32_t sum = own;
+    for (unsigned step = 1; step < kWarps; step *= 2) {
+      const std::uint32_t left = __shfl_up_sync(0xffffffffU, sum, step, kWarps);
+      if (w >= step) sum += left;
+    }
+    if (e < num_local_experts) {
+      warp_count[e * kWarps + w] = static_cast<std::uint16_t>(sum - own);
+      if (w == kWarps - 1) emit(e, sum);
+    }
+  }
+}
+
+// counts[expert][chunk]. Launch: one block of kCopies per chunk.
+__global__ void __launch_bounds__(kCopies)
+    count_copies(ReceivedRows received, const std::uint16_t* expert_local,
+                 std::uint32_t num_local_experts, std::uint32_t* counts) {
+  extern __shared__ __align__(16) std::byte shared[];
+  auto* warp_count = reinterpret_cast<std::uint16_t*>(shared);
+  rank_copies(received, expert_local, num_local_experts, warp_count,
+              blockIdx.x * kCopies + threadIdx.x);
+  scan_warps(num_local_experts, warp_count, [&](std::uint32_t expert, std::uint32_t total) {
+    counts[std::size_t{expert} * gridDim.x + blockIdx.x] = total;
+  });
+}
+
+// Slots of all copies. The same launch.
+__global__ void __launch_bounds__(kCopies)
+    place_copies(ReceivedRows received, const std::uint16_t* expert_local,
+                 std::uint32_t num_local_experts, const std::uint32_t* counts, ReceiveIndex index) {
+  extern __shared__ __align__(16) std::byte shared[];
+  auto* total = reinterpret_cast<std::uint32_t*>(shared);  // then the expert's first slot
+  std::uint32_t* before = total + num_local_experts;       // in earlier chunks
+  auto* warp_count = reinterpret_cast<std::uint16_t*>(before + num_local_experts);
+  const std::uint32_t copy = blockIdx.x * kCopies + threadIdx.x;
+  const CopyRank rank = rank_copies(received, expert_local, num_local_experts, warp_count, copy);
+  scan_warps(num_local_experts, warp_count, [](std::uint32_t, std::uint32_t) {});
+
+  const unsigned lane = threadIdx.x % 32;
+  for (std::uint32_t e = threadIdx.x / 32; e < num_local_experts; e += kWarps) {
+    std::uint32_t sum = 0;
+    std::uint32_t sum_before = 0;
+    for (std::uint32_t c = lane; c < gridDim.x; c += 32) {
+      const std::uint32_t count = counts[std::size_t{e} * gridDim.x + c];
+      sum += count;
+      if (c < blockIdx.x) sum_before += count;
+    }
+    sum = __reduce_add_sync(0xffffffffU, sum);
+    sum_before = __reduce_add_sync(0xffffffffU, sum_before);
+    if (lane == 0) {
+      total[e] = sum;
+      before[e] = sum_before;
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    std::uint32_t begin = 0;
+    for (std::uint32_t first = 0; first < num_local_experts; first += 32) {
+      const std::uint32_t e = first + lane;
+      const std::uint32_t own = e < num_local_experts ? total[e] : 0;
+      std::uint32_t sum = own;
+      for (unsigned step = 1; step < 32; step *= 2) {
+        const std::uint32_t left = __shfl_up_sync(0xffffffffU, sum, step);
+        if (lane >= step) sum += left;
+      }
+      if (e < num_local_experts) {
+        total[e] = begin + sum - own;
+        if (blockIdx.x == 0) index.expert_begin[e] = begin + sum - own;
+      }
+      begin += __shfl_sync(0xffffffffU, sum, 31);
+    }
+    if (blockIdx.x == 0 && lane == 0) index.expert_begin[num_local_experts] = begin;
+  }
+  __syncthreads();
+
+  if (copy >= received.num_copies) return;
+  if (rank.key == kNoRow) {
+    index.copy_slot[copy] = kNoRow;
+    return;
+  }
+  const std::uint32_t slot = total[rank.key] + before[rank.key] +
+                             warp_count[rank.key * kWarps + threadIdx.x / 32] + rank.rank;
+  index.copy_slot[copy] = slot;
+  if (index.slot_copy != nullptr) index.slot_copy[slot] = copy;
+}
+
+}  // namespace
+
+std::size_t index_workspace_bytes(std::uint32_t num_copies, std::uint32_t num_dests_or_experts) {
+  // Send: at most one item per copy in chunks of kItems; receive: chunks of kCopies.
+  const std::size_t num_chunks = (std::size_t{num_copies} + kItems - 1) / kItems + 1;
+  return num_chunks * num_dests_or_experts * sizeof(uint2);
+}
+
+void build_send_index(const TokenRouting& routing, const Targets& targets, RowType type,
+                      std::uint32_t hidden, std::byte* send_buffer, const SendIndex& index,
+                      void* workspace, cudaStream_t stream) {
+  check_targets(targets);
+  check_rows(type, hidden);
+  if (routing.num_topk == 0 || routing.num_topk > kMaxTopk) {
+    throw std::invalid_argument("build_send_index: num_topk must be 1 to 32");
+  }
+  if (std::uint64_t{routing.num_tokens} * routing.num_topk > kMaxBlockCopies) {
+    throw std::invalid_argument("build_send_index: more than 2^27 copies");
+  }
+  build_rows(TokenItems{routing}, routing.num_tokens, routing.num_topk, targets, type, hidden,
+             send_buffer, index, workspace, stream);
+}
+
+void build_forward_index(const ReceivedRows& received, const Targets& targets,
+                         std::byte* send_buffer, const SendIndex& index, void* workspace,
+                         cudaStream_t stream) {
+  check_targets(targets);
+  check_rows(received.type, received.hidden);
+  if (received.num_copies > kMaxBlockCopies) {
+    throw std::invalid_argument("build_forward_index: more than 2^27 copies");
+  }
+  build_rows(ReceivedItems{received}, received.num_rows, kMaxTopk, targets, received.type,
+             received.hidden, send_buffer, index, workspace, stream);
+}
+
+void build_receive_index(const ReceivedRows& received, const std::uint16_t* expert_local,
+                         std::uint32_t num_local_experts, const ReceiveIndex& index,
+                         void* workspace, cudaStream_t stream) {
+  check_rows(received.type, received.hidden);
+  if (num_local_experts == 0 || num_local_experts > kMaxLocalExperts) {
+    throw std::invalid_argument("build_receive_index: num_local_experts must be 1 to 1024");
+  }
+  const std::uint32_t num_chunks = std::max(1U, (received.num_copies + kCopies - 1) / kCopies);
+  const std::size_t warp_counts = std::size_t{2} * kWarps * num_local_experts;
+  const std::size_t bases = std::size_t{8} * num_local_experts;
+  auto* counts = static_cast<std::uint32_t*>(workspace);
+  count_copies<<<num_chunks, kCopies, warp_counts, stream>>>(received, expert_local,
+                                                             num_local_experts, counts);
+  check_launch("count_copies");
+  place_copies<<<num_chunks, kCopies, bases + warp_counts, stream>>>(
+      received, expert_local, num_local_experts, counts, index);
+  check_launch("place_copies");
+}
+
+}  // namespace coterie::kernels

@@ -1,0 +1,510 @@
+#include <cuda_fp8.h>
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "kernels/lookup.cuh"
+#include "kernels/rows.hpp"
+
+// All kernels here: one block of kThreads per row or item, grid = number of rows or items (the
+// hardware's scheduler then evens out tokens with many and with few destinations, which fixed
+// shares of a persistent grid do not). A thread keeps kUnroll 16-byte vectors of the row in
+// registers; rows longer than kThreads * kUnroll vectors take several passes. Nobody synchronises:
+// no kernel uses shared memory, and a warp only talks to itself.
+
+namespace coterie::kernels {
+namespace {
+
+constexpr unsigned kThreads = 128;
+constexpr unsigned kAllLanes = 0xffffffffU;
+constexpr float kE4m3Max = 448.0F;
+
+// 16 bytes that are read once: do not keep them in L1.
+__device__ inline uint4 load_once(const uint4* address) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(address));
+  return v;
+}
+// Written once and not read again by this kernel: first to be evicted.
+__device__ inline void store_once(uint4* address, uint4 v) {
+  __stcs(address, v);
+}
+
+// --- where a row lies ---------------------------------------------------------------------------
+
+struct RowPlace {
+  std::byte* values;
+  float* scales;
+};
+__device__ inline RowPlace place_of(const TransferBlock* blocks, std::uint32_t num_blocks,
+                                    RowType type, std::uint32_t hidden, std::uint32_t row) {
+  const TransferBlock block = blocks[find_block_of_row(blocks, num_blocks, row)];
+  const std::uint32_t local = row - block.row_begin;
+  return {block.data + local * value_bytes(type, hidden),
+          block_scales(block, type, hidden) + std::size_t{local} * (hidden / kScaleGroup)};
+}
+
+// The places of an item's rows, one per lane; returns how many.
+__device__ inline unsigned row_places(const std::uint32_t* list, std::uint32_t length,
+                                      const TransferBlock* blocks, std::uint32_t num_blocks,
+                                      RowType type, std::uint32_t hidden, RowPlace& place) {
+  const unsigned lane = threadIdx.x % 32;
+  const std::uint32_t row = lane < length ? list[lane] : kNoRow;
+  if (row != kNoRow) place = place_of(blocks, num_blocks, type, hidden, row);
+  return static_cast<unsigned>(__popc(__ballot_sync(kAllLanes, row != kNoRow)));
+}
+__device__ inline std::byte* values_of(const RowPlace& place, unsigned lane) {
+  return reinterpret_cast<std::byte*>(
+      __shfl_sync(kAllLanes, reinterpret_cast<unsigned long long>(place.values), lane));
+}
+__device__ inline float* scales_of(const RowPlace& place, unsigned lane) {
+  return reinterpret_cast<float*>(
+      __shfl_sync(kAllLanes, reinterpret_cast<unsigned long long>(place.scales), lane));
+}
+
+// --- BF16 and FP8 -------------------------------------------------------------------------------
+
+__device__ inline float2 unpack(std::uint32_t pair) {
+  return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000U));
+}
+__device__ inline std::uint32_t pack_pair(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const std::uint32_t*>(&pair);
+}
+__device__ inline void unpack8(uint4 v, float (&x)[8]) {
+  const std::uint32_t words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 pair = unpack(words[i]);
+    x[2 * i] = pair.x;
+    x[2 * i + 1] = pair.y;
+  }
+}
+__device__ inline uint4 pack8(const float (&x)[8]) {
+  return make_uint4(pack_pair(x[0], x[1]), pack_pair(x[2], x[3]), pack_pair(x[4], x[5]),
+                    pack_pair(x[6], x[7]));
+}
+__device__ inline std::uint32_t quantise4(float a, float b, float c, float d) {
+  const std::uint32_t low = __nv_cvt_float2_to_fp8x2(make_float2(a, b), __NV_SATFINITE, __NV_E4M3);
+  const std::uint32_t high = __nv_cvt_float2_to_fp8x2(make_float2(c, d), __NV_SATFINITE, __NV_E4M3);
+  return low | high << 16;
+}
+__device__ inline float2 dequantise2(std::uint32_t pair) {
+  const __half2_raw half =
+      __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(pair), __NV_E4M3);
+  return __half22float2(__half2(half));
+}
+
+// --- pack and forward ---------------------------------------------------------------------------
+
+struct SendRows {
+  const std::uint32_t* item_rows;
+  const TransferBlock* blocks;
+  std::uint32_t num_blocks;
+};
+
+// values[row] = x[token], BF16. Grid: one block per token.
+template <unsigned kUnroll>
+__global__ void __launch_bounds__(kThreads)
+    pack_bf16(const Bf16* tokens, std::uint32_t num_topk, std::uint32_t hidden, SendRows rows) {
+  const std::uint32_t num_vectors = hidden / 8;
+  const auto* input =
+      reinterpret_cast<const uint4*>(tokens) + std::size_t{blockIdx.x} * num_vectors;
+  RowPlace place{};
+  unsigned num_rows = 0;
+  for (std::uint32_t first = 0; first < num_vectors; first += kThreads * kUnroll) {
+    uint4 v[kUnroll];
+#pragma unroll
+    for (unsigned u = 0; u < kUnroll; ++u) {
+      const std::uint32_t i = first + u * kThreads + threadIdx.x;
+      if (i < num_vectors) v[u] = load_once(input + i);
+    }
+    if (first == 0) {
+      num_rows = row_places(rows.item_rows + std::size_t{blockIdx.x} * num_topk, num_topk,
+                            rows.blocks, rows.num_blocks, RowType::kBf16, hidden, place);
+    }
+    for (unsigned r = 0; r < num_rows; ++r) {
+      auto* output = reinterpret_cast<uint4*>(values_of(place, r));
+#pragma unroll
+      for (unsigned u = 0; u < kUnroll; ++u) {
+        const std::uint32_t i = first + u * kThreads + threadIdx.x;
+        if (i < num_vectors) store_once(output + i, v[u]);
+      }
+    }
+  }
+}
+
+// scale[row][g] = max |x[token][g*128 .. +127]| / 448 or 1, values[row][i] = e4m3(x[token][i] /
+// scale[row][i/128]). A thread holds 16 values, so a group is 8 lanes. Grid: one block per token.
+template <unsigned kUnroll>
+__global__ void __launch_bounds__(kThreads)
+    pack_fp8(const Bf16* tokens, std::uint32_t num_topk, std::uint32_t hidden, SendRows rows) {
+  const std::uint32_t num_vectors = hidden / 16;  // of output
+  const auto* input =
+      reinterpret_cast<const uint4*>(tokens) + std::size_t{blockIdx.x} * (hidden / 8);
+  RowPlace place{};
+  unsigned num_rows = 0;
+  for (std::uint32_t first = 0; first < num_vectors; first += kThreads * kUnroll) {
+    uint4 v[kUnroll][2];
+#pragma unroll
+    for (unsigned u = 0; u < kUnroll; ++u) {
+      const std::uint32_t i = first + u * kThreads + threadIdx.x;
+      v[u][0] = v[u][1] = make_uint4(0, 0, 0, 0);
+      if (i < num_vectors) {
+        v[u][0] = load_once(input + 2 * i);
+        v[u][1] = load_once(input + 2 * i + 1);
+      }
+    }
+    if (first == 0) {
+      num_rows = row_places(rows.item_rows + std::size_t{blockIdx.x} * num_topk, num_topk,
+                            rows.blocks, rows.num_blocks, RowType::kFp8, hidden, place);
+    }
+    uint4 quantised[kUnroll];
+    float scale[kUnroll];
+#pragma unroll
+    for (unsigned u = 0; u < kUnroll; ++u) {
+      float x[2][8];
+      unpack8(v[u][0], x[0]);
+      unpack8(v[u][1], x[1]);
+      float largest = 0.0F;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        largest = fmaxf(largest, fmaxf(fabsf(x[0][i]), fabsf(x[1][i])));
+      }
+#pragma unroll
+      for (unsigned step = 1; step < 8; step *= 2) {
+        largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, step));
+      }
+      scale[u] = largest > 0.0F ? largest / kE4m3Max : 1.0F;
+      const float inverse = 1.0F / scale[u];
+      std::uint32_t words[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float* four = &x[i / 2][4 * (i % 2)];
+        words[i] =
+            quantise4(four[0] * inverse, four[1] * inverse, four[2] * inverse, four[3] * inverse);
+      }
+      quantised[u] = make_uint4(words[0], words[1], words[2], words[3]);
+    }
+    for (unsigned r = 0; r < num_rows; ++r) {
+      auto* output = reinterpret_cast<uint4*>(values_of(place, r));
+      float* scales = scales_of(place, r);
+#pragma unroll
+      for (unsigned u = 0; u < kUnroll; ++u) {
+        const std::uint32_t i = first + u * kThreads + threadIdx.x;
+        if (i < num_vectors) {
+          store_once(output + i, quantised[u]);
+          if (i % 8 == 0) scales[i / 8] = scale[u];
+        }
+      }
+    }
+  }
+}
+
+// values and scales of the rows made from a received row = its own. Grid: one block per item.
+template <unsigned kUnroll>
+__global__ void __launch_bounds__(kThreads) forward_rows(ReceivedRows received, SendRows rows) {
+  const std::uint32_t item = blockIdx.x;
+  const TransferBlock block = received.blocks[find_block_of_row(received, item)];
+  const std::uint32_t local = item - block.row_begin;
+  const std::uint32_t word = block_words(block, received.type, received.hidden)[local];
+  const RowPlace source = {block.data + local * value_bytes(received.type, received.hidden),
+                           block_scales(block, received.type, received.hidden) +
+                               std::size_t{local} * (received.hidden / kScaleGroup)};
+  RowPlace place{};
+  const unsigned num_rows =
+      row_places(rows.item_rows + block.copy_begin + word_copy_begin(word), word_num_copies(word),
+                 rows.blocks, rows.num_blocks, received.type, received.hidden, place);
+
+  const auto* input = reinterpret_cast<const uint4*>(source.values);
+  const auto num_vectors =
+      static_cast<std::uint32_t>(value_bytes(received.type, received.hidden) / sizeof(uint4));
+  for (std::uint32_t first = 0; first < num_vectors; first += kThreads * kUnroll) {
+    uint4 v[kUnroll];
+#pragma unroll
+    for (unsigned u = 0; u < kUnroll; ++u) {
+      const std::uint32_t i = first + u * kThreads + threadIdx.x;
+      if (i < num_vectors) v[u] = load_once(input + i);
+    }
+    for (unsigned r = 0; r < num_rows; ++r) {
+      auto* output = reinterpret_cast<uint4*>(values_of(place, r));
+#pragma unroll
+      for (unsigned u = 0; u < kUnroll; ++u) {
+        const std::uint32_t i = first + u * kThreads + threadIdx.x;
+        if (i < num_vectors) store_once(output + i, v[u]);
+      }
+    }
+  }
+  if (received.type != RowType::kFp8) return;
+  const std::uint32_t num_scales = received.hidden / kScaleGroup;
+  for (unsigned r = 0; r < num_rows; ++r) {
+    float* scales = scales_of(place, r);
+    for (std::uint32_t i = threadIdx.x; i < num_scales; i += kThreads) {
+      scales[i] = source.scales[i];
+    }
+  }
+}
+
+// --- expand -------------------------------------------------------------------------------------
+
+// expert_rows[copy_slot[c]] = dequantised row, for the copies c of the row. Grid: one block per
+// row. BF16: a vector is 16 bytes in and 16 out; FP8: 8 bytes in (half a 16-byte access, so that a
+// lane writes 16 contiguous bytes) and 16 out.
+template <RowType kType, unsigned kUnroll>
+__global__ void __launch_bounds__(kThreads)
+    expand_rows(ReceivedRows received, const std::uint32_t* copy_slot, Bf16* expert_rows) {
+  const std::uint32_t hidden = received.hidden;
+  const TransferBlock block = received.blocks[find_block_of_row(received, blockIdx.x)];
+  const std::uint32_t local = blockIdx.x - block.row_begin;
+  const std::byte* values = block.data + local * value_bytes(kType, hidden);
+  const std::uint32_t num_vectors = hidden / 8;
+  const std::uint32_t word = block_words(block, kType, hidden)[local];
+  const std::uint32_t num_copies = word_num_copies(word);
+  const unsigned lane = threadIdx.x % 32;
+  std::uint32_t own_slot = kNoRow;
+  if (lane < num_copies) {
+    own_slot = copy_slot[block.copy_begin + word_copy_begin(word) + lane];
+  }
+
+  for (std::uint32_t first = 0; first < num_vectors; first += kThreads * kUnroll) {
+    uint4 v[kUnroll];
+#pragma unroll
+    for (unsigned u = 0; u < kUnroll; ++u) {
+      const std::uint32_t i = first + u * kThreads + threadIdx.x;
+      if (i >= num_vectors) continue;
+      if constexpr (kType == RowType::kBf16) {
+        v[u] = load_once(reinterpret_cast<const uint4*>(values) + i);
+      } else {
+        const uint2 eight = __ldcs(reinterpret_cast<const uint2*>(values) + i);
+        const float scale = block_scales(
+            block, kType, hidden)[std::size_t{local} * (hidden / kScaleGroup) + i / 16];
+        const float2 a = dequantise2(eight.x & 0xffffU);
+        const float2 b = dequantise2(eight.x >> 16);
+        const float2 c = dequantise2(eight.y & 0xffffU);
+        const float2 d = dequantise2(eight.y >> 16);
+        v[u] = make_uint4(pack_pair(a.x * scale, a.y * scale), pack_pair(b.x * scale, b.y * scale),
+                          pack_pair(c.x * scale, c.y * scale), pack_pair(d.x * scale, d.y * scale));
+      }
+    }
+    for (std::uint32_t c = 0; c < num_copies; ++c) {
+      const std::uint32_t slot = __shfl_sync(kAllLanes, own_slot, static_cast<int>(c));
+      if (slot == kNoRow) continue;
+      auto* output = reinterpret_cast<uint4*>(expert_rows) + std::size_t{slot} * num_vectors;
+#pragma unroll
+      for (unsigned u = 0; u < kUnroll; ++u) {
+        const std::uint32_t i = first + u * kThreads + threadIdx.x;
+        if (i < num_vectors) store_once(output + i, v[u]);
+      }
+    }
+  }
+}
+
+// --- merge and combine --------------------------------------------------------------------------
+
+// output[:] = sum over the first `length` lanes of a warp, in lane order, of
+//             own_weight * inputs[own_row][:], float, rounded once. kNoRow counts as a row of
+//             zeros.
+template <unsigned kUnroll, bool kWeighted>
+__device__ inline void sum_rows(const Bf16* inputs, std::uint32_t own_row, float own_weight,
+                                unsigned length, std::uint32_t hidden, Bf16* output) {
+  const std::uint32_t num_vectors = hidden / 8;
+  for (std::uint32_t first = 0; first < num_vectors; first += kThreads * kUnroll) {
+    float sum[kUnroll][8] = {};
+#pragma unroll 2
+    for (unsigned r = 0; r < length; ++r) {
+      const std::uint32_t row = __shfl_sync(kAllLanes, own_row, static_cast<int>(r));
+      const float weight =
+          kWeighted ? __shfl_sync(kAllLanes, own_weight, static_cast<int>(r)) : 1.0F;
+      if (row == kNoRow) continue;
+      const auto* input = reinterpret_cast<const uint4*>(inputs) + std::size_t{row} * num_vectors;
+      uint4 v[kUnroll];
+#pragma unroll
+      for (unsigned u = 0; u < kUnroll; ++u) {
+        const std::uint32_t i = first + u * kThreads + threadIdx.x;
+        if (i < num_vectors) v[u] = load_once(input + i);
+      }
+#pragma unroll
+      for (unsigned u = 0; u < kUnroll; ++u) {
+        const std::uint32_t i = first + u * kThreads + threadIdx.x;
+        if (i >= num_vectors) continue;
+        float x[8];
+        unpack8(v[u], x);
+#pragma unroll
+        for (int e = 0; e < 8; ++e) {
+          sum[u][e] = kWeighted ? fmaf(weight, x[e], sum[u][e]) : sum[u][e] + x[e];
+        }
+      }
+    }
+#pragma unroll
+    for (unsigned u = 0; u < kUnroll; ++u) {
+      const std::uint32_t i = first + u * kThreads + threadIdx.x;
+      if (i < num_vectors) store_once(reinterpret_cast<uint4*>(output) + i, pack8(sum[u]));
+    }
+  }
+}
+
+// results[r] = sum of weight[c] * expert_outputs[copy_slot[c]]. Grid: one block per received row.
+template <unsigned kUnroll>
+__global__ void __launch_bounds__(kThreads)
+    merge_rows(ReceivedRows received, const std::uint32_t* copy_slot, const Bf16* expert_outputs,
+               Bf16* results) {
+  const TransferBlock block = received.blocks[find_block_of_row(received, blockIdx.x)];
+  const std::uint32_t word =
+      block_words(block, received.type, received.hidden)[blockIdx.x - block.row_begin];
+  const std::uint32_t num_copies = word_num_copies(word);
+  const unsigned lane = threadIdx.x % 32;
+  std::uint32_t slot = kNoRow;
+  float weight = 0.0F;
+  if (lane < num_copies) {
+    const std::uint32_t copy = word_copy_begin(word) + lane;
+    slot = copy_slot[block.copy_begin + copy];
+    weight = block_copies(block, received.type, received.hidden)[copy].weight;
+  }
+  sum_rows<kUnroll, true>(expert_outputs, slot, weight, num_copies, received.hidden,
+                          results + std::size_t{blockIdx.x} * received.hidden);
+}
+
+// outputs[t] = sum of returned[item_rows[t]]. Grid: one block per token.
+template <unsigned kUnroll>
+__global__ void __launch_bounds__(kThreads)
+    combine_tokens(const Bf16* returned, std::uint32_t num_topk, std::uint32_t hidden,
+                   const std::uint32_t* item_rows, Bf16* outputs) {
+  const unsigned lane = threadIdx.x % 32;
+  const std::uint32_t row =
+      lane < num_topk ? item_rows[std::size_t{blockIdx.x} * num_topk + lane] : kNoRow;
+  const auto length = static_cast<unsigned>(__popc(__ballot_sync(kAllLanes, row != kNoRow)));
+  sum_rows<kUnroll, false>(returned, row, 1.0F, length, hidden,
+                           outputs + std::size_t{blockIdx.x} * hidden);
+}
+
+// The same for received rows as items.
+template <unsigned kUnroll>
+__global__ void __launch_bounds__(kThreads)
+    combine_rows(ReceivedRows received, const Bf16* returned, const std::uint32_t* item_rows,
+                 Bf16* results) {
+  const TransferBlock block = received.blocks[find_block_of_row(received, blockIdx.x)];
+  const std::uint32_t word =
+      block_words(block, received.type, received.hidden)[blockIdx.x - block.row_begin];
+  const unsigned lane = threadIdx.x % 32;
+  const std::uint32_t row = lane < word_num_copies(word)
+                                ? item_rows[block.copy_begin + word_copy_begin(word) + lane]
+                                : kNoRow;
+  const auto length = static_cast<unsigned>(__popc(__ballot_sync(kAllLanes, row != kNoRow)));
+  sum_rows<kUnroll, false>(returned, row, 1.0F, length, received.hidden,
+                           results + std::size_t{blockIdx.x} * received.hidden);
+}
+
+// --- launching ----------------------------------------------------------------------------------
+
+void check_hidden(RowType type, std::uint32_t hidden) {
+  const std::uint32_t unit = type == RowType::kFp8 ? kScaleGroup : 8;
+  if (hidden == 0 || hidden % unit != 0) {
+    throw std::invalid_argument("rows: hidden must be a positive multiple of 8, of 128 for FP8");
+  }
+}
+
+// Calls launch(std::integral_constant<unsigned, U>) with the smallest U in {1, 2, 4} that holds a
+// row of `num_vectors` in one pass, or 4.
+template <class Launch>
+void with_unroll(std::uint32_t num_vectors, const Launch& launch) {
+  if (num_vectors <= kThreads) {
+    launch(std::integral_constant<unsigned, 1>{});
+  } else if (num_vectors <= 2 * kThreads) {
+    launch(std::integral_constant<unsigned, 2>{});
+  } else {
+    launch(std::integral_constant<unsigned, 4>{});
+  }
+}
+
+}  // namespace
+
+void pack(const Bf16* tokens, std::uint32_t num_tokens, std::uint32_t num_topk,
+          std::uint32_t hidden, RowType type, const SendIndex& index, std::uint32_t num_dests,
+          cudaStream_t stream) {
+  check_hidden(type, hidden);
+  if (num_topk == 0 || num_topk > kMaxTopk) {
+    throw std::invalid_argument("pack: num_topk must be 1 to 32");
+  }
+  if (num_tokens == 0) return;
+  const SendRows rows{index.item_rows, index.blocks, num_dests};
+  if (type == RowType::kBf16) {
+    with_unroll(hidden / 8, [&](auto unroll) {
+      pack_bf16<unroll.value><<<num_tokens, kThreads, 0, stream>>>(tokens, num_topk, hidden, rows);
+    });
+  } else {
+    with_unroll(hidden / 16, [&](auto unroll) {
+      pack_fp8<unroll.value><<<num_tokens, kThreads, 0, stream>>>(tokens, num_topk, hidden, rows);
+    });
+  }
+  check_launch("pack");
+}
+
+void forward(const ReceivedRows& received, const SendIndex& index, std::uint32_t num_dests,
+             cudaStream_t stream) {
+  check_hidden(received.type, received.hidden);
+  if (received.num_rows == 0) return;
+  const SendRows rows{index.item_rows, index.blocks, num_dests};
+  const auto num_vectors =
+      static_cast<std::uint32_t>(value_bytes(received.type, received.hidden) / sizeof(uint4));
+  with_unroll(num_vectors, [&](auto unroll) {
+    forward_rows<unroll.value><<<received.num_rows, kThreads, 0, stream>>>(received, rows);
+  });
+  check_launch("forward");
+}
+
+void expand(const ReceivedRows& received, const std::uint32_t* copy_slot, Bf16* expert_rows,
+            cudaStream_t stream) {
+  check_hidden(received.type, received.hidden);
+  if (received.num_rows == 0) return;
+  with_unroll(received.hidden / 8, [&](auto unroll) {
+    if (received.type == RowType::kBf16) {
+      expand_rows<RowType::kBf16, unroll.value>
+          <<<received.num_rows, kThreads, 0, stream>>>(received, copy_slot, expert_rows);
+    } else {
+      expand_rows<RowType::kFp8, unroll.value>
+          <<<received.num_rows, kThreads, 0, stream>>>(received, copy_slot, expert_rows);
+    }
+  });
+  check_launch("expand");
+}
+
+void merge(const ReceivedRows& received, const std::uint32_t* copy_slot, const Bf16* expert_outputs,
+           Bf16* results, cudaStream_t stream) {
+  check_hidden(received.type, received.hidden);
+  if (received.num_rows == 0) return;
+  with_unroll(received.hidden / 8, [&](auto unroll) {
+    merge_rows<unroll.value>
+        <<<received.num_rows, kThreads, 0, stream>>>(received, copy_slot, expert_outputs, results);
+  });
+  check_launch("merge");
+}
+
+void combine(const Bf16* returned, std::uint32_t num_tokens, std::uint32_t num_topk,
+             std::uint32_t hidden, const std::uint32_t* item_rows, Bf16* outputs,
+             cudaStream_t stream) {
+  check_hidden(RowType::kBf16, hidden);
+  if (num_topk == 0 || num_topk > kMaxTopk) {
+    throw std::invalid_argument("combine: num_topk must be 1 to 32");
+  }
+  if (num_tokens == 0) return;
+  with_unroll(hidden / 8, [&](auto unroll) {
+    combine_tokens<unroll.value>
+        <<<num_tokens, kThreads, 0, stream>>>(returned, num_topk, hidden, item_rows, outputs);
+  });
+  check_launch("combine");
+}
+
+void combine_received(const ReceivedRows& received, const Bf16* returned,
+                      const std::uint32_t* item_rows, Bf16* results, cudaStream_t stream) {
+  check_hidden(received.type, received.hidden);
+  if (received.num_rows == 0) return;
+  with_unroll(received.hidden / 8, [&](auto unroll) {
+    combine_rows<unroll.value>
+        <<<received.num_rows, kThreads, 0, stream>>>(received, returned, item_rows, results);
+  });
+  check_launch("combine_received");
+}
+
+}  // namespace coterie::kernels
