@@ -44,9 +44,9 @@ void list_models(bool json) {
     fmt::print("{}\n", document.dump(2));
     return;
   }
-  Table table{{"model", "layers", "MoE", "hidden", "intermediate", "experts", "top-k", "shared",
-               "groups"},
-              {}};
+  Table table{
+      {"model", "layers", "MoE", "hidden", "intermediate", "experts", "top-k", "shared", "groups"},
+      {}};
   for (const ModelShape& model : models) {
     table.rows.push_back({model.name, std::to_string(model.num_layers),
                           std::to_string(model.moe_layers.size()), std::to_string(model.hidden),

@@ -25,8 +25,7 @@ struct ImportArguments {
 
 void run_import(ImportArguments& arguments) {
   if (!arguments.model.empty()) arguments.options.model = load_model(arguments.model);
-  const Imported imported =
-      import_traces(arguments.inputs, arguments.format, arguments.options);
+  const Imported imported = import_traces(arguments.inputs, arguments.format, arguments.options);
   for (const std::string& note : imported.notes) spdlog::info("{}", note);
   if (imported.num_dropped_rows > 0) {
     spdlog::info("{} rows dropped in all", imported.num_dropped_rows);
@@ -57,8 +56,9 @@ void add_import(CLI::App& trace) {
   command->add_option("-o,--output", arguments->output, "The trace to write")->required();
   command->add_option("--num-experts", arguments->options.num_experts,
                       "Routed experts per layer, where the input does not say");
-  command->add_option("--layers", arguments->options.layers,
-                      "Numbers of the MoE layers, comma-separated; default: found by their rows")
+  command
+      ->add_option("--layers", arguments->options.layers,
+                   "Numbers of the MoE layers, comma-separated; default: found by their rows")
       ->delimiter(',');
   command->add_option("--model", arguments->model,
                       "Model preset or file that gives the experts and layers");

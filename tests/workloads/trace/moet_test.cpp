@@ -73,7 +73,7 @@ TEST_F(MoetTest, RefusesToWriteAnUnsoundTrace) {
 TEST(Check, NamesEveryViolation) {
   Routing routing = random_routing(70, 2, {4, 5}, {2, 1}, true);
   EXPECT_TRUE(check(routing).empty());
-  routing.experts[0] = 70;                   // layer 4, token 0
+  routing.experts[0] = 70;                    // layer 4, token 0
   routing.experts[11] = routing.experts[10];  // layer 5, token 2
   routing.weights[3] = std::numeric_limits<float>::infinity();
   routing.layers = {5, 5};
