@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <optional>
 
 namespace coterie {
 namespace {
@@ -104,13 +103,12 @@ std::span<const SwitchHop> SwitchRoutes::next_hops(std::uint32_t at, std::uint32
   return {hops_.data() + begin_[at] + (entry >> 15), entry & kMaxCount};
 }
 
-std::optional<std::uint32_t> SwitchRoutes::longest_to(
-    std::uint32_t dst, std::span<const std::uint32_t> sources) const {
+std::uint32_t SwitchRoutes::longest_to(std::uint32_t dst,
+                                       std::span<const std::uint32_t> sources) const {
   const Distances found = distances_to(dst);
   std::uint32_t longest = 0;
   for (const std::uint32_t source : sources) {
-    if (found.cost[source] == kUnreached) return std::nullopt;
-    longest = std::max(longest, found.hops[source]);
+    if (found.cost[source] != kUnreached) longest = std::max(longest, found.hops[source]);
   }
   return longest;
 }

@@ -31,10 +31,9 @@ class SwitchRoutes {
   // The hops out of `at` that lie on a shortest route to `dst`, in cable order; empty if there is
   // none. at != dst. Thread-safe.
   [[nodiscard]] std::span<const SwitchHop> next_hops(std::uint32_t at, std::uint32_t dst) const;
-  // Hops of the longest shortest route to `dst` from any of `sources`; nothing if one of them has
-  // no route.
-  [[nodiscard]] std::optional<std::uint32_t> longest_to(
-      std::uint32_t dst, std::span<const std::uint32_t> sources) const;
+  // Hops of the longest shortest route to `dst` from any of `sources` that has one.
+  [[nodiscard]] std::uint32_t longest_to(std::uint32_t dst,
+                                         std::span<const std::uint32_t> sources) const;
 
  private:
   struct Table {

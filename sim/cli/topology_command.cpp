@@ -1,0 +1,206 @@
+// coterie topology list | show: what clusters there are and what one amounts to.
+
+#include <fmt/format.h>
+
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "core/file.hpp"
+#include "core/table.hpp"
+#include "sim/cli/commands.hpp"
+#include "topologies/diagram.hpp"
+#include "topologies/fabric_summary.hpp"
+
+namespace coterie {
+namespace {
+
+using nlohmann::json;
+
+struct ShowOptions {
+  std::string topology;
+  std::vector<std::string> set;
+  std::optional<std::uint32_t> ranks;
+  std::string svg;
+  bool json = false;
+};
+
+std::string fabric_name(const Cluster& cluster) {
+  return cluster.fabric ? std::string(fabric_type(cluster.fabric->kind).name) : "none";
+}
+
+void list_presets(bool as_json) {
+  Table table{{"topology", "GPUs", "nodes", "fabric", "description"}, {}};
+  json items = json::array();
+  for (const Preset& preset : topology_presets()) {
+    const Cluster cluster = load_cluster(preset.name);
+    table.rows.push_back({preset.name, std::to_string(cluster.num_gpus()),
+                          std::to_string(cluster.num_nodes), fabric_name(cluster),
+                          cluster.description});
+    items.push_back({{"name", preset.name},
+                     {"num_gpus", cluster.num_gpus()},
+                     {"num_nodes", cluster.num_nodes},
+                     {"fabric", fabric_name(cluster)},
+                     {"description", cluster.description}});
+  }
+  if (as_json) {
+    std::cout << json{{"schema_version", 1}, {"topologies", items}}.dump(2) << "\n";
+  } else {
+    std::cout << render(table);
+  }
+}
+
+json to_json(const Cluster& cluster, const FabricSummary& summary) {
+  json out{{"schema_version", 1},
+           {"name", cluster.name},
+           {"description", cluster.description},
+           {"num_nodes", summary.num_nodes},
+           {"gpus_per_node", cluster.gpus_per_node},
+           {"num_gpus", summary.num_gpus},
+           {"num_domains", summary.num_domains},
+           {"num_nics", summary.num_nics},
+           {"gpu", cluster.gpu.name},
+           {"fabric", fabric_name(cluster)},
+           {"num_switches", summary.num_switches},
+           {"reachable", summary.reachable},
+           {"diameter_links", summary.diameter}};
+  for (const CableGroup& group : summary.cables) {
+    out["cables"].push_back({{"name", group.name},
+                             {"tier", to_string(group.tier)},
+                             {"count", group.num_cables},
+                             {"bandwidth_bytes_per_s", group.bandwidth.value},
+                             {"latency_s", group.latency.value}});
+  }
+  const auto put = [&out](const char* key, const auto& value) {
+    out[key] = nullptr;
+    if (value) out[key] = *value;
+  };
+  const auto raw = [](const std::optional<Bandwidth>& rate) {
+    return rate ? std::optional(rate->value) : std::nullopt;
+  };
+  put("scale_up_bisection_bytes_per_s", raw(summary.scale_up_bisection));
+  put("network_bisection_bytes_per_s", raw(summary.network_bisection));
+  put("oversubscription", summary.oversubscription);
+  put("relative_uncertainty", cluster.relative_uncertainty);
+  return out;
+}
+
+std::string switches_text(const FabricSummary& summary) {
+  std::string text;
+  for (const auto& [kind, count] : summary.num_switches) {
+    text += fmt::format("{}{} {}", text.empty() ? "" : ", ", count, kind);
+  }
+  return text.empty() ? "none" : text;
+}
+
+std::string injection_text(const Injection& injection) {
+  std::string text = injection.rank_bandwidth
+                         ? fmt::format("rank cap {}", format_bandwidth(*injection.rank_bandwidth))
+                         : "no rank cap";
+  text += injection.sends_in_flight == kUnlimitedSends
+              ? ", sends in flight not limited"
+              : fmt::format(", {} sends in flight", injection.sends_in_flight);
+  text += ", alpha";
+  for (const MessageSegment& segment : injection.segments) {
+    text += " " + format_seconds(segment.alpha);
+    if (segment.up_to) {
+      text += fmt::format(" (to {})", format_bytes(static_cast<double>(segment.up_to->value)));
+    }
+  }
+  return text;
+}
+
+void print(const Cluster& cluster, const FabricSummary& summary) {
+  fmt::print("{}: {}\n\n", cluster.name, cluster.description);
+  const auto line = [](const char* label, const std::string& text) {
+    fmt::print("{:<22}{}\n", label, text);
+  };
+  line("GPUs",
+       fmt::format("{} = {} node{} x {} ({})", summary.num_gpus, summary.num_nodes,
+                   summary.num_nodes > 1 ? "s" : "", cluster.gpus_per_node, cluster.gpu.name));
+  if (cluster.scale_up) {
+    line("scale-up domains",
+         fmt::format("{} of {} GPUs", summary.num_domains, summary.num_gpus / summary.num_domains));
+    line("", injection_text(cluster.scale_up->injection));
+    if (cluster.scale_up->shared_bandwidth) {
+      line("", "all traffic of a domain shares " +
+                   format_bandwidth(*cluster.scale_up->shared_bandwidth));
+    }
+  }
+  if (cluster.nic) {
+    line("NICs", fmt::format("{} ({} per GPU{})", summary.num_nics, cluster.nic->per_gpu,
+                             cluster.nic->pxn ? ", cross-rail over scale-up" : ""));
+    line("", injection_text(cluster.nic->injection));
+    line("fabric", fmt::format("{}: {}", fabric_name(cluster), switches_text(summary)));
+  }
+  line("reachable", summary.reachable ? "every GPU from every other" : "NOT every GPU pair");
+  line("diameter", fmt::format("{} links", summary.diameter));
+  if (summary.scale_up_bisection) {
+    line("scale-up bisection", format_bandwidth(*summary.scale_up_bisection) + " per domain");
+  }
+  if (summary.network_bisection) {
+    line("network bisection", format_bandwidth(*summary.network_bisection));
+    if (summary.oversubscription) {
+      line("oversubscription", fmt::format("{:.3g} : 1", *summary.oversubscription));
+    }
+  }
+  if (cluster.relative_uncertainty) {
+    line("uncertainty", fmt::format("+-{:.1f} percent", 100.0 * *cluster.relative_uncertainty));
+  }
+  for (const auto& [key, value] : cluster.provenance) line(key.c_str(), value);
+  Table table{{"cables", "tier", "count", "each direction", "latency", "together"}, {}};
+  for (const CableGroup& group : summary.cables) {
+    table.rows.push_back(
+        {group.name, to_string(group.tier), std::to_string(group.num_cables),
+         format_bandwidth(group.bandwidth), format_seconds(group.latency),
+         format_bandwidth(group.bandwidth * static_cast<double>(group.num_cables))});
+  }
+  fmt::print("\n{}", render(table));
+}
+
+void show(const ShowOptions& options) {
+  std::vector<Override> overrides;
+  for (const std::string& text : options.set) overrides.push_back(parse_override(text));
+  const Cluster cluster = load_cluster(options.topology, overrides, options.ranks);
+  const FabricModel model = build_fabric(cluster);
+  const FabricSummary summary = summarize(cluster, model);
+  if (!options.svg.empty()) write_file(options.svg, draw_svg(cluster, model, summary));
+  if (options.json) {
+    std::cout << to_json(cluster, summary).dump(2) << "\n";
+  } else {
+    print(cluster, summary);
+  }
+}
+
+}  // namespace
+
+void add_topology_command(CLI::App& app) {
+  CLI::App* topology = app.add_subcommand("topology", "Lists and shows cluster descriptions");
+  topology->require_subcommand(1);
+  topology->footer(
+      "Example:\n  coterie topology show h100_rail_optimised --ranks 2048 --svg c.svg");
+
+  CLI::App* list = topology->add_subcommand("list", "Lists the presets");
+  auto list_json = std::make_shared<bool>(false);
+  list->add_flag("--json", *list_json, "Print JSON only");
+  list->footer("Example:\n  coterie topology list");
+  list->callback([list_json] { list_presets(*list_json); });
+
+  CLI::App* show_app = topology->add_subcommand(
+      "show", "Shows counts, bandwidth per tier, diameter and bisection of a cluster");
+  auto options = std::make_shared<ShowOptions>();
+  show_app->add_option("topology", options->topology, "A preset, a YAML file, or YAML in braces")
+      ->required();
+  show_app->add_option("--ranks", options->ranks, "GPUs to hold, for presets with nodes: auto")
+      ->check(CLI::Range(1U, 1U << 22));
+  show_app->add_option("--set", options->set, "Override a key, KEY=VALUE (repeatable)")
+      ->allow_extra_args(false);
+  show_app->add_option("--svg", options->svg, "Draw the cluster to this file");
+  show_app->add_flag("--json", options->json, "Print JSON only");
+  show_app->footer(
+      "Example:\n  coterie topology show h100_rail_optimised --set nodes=2048 --set "
+      "fabric.oversubscription=4");
+  show_app->callback([options] { show(*options); });
+}
+
+}  // namespace coterie
