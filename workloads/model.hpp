@@ -19,9 +19,10 @@ struct ModelShape {
   std::uint32_t num_experts = 0;  // routed, per layer
   std::uint32_t num_topk = 0;
   std::uint32_t num_shared_experts = 0;
-  std::uint32_t num_groups = 1;       // expert groups of group-limited routing
-  std::uint32_t num_topk_groups = 1;  // groups a token may use
-  std::string routing;                // a note: softmax, sigmoid, renormalised, ...
+  std::uint32_t shared_intermediate = 0;  // of each shared expert; 0 without shared experts
+  std::uint32_t num_groups = 1;           // expert groups of group-limited routing
+  std::uint32_t num_topk_groups = 1;      // groups a token may use
+  std::string routing;                    // a note: softmax, sigmoid, renormalised, ...
 };
 
 ModelShape read_model(const YamlValue& document);

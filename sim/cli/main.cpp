@@ -16,6 +16,8 @@ int main(int argc, char** argv) {
   CLI::App app{"Simulates expert-parallel dispatch of MoE models on GPU clusters.", "coterie"};
   app.set_version_flag("--version", version());
   app.require_subcommand(1);
+  add_trace_command(app);
+  add_model_command(app);
   add_topology_command(app);
   return run_guarded("coterie", [&] {
     try {

@@ -18,6 +18,7 @@ struct Engine {
 
 constexpr std::array kEngines{
     Engine{"simgrid", &run_simgrid},
+    Engine{"flow", &run_flow},
     Engine{"bound", [](const Program& program, const Network& network,
                        const EngineOptions&) { return run_bound(program, network); }},
 };

@@ -39,7 +39,7 @@ class Search {
         left_(std::size_t{num_experts_} * num_experts_, 0),
         part_load_(num_parts_, 0.0) {
     sample_tokens();
-    for (std::size_t token = 0; token < num_tokens_; ++token) count(token, 1);
+    for (std::size_t token = 0; token < num_tokens_; ++token) count_token(chosen(token));
     for (std::uint32_t expert = 0; expert < num_experts_; ++expert) {
       part_load_[parts_[expert]] += static_cast<double>(task_.load[expert]);
     }
@@ -108,26 +108,76 @@ class Search {
     }
   }
 
-  // Adds (sign 1) or takes out (-1) a token's share of the tables.
-  void count(std::size_t token, std::int32_t sign) {
-    const ExpertIdx* const chosen = chosen_.data() + token * num_topk_;
-    std::uint32_t part[kMaxTopk];
-    for (std::uint32_t i = 0; i < num_topk_; ++i) part[i] = parts_[chosen[i]];
-    for (std::uint32_t i = 0; i < num_topk_; ++i) {
-      bool first = true;
-      bool last = true;
-      for (std::uint32_t j = 0; j < i; ++j) first = first && part[j] != part[i];
-      for (std::uint32_t j = i + 1; j < num_topk_; ++j) last = last && part[j] != part[i];
-      if (!first) continue;
-      fan_out_ += sign;
-      for (std::uint32_t j = 0; j < num_topk_; ++j) {
-        hits_[std::size_t{chosen[j]} * num_parts_ + part[i]] += sign;
-      }
-      if (!last) continue;
-      alone_[chosen[i]] += sign;
-      std::int32_t* const left = left_.data() + std::size_t{chosen[i]} * num_experts_;
-      for (std::uint32_t j = 0; j < num_topk_; ++j) left[chosen[j]] += sign;
+  [[nodiscard]] const ExpertIdx* chosen(std::size_t token) const {
+    return chosen_.data() + token * num_topk_;
+  }
+
+  // The token hits the part (sign 1), or no longer does (-1).
+  void count_hit(const ExpertIdx* chosen, std::uint32_t part, std::int32_t sign) {
+    fan_out_ += sign;
+    for (std::uint32_t j = 0; j < num_topk_; ++j) {
+      hits_[std::size_t{chosen[j]} * num_parts_ + part] += sign;
     }
+  }
+
+  // The expert is alone in its part in the token (sign 1), or no longer is (-1).
+  void count_alone(const ExpertIdx* chosen, ExpertIdx expert, std::int32_t sign) {
+    alone_[expert] += sign;
+    std::int32_t* const left = left_.data() + std::size_t{expert} * num_experts_;
+    for (std::uint32_t j = 0; j < num_topk_; ++j) left[chosen[j]] += sign;
+  }
+
+  // A token's experts in one part: their number, and one of them other than `except`.
+  struct Members {
+    std::uint32_t count = 0;
+    ExpertIdx other = 0;
+  };
+  [[nodiscard]] Members members(const ExpertIdx* chosen, std::uint32_t part,
+                                std::uint32_t except) const {
+    Members result;
+    for (std::uint32_t j = 0; j < num_topk_; ++j) {
+      if (parts_[chosen[j]] != part) continue;
+      ++result.count;
+      if (chosen[j] != except) result.other = chosen[j];
+    }
+    return result;
+  }
+
+  void count_token(const ExpertIdx* chosen) {
+    for (std::uint32_t i = 0; i < num_topk_; ++i) {
+      const std::uint32_t part = parts_[chosen[i]];
+      bool first = true;
+      for (std::uint32_t j = 0; j < i; ++j) first = first && parts_[chosen[j]] != part;
+      if (first) count_hit(chosen, part, 1);
+      if (members(chosen, part, chosen[i]).count == 1) count_alone(chosen, chosen[i], 1);
+    }
+  }
+
+  // The tables after `expert` of this token moves to `target`. parts_ is still the old one.
+  void move_in_token(const ExpertIdx* chosen, ExpertIdx expert, std::uint32_t target) {
+    const Members left = members(chosen, parts_[expert], expert);
+    const Members joined = members(chosen, target, expert);
+    if (left.count == 1) {
+      count_hit(chosen, parts_[expert], -1);
+      count_alone(chosen, expert, -1);
+    } else if (left.count == 2) {
+      count_alone(chosen, left.other, 1);
+    }
+    if (joined.count == 0) {
+      count_hit(chosen, target, 1);
+      count_alone(chosen, expert, 1);
+    } else if (joined.count == 1) {
+      count_alone(chosen, joined.other, -1);
+    }
+  }
+
+  // The tables after two experts of this token trade places: only who is alone changes.
+  void trade_in_token(const ExpertIdx* chosen, ExpertIdx a, ExpertIdx b) {
+    const bool a_alone = members(chosen, parts_[a], a).count == 1;
+    const bool b_alone = members(chosen, parts_[b], b).count == 1;
+    if (a_alone == b_alone) return;
+    count_alone(chosen, a, a_alone ? -1 : 1);
+    count_alone(chosen, b, b_alone ? -1 : 1);
   }
 
   [[nodiscard]] std::int32_t sampled_load(std::uint32_t expert) const {
@@ -151,27 +201,29 @@ class Search {
            left_[std::size_t{b} * num_experts_ + a];
   }
 
-  template <class Visit>
-  void for_tokens_of(std::uint32_t a, std::uint32_t b, Visit visit) const {
+  void swap(std::uint32_t a, std::uint32_t b) {
+    const auto expert_a = static_cast<ExpertIdx>(a);
+    const auto expert_b = static_cast<ExpertIdx>(b);
+    // Merge of the two lists of tokens.
     std::uint32_t i = posting_begin_[a];
     std::uint32_t j = posting_begin_[b];
-    while (i < posting_begin_[a + 1] || j < posting_begin_[b + 1]) {
-      const bool from_a =
-          j == posting_begin_[b + 1] || (i < posting_begin_[a + 1] && postings_[i] <= postings_[j]);
-      const std::uint32_t token = from_a ? postings_[i] : postings_[j];
-      if (i < posting_begin_[a + 1] && postings_[i] == token) ++i;
-      if (j < posting_begin_[b + 1] && postings_[j] == token) ++j;
-      visit(token);
+    const std::uint32_t end_a = posting_begin_[a + 1];
+    const std::uint32_t end_b = posting_begin_[b + 1];
+    while (i < end_a || j < end_b) {
+      if (i < end_a && j < end_b && postings_[i] == postings_[j]) {
+        trade_in_token(chosen(postings_[i]), expert_a, expert_b);
+        ++i;
+        ++j;
+      } else if (j == end_b || (i < end_a && postings_[i] < postings_[j])) {
+        move_in_token(chosen(postings_[i++]), expert_a, parts_[b]);
+      } else {
+        move_in_token(chosen(postings_[j++]), expert_b, parts_[a]);
+      }
     }
-  }
-
-  void swap(std::uint32_t a, std::uint32_t b) {
-    for_tokens_of(a, b, [&](std::uint32_t token) { count(token, -1); });
     const double moved = static_cast<double>(task_.load[b]) - static_cast<double>(task_.load[a]);
     part_load_[parts_[a]] += moved;
     part_load_[parts_[b]] -= moved;
     std::swap(parts_[a], parts_[b]);
-    for_tokens_of(a, b, [&](std::uint32_t token) { count(token, 1); });
   }
 
   const PartitionTask& task_;

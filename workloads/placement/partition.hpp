@@ -52,7 +52,7 @@ struct FanOutSearch {
   std::uint64_t seed = 0;
 };
 // How often the strategies do so: what a search gains beyond is lost on unseen sequences.
-inline constexpr std::uint32_t kFanOutKicks = 20;
+inline constexpr std::uint32_t kFanOutKicks = 40;
 void refine_fan_out(const PartitionTask& task, const FanOutSearch& search, PartOf& parts);
 
 // Swaps until every part is within its cap, losing as little as it can of the collaboration. False

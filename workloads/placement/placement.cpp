@@ -1,6 +1,10 @@
 #include "workloads/placement/placement.hpp"
 
 #include <algorithm>
+#include <atomic>
+#include <exception>
+#include <functional>
+#include <thread>
 
 #include "core/error.hpp"
 #include "core/file.hpp"
@@ -68,6 +72,31 @@ std::vector<std::uint64_t> count_load(std::span<const ExpertIdx> experts,
   return load;
 }
 
+// Layers are independent, so they are shared out to threads; the result does not depend on how. The
+// error of the lowest layer is thrown.
+void for_each_layer(std::size_t num_layers, const std::function<void(std::size_t)>& body) {
+  std::vector<std::exception_ptr> errors(num_layers);
+  std::atomic<std::size_t> next{0};
+  const auto work = [&] {
+    for (std::size_t i = next++; i < num_layers; i = next++) {
+      try {
+        body(i);
+      } catch (...) {
+        errors[i] = std::current_exception();
+      }
+    }
+  };
+  std::vector<std::jthread> helpers;
+  const std::size_t num_threads =
+      std::min<std::size_t>(num_layers, std::max(1u, std::thread::hardware_concurrency()));
+  for (std::size_t i = 1; i < num_threads; ++i) helpers.emplace_back(work);
+  work();
+  helpers.clear();
+  for (const std::exception_ptr& error : errors) {
+    if (error) std::rethrow_exception(error);
+  }
+}
+
 }  // namespace
 
 ExpertHosts expert_hosts(const LayerPlacement& layer, std::uint32_t num_experts) {
@@ -128,7 +157,8 @@ Placement make_placement(const Trace& training, const PlacementRequest& request)
   placement.num_experts = shape.num_experts;
   placement.num_ranks = request.num_ranks;
   placement.ranks_per_node = request.ranks_per_node;
-  for (std::size_t i = 0; i < shape.layers.size(); ++i) {
+  placement.layers.resize(shape.layers.size());
+  for_each_layer(shape.layers.size(), [&](std::size_t i) {
     std::vector<std::uint64_t> load;
     LayerTask task{shape.layers[i], shape.num_experts, 0, {}, {}, request};
     if (strategy.learns != Learns::kNothing) {
@@ -145,8 +175,8 @@ Placement make_placement(const Trace& training, const PlacementRequest& request)
     }
     LayerPlacement layer{shape.layers[i], strategy.place(task)};
     for (auto& experts : layer.rank_experts) std::sort(experts.begin(), experts.end());
-    placement.layers.push_back(std::move(layer));
-  }
+    placement.layers[i] = std::move(layer);
+  });
   return placement;
 }
 

@@ -28,26 +28,28 @@ struct TrafficMatrix {
 };
 
 // The two text formats (workloads/README.md).
-//   matrix: num_ranks lines of num_ranks byte counts; '#' starts a comment
+//   matrix: num_ranks lines of num_ranks byte counts; '#' starts a comment. A rank sends to itself
+//           first, then to the ranks above it, modulo num_ranks.
 //   htsim:  "Nodes n", "Connections m", then m lines "src->dst id i start t size bytes", where t is
-//           in picoseconds
+//           in picoseconds. Triggers and failures are refused.
 enum class MatrixFormat : std::uint8_t { kMatrix, kHtsim };
-// Throws InputError with `name`, line and position.
+// Throws InputError with `name`, line and column.
 TrafficMatrix parse_traffic(std::string_view text, const std::string& name, MatrixFormat format);
 // Tells the two apart by the first word.
 TrafficMatrix read_traffic(const std::filesystem::path& path);
 
-// One direction of one stage of a plan; transfers of the same pair are kept apart, and rows that
-// stay on their rank are entries with src == dst.
+// One direction of one stage of a plan, a transfer an entry; rows that stay on their rank are
+// entries with src == dst. Combine entries are in the order of the dispatch transfers they answer.
 enum class PlanDirection : std::uint8_t { kDispatch, kCombine };
 TrafficMatrix stage_traffic(const LayerPlan& plan, std::size_t stage_idx, PlanDirection direction,
                             const PayloadSizes& sizes);
 
-// Text of the formats. `matrix` adds up the entries of a pair; `htsim` leaves out src == dst.
-std::string format_matrix(const TrafficMatrix& traffic);
+// Texts of the formats. `matrix` adds up the entries of a pair and divides by `unit` (1024 for
+// nccl-tests, whose alltoallv takes KiB); `htsim` leaves out src == dst.
+std::string format_matrix(const TrafficMatrix& traffic, std::int64_t unit = 1);
 std::string format_htsim(const TrafficMatrix& traffic);
-// GOAL, the input of LogGOPSim and ATLAHS: all stages of one direction with their dependencies,
-// rows that stay on their rank left out.
+// GOAL, the input of LogGOPSim and ATLAHS: all stages of one direction with their dependencies.
+// Rows that stay on their rank are left out.
 std::string format_goal(const LayerPlan& plan, PlanDirection direction, const PayloadSizes& sizes);
 
 }  // namespace coterie

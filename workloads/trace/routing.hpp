@@ -58,8 +58,10 @@ struct ExpertCounts {
 };
 
 // Every violation of the invariants above (ids in range, sequences ascending, shapes equal, k
-// distinct experts per token); empty when the trace is sound.
+// distinct experts per token, weights finite), the first 20 and the number of the others; empty
+// when the trace is sound.
 std::vector<std::string> check(const Routing& routing);
+std::vector<std::string> check(const ExpertCounts& counts);
 
 // Which sequences of a trace are meant.
 enum class SequencePart : std::uint8_t { kAll, kEven, kOdd };

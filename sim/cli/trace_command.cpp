@@ -1,0 +1,79 @@
+// `coterie trace`: traces in and out.
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/error.hpp"
+#include "sim/cli/commands.hpp"
+#include "workloads/trace/importer.hpp"
+#include "workloads/trace/moet.hpp"
+
+namespace coterie {
+namespace {
+
+struct ImportArguments {
+  std::vector<std::filesystem::path> inputs;
+  std::string format;
+  std::filesystem::path output;
+  std::string model;
+  ImportOptions options;
+};
+
+void run_import(ImportArguments& arguments) {
+  if (!arguments.model.empty()) arguments.options.model = load_model(arguments.model);
+  const Imported imported = import_traces(arguments.inputs, arguments.format, arguments.options);
+  for (const std::string& note : imported.notes) spdlog::info("{}", note);
+  if (imported.num_dropped_rows > 0) {
+    spdlog::info("{} rows dropped in all", imported.num_dropped_rows);
+  }
+  write_moet(arguments.output, imported.trace);
+  if (const auto* routing = std::get_if<Routing>(&imported.trace)) {
+    fmt::print("{}: {} layers, {} tokens in {} sequences, top-{} of {} experts{}\n",
+               arguments.output.string(), routing->num_layers(), routing->num_tokens(),
+               routing->num_sequences(), routing->num_topk, routing->num_experts,
+               routing->weights.empty() ? "" : ", with router weights");
+  } else {
+    const auto& counts = std::get<ExpertCounts>(imported.trace);
+    fmt::print("{}: {} layers, {} experts, counts only\n", arguments.output.string(),
+               counts.layers.size(), counts.num_experts);
+  }
+}
+
+void add_import(CLI::App& trace) {
+  auto arguments = std::make_shared<ImportArguments>();
+  CLI::App* command = trace.add_subcommand("import", "Converts recorded routing to a .moet trace");
+  std::string formats;
+  for (const Importer& importer : importers()) {
+    formats += fmt::format("\n  {:14} {}", importer.name, importer.description);
+  }
+  command->add_option("INPUT", arguments->inputs, "Files to read, one after the other")->required();
+  command->add_option("--format", arguments->format, "Format of the inputs (listed below)")
+      ->required();
+  command->add_option("-o,--output", arguments->output, "The trace to write")->required();
+  command->add_option("--num-experts", arguments->options.num_experts,
+                      "Routed experts per layer, where the input does not say");
+  command
+      ->add_option("--layers", arguments->options.layers,
+                   "Numbers of the MoE layers, comma-separated; default: found by their rows")
+      ->delimiter(',');
+  command->add_option("--model", arguments->model,
+                      "Model preset or file that gives the experts and layers");
+  command->footer("Formats:" + formats +
+                  "\n\nExample:\n  coterie trace import law.npz --format npz -o law.moet");
+  command->callback([arguments] { run_import(*arguments); });
+}
+
+}  // namespace
+
+void add_trace_command(CLI::App& app) {
+  CLI::App* trace = app.add_subcommand("trace", "Imports, generates and describes routing traces");
+  trace->require_subcommand(1);
+  trace->footer("Example:\n  coterie trace info law.moet");
+  add_import(*trace);
+}
+
+}  // namespace coterie

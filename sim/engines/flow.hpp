@@ -1,0 +1,76 @@
+#pragma once
+// The flow engine: a max-min fair fluid model of a program's transfers, made for dispatch traffic
+// of thousands of ranks. This header is what the engine offers to tests and benchmarks; everybody
+// else calls `run_flow` (sim/program.hpp).
+//
+// Between two events every flow f moves bytes at a constant rate r_f. With C_l the bandwidth of
+// link l and c_f the cap of f's message segment, the rates are *feasible* when
+//
+//   sum over f through l of r_f <= C_l   for every link l,      0 <= r_f <= c_f,
+//
+// and *max-min fair* when no r_f can grow without shrinking some r_g <= r_f. Equivalently
+// (Bertsekas and Gallager, Data Networks, 2nd ed., section 6.5.2): every flow is at its cap or
+// crosses a *bottleneck*, a saturated link on which no other flow is faster. The allocation is
+// unique, which is why this engine and SimGrid's (Casanova, Legrand, Quinson et al., "Versatile,
+// scalable, and accurate simulation of distributed applications and platforms", JPDC 74(10), 2014;
+// Velho, Schnorr, Casanova and Legrand, "On the validity of flow-level TCP network models for grid
+// and cloud simulations", TOMACS 23(4), 2013) agree by construction where both solve at every
+// event.
+//
+// What makes it fast:
+//  1. Links, queues and events that no operation joins are independent: such *components* run one
+//     by one, or in parallel, without changing a digit.
+//  2. A solve covers only the links and flows that are connected to a change (flow_maxmin.hpp).
+//  3. With a precision p > 0 the exact solve happens once per quantum, p times the time the busiest
+//     link needs; in between a local rule moves the bandwidth that finishing flows leave behind
+//     to their successors and neighbours (flow_repair.hpp). The rates stay feasible at all times,
+//     so no result is ever below the bound, and they are max-min fair at every quantum.
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "sim/program.hpp"
+#include "sim/routes.hpp"
+
+namespace coterie {
+
+// The default of EngineOptions::relative_precision; sim/README.md has the measured error.
+inline constexpr double kFlowDefaultPrecision = 0.01;
+
+struct FlowRate {
+  std::uint32_t op = 0;
+  double rate = 0.0;  // bytes per second
+};
+
+// The flows of a component right after their rates were set.
+struct FlowSnapshot {
+  double time_s = 0.0;
+  bool solved =
+      false;  // true: max-min fair; false: only feasible (a local repair inside a quantum)
+  std::span<const FlowRate> flows;
+};
+
+struct FlowStats {
+  std::uint64_t num_components = 0;
+  std::uint64_t num_events = 0;  // distinct event times
+  std::uint64_t num_solves = 0;
+  std::uint64_t num_solved_flows = 0;  // sum over the solves
+};
+
+struct FlowOptions {
+  double relative_precision = kFlowDefaultPrecision;  // 0: solve at every event
+  unsigned num_threads = 1;
+  // For tests: called whenever rates have changed; forces one thread.
+  std::function<void(const FlowSnapshot&)> observer;
+};
+
+// `capacity`: bytes per second of each link that `transfers` names. Throws InputError for a
+// transfer over a link without capacity, for sizes that are not finite, and for operations that
+// wait for each other in a circle.
+Execution simulate_flows(const Program& program, const Transfers& transfers,
+                         std::span<const double> capacity, const FlowOptions& options,
+                         FlowStats* stats = nullptr);
+
+}  // namespace coterie

@@ -1,0 +1,49 @@
+#pragma once
+// Progressive filling on the flow engine's state (Bertsekas and Gallager, Data Networks, 6.5.2).
+//
+// Raise all rates together from zero. The level at which the next thing stops them is the smallest
+// of
+//   - the fair share of a link: the capacity its settled flows leave, over its unsettled flows;
+//   - the cap of an unsettled flow.
+// The flows concerned are settled at that level, and the others go on. A link's share never falls
+// while this goes on (a flow settled elsewhere took no more than the share), so a heap of shares
+// may hold outdated keys: they are lower bounds, and a link whose key turns out to be outdated goes
+// back with its present share. Each (flow, link) pair is visited twice, each link a few times:
+// O(pairs + links log links) per solve in practice.
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "sim/engines/flow_state.hpp"
+
+namespace coterie::flow {
+
+class MaxMinSolver {
+ public:
+  // Sets the rates of all flows that are connected to the links of `seeds` (through common links,
+  // transitively) to their max-min fair shares, from `now` on.
+  void solve(FlowState& state, std::span<const std::uint32_t> seeds, double now);
+  // Flows of the last solve.
+  [[nodiscard]] std::size_t num_flows() const { return flows_.size(); }
+
+ private:
+  struct Share {
+    double level;
+    std::uint32_t link;
+  };
+  void collect(FlowState& state, std::span<const std::uint32_t> seeds);
+  void visit_link(FlowState& state, std::uint32_t link);
+  void fill(FlowState& state);
+  void settle(FlowState& state, std::uint32_t slot, double level);
+  void sift_down(std::size_t at);
+
+  std::uint32_t round_ = 0;
+  std::vector<std::uint32_t> links_;   // of this solve
+  std::vector<std::uint32_t> flows_;   // slots of this solve
+  std::vector<double> new_rate_;       // [slot]
+  std::vector<Share> heap_;            // by level
+  std::vector<std::uint32_t> capped_;  // slots whose cap may bind, by cap
+};
+
+}  // namespace coterie::flow

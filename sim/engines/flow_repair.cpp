@@ -1,0 +1,133 @@
+#include "sim/engines/flow_repair.hpp"
+
+#include <algorithm>
+
+namespace coterie::flow {
+namespace {
+
+// Bandwidth below this share of a link is not worth moving.
+constexpr double kNegligible = 1e-3;
+
+}  // namespace
+
+void LocalRepair::raise(FlowState& state, std::uint32_t link_id, double now) {
+  LinkState& link = state.link(link_id);
+  const double negligible = kNegligible * link.capacity;
+  if (link.entries.size() > kRepairFlows || link.residual <= negligible) return;
+
+  const auto room_of = [&](std::uint32_t slot) {
+    const Flow& flow = state.flow(slot);
+    double room = flow.cap - flow.rate;
+    for (const std::uint32_t hop : state.hops(slot)) {
+      room = std::min(room, state.link(hop).residual);
+    }
+    return room;
+  };
+  candidates_.clear();
+  for (const std::uint32_t entry : link.entries) {
+    const std::uint32_t slot = state.slot_of(entry);
+    if (room_of(slot) > negligible) candidates_.push_back({state.flow(slot).rate, slot});
+  }
+  std::sort(candidates_.begin(), candidates_.end(), [](const Candidate& a, const Candidate& b) {
+    return a.rate != b.rate ? a.rate < b.rate : a.slot < b.slot;
+  });
+  // The level of the lowest i candidates if they alone shared the residual.
+  double level = 0.0;
+  double sum = link.residual;
+  for (std::size_t i = 0; i < candidates_.size(); ++i) {
+    sum += candidates_[i].rate;
+    level = sum / static_cast<double>(i + 1);
+    if (i + 1 < candidates_.size() && level <= candidates_[i + 1].rate) break;
+  }
+  // What one candidate cannot take goes to those after it.
+  std::size_t left = candidates_.size();
+  for (const Candidate& candidate : candidates_) {
+    if (link.residual <= negligible) break;
+    const double fair = std::max(level - candidate.rate, link.residual / static_cast<double>(left));
+    const double gain = std::min(room_of(candidate.slot), fair);
+    --left;
+    if (gain <= negligible) continue;
+    state.set_rate(candidate.slot, candidate.rate + gain, now);
+    for (const std::uint32_t hop : state.hops(candidate.slot)) {
+      LinkState& crossed = state.link(hop);
+      crossed.residual = std::max(0.0, crossed.residual - gain);
+    }
+  }
+}
+
+double LocalRepair::newcomer_share(const FlowState& state, const LinkState& link,
+                                   std::uint32_t newcomer) const {
+  const std::size_t num_flows = link.entries.size();  // the newcomer included
+  if (num_flows > kRepairFlows) return std::min(link.residual, link.level);
+  // Flows below the level keep their rates; the others and the newcomer share what is left. The
+  // level only grows while flows leave the shared part, so this ends.
+  double level = link.capacity / static_cast<double>(num_flows);
+  for (;;) {
+    double kept = 0.0;
+    std::size_t num_kept = 0;
+    for (const std::uint32_t entry : link.entries) {
+      const std::uint32_t slot = state.slot_of(entry);
+      if (slot == newcomer) continue;
+      const double rate = state.flow(slot).rate;
+      if (rate < level) {
+        kept += rate;
+        ++num_kept;
+      }
+    }
+    const double next = (link.capacity - kept) / static_cast<double>(num_flows - num_kept);
+    if (next <= level * (1.0 + 1e-9)) return std::max(next, 0.0);
+    level = next;
+  }
+}
+
+void LocalRepair::make_room(FlowState& state, std::uint32_t link_id, std::uint32_t newcomer,
+                            double needed, double now, std::vector<std::uint32_t>& slack) {
+  LinkState& link = state.link(link_id);
+  double missing = needed - link.residual;
+  if (missing <= 0.0 || link.entries.size() > kRepairFlows) return;
+  // The level above which the fastest flows are cut so that they give up `missing` together.
+  double level = 0.0;
+  for (;;) {
+    double sum = -missing;
+    std::size_t num_cut = 0;
+    for (const std::uint32_t entry : link.entries) {
+      const std::uint32_t slot = state.slot_of(entry);
+      if (slot == newcomer || state.flow(slot).rate <= level) continue;
+      sum += state.flow(slot).rate;
+      ++num_cut;
+    }
+    if (num_cut == 0) return;
+    const double next = sum / static_cast<double>(num_cut);
+    if (next <= level * (1.0 + 1e-9)) break;
+    level = next;
+  }
+  for (const std::uint32_t entry : link.entries) {
+    const std::uint32_t slot = state.slot_of(entry);
+    const double rate = state.flow(slot).rate;
+    if (slot == newcomer || rate <= level) continue;
+    state.set_rate(slot, level, now);
+    for (const std::uint32_t hop : state.hops(slot)) {
+      state.link(hop).residual += rate - level;
+      if (hop != link_id) slack.push_back(hop);
+    }
+  }
+}
+
+void LocalRepair::insert(FlowState& state, std::uint32_t slot, double now,
+                         std::vector<std::uint32_t>& slack) {
+  double rate = state.flow(slot).cap;
+  for (const std::uint32_t hop : state.hops(slot)) {
+    rate = std::min(rate, newcomer_share(state, state.link(hop), slot));
+  }
+  for (const std::uint32_t hop : state.hops(slot)) make_room(state, hop, slot, rate, now, slack);
+  for (const std::uint32_t hop : state.hops(slot)) {
+    rate = std::min(rate, state.link(hop).residual);
+  }
+  state.set_rate(slot, rate, now);
+  for (const std::uint32_t hop : state.hops(slot)) {
+    LinkState& link = state.link(hop);
+    link.residual = std::max(0.0, link.residual - rate);
+  }
+}
+
+}  // namespace coterie::flow

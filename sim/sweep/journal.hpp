@@ -1,0 +1,39 @@
+#pragma once
+// The durable record of a sweep: one line of JSON per finished point, flushed to disk before the
+// next. A crash, `kill -9` or a full disk costs at most the line being written, which the next
+// start drops.
+
+#include <filesystem>
+#include <map>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <string>
+
+namespace coterie {
+
+class Journal {
+ public:
+  // Opens or creates FILE for the sweep `sweep_id` and takes its lock. Cuts off an incomplete last
+  // line. Throws InputError if the file belongs to another sweep, another schema version or another
+  // version of the program, is damaged elsewhere, or is being written by another process.
+  Journal(const std::filesystem::path& file, const std::string& sweep_id);
+  ~Journal();
+  Journal(const Journal&) = delete;
+  Journal& operator=(const Journal&) = delete;
+
+  // Appends one entry and waits until it is on disk. Throws InputError if that fails (a full disk);
+  // what was written before stays. Thread-safe.
+  void append(const nlohmann::json& entry);
+
+ private:
+  std::filesystem::path file_;
+  int descriptor_ = -1;
+  std::mutex mutex_;
+};
+
+// The entries of a journal by their "id", the last one of each. Ignores an incomplete last line.
+// Throws like the constructor. A missing file has no entries.
+std::map<std::string, nlohmann::json> read_journal(const std::filesystem::path& file,
+                                                   const std::string& sweep_id);
+
+}  // namespace coterie
