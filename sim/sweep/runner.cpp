@@ -1,0 +1,236 @@
+#include "sim/sweep/runner.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <map>
+#include <optional>
+#include <thread>
+
+#include "core/error.hpp"
+#include "core/file.hpp"
+#include "core/progress.hpp"
+#include "sim/child_process.hpp"
+
+namespace coterie {
+namespace {
+
+using nlohmann::json;
+using nlohmann::ordered_json;
+
+std::filesystem::path journal_path(const std::filesystem::path& folder, int rank) {
+  return folder / fmt::format("points.{}.jsonl", rank);
+}
+
+// The entries of all ranks' journals, of this start and of earlier ones with other numbers of
+// ranks.
+std::map<std::string, json> all_entries(const std::filesystem::path& folder,
+                                        const std::string& sweep_id) {
+  std::vector<std::filesystem::path> files;
+  if (std::filesystem::is_directory(folder)) {
+    for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+      const std::string name = entry.path().filename().string();
+      if (name.starts_with("points.") && name.ends_with(".jsonl")) files.push_back(entry.path());
+    }
+  }
+  std::sort(files.begin(), files.end());
+  std::map<std::string, json> entries;
+  for (const auto& file : files) {
+    for (auto& [id, entry] : read_journal(file, sweep_id)) {
+      // A point that failed once and worked later counts as done.
+      auto& known = entries[id];
+      if (known.is_null() || known.at("status") != "ok") known = std::move(entry);
+    }
+  }
+  return entries;
+}
+
+json run_point(const SweepSpec& spec, const SweepPoint& point, const SweepOptions& options,
+               const EvaluatePoint& evaluate) {
+  json entry{{"id", point.id}};
+  try {
+    const std::string text = run_in_child("point " + point.id, options.timeout_s,
+                                          [&] { return evaluate(point).dump(); });
+    entry["status"] = "ok";
+    // Kept as text: the order of the columns is the writer's, and json would sort them.
+    entry["rows"] = text;
+  } catch (const Error& error) {
+    entry["status"] = "failed";
+    entry["error"] = error.what();
+  }
+  entry["command"] = command_of(spec, point);
+  return entry;
+}
+
+std::string csv_cell(const std::string& text) {
+  if (text.find_first_of(",\"\n") == std::string::npos) return text;
+  std::string quoted(1, '"');
+  for (const char c : text) {
+    if (c == '"') quoted += '"';
+    quoted += c;
+  }
+  quoted += '"';
+  return quoted;
+}
+
+std::string cell_text(const ordered_json& value) {
+  if (value.is_null()) return "";
+  return value.is_string() ? value.get<std::string>() : value.dump();
+}
+
+struct Row {
+  const SweepPoint* point = nullptr;
+  std::string status;
+  std::string error;
+  ordered_json columns = ordered_json::object();
+};
+
+std::string run_of(const Row& row) {
+  return row.columns.value("run", "");
+}
+
+// The identity of a row once the baseline's keys are replaced by the baseline's values.
+std::string baseline_key(const Row& row, const Settings& baseline, bool replace) {
+  Settings key = row.point->settings;
+  key.emplace_back("run", run_of(row));
+  std::string text;
+  for (auto& [name, value] : key) {
+    for (const auto& [base_name, base_value] : baseline) {
+      if (replace && base_name == name) value = base_value;
+    }
+    text += name + "=" + value + "\n";
+  }
+  return text;
+}
+
+void add_baseline_ratios(std::vector<Row>& rows, const Settings& baseline) {
+  std::map<std::string, double> time_of;
+  for (const Row& row : rows) {
+    if (row.columns.contains("time_s")) {
+      time_of[baseline_key(row, baseline, false)] = row.columns["time_s"].get<double>();
+    }
+  }
+  for (Row& row : rows) {
+    const auto found = time_of.find(baseline_key(row, baseline, true));
+    if (!row.columns.contains("time_s") || found == time_of.end()) continue;
+    row.columns["speedup_over_baseline"] = found->second / row.columns["time_s"].get<double>();
+  }
+}
+
+}  // namespace
+
+SweepCounts run_points(const SweepSpec& spec, const SweepOptions& options,
+                       const EvaluatePoint& evaluate) {
+  make_folder(options.folder);
+  const auto recorded = all_entries(options.folder, spec.id);
+  SweepCounts counts;
+  counts.total = spec.points.size();
+  std::vector<const SweepPoint*> pending;
+  std::size_t pending_position = 0;
+  for (const SweepPoint& point : spec.points) {
+    const auto found = recorded.find(point.id);
+    const bool failed = found != recorded.end() && found->second.at("status") != "ok";
+    if (found != recorded.end() && !(failed && options.retry_failed)) {
+      ++counts.reused;
+      if (failed) ++counts.failed;
+      continue;
+    }
+    if (pending_position++ % static_cast<std::size_t>(options.size) ==
+        static_cast<std::size_t>(options.rank)) {
+      pending.push_back(&point);
+    }
+  }
+
+  Journal journal(journal_path(options.folder, options.rank), spec.id);
+  Progress progress("points", pending.size());
+  std::atomic<std::size_t> next{0};
+  std::atomic<bool> stop{false};
+  std::mutex mutex;
+  std::exception_ptr failure;
+  const auto work = [&] {
+    while (!stop) {
+      const std::size_t idx = next++;
+      if (idx >= pending.size()) return;
+      try {
+        const json entry = run_point(spec, *pending[idx], options, evaluate);
+        journal.append(entry);
+        const std::lock_guard guard(mutex);
+        ++counts.done;
+        if (entry.at("status") != "ok") ++counts.failed;
+        progress.advance();
+      } catch (...) {
+        const std::lock_guard guard(mutex);
+        if (!failure) failure = std::current_exception();
+        stop = true;
+      }
+    }
+  };
+  std::vector<std::thread> workers;
+  for (unsigned i = 0; i < std::max(1U, options.num_jobs); ++i) workers.emplace_back(work);
+  for (std::thread& worker : workers) worker.join();
+  if (failure) std::rethrow_exception(failure);
+  return counts;
+}
+
+std::vector<json> collect(const SweepSpec& spec, const std::filesystem::path& folder) {
+  const auto entries = all_entries(folder, spec.id);
+  std::vector<json> ordered;
+  for (const SweepPoint& point : spec.points) {
+    const auto found = entries.find(point.id);
+    if (found != entries.end()) ordered.push_back(found->second);
+  }
+  return ordered;
+}
+
+void write_sweep_tables(const SweepSpec& spec, const std::filesystem::path& folder) {
+  std::map<std::string, const SweepPoint*> point_of;
+  for (const SweepPoint& point : spec.points) point_of[point.id] = &point;
+
+  std::vector<Row> rows;
+  std::string commands;
+  for (const json& entry : collect(spec, folder)) {
+    const SweepPoint* point = point_of.at(entry.at("id").get<std::string>());
+    commands += command_of(spec, *point) + "\n";
+    if (entry.at("status") == "ok") {
+      for (const ordered_json& columns : ordered_json::parse(entry.at("rows").get<std::string>())) {
+        rows.push_back({point, "ok", "", columns});
+      }
+    } else {
+      rows.push_back({point, "failed", entry.at("error").get<std::string>(), {}});
+      rows.back().columns = ordered_json::object();
+    }
+  }
+  if (!spec.baseline.empty()) add_baseline_ratios(rows, spec.baseline);
+
+  // The union of the rows' columns, in the order of their first appearance.
+  std::vector<std::string> columns;
+  for (const Row& row : rows) {
+    for (const auto& item : row.columns.items()) {
+      if (std::find(columns.begin(), columns.end(), item.key()) == columns.end()) {
+        columns.push_back(item.key());
+      }
+    }
+  }
+  std::string csv = "point";
+  const auto add_cell = [&csv](const std::string& text) { csv += ',' + csv_cell(text); };
+  for (const std::string& key : spec.keys) add_cell(key);
+  csv += ",status,error";
+  for (const std::string& column : columns) add_cell(column);
+  csv += "\n";
+  for (const Row& row : rows) {
+    csv += row.point->id;
+    for (const auto& [key, value] : row.point->settings) add_cell(value);
+    add_cell(row.status);
+    add_cell(row.error);
+    for (const std::string& column : columns) {
+      add_cell(row.columns.contains(column) ? cell_text(row.columns[column]) : "");
+    }
+    csv += "\n";
+  }
+  write_file(folder / "sweep.csv", csv);
+  write_file(folder / "commands.txt", commands);
+}
+
+}  // namespace coterie

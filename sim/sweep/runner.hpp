@@ -1,0 +1,49 @@
+#pragma once
+// Runs the points of a sweep: one process each, several at once, every result durable as it comes.
+
+#include <filesystem>
+#include <functional>
+#include <nlohmann/json.hpp>
+
+#include "sim/sweep/journal.hpp"
+#include "sim/sweep/spec.hpp"
+
+namespace coterie {
+
+struct SweepOptions {
+  std::filesystem::path folder;
+  unsigned num_jobs = 1;      // points at once in this process
+  double timeout_s = 0.0;     // of one point; 0: none
+  bool retry_failed = false;  // run points again that an earlier start recorded as failed
+  // Position among the processes of an MPI job that share the folder; each takes every size-th
+  // pending point and keeps a journal of its own.
+  int rank = 0;
+  int size = 1;
+};
+
+struct SweepCounts {
+  std::size_t total = 0;
+  std::size_t reused = 0;  // recorded by earlier starts
+  std::size_t done = 0;    // by this process, failed ones included
+  std::size_t failed = 0;  // in all
+};
+
+// One point's result rows: an array of flat objects (column -> value), one per run.
+using EvaluatePoint = std::function<nlohmann::ordered_json(const SweepPoint&)>;
+
+// Evaluates what is pending. `evaluate` runs in a child process; what it throws is recorded as the
+// point's failure and does not stop the others. Throws InputError where the folder cannot be used
+// or a result cannot be made durable.
+SweepCounts run_points(const SweepSpec& spec, const SweepOptions& options,
+                       const EvaluatePoint& evaluate);
+
+// All recorded entries of the folder's journals, in the order of spec.points; missing ones left
+// out.
+std::vector<nlohmann::json> collect(const SweepSpec& spec, const std::filesystem::path& folder);
+
+// Writes sweep.csv (one row per point and run: point, the axes, `status`, `error`, the columns of
+// the rows, and `speedup_over_baseline` where the spec has one) and commands.txt (one line per
+// point).
+void write_sweep_tables(const SweepSpec& spec, const std::filesystem::path& folder);
+
+}  // namespace coterie
