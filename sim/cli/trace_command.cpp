@@ -9,6 +9,8 @@
 
 #include "core/error.hpp"
 #include "sim/cli/commands.hpp"
+#include "sim/cli/trace_info.hpp"
+#include "workloads/trace/generate.hpp"
 #include "workloads/trace/importer.hpp"
 #include "workloads/trace/moet.hpp"
 
@@ -31,16 +33,7 @@ void run_import(ImportArguments& arguments) {
     spdlog::info("{} rows dropped in all", imported.num_dropped_rows);
   }
   write_moet(arguments.output, imported.trace);
-  if (const auto* routing = std::get_if<Routing>(&imported.trace)) {
-    fmt::print("{}: {} layers, {} tokens in {} sequences, top-{} of {} experts{}\n",
-               arguments.output.string(), routing->num_layers(), routing->num_tokens(),
-               routing->num_sequences(), routing->num_topk, routing->num_experts,
-               routing->weights.empty() ? "" : ", with router weights");
-  } else {
-    const auto& counts = std::get<ExpertCounts>(imported.trace);
-    fmt::print("{}: {} layers, {} experts, counts only\n", arguments.output.string(),
-               counts.layers.size(), counts.num_experts);
-  }
+  fmt::print("{}: {}\n", arguments.output.string(), trace_summary(imported.trace));
 }
 
 void add_import(CLI::App& trace) {
@@ -67,6 +60,31 @@ void add_import(CLI::App& trace) {
   command->callback([arguments] { run_import(*arguments); });
 }
 
+struct GenerateArguments {
+  std::filesystem::path workload;
+  std::filesystem::path output;
+  std::vector<std::string> overrides;
+};
+
+void add_generate(CLI::App& trace) {
+  auto arguments = std::make_shared<GenerateArguments>();
+  CLI::App* command =
+      trace.add_subcommand("generate", "Makes a synthetic trace from a workload description");
+  command->add_option("WORKLOAD", arguments->workload, "YAML file (workloads/README.md)")
+      ->required();
+  command->add_option("-o,--output", arguments->output, "The trace to write")->required();
+  command->add_option("--set", arguments->overrides, "KEY=VALUE, overrides a key of the file");
+  command->footer(
+      "Example:\n  coterie trace generate workloads/examples/zipf.yaml --set seed=2 -o zipf.moet");
+  command->callback([arguments] {
+    std::vector<Override> overrides;
+    for (const std::string& text : arguments->overrides) overrides.push_back(parse_override(text));
+    const Trace generated = generate(read_workload(load_yaml(arguments->workload, overrides)));
+    write_moet(arguments->output, generated);
+    fmt::print("{}: {}\n", arguments->output.string(), trace_summary(generated));
+  });
+}
+
 }  // namespace
 
 void add_trace_command(CLI::App& app) {
@@ -74,6 +92,8 @@ void add_trace_command(CLI::App& app) {
   trace->require_subcommand(1);
   trace->footer("Example:\n  coterie trace info law.moet");
   add_import(*trace);
+  add_generate(*trace);
+  add_trace_info(*trace);
 }
 
 }  // namespace coterie
