@@ -3,43 +3,28 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <cstring>
-#include <fstream>
 #include <limits>
 
 #include "core/error.hpp"
 #include "core/file.hpp"
-#include "workloads/trace/archive.hpp"
+#include "workloads/trace/record_file.hpp"
 #include "workloads/trace/trace.pb.h"
 
 namespace coterie {
 namespace {
 
-// The file: magic, then records, each as
-//   varint length | `length` bytes of a Protobuf Record | CRC-32 of those bytes, little-endian
-// The last record is the footer and nothing follows it.
-constexpr std::string_view kMagic("MOETRC\x00\x01", 8);
-constexpr std::uint64_t kMaxRecord = std::uint64_t{1} << 28;
+// The file: records (record_file.hpp), the first of them the header, the last the footer.
+constexpr RecordFileKind kTraceFile{
+    std::string_view("MOETRC\x00\x01", 8), "trace",
+    "a .moet trace (`coterie trace import` and `generate` write them)"};
 // Ids and weights per chunk: small enough to stay in the cache between checksum, parser and copy.
 constexpr std::uint64_t kChunkBytes = std::uint64_t{1} << 20;
 
 // ---------------------------------------------------------------- writing
 
 void write_record(std::ostream& out, const moet::Record& record) {
-  const std::string bytes = record.SerializeAsString();
-  std::array<char, 10> length{};
-  std::size_t n = 0;
-  std::uint64_t rest = bytes.size();
-  do {
-    const std::uint64_t more = rest > 0x7f ? 0x80U : 0U;
-    length[n++] = static_cast<char>((rest & 0x7fU) | more);
-    rest >>= 7;
-  } while (rest != 0);
-  out.write(length.data(), static_cast<std::streamsize>(n));
-  out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-  const std::uint32_t crc = crc32_of(std::as_bytes(std::span(bytes)));
-  out.write(reinterpret_cast<const char*>(&crc), sizeof(crc));
+  coterie::write_record(out, record.SerializeAsString());
 }
 
 moet::Record header_record(const Trace& trace) {
@@ -137,94 +122,27 @@ void write_counts(std::ostream& out, const ExpertCounts& counts) {
 
 // ---------------------------------------------------------------- reading
 
-// Reads record after record; every size is checked against the rest of the file before memory is
-// asked for.
 class RecordReader {
  public:
-  explicit RecordReader(const std::filesystem::path& path) : path_(path.string()) {
-    std::error_code status;
-    if (std::filesystem::is_directory(path, status)) throw InputError(path_, "a folder", "a file");
-    in_.open(path, std::ios::binary);
-    size_ = std::filesystem::file_size(path, status);
-    if (!in_ || status) {
-      throw InputError(fmt::format("{}: cannot be read: {}", path_,
-                                   status ? status.message() : std::strerror(errno)));
-    }
-    std::string magic(kMagic.size(), '\0');
-    if (size_ < kMagic.size() || !read(magic.data(), magic.size()) ||
-        std::string_view(magic).substr(0, 6) != kMagic.substr(0, 6)) {
-      throw InputError(path_, "a file of another kind",
-                       "a .moet trace (`coterie trace import` and `generate` write them)");
-    }
-    if (magic != kMagic) {
-      throw InputError(
-          path_,
-          fmt::format("version {} of the trace format", static_cast<unsigned char>(magic[7])),
-          "version 1");
-    }
-  }
+  explicit RecordReader(const std::filesystem::path& path) : file_(path, kTraceFile) {}
 
-  // The next record; `record_position` is then where it begins.
   const moet::Record& next() {
-    record_position_ = position_;
-    const std::uint64_t length = read_length();
-    if (length > kMaxRecord) {
-      throw error(fmt::format("a record of {} bytes", length),
-                  fmt::format("at most {}", kMaxRecord));
-    }
-    if (length + sizeof(std::uint32_t) > size_ - position_) {
-      throw error(fmt::format("a record of {} bytes of which {} are there (a truncated file)",
-                              length + sizeof(std::uint32_t), size_ - position_),
-                  "a whole record");
-    }
-    bytes_.resize(length);
-    std::uint32_t stored = 0;
-    if (!read(bytes_.data(), length) || !read(&stored, sizeof(stored))) {
-      throw error("the end of the data", "a whole record");
-    }
-    const std::uint32_t crc = crc32_of(std::as_bytes(std::span(bytes_)));
-    if (crc != stored) {
-      throw error(fmt::format("a corrupted record (checksum {:08x})", crc),
-                  fmt::format("checksum {:08x}", stored));
-    }
-    if (!record_.ParseFromArray(bytes_.data(), static_cast<int>(length))) {
+    const std::string_view message = file_.next();
+    if (!record_.ParseFromArray(message.data(), static_cast<int>(message.size()))) {
       throw error("a record that is no Protobuf message of this format", "a trace record");
     }
     return record_;
   }
 
-  [[nodiscard]] bool at_end() const { return position_ == size_; }
-  [[nodiscard]] std::uint64_t file_size() const { return size_; }
+  [[nodiscard]] bool at_end() const { return file_.at_end(); }
+  [[nodiscard]] std::uint64_t file_size() const { return file_.file_size(); }
   // A fault of the record that was read last.
   [[nodiscard]] InputError error(std::string_view found, std::string_view expected) const {
-    return {fmt::format("{}: record at byte {}", path_, record_position_), found, expected};
+    return file_.error(found, expected);
   }
 
  private:
-  bool read(void* to, std::uint64_t size) {
-    in_.read(static_cast<char*>(to), static_cast<std::streamsize>(size));
-    position_ += static_cast<std::uint64_t>(in_.gcount());
-    return static_cast<std::uint64_t>(in_.gcount()) == size;
-  }
-  std::uint64_t read_length() {
-    std::uint64_t length = 0;
-    for (unsigned shift = 0; shift < 63; shift += 7) {
-      unsigned char byte = 0;
-      if (!read(&byte, 1)) {
-        throw error("the end of the file (a truncated file)", "a further record or the footer");
-      }
-      length |= static_cast<std::uint64_t>(byte & 0x7fU) << shift;
-      if ((byte & 0x80U) == 0) return length;
-    }
-    throw error("a length that does not end", "a record");
-  }
-
-  std::string path_;
-  std::ifstream in_;
-  std::uint64_t size_ = 0;
-  std::uint64_t position_ = 0;
-  std::uint64_t record_position_ = 0;
-  std::string bytes_;
+  RecordFileReader file_;
   moet::Record record_;
 };
 
@@ -419,7 +337,7 @@ void write_moet(const std::filesystem::path& path, const Trace& trace) {
     throw InputError(fmt::format("{}: not written: {}", path.string(), problems.front()));
   }
   write_file(path, [&](std::ostream& out) {
-    out.write(kMagic.data(), static_cast<std::streamsize>(kMagic.size()));
+    write_record_file_magic(out, kTraceFile);
     std::visit(
         [&](const auto& t) {
           if constexpr (std::is_same_v<std::decay_t<decltype(t)>, Routing>) {
