@@ -11,6 +11,7 @@
 #include "sim/engines/flow_components.hpp"
 #include "sim/engines/flow_maxmin.hpp"
 #include "sim/engines/flow_repair.hpp"
+#include "sim/engines/flow_routes.hpp"
 #include "sim/engines/flow_state.hpp"
 
 namespace coterie {
@@ -37,7 +38,7 @@ struct Shared {
   std::vector<std::uint32_t> queue_tail;
   std::vector<std::uint32_t> queue_used;  // [num_queues] sends under way
   std::vector<std::uint32_t> next_op;     // [num_ops] the next operation of the same queue
-  std::uint32_t max_hops = 1;
+  BindingRoutes routes;
   Execution& out;
 };
 
@@ -48,7 +49,7 @@ class ComponentRun {
       : shared_(shared),
         component_(component),
         stats_(stats),
-        state_(shared.links, shared.max_hops),
+        state_(shared.links, shared.routes.max_hops),
         precision_(shared.options.relative_precision),
         same_time_(kSameTime * component.busiest_link_s),
         quantum_(precision_ * component.busiest_link_s) {}
@@ -136,7 +137,7 @@ void ComponentRun::touch(std::uint32_t link_id) {
 }
 
 void ComponentRun::touch_route(std::uint32_t op) {
-  for (const std::uint32_t link : shared_.transfers.route(op)) touch(link);
+  for (const std::uint32_t link : shared_.routes.of(op)) touch(link);
 }
 
 void ComponentRun::finish_slot(std::uint32_t slot) {
@@ -169,8 +170,8 @@ void ComponentRun::take_events() {
   ++stats_.num_events;
   for (const std::uint32_t slot : started_) {
     const std::uint32_t op = state_.flow(slot).op;
-    state_.attach(slot, shared_.transfers.route(op), shared_.program.bytes[op],
-                  shared_.transfers.rate_cap[op], now_);
+    state_.attach(slot, shared_.routes.of(op), shared_.program.bytes[op], shared_.routes.cap[op],
+                  now_);
     state_.heap().set(slot, kNever);
   }
 }
@@ -199,7 +200,7 @@ void ComponentRun::adjust_rates() {
   slack_.clear();
   for (const std::uint32_t slot : started_) repair_.insert(state_, slot, now_, slack_);
   for (const std::uint32_t op : ended_) {
-    for (const std::uint32_t link : shared_.transfers.route(op)) repair_.raise(state_, link, now_);
+    for (const std::uint32_t link : shared_.routes.of(op)) repair_.raise(state_, link, now_);
   }
   for (const std::uint32_t link : slack_) {
     touch(link);
@@ -335,7 +336,18 @@ Execution simulate_flows(const Program& program, const Transfers& transfers,
   out.start_s.assign(num_ops, 0.0);
   out.finish_s.assign(num_ops, 0.0);
 
-  Shared shared{program, transfers, options, waiters_of(program), {}, {}, {}, {}, {}, {}, 1, out};
+  Shared shared{program,
+                transfers,
+                options,
+                waiters_of(program),
+                {},
+                {},
+                {},
+                {},
+                {},
+                {},
+                binding_routes(program, transfers, capacity),
+                out};
   shared.links.resize(capacity.size());
   for (std::size_t link = 0; link < capacity.size(); ++link) {
     shared.links[link].capacity = shared.links[link].residual = capacity[link];
@@ -345,12 +357,9 @@ Execution simulate_flows(const Program& program, const Transfers& transfers,
   shared.queue_tail.assign(transfers.num_queues(), kNone);
   shared.queue_used.assign(transfers.num_queues(), 0);
   shared.next_op.assign(num_ops, kNone);
-  for (std::size_t op = 0; op < num_ops; ++op) {
-    shared.max_hops =
-        std::max(shared.max_hops, static_cast<std::uint32_t>(transfers.route(op).size()));
-  }
 
-  const std::vector<Component> components = split_components(program, transfers, capacity);
+  const std::vector<Component> components =
+      split_components(program, transfers, shared.routes, capacity);
   std::vector<FlowStats> component_stats(components.size());
   in_parallel(components.size(), options.observer ? 1 : options.num_threads, [&](std::size_t i) {
     ComponentRun(shared, components[i], component_stats[i]).run();

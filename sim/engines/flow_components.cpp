@@ -33,6 +33,7 @@ class DisjointSets {
 }  // namespace
 
 std::vector<Component> split_components(const Program& program, const Transfers& transfers,
+                                        const BindingRoutes& routes,
                                         std::span<const double> capacity) {
   // Items: links, then queues, then events.
   const auto first_queue = static_cast<std::uint32_t>(capacity.size());
@@ -52,7 +53,7 @@ std::vector<Component> split_components(const Program& program, const Transfers&
   for (std::size_t op = 0; op < program.num_ops(); ++op) {
     const std::uint32_t item = anchor(op);
     if (item == kFree) continue;
-    for (const std::uint32_t link : transfers.route(op)) {
+    for (const std::uint32_t link : routes.of(op)) {
       sets.join(item, link);
       link_s[link] += program.bytes[op] / capacity[link];
     }
@@ -74,7 +75,7 @@ std::vector<Component> split_components(const Program& program, const Transfers&
       if (item != kFree) component_of[sets.find(item)] = component;
     }
     components[component].ops.push_back(static_cast<std::uint32_t>(op));
-    for (const std::uint32_t link : transfers.route(op)) {
+    for (const std::uint32_t link : routes.of(op)) {
       components[component].busiest_link_s =
           std::max(components[component].busiest_link_s, link_s[link]);
     }

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "sim/engines/flow_routes.hpp"
 #include "sim/program.hpp"
 #include "sim/routes.hpp"
 
@@ -18,6 +19,7 @@ struct Component {
 
 // In the order of their first operations.
 std::vector<Component> split_components(const Program& program, const Transfers& transfers,
+                                        const BindingRoutes& routes,
                                         std::span<const double> capacity);
 
 }  // namespace coterie::flow

@@ -36,12 +36,8 @@ void MaxMinSolver::collect(FlowState& state, std::span<const std::uint32_t> seed
       if (flow.mark == round_) continue;
       flow.mark = round_;
       flows_.push_back(slot);
-      double narrowest = kNever;
-      for (const std::uint32_t hop : state.hops(slot)) {
-        visit_link(state, hop);
-        narrowest = std::min(narrowest, state.link(hop).capacity);
-      }
-      if (flow.cap < narrowest) capped_.push_back(slot);
+      for (const std::uint32_t hop : state.hops(slot)) visit_link(state, hop);
+      if (flow.cap < kNever) capped_.push_back(slot);
     }
   }
   std::sort(capped_.begin(), capped_.end(), [&](std::uint32_t a, std::uint32_t b) {
