@@ -281,6 +281,7 @@ void check_inputs(const Program& program, const Transfers& transfers,
       throw InputError(where(), fmt::format("a latency of {} s", transfers.delay_s[op]),
                        "a finite time of at least 0");
     }
+    if (transfers.route(op).empty()) throw InputError(where(), "no links", "a route");
     if (!(transfers.rate_cap[op] > 0.0)) {
       throw InputError(where(), fmt::format("a message segment of {} B/s", transfers.rate_cap[op]),
                        "a bandwidth above 0");
