@@ -10,5 +10,6 @@ namespace coterie {
 void add_trace_command(CLI::App& app);
 void add_model_command(CLI::App& app);
 void add_topology_command(CLI::App& app);
+void add_predict_command(CLI::App& app);
 
 }  // namespace coterie

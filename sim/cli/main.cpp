@@ -19,6 +19,7 @@ int main(int argc, char** argv) {
   add_trace_command(app);
   add_model_command(app);
   add_topology_command(app);
+  add_predict_command(app);
   return run_guarded("coterie", [&] {
     try {
       app.parse(argc, argv);

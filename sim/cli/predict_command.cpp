@@ -1,0 +1,152 @@
+// `coterie predict`: the time of one plan or traffic matrix on a cluster.
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/error.hpp"
+#include "core/table.hpp"
+#include "sim/cli/commands.hpp"
+#include "sim/program.hpp"
+#include "sim/traffic_program.hpp"
+#include "topologies/network.hpp"
+#include "workloads/plan/matrix.hpp"
+#include "workloads/plan/plan.hpp"
+
+namespace coterie {
+namespace {
+
+struct PredictArguments {
+  std::string input;
+  std::string topology;
+  std::optional<std::uint32_t> ranks;
+  std::string engine = "flow";
+  std::optional<double> precision;
+  unsigned threads = 1;
+  std::vector<std::string> overrides;
+  bool json = false;
+};
+
+struct Communication {
+  std::uint32_t num_ranks = 0;
+  Program program;
+};
+
+// Plan files start with a binary mark that holds a zero byte, the two matrix formats are text.
+bool is_binary(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::array<char, 8> head{};
+  file.read(head.data(), head.size());
+  const auto num_read = static_cast<std::size_t>(file.gcount());
+  return std::find(head.begin(), head.begin() + static_cast<std::ptrdiff_t>(num_read), '\0') !=
+         head.begin() + static_cast<std::ptrdiff_t>(num_read);
+}
+
+Communication read_communication(const std::string& path) {
+  if (!is_binary(path)) {
+    const TrafficMatrix traffic = read_traffic(path);
+    return {traffic.num_ranks, traffic_program(traffic)};
+  }
+  const DispatchPlan plan = read_plan(path);
+  if (plan.layers.empty()) throw InputError(path, "a plan without layers", "at least one");
+  return {plan.layers.front().num_ranks, plan_communication(plan)};
+}
+
+void predict(const PredictArguments& arguments) {
+  const std::vector<std::string> engines = engine_names();
+  if (std::find(engines.begin(), engines.end(), arguments.engine) == engines.end()) {
+    throw InputError("--engine", fmt::format("'{}'", arguments.engine),
+                     fmt::format("one of {}", fmt::join(engines, ", ")));
+  }
+  std::vector<Override> overrides;
+  for (const std::string& text : arguments.overrides) overrides.push_back(parse_override(text));
+
+  const Communication communication = read_communication(arguments.input);
+  const std::uint32_t num_gpus = arguments.ranks.value_or(communication.num_ranks);
+  const Network network(load_cluster(arguments.topology, overrides, num_gpus));
+  if (network.num_gpus() < communication.num_ranks) {
+    throw InputError(arguments.input, fmt::format("{} ranks", communication.num_ranks),
+                     fmt::format("at most {}, the GPUs of topology {}", network.num_gpus(),
+                                 network.cluster().name));
+  }
+
+  EngineOptions options;
+  options.num_threads = arguments.threads;
+  if (arguments.precision) options.relative_precision = *arguments.precision;
+  const Execution execution = run_engine(arguments.engine, communication.program, network, options);
+  const double bound_s = lower_bound(communication.program, network);
+  const std::vector<double> finish_s =
+      rank_finish_s(communication.program, execution, communication.num_ranks);
+
+  if (arguments.json) {
+    const nlohmann::ordered_json document{{"schema_version", 1},
+                                          {"engine", arguments.engine},
+                                          {"makespan_s", execution.makespan_s},
+                                          {"bound_s", bound_s},
+                                          {"rank_finish_s", finish_s}};
+    fmt::print("{}\n", document.dump());
+    return;
+  }
+  std::vector<double> sorted = finish_s;
+  std::sort(sorted.begin(), sorted.end());
+  const auto slowest = std::max_element(finish_s.begin(), finish_s.end()) - finish_s.begin();
+  Table table{{"quantity", "value"}, {}};
+  table.rows.push_back({"engine", arguments.engine});
+  table.rows.push_back({"ranks", std::to_string(communication.num_ranks)});
+  table.rows.push_back({"makespan", format_seconds({execution.makespan_s})});
+  table.rows.push_back({"lower bound", format_seconds({bound_s})});
+  if (bound_s > 0.0) {
+    table.rows.push_back(
+        {"makespan / bound", fmt::format("{:.4f}", execution.makespan_s / bound_s)});
+  }
+  if (!sorted.empty()) {
+    table.rows.push_back({"slowest rank", std::to_string(slowest)});
+    table.rows.push_back({"first rank done", format_seconds({sorted.front()})});
+    table.rows.push_back({"median rank done", format_seconds({sorted[sorted.size() / 2]})});
+  }
+  fmt::print("{}", render(table));
+}
+
+}  // namespace
+
+void add_predict_command(CLI::App& app) {
+  auto arguments = std::make_shared<PredictArguments>();
+  CLI::App* command =
+      app.add_subcommand("predict", "Predicts the time of one plan or traffic matrix on a cluster");
+  command
+      ->add_option("INPUT", arguments->input,
+                   "A plan file (communication of all its layers), or a traffic matrix in the "
+                   "matrix or htsim format; rank r is GPU r")
+      ->required();
+  command->add_option("--topology", arguments->topology, "A preset's name or a YAML file")
+      ->required();
+  command
+      ->add_option("--ranks", arguments->ranks,
+                   "GPUs of the cluster, for presets of any size (default: the input's ranks)")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--engine", arguments->engine, "flow, simgrid or bound")
+      ->capture_default_str();
+  command
+      ->add_option("--precision", arguments->precision,
+                   "Precision of the engine relative to the bound; 0 is exact (default: the "
+                   "engine's own, see sim/README.md)")
+      ->check(CLI::NonNegativeNumber);
+  command->add_option("--threads", arguments->threads, "Threads of the flow engine")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--set", arguments->overrides,
+                      "KEY=VALUE, overrides a key of the topology (repeatable)");
+  command->add_flag("--json", arguments->json, "Print JSON only");
+  command->footer(
+      "Example:\n  coterie predict traffic.matrix --topology star --engine flow --json");
+  command->callback([arguments] { predict(*arguments); });
+}
+
+}  // namespace coterie
