@@ -1,0 +1,108 @@
+// `coterie simulate`: the main job.
+
+#include <fmt/format.h>
+
+#include <fstream>
+#include <iterator>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/error.hpp"
+#include "core/provenance.hpp"
+#include "sim/cli/commands.hpp"
+#include "sim/program.hpp"
+#include "sim/simulate.hpp"
+
+namespace coterie {
+namespace {
+
+struct SimulateArguments {
+  std::filesystem::path experiment;
+  std::filesystem::path output;
+  std::string engine;
+  std::vector<std::string> overrides;
+  SimulateOptions options;
+  bool json = false;
+  bool no_timelines = false;
+};
+
+// The command line of this process, as it was typed but for quoting.
+std::string own_command_line() {
+  std::ifstream file("/proc/self/cmdline", std::ios::binary);
+  const std::string raw{std::istreambuf_iterator<char>(file), {}};
+  std::vector<std::string> arguments;
+  std::size_t begin = 0;
+  while (begin < raw.size()) {
+    const std::size_t end = std::min(raw.find('\0', begin), raw.size());
+    arguments.push_back(raw.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return shell_quote(arguments);
+}
+
+void run_simulate(SimulateArguments& arguments) {
+  std::vector<Override> overrides;
+  for (const std::string& text : arguments.overrides) overrides.push_back(parse_override(text));
+  if (!arguments.engine.empty()) overrides.push_back({"engine", arguments.engine});
+  check_output_folder(arguments.output);
+  const Experiment experiment = load_experiment(arguments.experiment, overrides);
+  arguments.options.timelines = !arguments.no_timelines;
+  arguments.options.progress = true;
+  const std::vector<SimulatedRun> runs = simulate(experiment, arguments.options);
+  write_results(arguments.output, experiment, runs, own_command_line());
+
+  if (arguments.json) {
+    fmt::print("{}\n", results_json(experiment, runs).dump());
+    return;
+  }
+  const RunReport& report = runs.front().report;
+  fmt::print("{}: {} on {}, {} ranks{}, up to {} tokens each, {} layers (means), engine {}\n\n",
+             experiment.name, report.model, report.topology, report.num_ranks,
+             report.num_groups > 1 ? fmt::format(" in each of {} groups", report.num_groups) : "",
+             report.tokens_per_rank, report.layers.size(), report.engine);
+  fmt::print("{}", render(result_table(runs)));
+  fmt::print("\nresults in {}\n", arguments.output.string());
+}
+
+}  // namespace
+
+void add_simulate_command(CLI::App& app) {
+  auto arguments = std::make_shared<SimulateArguments>();
+  arguments->options.num_jobs = std::max(1U, std::thread::hardware_concurrency());
+  CLI::App* command = app.add_subcommand(
+      "simulate", "Predicts every run of an experiment and compares them (the main job)");
+  command->add_option("EXPERIMENT", arguments->experiment, "The experiment, a YAML file")
+      ->required();
+  command
+      ->add_option("-o,--output", arguments->output,
+                   "Folder for results.json, results.csv, timelines and configuration")
+      ->required();
+  command->add_option("--engine", arguments->engine, "simgrid, flow or bound; else the file's");
+  command->add_option("--set", arguments->overrides,
+                      "KEY=VALUE, overrides a key of the experiment (repeatable)");
+  command
+      ->add_option("--jobs", arguments->options.num_jobs,
+                   "Layers simulated at once (the results do not depend on it)")
+      ->check(CLI::Range(1U, 4096U))
+      ->capture_default_str();
+  command
+      ->add_option("--precision", arguments->options.relative_precision,
+                   "Width, relative to the lower bound, within which completions happen at once; "
+                   "0 is exact; default: the engine's")
+      ->check(CLI::Range(0.0, 0.1));
+  command
+      ->add_option("--timeout", arguments->options.timeout_s,
+                   "Seconds that the simulation of one layer may take; 0: no limit")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_flag("--no-timelines", arguments->no_timelines, "Write no timelines");
+  command->add_flag("--json", arguments->json, "Print the results as JSON and nothing else");
+  command->footer(
+      "Example:\n  coterie simulate law_h200_8.yaml -o out --set trace.file=law.moet --engine "
+      "flow");
+  command->callback([arguments] { run_simulate(*arguments); });
+}
+
+}  // namespace coterie
