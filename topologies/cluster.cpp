@@ -135,16 +135,11 @@ Injection read_injection(LayeredMap& parent) {
   if (!map) return injection;
   if (const auto list = map->optional("segments")) injection.segments = read_segments(*list);
   if (const auto sends = map->optional("sends_in_flight")) {
-    if (sends->is_scalar() && sends->excerpt() == "\"unlimited\"") {
-      injection.sends_in_flight = kUnlimitedSends;
-    } else {
-      injection.sends_in_flight = static_cast<std::uint32_t>(sends->as_integer(1, 1 << 20));
-    }
+    injection.sends_in_flight =
+        integer_or_word(*sends, "unlimited", 1, 1 << 20).value_or(kUnlimitedSends);
   }
   if (const auto rate = map->optional("rank_bandwidth")) {
-    if (!rate->is_scalar() || rate->excerpt() != "\"none\"") {
-      injection.rank_bandwidth = positive_bandwidth(*rate);
-    }
+    if (!says(*rate, "none")) injection.rank_bandwidth = positive_bandwidth(*rate);
   }
   map->finish();
   return injection;
@@ -158,9 +153,7 @@ ScaleUp read_scale_up(LayeredMap& map) {
   scale_up.latency = map.required("latency").as_seconds();
   scale_up.nodes_per_domain = integer_or(map, "nodes_per_domain", 1, kMaxNodes, 1);
   if (const auto shared = map.optional("shared_bandwidth")) {
-    if (!shared->is_scalar() || shared->excerpt() != "\"none\"") {
-      scale_up.shared_bandwidth = positive_bandwidth(*shared);
-    }
+    if (!says(*shared, "none")) scale_up.shared_bandwidth = positive_bandwidth(*shared);
   }
   scale_up.injection = read_injection(map);
   map.finish();
@@ -200,8 +193,9 @@ void read_size(LayeredMap& map, std::uint32_t nodes_per_domain, std::optional<st
       static_cast<std::uint32_t>(map.required("gpus_per_node").as_integer(1, kMaxGpusPerNode));
   const YamlValue nodes = map.required("nodes");
   const auto default_nodes = map.optional("default_nodes");
-  if (const auto given = integer_or_auto(nodes, 1, kMaxNodes)) {
-    if (default_nodes && map.given_on_top("default_nodes")) {
+  if (const auto given = integer_or_word(nodes, "auto", 1, kMaxNodes)) {
+    // Beside --set nodes=N it is the preset's own, which the override makes idle.
+    if (default_nodes && map.given_on_top("default_nodes") && !nodes.where().starts_with("--set")) {
       throw default_nodes->error("it beside a fixed number of nodes", "it with nodes: auto only");
     }
     cluster.num_nodes = *given;

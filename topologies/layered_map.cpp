@@ -25,7 +25,7 @@ std::optional<LayeredMap> LayeredMap::block(const std::string& key) {
   for (YamlMap& layer : layers_) {
     const auto value = layer.optional(key);
     if (!value || closed) continue;
-    if (value->is_scalar() && value->as_string() == "none") {
+    if (says(*value, "none")) {
       closed = true;
       continue;
     }
@@ -49,14 +49,18 @@ void LayeredMap::finish() const {
   for (const YamlMap& layer : layers_) layer.finish();
 }
 
-std::optional<std::uint32_t> integer_or_auto(const YamlValue& value, std::uint32_t min,
-                                             std::uint32_t max) {
-  if (value.is_scalar() && value.excerpt() == "\"auto\"") return std::nullopt;
+bool says(const YamlValue& value, std::string_view word) {
+  return value.is_scalar() && value.excerpt() == fmt::format("\"{}\"", word);
+}
+
+std::optional<std::uint32_t> integer_or_word(const YamlValue& value, std::string_view word,
+                                             std::uint32_t min, std::uint32_t max) {
+  if (says(value, word)) return std::nullopt;
   try {
     return static_cast<std::uint32_t>(value.as_integer(min, max));
   } catch (const InputError&) {
     throw value.error(value.excerpt(),
-                      fmt::format("auto or a whole number from {} to {}", min, max));
+                      fmt::format("{} or a whole number from {} to {}", word, min, max));
   }
 }
 

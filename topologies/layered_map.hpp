@@ -35,9 +35,11 @@ class LayeredMap {
   std::vector<YamlMap> layers_;
 };
 
-// A whole number, or nothing for `auto`.
-std::optional<std::uint32_t> integer_or_auto(const YamlValue& value, std::uint32_t min,
-                                             std::uint32_t max);
+// A whole number, or nothing for the word (`auto`, `unlimited`).
+std::optional<std::uint32_t> integer_or_word(const YamlValue& value, std::string_view word,
+                                             std::uint32_t min, std::uint32_t max);
+// Whether the value is this word.
+bool says(const YamlValue& value, std::string_view word);
 // A whole number of the map, or `fallback` where no layer gives it.
 std::uint32_t integer_or(LayeredMap& map, const std::string& key, std::uint32_t min,
                          std::uint32_t max, std::uint32_t fallback);

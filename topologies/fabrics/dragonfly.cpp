@@ -33,7 +33,7 @@ FabricKind read(LayeredMap& map, const FabricSite& site) {
       static_cast<std::uint32_t>(map.required("global_links_per_router").as_integer(1, 1 << 12));
   fabric.local_bandwidth = positive_bandwidth(map.required("local_bandwidth"));
   fabric.global_bandwidth = positive_bandwidth(map.required("global_bandwidth"));
-  if (const auto given = integer_or_auto(groups, 1, 1 << 14)) {
+  if (const auto given = integer_or_word(groups, "auto", 1, 1 << 14)) {
     fabric.num_groups = *given;
   } else if (const std::uint64_t per_group = gpus_per_group(fabric, site.nics_per_gpu)) {
     fabric.num_groups = static_cast<std::uint32_t>(divide_up(site.num_gpus(), per_group));

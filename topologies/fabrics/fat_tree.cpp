@@ -25,7 +25,7 @@ std::uint64_t gpus_that_fit(std::uint32_t k, std::uint32_t nics_per_gpu) {
 FabricKind read(LayeredMap& map, const FabricSite& site) {
   FatTreeFabric fabric;
   const YamlValue k = map.required("k");
-  if (const auto given = integer_or_auto(k, 2, kMaxK)) {
+  if (const auto given = integer_or_word(k, "auto", 2, kMaxK)) {
     if (*given % 2 != 0) throw k.error(k.excerpt(), "an even number");
     fabric.k = *given;
   } else {

@@ -30,7 +30,7 @@ std::vector<std::uint32_t> near_cube(std::uint32_t n) {
 FabricKind read(LayeredMap& map, const FabricSite& site) {
   TorusFabric fabric;
   const YamlValue dimensions = map.required("dimensions");
-  if (dimensions.is_scalar() && dimensions.excerpt() == "\"auto\"") {
+  if (says(dimensions, "auto")) {
     fabric.dimensions = near_cube(site.num_nodes);
   } else {
     for (const YamlValue& size : dimensions.as_list()) {
