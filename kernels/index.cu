@@ -23,15 +23,22 @@ namespace {
 constexpr unsigned kItems = 256;          // items of a chunk = threads of a block
 constexpr unsigned kWords = kItems / 32;  // words of a bit mask over them
 
+// Items, as the threads of a block load them. All threads call `load`, also those beyond the last
+// item; `max_copies` bounds what an item holds.
+
 // The items of build_send_index: tokens.
+template <unsigned kMaxCopies>
 struct TokenItems {
+  static constexpr unsigned max_copies = kMaxCopies;
   TokenRouting routing;
-  __device__ std::uint32_t num_items() const { return routing.num_tokens; }
   struct Item {
-    std::uint32_t num_copies;
-    std::uint32_t list_begin;
+    std::uint32_t num_copies = 0;
+    std::uint32_t list_begin = 0;
   };
-  __device__ Item item(std::uint32_t i) const { return {routing.num_topk, i * routing.num_topk}; }
+  __device__ Item load(std::uint32_t i) const {
+    if (i >= routing.num_tokens) return {};
+    return {routing.num_topk, i * routing.num_topk};
+  }
   __device__ std::uint32_t expert(const Item& item, std::uint32_t j) const {
     return routing.experts[item.list_begin + j];
   }
@@ -42,15 +49,17 @@ struct TokenItems {
 
 // The items of build_forward_index: received rows.
 struct ReceivedItems {
+  static constexpr unsigned max_copies = kMaxTopk;
   ReceivedRows received;
-  __device__ std::uint32_t num_items() const { return received.num_rows; }
   struct Item {
-    std::uint32_t num_copies;
-    std::uint32_t list_begin;
-    const Copy* copies;
+    std::uint32_t num_copies = 0;
+    std::uint32_t list_begin = 0;
+    const Copy* copies = nullptr;
   };
-  __device__ Item item(std::uint32_t i) const {
-    const TransferBlock block = received.blocks[find_block_of_row(received, i)];
+  __device__ Item load(std::uint32_t i) const {
+    const std::uint32_t b = find_block(received.num_blocks, i, RowBegins{received.blocks});
+    if (i >= received.num_rows) return {};
+    const TransferBlock block = received.blocks[b];
     const std::uint32_t word =
         block_words(block, received.type, received.hidden)[i - block.row_begin];
     return {word_num_copies(word), block.copy_begin + word_copy_begin(word),
@@ -63,16 +72,14 @@ struct ReceivedItems {
 };
 
 // What one chunk knows about its items, in shared memory.
-//   position[j][item]    send position of the item's j-th copy, or kDropped
 //   plane[p][b] of words  bit of item i: binary digit b of the number of i's copies to position p
 //   prefix[p][w]         rows (low half) and copies (high half) of the chunk before word w
 struct Chunk {
-  std::uint16_t* position;
   std::uint32_t* plane;
   std::uint32_t* prefix;
   std::uint32_t num_planes;
 };
-constexpr std::uint16_t kDropped = 0xffff;
+constexpr std::uint32_t kDropped = 0xffff;  // position of a copy that goes nowhere
 
 __host__ __device__ constexpr std::uint32_t num_planes(std::uint32_t max_copies) {
   std::uint32_t planes = 0;
@@ -90,8 +97,7 @@ struct SharedLayout {
     return std::size_t{num_dests} * num_planes(max_copies) * kWords;
   }
   __host__ __device__ std::size_t bytes() const {
-    return base_bytes() + 4 * (plane_words() + std::size_t{num_dests} * kWords) +
-           std::size_t{2} * max_copies * kItems;
+    return base_bytes() + 4 * (plane_words() + std::size_t{num_dests} * kWords);
   }
 };
 
@@ -100,60 +106,68 @@ __device__ Chunk carve(std::byte* memory, const SharedLayout& layout) {
   chunk.num_planes = num_planes(layout.max_copies);
   chunk.plane = reinterpret_cast<std::uint32_t*>(memory + layout.base_bytes());
   chunk.prefix = chunk.plane + layout.plane_words();
-  chunk.position =
-      reinterpret_cast<std::uint16_t*>(chunk.prefix + std::size_t{layout.num_dests} * kWords);
   return chunk;
 }
 
-// The copies of an item that go to the position of its j-th copy: first of them, how many, which.
-struct Group {
-  bool first;
-  std::uint32_t count;
-  std::uint32_t mask;
-  std::uint32_t before;  // copies to the same position before the j-th
-};
-__device__ Group group_of(const Chunk& chunk, std::uint32_t num_copies, std::uint32_t j) {
-  const std::uint16_t position = chunk.position[j * kItems + threadIdx.x];
-  std::uint32_t mask = 0;
-  for (std::uint32_t i = 0; i < num_copies; ++i) {
-    mask |= static_cast<std::uint32_t>(chunk.position[i * kItems + threadIdx.x] == position) << i;
+// An item in registers: every loop over its copies is unrolled to max_copies and left early, so
+// that the positions are indexed by constants and all loads are in flight at once.
+template <class Items>
+struct LoadedItem {
+  typename Items::Item item;
+  std::uint32_t position[Items::max_copies];  // send position of each copy, or kDropped
+
+  // The copies that go where the j-th goes.
+  __device__ std::uint32_t group_mask(unsigned j) const {
+    std::uint32_t mask = 0;
+#pragma unroll
+    for (unsigned i = 0; i < Items::max_copies; ++i) {
+      if (i >= item.num_copies) break;
+      mask |= static_cast<std::uint32_t>(position[i] == position[j]) << i;
+    }
+    return mask;
   }
-  const std::uint32_t before = __popc(mask & ((1U << j) - 1));
-  return {before == 0, static_cast<std::uint32_t>(__popc(mask)), mask, before};
-}
+};
 
 // Fills the chunk's masks and prefixes; returns this thread's item. All threads call it.
 template <class Items>
-__device__ typename Items::Item fill_chunk(const Items& items, const Targets& targets,
-                                           const Chunk& chunk, std::uint32_t item_idx) {
+__device__ LoadedItem<Items> fill_chunk(const Items& items, const Targets& targets,
+                                        const Chunk& chunk, std::uint32_t item_idx) {
   const std::uint32_t num_plane_words = targets.num_dests * chunk.num_planes * kWords;
   for (std::uint32_t i = threadIdx.x; i < num_plane_words; i += kItems) chunk.plane[i] = 0;
 
-  typename Items::Item item{};
-  if (item_idx < items.num_items()) item = items.item(item_idx);
-#pragma unroll 4
-  for (std::uint32_t j = 0; j < item.num_copies; ++j) {
-    const std::uint32_t expert = items.expert(item, j);
+  LoadedItem<Items> loaded;
+  loaded.item = items.load(item_idx);
+#pragma unroll
+  for (unsigned j = 0; j < Items::max_copies; ++j) {
+    if (j >= loaded.item.num_copies) break;
+    loaded.position[j] = items.expert(loaded.item, j);
+  }
+#pragma unroll
+  for (unsigned j = 0; j < Items::max_copies; ++j) {
+    if (j >= loaded.item.num_copies) break;
+    const std::uint32_t expert = loaded.position[j];
     const std::uint32_t dest =
         expert < targets.num_experts ? targets.expert_dest[expert] : kDropped;
-    std::uint32_t position = kDropped;
-    if (dest < targets.num_dests) {
-      position = dest >= targets.first_dest ? dest - targets.first_dest
-                                            : dest + targets.num_dests - targets.first_dest;
-    }
-    chunk.position[j * kItems + threadIdx.x] = static_cast<std::uint16_t>(position);
+    const std::uint32_t position = dest >= targets.first_dest
+                                       ? dest - targets.first_dest
+                                       : dest + targets.num_dests - targets.first_dest;
+    loaded.position[j] = dest < targets.num_dests ? position : kDropped;
   }
-  __syncthreads();  // planes are zero
+  __syncthreads();  // the planes are zero
 
   const std::uint32_t word = threadIdx.x / 32;
   const std::uint32_t bit = 1U << (threadIdx.x % 32);
-  for (std::uint32_t j = 0; j < item.num_copies; ++j) {
-    const std::uint16_t position = chunk.position[j * kItems + threadIdx.x];
-    const Group group = group_of(chunk, item.num_copies, j);
-    if (position == kDropped || !group.first) continue;
+#pragma unroll
+  for (unsigned j = 0; j < Items::max_copies; ++j) {
+    if (j >= loaded.item.num_copies) break;
+    const std::uint32_t mask = loaded.group_mask(j);
+    const bool first = (mask & ((1U << j) - 1)) == 0;
+    if (!first || loaded.position[j] == kDropped) continue;
+    const auto count = static_cast<std::uint32_t>(__popc(mask));
     for (std::uint32_t digit = 0; digit < chunk.num_planes; ++digit) {
-      if ((group.count >> digit & 1U) != 0) {
-        atomicOr(&chunk.plane[(position * chunk.num_planes + digit) * kWords + word], bit);
+      if ((count >> digit & 1U) != 0) {
+        atomicOr(&chunk.plane[(loaded.position[j] * chunk.num_planes + digit) * kWords + word],
+                 bit);
       }
     }
   }
@@ -185,7 +199,7 @@ __device__ typename Items::Item fill_chunk(const Items& items, const Targets& ta
     if (p < targets.num_dests) chunk.prefix[p * kWords + w] = sum - own;
   }
   __syncthreads();
-  return item;
+  return loaded;
 }
 
 // Rows (x) and copies (y) of the chunk to `position` by items before this thread's.
@@ -210,6 +224,7 @@ template <class Items>
 __global__ void __launch_bounds__(kItems)
     count_rows(Items items, Targets targets, std::uint32_t max_copies, uint2* counts) {
   extern __shared__ __align__(16) std::byte shared[];
+  start_dependent_launch();
   const SharedLayout layout{max_copies, targets.num_dests};
   const Chunk chunk = carve(shared, layout);
   fill_chunk(items, targets, chunk, blockIdx.x * kItems + threadIdx.x);
@@ -243,7 +258,9 @@ __global__ void __launch_bounds__(kItems)
   const Chunk chunk = carve(shared, layout);
 
   const std::uint32_t item_idx = blockIdx.x * kItems + threadIdx.x;
-  const typename Items::Item item = fill_chunk(items, targets, chunk, item_idx);
+  const LoadedItem<Items> loaded = fill_chunk(items, targets, chunk, item_idx);
+  const typename Items::Item& item = loaded.item;
+  wait_for_previous_launch();
 
   // Per position, a warp sums the counts of all chunks and of those before this one.
   const unsigned lane = threadIdx.x % 32;
@@ -310,16 +327,19 @@ __global__ void __launch_bounds__(kItems)
   __syncthreads();
 
   std::uint32_t num_rows = 0;
-  for (std::uint32_t j = 0; j < item.num_copies; ++j) {
-    const std::uint32_t position = chunk.position[j * kItems + threadIdx.x];
-    const Group group = group_of(chunk, item.num_copies, j);
-    if (position == kDropped || (!group.first && !targets.row_per_copy)) continue;
+#pragma unroll
+  for (unsigned j = 0; j < Items::max_copies; ++j) {
+    if (j >= item.num_copies) break;
+    const std::uint32_t position = loaded.position[j];
+    const std::uint32_t group = loaded.group_mask(j);
+    const auto before_in_item = static_cast<std::uint32_t>(__popc(group & ((1U << j) - 1)));
+    if (position == kDropped || (before_in_item > 0 && !targets.row_per_copy)) continue;
     uint2 before = before_this_item(chunk, position, targets.row_per_copy);
     if (targets.row_per_copy) {
-      before.x += group.before;
-      before.y += group.before;
+      before.x += before_in_item;
+      before.y += before_in_item;
     }
-    const std::uint32_t mask = targets.row_per_copy ? 1U << j : group.mask;
+    const std::uint32_t mask = targets.row_per_copy ? 1U << j : group;
     const TransferBlock& block = blocks[position];
     const std::uint32_t row = row_base[position] + before.x;
     const std::uint32_t copy = copy_base[position] + before.y;
@@ -367,9 +387,8 @@ void build_rows(const Items& items, std::uint32_t num_items, std::uint32_t max_c
   allow_shared(reinterpret_cast<const void*>(&place_rows<Items>), shared);
   count_rows<<<num_chunks, kItems, shared, stream>>>(items, targets, max_copies, counts);
   check_launch("count_rows");
-  place_rows<<<num_chunks, kItems, shared, stream>>>(items, targets, max_copies, counts, type,
-                                                     hidden, send_buffer, index);
-  check_launch("place_rows");
+  launch_dependent(&place_rows<Items>, num_chunks, kItems, shared, stream, items, targets,
+                   max_copies, counts, type, hidden, send_buffer, index);
 }
 
 // --- receive index ------------------------------------------------------------------------------
@@ -382,9 +401,8 @@ struct CopyRank {
   std::uint32_t rank;  // among the copies of that expert in this warp
 };
 
-// Counts the copies of every expert per warp and scans them over the warps:
-// warp_count[expert][warp] becomes the chunk's copies of the expert before that warp, and
-// chunk_count[expert] the chunk's. `source_begin` caches the blocks' first copies.
+// Counts the copies of every expert per warp:
+// warp_count[expert][warp] becomes the copies of the expert in that warp. All threads call it.
 __device__ CopyRank rank_copies(const ReceivedRows& received, const std::uint16_t* expert_local,
                                 std::uint32_t num_local_experts, std::uint16_t* warp_count,
                                 std::uint32_t copy) {
@@ -392,8 +410,9 @@ __device__ CopyRank rank_copies(const ReceivedRows& received, const std::uint16_
     warp_count[i] = 0;
   }
   CopyRank result{kNoRow, 0};
+  const std::uint32_t b = find_block(received.num_blocks, copy, CopyBegins{received.blocks});
   if (copy < received.num_copies) {
-    const TransferBlock block = received.blocks[find_block_of_copy(received, copy)];
+    const TransferBlock block = received.blocks[b];
     const std::uint32_t expert =
         block_copies(block, received.type, received.hidden)[copy - block.copy_begin].expert;
     const std::uint32_t local = expert_local[expert];
@@ -411,8 +430,8 @@ __device__ CopyRank rank_copies(const ReceivedRows& received, const std::uint16_
   return result;
 }
 
-// Exclusive scan over the warps, 16 lanes per expert; returns nothing, leaves the expert's total of
-// the chunk in `total` for the lane of the last warp.
+// Exclusive scan of warp_count over the warps, 16 lanes per expert; emit(expert, copies in the
+// chunk).
 static_assert(kWarps == 16);
 template <class Emit>
 __device__ void scan_warps(std::uint32_t num_local_experts, std::uint16_t* warp_count, Emit emit) {
@@ -438,6 +457,7 @@ __global__ void __launch_bounds__(kCopies)
     count_copies(ReceivedRows received, const std::uint16_t* expert_local,
                  std::uint32_t num_local_experts, std::uint32_t* counts) {
   extern __shared__ __align__(16) std::byte shared[];
+  start_dependent_launch();
   auto* warp_count = reinterpret_cast<std::uint16_t*>(shared);
   rank_copies(received, expert_local, num_local_experts, warp_count,
               blockIdx.x * kCopies + threadIdx.x);
@@ -457,6 +477,7 @@ __global__ void __launch_bounds__(kCopies)
   const std::uint32_t copy = blockIdx.x * kCopies + threadIdx.x;
   const CopyRank rank = rank_copies(received, expert_local, num_local_experts, warp_count, copy);
   scan_warps(num_local_experts, warp_count, [](std::uint32_t, std::uint32_t) {});
+  wait_for_previous_launch();
 
   const unsigned lane = threadIdx.x % 32;
   for (std::uint32_t e = threadIdx.x / 32; e < num_local_experts; e += kWarps) {
@@ -525,8 +546,15 @@ void build_send_index(const TokenRouting& routing, const Targets& targets, RowTy
   if (std::uint64_t{routing.num_tokens} * routing.num_topk > kMaxBlockCopies) {
     throw std::invalid_argument("build_send_index: more than 2^27 copies");
   }
-  build_rows(TokenItems{routing}, routing.num_tokens, routing.num_topk, targets, type, hidden,
-             send_buffer, index, workspace, stream);
+  const auto build = [&](auto items) {
+    build_rows(items, routing.num_tokens, routing.num_topk, targets, type, hidden, send_buffer,
+               index, workspace, stream);
+  };
+  if (routing.num_topk <= 8) {
+    build(TokenItems<8>{routing});
+  } else {
+    build(TokenItems<kMaxTopk>{routing});
+  }
 }
 
 void build_forward_index(const ReceivedRows& received, const Targets& targets,
@@ -555,9 +583,8 @@ void build_receive_index(const ReceivedRows& received, const std::uint16_t* expe
   count_copies<<<num_chunks, kCopies, warp_counts, stream>>>(received, expert_local,
                                                              num_local_experts, counts);
   check_launch("count_copies");
-  place_copies<<<num_chunks, kCopies, bases + warp_counts, stream>>>(
-      received, expert_local, num_local_experts, counts, index);
-  check_launch("place_copies");
+  launch_dependent(&place_copies, num_chunks, kCopies, bases + warp_counts, stream, received,
+                   expert_local, num_local_experts, counts, index);
 }
 
 }  // namespace coterie::kernels

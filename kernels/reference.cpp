@@ -80,7 +80,7 @@ QuantisedRow quantise(std::span<const float> row) {
     const auto group = row.subspan(first, kScaleGroup);
     float largest = 0.0F;
     for (const float value : group) largest = std::max(largest, std::abs(value));
-    const float scale = largest > 0.0F ? largest / 448.0F : 1.0F;
+    const float scale = largest >= std::ldexp(1.0F, -100) ? largest / 448.0F : 1.0F;
     result.scales.push_back(scale);
     for (const float value : group) result.values.push_back(to_e4m3(value / scale));
   }

@@ -21,7 +21,8 @@
 namespace coterie::kernels {
 
 // values[row][:] = x[item][:] for every row of every item's list; BF16 as it is, FP8 as
-// q = e4m3(x / s), s = max |x| over the group of 128 / 448 (1 where that maximum is 0).
+// q = e4m3(x / s), s = max |x| over the group of 128 / 448, or 1 where that maximum is below
+// 2^-100 (such a group becomes zeros: a scale needs a reciprocal).
 // `tokens` is [num_tokens][hidden]; `index` comes from build_send_index with the same type and
 // hidden. Each token is read (and quantised) once and written once per row.
 void pack(const Bf16* tokens, std::uint32_t num_tokens, std::uint32_t num_topk,
