@@ -156,6 +156,10 @@ Cluster read_cluster(const YamlValue& document, std::optional<std::uint32_t> ran
 Cluster load_cluster(const std::string& name_or_path, const std::vector<Override>& overrides = {},
                      std::optional<std::uint32_t> ranks = std::nullopt);
 
+// A YAML file that reads back to the same cluster: everything spelled out, nothing extended.
+// Numbers are exact, in base units. What calibration writes.
+std::string to_yaml(const Cluster& cluster);
+
 struct Preset {
   std::string name;
   std::string text;  // the YAML file

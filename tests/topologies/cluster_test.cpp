@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "tests/topologies/small_clusters.hpp"
 #include "topologies/network.hpp"
 
 namespace coterie {
@@ -50,6 +51,22 @@ TEST_P(EveryPreset, ScalesOrSaysThatItDoesNot) {
     } else {
       EXPECT_NE(said.find("the number of ranks (set \"nodes\")"), std::string::npos) << said;
     }
+  }
+}
+
+// Written out and read back, a cluster gives the same links, routes and text.
+TEST_P(EveryPreset, SurvivesItsOwnText) {
+  const Cluster cluster = load_cluster(GetParam());
+  const std::string text = to_yaml(cluster);
+  const Cluster again = read_cluster(parse_yaml(text, "again.yaml"));
+  EXPECT_EQ(to_yaml(again), text);
+  EXPECT_EQ(again.name, cluster.name);
+  const Network first(cluster);
+  const Network second(again);
+  ASSERT_EQ(first.links().size(), second.links().size());
+  for (std::size_t i = 0; i < first.links().size(); ++i) {
+    ASSERT_EQ(first.links()[i].bandwidth.value, second.links()[i].bandwidth.value);
+    ASSERT_EQ(first.links()[i].latency.value, second.links()[i].latency.value);
   }
 }
 
@@ -112,6 +129,16 @@ TEST(Cluster, OverridesGetTheChecksOfTheFile) {
                 .find("topology: found \"h100_nodes\", expected a YAML file or one of the presets "
                       "a100_node, "),
             std::string::npos);
+}
+
+TEST(Cluster, TextKeepsProvenanceAndFailedCables) {
+  Cluster cluster = plain_cluster(4, 1, kBrokenRing);
+  cluster.relative_uncertainty = 0.125;
+  cluster.provenance = {{"measured", "8 ranks: \"quoted\", \\ and \ttab"}, {"when", "2026"}};
+  const Cluster again = read_cluster(parse_yaml(to_yaml(cluster), "again.yaml"));
+  EXPECT_EQ(again.provenance, cluster.provenance);
+  EXPECT_EQ(again.relative_uncertainty, cluster.relative_uncertainty);
+  EXPECT_EQ(to_yaml(again), to_yaml(cluster));
 }
 
 // k^3/4 NIC ports: k = 42 is the smallest even k with 16,384 of them (40: 16,000; 42: 18,522).

@@ -56,8 +56,21 @@ SwitchGraph build(const Cluster& cluster) {
   return graph;
 }
 
+FabricKeys keys(const FabricKind& kind) {
+  const auto& fabric = std::get<CustomFabric>(kind);
+  std::vector<std::string> cables;
+  for (const CustomFabric::Cable& cable : fabric.cables) {
+    cables.push_back(fmt::format("{{a: {}, b: {}, bandwidth: {}, latency: {}}}", cable.a, cable.b,
+                                 exact(cable.bandwidth), exact(cable.latency)));
+  }
+  return {{"num_switches", std::to_string(fabric.num_switches)},
+          {"attach", fmt::format("[{}]", fmt::join(fabric.attach, ", "))},
+          {"cables", fmt::format("[{}]", fmt::join(cables, ", "))}};
+}
+
 }  // namespace
 
-const FabricType kCustomType{"custom", "an explicit graph of switches", false, read, check, build};
+const FabricType kCustomType{"custom", "an explicit graph of switches", false, read, check, build,
+                             keys};
 
 }  // namespace coterie

@@ -101,9 +101,19 @@ SwitchGraph build(const Cluster& cluster) {
   return graph;
 }
 
+FabricKeys keys(const FabricKind& kind) {
+  const auto& fabric = std::get<DragonflyFabric>(kind);
+  return {{"num_groups", std::to_string(fabric.num_groups)},
+          {"routers_per_group", std::to_string(fabric.routers_per_group)},
+          {"ports_per_router", std::to_string(fabric.ports_per_router)},
+          {"global_links_per_router", std::to_string(fabric.global_links_per_router)},
+          {"local_bandwidth", exact(fabric.local_bandwidth)},
+          {"global_bandwidth", exact(fabric.global_bandwidth)}};
+}
+
 }  // namespace
 
 const FabricType kDragonflyType{
-    "dragonfly", "all-to-all groups of routers, joined all-to-all", true, read, check, build};
+    "dragonfly", "all-to-all groups of routers, joined all-to-all", true, read, check, build, keys};
 
 }  // namespace coterie

@@ -1,5 +1,7 @@
 #include "topologies/fabrics/fabric_type.hpp"
 
+#include <fmt/format.h>
+
 #include <array>
 
 namespace coterie {
@@ -37,6 +39,13 @@ std::span<const FabricType* const> fabric_types() {
 
 const FabricType& fabric_type(const FabricKind& kind) {
   return *fabric_types()[kind.index()];
+}
+
+std::string exact(Bandwidth bandwidth) {
+  return fmt::format("{} B/s", bandwidth.value);
+}
+std::string exact(Seconds seconds) {
+  return fmt::format("{} s", seconds.value);
 }
 
 std::uint32_t add_switches(SwitchGraph& graph, SwitchKind kind, std::uint32_t count) {

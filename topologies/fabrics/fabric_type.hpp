@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "topologies/cluster.hpp"
@@ -59,6 +60,8 @@ struct SwitchGraph {
   bool first_cable_first = false;
 };
 
+using FabricKeys = std::vector<std::pair<std::string, std::string>>;
+
 struct FabricType {
   std::string_view name;     // `kind` in YAML
   std::string_view summary;  // for lists
@@ -67,6 +70,8 @@ struct FabricType {
   // Throws InputError, with `where` in front, for a fabric that cannot connect the site.
   void (*check)(const FabricKind& kind, const FabricSite& site, std::string_view where);
   SwitchGraph (*build)(const Cluster& cluster);
+  // The keys of `read` besides `kind` and `hop_latency`, as YAML text.
+  FabricKeys (*keys)(const FabricKind& kind);
 };
 
 extern const FabricType kStarType, kRailOnlyType, kLeafSpineType, kFatTreeType, kDragonflyType,
@@ -78,6 +83,9 @@ const FabricType& fabric_type(const FabricKind& kind);
 
 // Helpers of the fabrics.
 std::uint32_t add_switches(SwitchGraph& graph, SwitchKind kind, std::uint32_t count);  // the first
+// Quantities as text that reads back to the same value.
+std::string exact(Bandwidth bandwidth);
+std::string exact(Seconds seconds);
 constexpr std::uint64_t divide_up(std::uint64_t a, std::uint64_t b) {
   return (a + b - 1) / b;
 }

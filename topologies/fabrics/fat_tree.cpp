@@ -80,8 +80,14 @@ SwitchGraph build(const Cluster& cluster) {
   return graph;
 }
 
+FabricKeys keys(const FabricKind& kind) {
+  const auto& fabric = std::get<FatTreeFabric>(kind);
+  return {{"k", std::to_string(fabric.k)},
+          {"oversubscription", fmt::format("{}", fabric.oversubscription)}};
+}
+
 }  // namespace
 
-const FabricType kFatTreeType{"fat_tree", "k-ary fat tree", true, read, check, build};
+const FabricType kFatTreeType{"fat_tree", "k-ary fat tree", true, read, check, build, keys};
 
 }  // namespace coterie

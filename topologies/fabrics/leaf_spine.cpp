@@ -69,9 +69,17 @@ SwitchGraph build(const Cluster& cluster) {
   return graph;
 }
 
+FabricKeys keys(const FabricKind& kind) {
+  const auto& fabric = std::get<LeafSpineFabric>(kind);
+  return {{"rail_optimised", fabric.rail_optimised ? "true" : "false"},
+          {"ports_per_leaf", std::to_string(fabric.ports_per_leaf)},
+          {"num_spines", std::to_string(fabric.num_spines)},
+          {"oversubscription", fmt::format("{}", fabric.oversubscription)}};
+}
+
 }  // namespace
 
 const FabricType kLeafSpineType{
-    "leaf_spine", "leaves joined by spines, rail-optimised or not", true, read, check, build};
+    "leaf_spine", "leaves joined by spines, rail-optimised or not", true, read, check, build, keys};
 
 }  // namespace coterie

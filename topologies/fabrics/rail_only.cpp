@@ -27,9 +27,13 @@ SwitchGraph build(const Cluster& cluster) {
   return graph;
 }
 
+FabricKeys keys(const FabricKind& /*kind*/) {
+  return {};
+}
+
 }  // namespace
 
 const FabricType kRailOnlyType{
-    "rail_only", "one switch per rail, rails not joined", false, read, check, build};
+    "rail_only", "one switch per rail, rails not joined", false, read, check, build, keys};
 
 }  // namespace coterie

@@ -22,8 +22,12 @@ SwitchGraph build(const Cluster& cluster) {
   return graph;
 }
 
+FabricKeys keys(const FabricKind& /*kind*/) {
+  return {};
+}
+
 }  // namespace
 
-const FabricType kStarType{"star", "one non-blocking switch", false, read, check, build};
+const FabricType kStarType{"star", "one non-blocking switch", false, read, check, build, keys};
 
 }  // namespace coterie

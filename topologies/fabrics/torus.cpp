@@ -80,9 +80,15 @@ SwitchGraph build(const Cluster& cluster) {
   return graph;
 }
 
+FabricKeys keys(const FabricKind& kind) {
+  const auto& fabric = std::get<TorusFabric>(kind);
+  return {{"dimensions", fmt::format("[{}]", fmt::join(fabric.dimensions, ", "))},
+          {"link_bandwidth", exact(fabric.link_bandwidth)}};
+}
+
 }  // namespace
 
-const FabricType kTorusType{"torus", "one router per node, neighbours joined", true, read, check,
-                            build};
+const FabricType kTorusType{
+    "torus", "one router per node, neighbours joined", true, read, check, build, keys};
 
 }  // namespace coterie

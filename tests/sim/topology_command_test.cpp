@@ -1,0 +1,99 @@
+// The command line of `coterie topology`, run as users run it.
+
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "core/file.hpp"
+#include "topologies/cluster.hpp"
+
+namespace coterie {
+namespace {
+
+struct Outcome {
+  int exit_code = -1;
+  std::string out, err;
+};
+
+class TopologyCommand : public testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = std::filesystem::temp_directory_path() /
+              ("coterie_topology_" +
+               std::string(testing::UnitTest::GetInstance()->current_test_info()->name()));
+    std::filesystem::remove_all(folder_);
+    std::filesystem::create_directories(folder_);
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+
+  Outcome run(const std::string& arguments) {
+    const std::string out = (folder_ / "out").string();
+    const std::string err = (folder_ / "err").string();
+    const int status = std::system((std::string(COTERIE_BINARY_DIR "/bin/coterie topology ") +
+                                    arguments + " > " + out + " 2> " + err)
+                                       .c_str());
+    return {WEXITSTATUS(status), read_file(out), read_file(err)};
+  }
+  std::filesystem::path folder_;
+};
+
+TEST_F(TopologyCommand, ListsEveryPreset) {
+  const Outcome outcome = run("list --json");
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  const auto document = nlohmann::json::parse(outcome.out);
+  EXPECT_EQ(document["topologies"].size(), topology_presets().size());
+}
+
+// 2048 nodes x 8, 32 ports per leaf: 64 pods of 8 leaves. 1024 nodes x 8 NICs x 50 GB/s face the
+// other half; oversubscribed 4:1.
+TEST_F(TopologyCommand, ShowsCountsAndBisectionAsJson) {
+  const Outcome outcome =
+      run("show h100_rail_optimised --ranks 16384 --set fabric.oversubscription=4 --json");
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  EXPECT_TRUE(outcome.err.empty()) << outcome.err;
+  const auto document = nlohmann::json::parse(outcome.out);
+  EXPECT_EQ(document["num_gpus"], 16384);
+  EXPECT_EQ(document["num_switches"]["leaf"], 512);
+  EXPECT_EQ(document["diameter_links"], 4);
+  EXPECT_DOUBLE_EQ(document["network_bisection_bytes_per_s"], 1024 * 8 * 50e9 / 4);
+  EXPECT_DOUBLE_EQ(document["oversubscription"], 4.0);
+}
+
+TEST_F(TopologyCommand, DrawsAnSvgThatStaysSmall) {
+  for (const char* preset : {"h100_node", "star", "gb200_nvl72", "h100_rail_optimised",
+                             "h100_fat_tree", "h100_dragonfly", "h100_torus", "h100_rail_only"}) {
+    const std::string svg = (folder_ / "c.svg").string();
+    const std::string name = preset;
+    const bool scales = name != "h100_node" && name != "gb200_nvl72";
+    const Outcome outcome = run("show " + name + (scales ? " --ranks 2048" : "") + " --svg " + svg);
+    ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+    const std::string text = read_file(svg);
+    EXPECT_TRUE(text.starts_with("<svg ")) << preset;
+    EXPECT_TRUE(text.ends_with("</svg>\n")) << preset;
+    EXPECT_NE(text.find(preset), std::string::npos);
+    EXPECT_EQ(text.find(" more") != std::string::npos, name != "h100_node") << preset;
+    // Repeated parts are collapsed: 2048 GPUs drawn one by one would need far more.
+    EXPECT_LT(text.size(), 200000U) << preset;
+  }
+}
+
+TEST_F(TopologyCommand, BadInputLeavesNothingBehind) {
+  const std::string svg = (folder_ / "c.svg").string();
+  const Outcome outcome = run("show h100_node --set scale_up.bandwidth=450 --svg " + svg);
+  EXPECT_EQ(outcome.exit_code, 2);
+  EXPECT_TRUE(outcome.out.empty());
+  EXPECT_NE(outcome.err.find("--set scale_up.bandwidth: found \"450\", expected a bandwidth"),
+            std::string::npos)
+      << outcome.err;
+  EXPECT_FALSE(std::filesystem::exists(svg));
+  EXPECT_EQ(run("show nothing_of_that_name").exit_code, 2);
+  EXPECT_EQ(run("show h100_node --ranks 9").exit_code, 2);
+  EXPECT_EQ(run("show").exit_code, 2);
+  EXPECT_EQ(run("show --help").exit_code, 0);
+}
+
+}  // namespace
+}  // namespace coterie

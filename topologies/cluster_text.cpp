@@ -1,0 +1,107 @@
+#include <fmt/format.h>
+
+#include <iterator>
+
+#include "topologies/cluster.hpp"
+#include "topologies/fabrics/fabric_type.hpp"
+
+namespace coterie {
+namespace {
+
+// Texts of users may hold anything: double quotes with JSON's escapes, which YAML shares.
+std::string quoted(const std::string& text) {
+  std::string out = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') {
+      out += '\\';
+      out += c;
+    } else if (static_cast<unsigned char>(c) < 0x20) {
+      out += fmt::format("\\x{:02x}", static_cast<unsigned>(c));
+    } else {
+      out += c;
+    }
+  }
+  return out + "\"";
+}
+
+std::string exact(ComputeRate rate) {
+  return fmt::format("{} FLOP/s", rate.value);
+}
+
+std::string injection_text(const Injection& injection) {
+  std::string text = "  injection:\n    sends_in_flight: ";
+  text += injection.sends_in_flight == kUnlimitedSends ? "unlimited"
+                                                       : std::to_string(injection.sends_in_flight);
+  if (injection.rank_bandwidth) {
+    text += "\n    rank_bandwidth: " + exact(*injection.rank_bandwidth);
+  }
+  text += "\n    segments:\n";
+  for (const MessageSegment& segment : injection.segments) {
+    text += "      - {";
+    if (segment.up_to) text += fmt::format("up_to: {} B, ", segment.up_to->value);
+    text += "alpha: " + exact(segment.alpha);
+    if (segment.bandwidth) text += ", bandwidth: " + exact(*segment.bandwidth);
+    text += "}\n";
+  }
+  return text;
+}
+
+std::string gpu_text(const GpuModel& gpu) {
+  return fmt::format(
+      "gpu:\n  name: {}\n  bf16_peak: {}\n  fp8_peak: {}\n  memory_bandwidth: {}\n  num_sms: {}\n"
+      "  compute_efficiency: {}\n  memory_efficiency: {}\n  kernel_launch: {}\n",
+      quoted(gpu.name), exact(gpu.bf16_peak), exact(gpu.fp8_peak), exact(gpu.memory_bandwidth),
+      gpu.num_sms, gpu.compute_efficiency, gpu.memory_efficiency, exact(gpu.kernel_launch));
+}
+
+std::string scale_up_text(const ScaleUp& scale_up) {
+  const char* kind = scale_up.kind == ScaleUpKind::kNvlink ? "nvlink"
+                     : scale_up.kind == ScaleUpKind::kPcie ? "pcie"
+                                                           : "socket";
+  std::string text = fmt::format(
+      "scale_up:\n  kind: {}\n  bandwidth: {}\n  latency: {}\n  nodes_per_domain: {}\n", kind,
+      exact(scale_up.bandwidth), exact(scale_up.latency), scale_up.nodes_per_domain);
+  if (scale_up.shared_bandwidth) {
+    text += fmt::format("  shared_bandwidth: {}\n", exact(*scale_up.shared_bandwidth));
+  }
+  return text + injection_text(scale_up.injection);
+}
+
+std::string fabric_text(const Fabric& fabric) {
+  const FabricType& type = fabric_type(fabric.kind);
+  std::string text = fmt::format("fabric:\n  kind: {}\n", type.name);
+  if (type.has_hop_latency) text += fmt::format("  hop_latency: {}\n", exact(fabric.hop_latency));
+  for (const auto& [key, value] : type.keys(fabric.kind)) {
+    text += fmt::format("  {}: {}\n", key, value);
+  }
+  return text;
+}
+
+}  // namespace
+
+std::string to_yaml(const Cluster& cluster) {
+  std::string text = fmt::format("schema_version: 1\nname: {}\n", quoted(cluster.name));
+  if (!cluster.description.empty()) {
+    text += fmt::format("description: {}\n", quoted(cluster.description));
+  }
+  text += fmt::format("nodes: {}\ngpus_per_node: {}\n", cluster.num_nodes, cluster.gpus_per_node);
+  text += gpu_text(cluster.gpu);
+  if (cluster.scale_up) text += scale_up_text(*cluster.scale_up);
+  if (const auto& nic = cluster.nic) {
+    text += fmt::format("nic:\n  per_gpu: {}\n  bandwidth: {}\n  latency: {}\n  pxn: {}\n",
+                        nic->per_gpu, exact(nic->bandwidth), exact(nic->latency), nic->pxn);
+    text += injection_text(nic->injection);
+  }
+  if (cluster.fabric) text += fabric_text(*cluster.fabric);
+  text += fmt::format("overheads:\n  notify: {}\n", exact(cluster.overheads.notify));
+  if (cluster.relative_uncertainty) {
+    text += fmt::format("relative_uncertainty: {}\n", *cluster.relative_uncertainty);
+  }
+  if (!cluster.provenance.empty()) text += "provenance:\n";
+  for (const auto& [key, value] : cluster.provenance) {
+    text += fmt::format("  {}: {}\n", quoted(key), quoted(value));
+  }
+  return text;
+}
+
+}  // namespace coterie
