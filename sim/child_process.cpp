@@ -4,10 +4,12 @@
 #include <fmt/format.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
@@ -51,16 +53,13 @@ bool write_all(int fd, std::string_view bytes) {
   return true;
 }
 
-[[noreturn]] void run_child(int fd, int parent, const std::function<std::string()>& body) {
+[[noreturn]] void run_child(int fd, int log, int parent, const std::function<std::string()>& body) {
   // The child must not outlive an interrupted parent.
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (::getppid() != parent) ::_exit(1);
-  // A library that prints its own account of a failure would break the one sentence the user gets.
-  const int null = ::open("/dev/null", O_WRONLY | O_CLOEXEC);
-  if (null >= 0) {
-    ::dup2(null, STDOUT_FILENO);
-    ::dup2(null, STDERR_FILENO);
-  }
+  // What a library prints about a failure goes into the one sentence the user gets.
+  ::dup2(log, STDOUT_FILENO);
+  ::dup2(log, STDERR_FILENO);
   std::string message;
   try {
     message = kResult + body();
@@ -106,6 +105,19 @@ Outcome read_until_closed(int fd, double timeout_s) {
   }
 }
 
+// The first line that the child printed, without time stamps and source places; empty if none.
+std::string first_line(int log) {
+  char buffer[512];
+  const ssize_t count = ::pread(log, buffer, sizeof buffer, 0);
+  if (count <= 0) return {};
+  std::string line(buffer, static_cast<std::size_t>(count));
+  line.resize(std::min(line.size(), line.find('\n')));
+  if (const std::size_t tag = line.find("/CRITICAL] "); tag != std::string::npos) {
+    line.erase(0, tag + 11);
+  }
+  return line;
+}
+
 int wait_for(pid_t pid) {
   int status = 0;
   while (::waitpid(pid, &status, 0) < 0 && errno == EINTR) {
@@ -124,13 +136,14 @@ std::string run_in_child(const std::string& what, double timeout_s,
   }
   Descriptor read_end(ends[0]);
   Descriptor write_end(ends[1]);
+  const Descriptor log(::memfd_create("coterie-child", MFD_CLOEXEC));
   const int parent = ::getpid();
   const pid_t pid = ::fork();
   if (pid < 0) {
     throw Error(ExitCode::kInternalError,
                 fmt::format("{}: cannot start a process: {}", what, std::strerror(errno)));
   }
-  if (pid == 0) run_child(write_end.get(), parent, body);
+  if (pid == 0) run_child(write_end.get(), log.get(), parent, body);
   write_end.reset();
 
   Outcome outcome = read_until_closed(read_end.get(), timeout_s);
@@ -142,9 +155,11 @@ std::string run_in_child(const std::string& what, double timeout_s,
                 fmt::format("{}: not done after {} s; stopped", what, timeout_s));
   }
   if (WIFSIGNALED(status)) {
-    throw Error(ExitCode::kInternalError,
-                fmt::format("{}: its process was ended by signal {} ({})", what, WTERMSIG(status),
-                            ::strsignal(WTERMSIG(status))));
+    const std::string said = first_line(log.get());
+    throw Error(
+        ExitCode::kInternalError,
+        fmt::format("{}: its process was ended by signal {} ({}){}{}", what, WTERMSIG(status),
+                    ::strsignal(WTERMSIG(status)), said.empty() ? "" : ": ", said));
   }
   if (outcome.bytes.empty() || WEXITSTATUS(status) != 0) {
     throw Error(ExitCode::kInternalError,

@@ -20,8 +20,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
+#include <map>
 #include <optional>
 #include <queue>
+#include <set>
 #include <string>
 #include <unordered_map>
 
@@ -79,48 +82,74 @@ void add_route(ZoneT* zone, sg::Host* src, sg::Host* dst,
   }
 }
 
-// The GPUs that communicate as hosts, the links they use, one explicit route per pair in use.
+// The GPUs of the program as hosts, the links they use, one explicit route per pair in use.
+//
+// SimGrid 3.32 ignores Comm::set_rate between hosts. A rate cap is a link of the kind that is never
+// shared (FATPIPE) at the head of the route; a GPU is one source host for every cap it sends under.
 class Platform {
  public:
   Platform(sg::Engine& engine, const Program& program, const Transfers& transfers,
-           std::span<const Link> links, std::uint32_t num_gpus)
-      : hosts_(num_gpus, nullptr), links_(links.size(), nullptr) {
-    auto* zone = root_zone(engine);
+           std::span<const Link> links)
+      : zone_(root_zone(engine)),
+        link_list_(links),
+        links_(links.size(), nullptr),
+        source_(program.num_ops(), nullptr),
+        destination_(program.num_ops(), nullptr) {
+    std::set<std::pair<sg::Host*, sg::Host*>> routed;
     for (std::size_t op = 0; op < program.num_ops(); ++op) {
+      // Also for computations: SimGrid refuses a platform without hosts.
+      destination_[op] = host(program.dst[op], kUncapped);
       if (!program.is_transfer(op) || program.bytes[op] <= 0.0) continue;
-      for (const std::uint32_t gpu : {program.src[op], program.dst[op]}) {
-        if (hosts_[gpu] == nullptr) hosts_[gpu] = add_host(zone, std::to_string(gpu));
+      source_[op] = host(program.src[op], transfers.rate_cap[op]);
+      if (!routed.emplace(source_[op], destination_[op]).second) continue;
+      std::vector<sg::LinkInRoute> route;
+      if (transfers.rate_cap[op] != kUncapped) {
+        route.emplace_back(cap(program.src[op], transfers.rate_cap[op]));
       }
-      for (const std::uint32_t link : transfers.route(op)) {
-        if (links_[link] != nullptr) continue;
-        links_[link] = add_link(zone, std::to_string(link), links[link].bandwidth.value);
-        links_[link]->set_latency(0.0);
-        links_[link]->seal();
-      }
+      for (const std::uint32_t idx : transfers.route(op)) route.emplace_back(link(idx));
+      add_route(zone_, source_[op], destination_[op], route);
     }
-    std::vector<std::pair<std::uint64_t, std::uint32_t>> routes;  // pair, an operation of it
-    for (std::size_t op = 0; op < program.num_ops(); ++op) {
-      if (!program.is_transfer(op) || program.bytes[op] <= 0.0) continue;
-      routes.emplace_back(flow_key(program.src[op], program.dst[op], num_gpus),
-                          static_cast<std::uint32_t>(op));
-    }
-    std::sort(routes.begin(), routes.end());
-    std::vector<sg::LinkInRoute> route;
-    for (std::size_t i = 0; i < routes.size(); ++i) {
-      if (i > 0 && routes[i].first == routes[i - 1].first) continue;
-      const std::uint32_t op = routes[i].second;
-      route.clear();
-      for (const std::uint32_t link : transfers.route(op)) route.emplace_back(links_[link]);
-      add_route(zone, hosts_[program.src[op]], hosts_[program.dst[op]], route);
-    }
-    zone->seal();
+    zone_->seal();
   }
 
-  [[nodiscard]] sg::Host* host(std::uint32_t gpu) const { return hosts_[gpu]; }
+  // Of a transfer.
+  [[nodiscard]] sg::Host* source(std::size_t op) const { return source_[op]; }
+  [[nodiscard]] sg::Host* destination(std::size_t op) const { return destination_[op]; }
 
  private:
-  std::vector<sg::Host*> hosts_;  // null: takes no part in a transfer
-  std::vector<sg::Link*> links_;
+  static constexpr double kUncapped = std::numeric_limits<double>::infinity();
+
+  sg::Host* host(std::uint32_t gpu, double rate_cap) {
+    sg::Host*& entry = hosts_[{gpu, rate_cap}];
+    if (entry == nullptr) entry = add_host(zone_, fmt::format("{} {}", gpu, rate_cap));
+    return entry;
+  }
+  sg::Link* link(std::uint32_t idx) {
+    if (links_[idx] == nullptr) {
+      links_[idx] = add_link(zone_, std::to_string(idx), link_list_[idx].bandwidth.value);
+      links_[idx]->set_latency(0.0);
+      links_[idx]->seal();
+    }
+    return links_[idx];
+  }
+  // One per GPU, so that transfers that share nothing stay independent in SimGrid's solver.
+  sg::Link* cap(std::uint32_t gpu, double rate) {
+    sg::Link*& entry = caps_[{gpu, rate}];
+    if (entry == nullptr) {
+      entry = add_link(zone_, fmt::format("cap {} {}", gpu, rate), rate);
+      entry->set_latency(0.0);
+      entry->set_sharing_policy(sg::Link::SharingPolicy::FATPIPE);
+      entry->seal();
+    }
+    return entry;
+  }
+
+  sg::NetZone* zone_;
+  std::span<const Link> link_list_;
+  std::vector<sg::Link*> links_;  // null: not in use
+  std::map<std::pair<std::uint32_t, double>, sg::Link*> caps_;
+  std::map<std::pair<std::uint32_t, double>, sg::Host*> hosts_;
+  std::vector<sg::Host*> source_, destination_;  // [num_ops]
 };
 
 // Drives SimGrid through one program.
@@ -233,10 +262,8 @@ class Run {
   }
 
   void communicate(std::uint32_t op) {
-    sg::CommPtr comm =
-        sg::Comm::sendto_init(platform_.host(program_.src[op]), platform_.host(program_.dst[op]));
+    sg::CommPtr comm = sg::Comm::sendto_init(platform_.source(op), platform_.destination(op));
     comm->set_payload_size(static_cast<std::uint64_t>(std::llround(program_.bytes[op])));
-    if (std::isfinite(transfers_.rate_cap[op])) comm->set_rate(transfers_.rate_cap[op]);
     operation_of_.emplace(comm.get(), op);
     comm->start();
     // SimGrid touches a communication after its completion was reported; it must live on.
@@ -295,7 +322,7 @@ Execution simulate(const Program& program, const Network& network, const Transfe
   sg::Engine::set_config("network/crosstraffic", false);
   sg::Engine::set_config("network/TCP-gamma", 1e30);
   sg::Engine::set_config(kPrecisionSetting, precision_s);
-  const Platform platform(engine, program, transfers, network.links(), network.num_gpus());
+  const Platform platform(engine, program, transfers, network.links());
   return Run(program, transfers, platform).execute(engine);
 }
 
@@ -312,6 +339,7 @@ void extract(const std::string& bytes, std::size_t& position, std::vector<double
 
 Execution run_simgrid(const Program& program, const Network& network,
                       const EngineOptions& options) {
+  if (program.num_ops() == 0) return {};
   // Resolved in the parent: an unreachable destination is an error of the input.
   const Transfers transfers = resolve_transfers(program, network);
   const double relative =
