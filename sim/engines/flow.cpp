@@ -23,23 +23,33 @@ constexpr std::uint32_t kNone = std::numeric_limits<std::uint32_t>::max();
 // Times closer than this share of the busiest link's time are one event: equal sizes finish
 // together although rounding parts them.
 constexpr double kSameTime = 1e-12;
-// A batch of more than 1/kBatchShare of the active flows is solved, not repaired.
-constexpr std::size_t kBatchShare = 8;
+// At the default precision, rates are solved anew at the latest when 1/kChangesPerSolve of the
+// active flows came or went: a solve costs time in proportion to the active flows, so that all
+// solves together cost time in proportion to the transfers.
+constexpr double kChangesPerSolve = 16.0;
+// With more than 1/kManyLinks of the links changed, all are solved without asking what is
+// connected.
+constexpr std::size_t kManyLinks = 8;
 
 // What all components share; each touches its own operations, links, queues and events only.
 struct Shared {
+  Shared(const Program& program_, const Transfers& transfers_, const FlowOptions& options_,
+         Execution& out_)
+      : program(program_), transfers(transfers_), options(options_), out(out_) {}
+
   const Program& program;
   const Transfers& transfers;
   const FlowOptions& options;
+  Execution& out;
   Waiters waiters;
+  BindingRoutes routes;
   std::vector<LinkState> links;
   std::vector<std::uint32_t> pending;     // [num_events] operations that must still finish
   std::vector<std::uint32_t> queue_head;  // [num_queues] first waiting operation or kNone
   std::vector<std::uint32_t> queue_tail;
   std::vector<std::uint32_t> queue_used;  // [num_queues] sends under way
+  std::vector<std::uint32_t> queue;       // [num_ops] of transfers; kNone for computations
   std::vector<std::uint32_t> next_op;     // [num_ops] the next operation of the same queue
-  BindingRoutes routes;
-  Execution& out;
 };
 
 // Runs one component from its first event to its last.
@@ -52,7 +62,10 @@ class ComponentRun {
         state_(shared.links, shared.routes.max_hops),
         precision_(shared.options.relative_precision),
         same_time_(kSameTime * component.busiest_link_s),
-        quantum_(precision_ * component.busiest_link_s) {}
+        quantum_(precision_ * component.busiest_link_s),
+        max_changes_(precision_ / (kFlowDefaultPrecision * kChangesPerSolve)) {
+    if (exact()) state_.start_horizon(kNever);
+  }
 
   void run();
 
@@ -77,9 +90,10 @@ class ComponentRun {
   LocalRepair repair_;
   double precision_;
   double same_time_;
-  double quantum_;
+  double quantum_;      // seconds between two solves
+  double max_changes_;  // the same as a share of the active flows
+  std::size_t num_changes_ = 0;
   double now_ = 0.0;
-  double next_solve_ = 0.0;
   std::uint32_t interval_ = 1;           // between solves, for LinkState::dirty
   std::vector<std::uint32_t> touched_;   // links whose flows changed since the last solve
   std::vector<std::uint32_t> ready_;     // operations whose event fired
@@ -88,6 +102,7 @@ class ComponentRun {
   std::vector<std::uint32_t> ended_;     // operations whose bytes ended at this event
   std::vector<std::uint32_t> slack_;     // links on which flows made room
   std::vector<FlowRate> snapshot_;
+  std::vector<double> limits_;
 };
 
 void ComponentRun::make_ready(std::uint32_t event) {
@@ -98,12 +113,12 @@ void ComponentRun::make_ready(std::uint32_t event) {
 void ComponentRun::enqueue_ready() {
   std::sort(ready_.begin(), ready_.end());
   for (const std::uint32_t op : ready_) {
-    if (!shared_.program.is_transfer(op)) {
+    if (shared_.queue[op] == kNone) {
       shared_.out.start_s[op] = now_;
       state_.heap().set(state_.open_slot(op), now_ + shared_.program.duration[op]);
       continue;
     }
-    const std::uint32_t queue = shared_.transfers.queue[op];
+    const std::uint32_t queue = shared_.queue[op];
     shared_.next_op[op] = kNone;
     if (shared_.queue_head[queue] == kNone) {
       shared_.queue_head[queue] = op;
@@ -113,7 +128,7 @@ void ComponentRun::enqueue_ready() {
     shared_.queue_tail[queue] = op;
   }
   for (const std::uint32_t op : ready_) {
-    if (shared_.program.is_transfer(op)) launch_queue(shared_.transfers.queue[op]);
+    if (shared_.queue[op] != kNone) launch_queue(shared_.queue[op]);
   }
   ready_.clear();
 }
@@ -141,7 +156,7 @@ void ComponentRun::touch_route(std::uint32_t op) {
 }
 
 void ComponentRun::finish_slot(std::uint32_t slot) {
-  finished_.push_back(state_.flow(slot).op);
+  finished_.push_back(state_.op(slot));
   state_.close_slot(slot);
 }
 
@@ -152,16 +167,27 @@ void ComponentRun::take_events() {
   finished_.clear();
   ended_.clear();
   const double until = heap.top_time() + same_time_;
+  if (!exact()) {
+    // The first change since the last solve sets the time of the next.
+    const double next_solve = until + quantum_;
+    if (state_.num_flowing() == 0) {
+      touched_.clear();
+      ++interval_;
+      state_.start_horizon(next_solve);
+    } else if (touched_.empty() && state_.horizon() > next_solve) {
+      state_.start_horizon(next_solve);
+    }
+  }
   while (!heap.empty() && heap.top_time() <= until) {
     now_ = heap.top_time();  // the last of them, so that nothing finishes early
     const std::uint32_t slot = heap.top_slot();
     heap.pop();
-    const Flow& flow = state_.flow(slot);
-    if (flow.flowing) {
-      ended_.push_back(flow.op);
-      state_.detach(slot);
+    const std::uint32_t op = state_.op(slot);
+    if (state_.flowing(slot)) {
+      ended_.push_back(op);
+      state_.detach(slot, now_);
       finish_slot(slot);
-    } else if (shared_.program.is_transfer(flow.op) && shared_.program.bytes[flow.op] > 0.0) {
+    } else if (shared_.queue[op] != kNone && shared_.program.bytes[op] > 0.0) {
       started_.push_back(slot);
     } else {
       finish_slot(slot);
@@ -169,18 +195,27 @@ void ComponentRun::take_events() {
   }
   ++stats_.num_events;
   for (const std::uint32_t slot : started_) {
-    const std::uint32_t op = state_.flow(slot).op;
+    const std::uint32_t op = state_.op(slot);
     state_.attach(slot, shared_.routes.of(op), shared_.program.bytes[op], shared_.routes.cap[op],
                   now_);
-    state_.heap().set(slot, kNever);
   }
 }
 
 void ComponentRun::solve() {
-  solver_.solve(state_, touched_, now_);
+  if (touched_.size() * kManyLinks > component_.links.size()) {
+    solver_.solve_all(state_, component_.links, now_, quantum_);
+  } else {
+    solver_.solve(state_, touched_, now_, quantum_);
+  }
   touched_.clear();
+  num_changes_ = 0;
   ++interval_;
-  next_solve_ = now_ + quantum_;
+  if (!exact()) {
+    for (const std::uint32_t link : solver_.links()) {
+      if (state_.link(link).extra > 0.0) touch(link);  // the credit is spent at the next solve
+    }
+    state_.set_horizon(now_ + quantum_, touched_.empty(), quantum_);
+  }
   ++stats_.num_solves;
   stats_.num_solved_flows += solver_.num_flows();
   observe(true);
@@ -189,11 +224,11 @@ void ComponentRun::solve() {
 // New rates after the events of this moment.
 void ComponentRun::adjust_rates() {
   if (started_.empty() && ended_.empty()) return;
-  if (touched_.empty()) next_solve_ = now_ + quantum_;
   for (const std::uint32_t op : ended_) touch_route(op);
-  for (const std::uint32_t slot : started_) touch_route(state_.flow(slot).op);
-  const std::size_t num_changes = started_.size() + ended_.size();
-  if (exact() || num_changes * kBatchShare > state_.num_flowing()) {
+  for (const std::uint32_t slot : started_) touch_route(state_.op(slot));
+  num_changes_ += started_.size() + ended_.size();
+  if (exact() || static_cast<double>(num_changes_) >
+                     max_changes_ * static_cast<double>(state_.num_flowing())) {
     solve();
     return;
   }
@@ -216,13 +251,19 @@ void ComponentRun::run() {
   std::size_t num_unfinished = component_.ops.size();
   enqueue_ready();
   EventHeap& heap = state_.heap();
-  while (!heap.empty()) {
-    if (!touched_.empty() && next_solve_ <= heap.top_time()) {
-      now_ = next_solve_;
-      solve();
+  while (!heap.empty() || state_.num_flowing() > 0) {
+    if (state_.num_flowing() > 0 && (heap.empty() || heap.top_time() > state_.horizon())) {
+      now_ = state_.horizon();
+      if (touched_.empty()) {
+        if (!state_.set_horizon(now_ + quantum_, true, quantum_)) {
+          throw std::logic_error("no flow has a rate after a solve");
+        }
+      } else {
+        solve();
+      }
       continue;
     }
-    if (heap.top_time() == kNever) throw std::logic_error("a flow has no rate after a solve");
+    if (heap.top_time() == kNever) throw std::logic_error("no flow has a rate after a solve");
     take_events();
     num_unfinished -= finished_.size();
     for (const std::uint32_t op : finished_) {
@@ -234,12 +275,12 @@ void ComponentRun::run() {
       }
     }
     for (const std::uint32_t op : finished_) {
-      if (shared_.program.is_transfer(op)) --shared_.queue_used[shared_.transfers.queue[op]];
+      if (shared_.queue[op] != kNone) --shared_.queue_used[shared_.queue[op]];
     }
     enqueue_ready();
     std::sort(finished_.begin(), finished_.end());
     for (const std::uint32_t op : finished_) {
-      if (shared_.program.is_transfer(op)) launch_queue(shared_.transfers.queue[op]);
+      if (shared_.queue[op] != kNone) launch_queue(shared_.queue[op]);
     }
     adjust_rates();
   }
@@ -254,10 +295,12 @@ void ComponentRun::run() {
 void ComponentRun::observe(bool solved) {
   if (!shared_.options.observer) return;
   snapshot_.clear();
-  for (const Flow& flow : state_.slots()) {
-    if (flow.flowing) snapshot_.push_back({flow.op, flow.rate});
+  for (std::uint32_t slot = 0; slot < state_.num_slots(); ++slot) {
+    if (state_.flowing(slot)) snapshot_.push_back({state_.op(slot), state_.rate(slot)});
   }
-  shared_.options.observer({now_, solved, snapshot_});
+  limits_.clear();
+  for (const LinkState& link : shared_.links) limits_.push_back(link.limit);
+  shared_.options.observer({now_, solved, snapshot_, limits_});
 }
 
 void check_inputs(const Program& program, const Transfers& transfers,
@@ -337,27 +380,23 @@ Execution simulate_flows(const Program& program, const Transfers& transfers,
   out.start_s.assign(num_ops, 0.0);
   out.finish_s.assign(num_ops, 0.0);
 
-  Shared shared{program,
-                transfers,
-                options,
-                waiters_of(program),
-                {},
-                {},
-                {},
-                {},
-                {},
-                {},
-                binding_routes(program, transfers, capacity),
-                out};
+  Shared shared(program, transfers, options, out);
+  shared.waiters = waiters_of(program);
+  shared.routes = binding_routes(program, transfers, capacity);
   shared.links.resize(capacity.size());
   for (std::size_t link = 0; link < capacity.size(); ++link) {
-    shared.links[link].capacity = shared.links[link].residual = capacity[link];
+    LinkState& state = shared.links[link];
+    state.capacity = state.residual = state.limit = capacity[link];
   }
   shared.pending = program.event_count;
   shared.queue_head.assign(transfers.num_queues(), kNone);
   shared.queue_tail.assign(transfers.num_queues(), kNone);
   shared.queue_used.assign(transfers.num_queues(), 0);
   shared.next_op.assign(num_ops, kNone);
+  shared.queue.resize(num_ops);
+  for (std::size_t op = 0; op < num_ops; ++op) {
+    shared.queue[op] = program.is_transfer(op) ? transfers.queue[op] : kNone;
+  }
 
   const std::vector<Component> components =
       split_components(program, transfers, shared.routes, capacity);

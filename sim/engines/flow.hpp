@@ -50,6 +50,9 @@ struct FlowSnapshot {
   bool solved =
       false;  // true: max-min fair; false: only feasible (a local repair inside a quantum)
   std::span<const FlowRate> flows;
+  // [num_links] what the last solve shared out: the capacity, or more where a link makes up for
+  // bytes it could not carry in the quantum before.
+  std::span<const double> link_limit;
 };
 
 struct FlowStats {

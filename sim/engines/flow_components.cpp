@@ -75,10 +75,13 @@ std::vector<Component> split_components(const Program& program, const Transfers&
       if (item != kFree) component_of[sets.find(item)] = component;
     }
     components[component].ops.push_back(static_cast<std::uint32_t>(op));
-    for (const std::uint32_t link : routes.of(op)) {
-      components[component].busiest_link_s =
-          std::max(components[component].busiest_link_s, link_s[link]);
-    }
+  }
+  for (std::uint32_t link = 0; link < capacity.size(); ++link) {
+    const std::uint32_t component = component_of[sets.find(link)];
+    if (component == kFree) continue;  // nobody crosses it
+    components[component].links.push_back(link);
+    components[component].busiest_link_s =
+        std::max(components[component].busiest_link_s, link_s[link]);
   }
   return components;
 }

@@ -13,8 +13,9 @@
 namespace coterie::flow {
 
 struct Component {
-  std::vector<std::uint32_t> ops;  // ascending
-  double busiest_link_s = 0.0;     // largest bytes / capacity of its links
+  std::vector<std::uint32_t> ops;    // ascending
+  std::vector<std::uint32_t> links;  // that its transfers cross, ascending
+  double busiest_link_s = 0.0;       // largest bytes / capacity of its links
 };
 
 // In the order of their first operations.

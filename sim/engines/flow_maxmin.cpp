@@ -8,48 +8,47 @@ namespace {
 
 // Rates that differ by less are the same: settling them again would only add rounding errors.
 constexpr double kSameRate = 1e-12;
+// How far ahead flows are loaded; they lie scattered from the view of all links but the first.
+constexpr std::size_t kPrefetch = 12;
 
 }  // namespace
+
+void MaxMinSolver::start(FlowState& state, double now, double allow_s) {
+  ++round_;
+  now_ = now;
+  allow_s_ = allow_s;
+  links_.clear();
+  flows_.clear();
+  capped_.clear();
+  heap_.clear();
+  mark_.resize(state.num_slots(), 0);
+  new_rate_.resize(state.num_slots());
+}
 
 void MaxMinSolver::visit_link(FlowState& state, std::uint32_t link_id) {
   LinkState& link = state.link(link_id);
   if (link.mark == round_) return;
   link.mark = round_;
-  link.open = link.capacity;
+  link.limit = link.capacity;
+  if (allow_s_ > 0.0) {
+    // A solve before the horizon ends both the use of the extra rate and the idle time early.
+    const double early_s = std::max(0.0, state.horizon() - now_);
+    const double credit = link.credit + (link.extra - link.freed) * early_s;
+    link.extra = 0.0;
+    if (link.entries.size() > kRepairFlows && credit > 0.0) link.extra = credit / allow_s_;
+    link.limit += link.extra;
+    link.credit = link.freed = 0.0;
+  }
+  link.open = link.limit;
   link.open_flows = static_cast<std::uint32_t>(link.entries.size());
   link.level = kNever;
   links_.push_back(link_id);
 }
 
-void MaxMinSolver::collect(FlowState& state, std::span<const std::uint32_t> seeds) {
-  ++round_;
-  links_.clear();
-  flows_.clear();
-  capped_.clear();
-  heap_.clear();
-  new_rate_.resize(state.slots().size());
-  for (const std::uint32_t seed : seeds) visit_link(state, seed);
-  for (std::size_t i = 0; i < links_.size(); ++i) {  // grows while it is walked: breadth first
-    for (const std::uint32_t entry : state.link(links_[i]).entries) {
-      const std::uint32_t slot = state.slot_of(entry);
-      Flow& flow = state.flow(slot);
-      if (flow.mark == round_) continue;
-      flow.mark = round_;
-      flows_.push_back(slot);
-      for (const std::uint32_t hop : state.hops(slot)) visit_link(state, hop);
-      if (flow.cap < kNever) capped_.push_back(slot);
-    }
-  }
-  std::sort(capped_.begin(), capped_.end(), [&](std::uint32_t a, std::uint32_t b) {
-    const double cap_a = state.flow(a).cap;
-    const double cap_b = state.flow(b).cap;
-    return cap_a != cap_b ? cap_a < cap_b : a < b;
-  });
-  for (const std::uint32_t link_id : links_) {
-    const LinkState& link = state.link(link_id);
-    if (link.open_flows > 0) heap_.push_back({link.open / link.open_flows, link_id});
-  }
-  for (std::size_t i = heap_.size() / 2; i-- > 0;) sift_down(i);
+void MaxMinSolver::visit_flow(FlowState& state, std::uint32_t slot) {
+  flows_.push_back(slot);
+  new_rate_[slot] = -1.0;
+  if (state.cap(slot) < kNever) capped_.push_back(slot);
 }
 
 void MaxMinSolver::sift_down(std::size_t at) {
@@ -65,17 +64,25 @@ void MaxMinSolver::sift_down(std::size_t at) {
 }
 
 void MaxMinSolver::settle(FlowState& state, std::uint32_t slot, double level) {
-  state.flow(slot).settled = round_;
   new_rate_[slot] = level;
-  for (const std::uint32_t hop : state.hops(slot)) {
-    LinkState& link = state.link(hop);
+  for (const FlowState::Hop& hop : state.hops(slot)) {
+    LinkState& link = state.link(hop.link);
     link.open = std::max(0.0, link.open - level);
     --link.open_flows;
   }
 }
 
 void MaxMinSolver::fill(FlowState& state) {
-  const auto settled = [&](std::uint32_t slot) { return state.flow(slot).settled == round_; };
+  std::sort(capped_.begin(), capped_.end(), [&](std::uint32_t a, std::uint32_t b) {
+    return state.cap(a) != state.cap(b) ? state.cap(a) < state.cap(b) : a < b;
+  });
+  for (const std::uint32_t link_id : links_) {
+    const LinkState& link = state.link(link_id);
+    if (link.open_flows > 0) heap_.push_back({link.open / link.open_flows, link_id});
+  }
+  for (std::size_t i = heap_.size() / 2; i-- > 0;) sift_down(i);
+
+  const auto settled = [&](std::uint32_t slot) { return new_rate_[slot] >= 0.0; };
   std::size_t next_capped = 0;
   while (!heap_.empty()) {
     const std::uint32_t link_id = heap_.front().link;
@@ -93,12 +100,18 @@ void MaxMinSolver::fill(FlowState& state) {
       if (heap_.front().link != link_id) continue;
     }
     while (next_capped < capped_.size() && settled(capped_[next_capped])) ++next_capped;
-    if (next_capped < capped_.size() && state.flow(capped_[next_capped]).cap <= share) {
-      settle(state, capped_[next_capped], state.flow(capped_[next_capped]).cap);
+    if (next_capped < capped_.size() && state.cap(capped_[next_capped]) <= share) {
+      settle(state, capped_[next_capped], state.cap(capped_[next_capped]));
       continue;
     }
-    for (const std::uint32_t entry : link.entries) {
-      const std::uint32_t slot = state.slot_of(entry);
+    const std::vector<std::uint32_t>& entries = link.entries;
+    for (std::size_t i = 0; i < entries.size(); ++i) {
+      if (i + kPrefetch < entries.size()) {
+        const std::uint32_t ahead = state.slot_of(entries[i + kPrefetch]);
+        __builtin_prefetch(&new_rate_[ahead], 1);
+        state.prefetch_hops(ahead);
+      }
+      const std::uint32_t slot = state.slot_of(entries[i]);
       if (!settled(slot)) settle(state, slot, share);
     }
     link.open = 0.0;  // what is left is rounding
@@ -106,18 +119,51 @@ void MaxMinSolver::fill(FlowState& state) {
   }
 }
 
-void MaxMinSolver::solve(FlowState& state, std::span<const std::uint32_t> seeds, double now) {
-  collect(state, seeds);
-  fill(state);
+void MaxMinSolver::apply(FlowState& state) {
   for (const std::uint32_t link_id : links_) {
     LinkState& link = state.link(link_id);
     link.residual = link.open;
   }
   for (const std::uint32_t slot : flows_) {
-    const double old_rate = state.flow(slot).rate;
+    const double old_rate = state.rate(slot);
     const double rate = new_rate_[slot];
-    if (std::abs(rate - old_rate) > kSameRate * old_rate) state.set_rate(slot, rate, now);
+    if (std::abs(rate - old_rate) <= kSameRate * old_rate) continue;
+    if (allow_s_ > 0.0) {
+      state.change_rate(slot, rate, now_);
+    } else {
+      state.set_rate(slot, rate, now_);
+    }
   }
+}
+
+void MaxMinSolver::solve(FlowState& state, std::span<const std::uint32_t> seeds, double now,
+                         double allow_s) {
+  start(state, now, allow_s);
+  for (const std::uint32_t seed : seeds) visit_link(state, seed);
+  for (std::size_t i = 0; i < links_.size(); ++i) {  // grows while it is walked: breadth first
+    for (const std::uint32_t entry : state.link(links_[i]).entries) {
+      const std::uint32_t slot = state.slot_of(entry);
+      if (mark_[slot] == round_) continue;
+      mark_[slot] = round_;
+      visit_flow(state, slot);
+      for (const FlowState::Hop& hop : state.hops(slot)) visit_link(state, hop.link);
+    }
+  }
+  fill(state);
+  apply(state);
+}
+
+void MaxMinSolver::solve_all(FlowState& state, std::span<const std::uint32_t> links, double now,
+                             double allow_s) {
+  start(state, now, allow_s);
+  for (const std::uint32_t link : links) {
+    if (!state.link(link).entries.empty()) visit_link(state, link);
+  }
+  for (std::uint32_t slot = 0; slot < state.num_slots(); ++slot) {
+    if (state.flowing(slot)) visit_flow(state, slot);
+  }
+  fill(state);
+  apply(state);
 }
 
 }  // namespace coterie::flow

@@ -16,17 +16,16 @@ void LocalRepair::raise(FlowState& state, std::uint32_t link_id, double now) {
   if (link.entries.size() > kRepairFlows || link.residual <= negligible) return;
 
   const auto room_of = [&](std::uint32_t slot) {
-    const Flow& flow = state.flow(slot);
-    double room = flow.cap - flow.rate;
-    for (const std::uint32_t hop : state.hops(slot)) {
-      room = std::min(room, state.link(hop).residual);
+    double room = state.cap(slot) - state.rate(slot);
+    for (const FlowState::Hop& hop : state.hops(slot)) {
+      room = std::min(room, state.link(hop.link).residual);
     }
     return room;
   };
   candidates_.clear();
   for (const std::uint32_t entry : link.entries) {
     const std::uint32_t slot = state.slot_of(entry);
-    if (room_of(slot) > negligible) candidates_.push_back({state.flow(slot).rate, slot});
+    if (room_of(slot) > negligible) candidates_.push_back({state.rate(slot), slot});
   }
   std::sort(candidates_.begin(), candidates_.end(), [](const Candidate& a, const Candidate& b) {
     return a.rate != b.rate ? a.rate < b.rate : a.slot < b.slot;
@@ -48,8 +47,8 @@ void LocalRepair::raise(FlowState& state, std::uint32_t link_id, double now) {
     --left;
     if (gain <= negligible) continue;
     state.set_rate(candidate.slot, candidate.rate + gain, now);
-    for (const std::uint32_t hop : state.hops(candidate.slot)) {
-      LinkState& crossed = state.link(hop);
+    for (const FlowState::Hop& hop : state.hops(candidate.slot)) {
+      LinkState& crossed = state.link(hop.link);
       crossed.residual = std::max(0.0, crossed.residual - gain);
     }
   }
@@ -58,7 +57,7 @@ void LocalRepair::raise(FlowState& state, std::uint32_t link_id, double now) {
 double LocalRepair::newcomer_share(const FlowState& state, const LinkState& link,
                                    std::uint32_t newcomer) const {
   const std::size_t num_flows = link.entries.size();  // the newcomer included
-  if (num_flows > kRepairFlows) return std::min(link.residual, link.level);
+  if (num_flows > kRepairFlows) return std::clamp(link.residual, 0.0, link.level);
   // Flows below the level keep their rates; the others and the newcomer share what is left. The
   // level only grows while flows leave the shared part, so this ends.
   double level = link.capacity / static_cast<double>(num_flows);
@@ -68,7 +67,7 @@ double LocalRepair::newcomer_share(const FlowState& state, const LinkState& link
     for (const std::uint32_t entry : link.entries) {
       const std::uint32_t slot = state.slot_of(entry);
       if (slot == newcomer) continue;
-      const double rate = state.flow(slot).rate;
+      const double rate = state.rate(slot);
       if (rate < level) {
         kept += rate;
         ++num_kept;
@@ -92,8 +91,8 @@ void LocalRepair::make_room(FlowState& state, std::uint32_t link_id, std::uint32
     std::size_t num_cut = 0;
     for (const std::uint32_t entry : link.entries) {
       const std::uint32_t slot = state.slot_of(entry);
-      if (slot == newcomer || state.flow(slot).rate <= level) continue;
-      sum += state.flow(slot).rate;
+      if (slot == newcomer || state.rate(slot) <= level) continue;
+      sum += state.rate(slot);
       ++num_cut;
     }
     if (num_cut == 0) return;
@@ -103,29 +102,30 @@ void LocalRepair::make_room(FlowState& state, std::uint32_t link_id, std::uint32
   }
   for (const std::uint32_t entry : link.entries) {
     const std::uint32_t slot = state.slot_of(entry);
-    const double rate = state.flow(slot).rate;
+    const double rate = state.rate(slot);
     if (slot == newcomer || rate <= level) continue;
     state.set_rate(slot, level, now);
-    for (const std::uint32_t hop : state.hops(slot)) {
-      state.link(hop).residual += rate - level;
-      if (hop != link_id) slack.push_back(hop);
+    for (const FlowState::Hop& hop : state.hops(slot)) {
+      state.link(hop.link).residual += rate - level;
+      if (hop.link != link_id) slack.push_back(hop.link);
     }
   }
 }
 
 void LocalRepair::insert(FlowState& state, std::uint32_t slot, double now,
                          std::vector<std::uint32_t>& slack) {
-  double rate = state.flow(slot).cap;
-  for (const std::uint32_t hop : state.hops(slot)) {
-    rate = std::min(rate, newcomer_share(state, state.link(hop), slot));
+  double rate = state.cap(slot);
+  for (const FlowState::Hop& hop : state.hops(slot)) {
+    rate = std::min(rate, newcomer_share(state, state.link(hop.link), slot));
   }
-  for (const std::uint32_t hop : state.hops(slot)) make_room(state, hop, slot, rate, now, slack);
-  for (const std::uint32_t hop : state.hops(slot)) {
-    rate = std::min(rate, state.link(hop).residual);
+  for (const FlowState::Hop& hop : state.hops(slot))
+    make_room(state, hop.link, slot, rate, now, slack);
+  for (const FlowState::Hop& hop : state.hops(slot)) {
+    rate = std::min(rate, state.link(hop.link).residual);
   }
   state.set_rate(slot, rate, now);
-  for (const std::uint32_t hop : state.hops(slot)) {
-    LinkState& link = state.link(hop);
+  for (const FlowState::Hop& hop : state.hops(slot)) {
+    LinkState& link = state.link(hop.link);
     link.residual = std::max(0.0, link.residual - rate);
   }
 }

@@ -7,10 +7,16 @@
 //            each full link, from the fastest flows there: the level L with
 //            sum over flows of min(r, L) + newcomer = C.
 //
-// Both keep every link within its capacity, so a plan never finishes before its bound; what they
-// leave to the next solve is the second-order effect on links further away. Links with more than
-// kRepairFlows flows are left alone: there a newcomer takes what finished flows left, at most the
-// share of the last solve.
+// Both keep every link within its capacity; what they leave to the next solve is the second-order
+// effect on links further away.
+//
+// Links with more than kRepairFlows flows are not repaired: there a newcomer takes what finished
+// flows left, at most the share of the last solve. The bytes that such a link leaves unused because
+// flows ended are remembered (`credit`), and the next solve spends them over the following quantum
+// on top of the link's capacity (`extra`). At any time a link has then carried no more than its
+// capacity allows since its present flows began (an arriving flow voids the credit), so that no
+// bound on the finish of any set of transfers is undercut, and no capacity is lost for longer than
+// two quanta.
 
 #include <cstddef>
 #include <cstdint>
@@ -19,8 +25,6 @@
 #include "sim/engines/flow_state.hpp"
 
 namespace coterie::flow {
-
-inline constexpr std::size_t kRepairFlows = 64;
 
 class LocalRepair {
  public:

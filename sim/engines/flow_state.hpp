@@ -2,6 +2,7 @@
 // The flow engine's working state: active flows and the links they cross, as flat arrays that are
 // reused from event to event. Only the flow engine includes this file.
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -13,29 +14,25 @@ namespace coterie::flow {
 
 inline constexpr double kNever = std::numeric_limits<double>::infinity();
 
+// Links with more flows than this are not repaired between solves (flow_repair.hpp).
+inline constexpr std::size_t kRepairFlows = 64;
+
 // A link. Links are shared between components only in memory, never in use.
 struct LinkState {
   double capacity = 0.0;  // bytes per second
   double residual = 0.0;  // capacity that no flow uses
   double level = kNever;  // the share at which the last solve saturated it; never: it did not
-  double open = 0.0;      // solver: capacity not yet given to a settled flow
+  // Coarse runs (flow_repair.hpp): bytes that ended flows leave unused if the next solve is at the
+  // horizon, the sum of their rates, and the rate above capacity that older credit pays for.
+  double credit = 0.0;
+  double freed = 0.0;
+  double extra = 0.0;
+  double limit = 0.0;                  // capacity + extra at the last solve
+  double open = 0.0;                   // solver: capacity not yet given to a settled flow
   std::uint32_t open_flows = 0;        // solver: flows through it that are not settled
   std::uint32_t mark = 0;              // solver: the solve that last visited it
   std::uint32_t dirty = 0;             // engine: the interval in which it was last touched
   std::vector<std::uint32_t> entries;  // its flows: (slot << hop_bits) | hop
-};
-
-// An operation under way: a computation, a silent transfer or a flow, in a slot that is reused.
-struct Flow {
-  double rate = 0.0;
-  double remaining = 0.0;  // bytes, at since_s
-  double since_s = 0.0;
-  double cap = kNever;
-  std::uint32_t op = 0;
-  std::uint32_t num_hops = 0;
-  std::uint32_t mark = 0;     // solver: the solve that last visited it
-  std::uint32_t settled = 0;  // solver: the solve that last settled it
-  bool flowing = false;       // on its links
 };
 
 // Slots ordered by the time of their next event: a 4-ary heap that knows where each slot stands.
@@ -45,6 +42,9 @@ class EventHeap {
   [[nodiscard]] double top_time() const { return nodes_.front().time; }
   [[nodiscard]] std::uint32_t top_slot() const { return nodes_.front().slot; }
 
+  [[nodiscard]] bool contains(std::uint32_t slot) const {
+    return slot < place_.size() && place_[slot] != kAbsent;
+  }
   // Inserts the slot or moves it to another time.
   void set(std::uint32_t slot, double time) {
     if (slot >= place_.size()) place_.resize(std::size_t{slot} + 1, kAbsent);
@@ -108,7 +108,9 @@ class EventHeap {
   std::vector<std::uint32_t> place_;  // [slot]
 };
 
-// Slots and links with the bookkeeping that joins them.
+// The operations under way (computations, silent transfers and flows), each in a slot that is
+// reused, and the links of the flows. What is used together lies together: with a million flows
+// every event and every solve is bound by cache misses.
 class FlowState {
  public:
   FlowState(std::span<LinkState> links, std::uint32_t max_hops) : links_(links) {
@@ -119,90 +121,148 @@ class FlowState {
   std::uint32_t open_slot(std::uint32_t op) {
     std::uint32_t slot = 0;
     if (free_.empty()) {
-      slot = static_cast<std::uint32_t>(flows_.size());
+      slot = num_slots();
+      slots_.push_back({op, 0});
       flows_.emplace_back();
-      hops_.resize(flows_.size() << hop_bits_);
-      places_.resize(flows_.size() << hop_bits_);
+      hops_.resize(slots_.size() << hop_bits_);
     } else {
       slot = free_.back();
       free_.pop_back();
+      slots_[slot].op = op;
     }
-    Flow& flow = flows_[slot];
-    flow.op = op;
-    flow.rate = flow.remaining = 0.0;
-    flow.num_hops = 0;
-    flow.flowing = false;
     return slot;
   }
   void close_slot(std::uint32_t slot) { free_.push_back(slot); }
 
-  // Puts the slot on its links at rate zero.
+  // Puts the slot on its links at rate zero. The route is not empty.
   void attach(std::uint32_t slot, std::span<const std::uint32_t> route, double bytes, double cap,
               double now) {
-    Flow& flow = flows_[slot];
-    flow.remaining = bytes;
-    flow.rate = 0.0;
-    flow.since_s = now;
-    flow.cap = cap;
-    flow.num_hops = static_cast<std::uint32_t>(route.size());
-    flow.flowing = true;
+    flows_[slot] = {0.0, bytes, now, cap};
+    slots_[slot].num_hops = static_cast<std::uint32_t>(route.size());
     ++num_flowing_;
-    for (std::uint32_t hop = 0; hop < flow.num_hops; ++hop) {
+    for (std::uint32_t hop = 0; hop < route.size(); ++hop) {
       const std::uint32_t entry = (slot << hop_bits_) | hop;
-      std::vector<std::uint32_t>& entries = links_[route[hop]].entries;
-      hops_[entry] = route[hop];
-      places_[entry] = static_cast<std::uint32_t>(entries.size());
-      entries.push_back(entry);
+      LinkState& link = links_[route[hop]];
+      link.credit = link.freed = 0.0;  // what others left is not for newcomers
+      link.residual -= link.extra;
+      link.extra = 0.0;
+      hops_[entry] = {route[hop], static_cast<std::uint32_t>(link.entries.size())};
+      link.entries.push_back(entry);
     }
   }
 
   // Takes the slot off its links and returns its rate to them.
-  void detach(std::uint32_t slot) {
-    Flow& flow = flows_[slot];
-    for (std::uint32_t hop = 0; hop < flow.num_hops; ++hop) {
-      const std::uint32_t entry = (slot << hop_bits_) | hop;
-      LinkState& link = links_[hops_[entry]];
-      link.residual += flow.rate;
+  void detach(std::uint32_t slot, double now) {
+    const double rate = flows_[slot].rate;
+    for (const Hop& hop : hops(slot)) {
+      LinkState& link = links_[hop.link];
       const std::uint32_t moved = link.entries.back();
-      link.entries[places_[entry]] = moved;
-      places_[moved] = places_[entry];
+      link.entries[hop.place] = moved;
+      hops_[moved].place = hop.place;
       link.entries.pop_back();
-      if (link.entries.empty()) link.residual = link.capacity;
+      link.residual += rate;
+      if (horizon_ < kNever) {
+        link.credit += rate * (horizon_ - now);
+        link.freed += rate;
+      }
+      if (link.entries.empty()) {
+        link.residual = link.limit = link.capacity;
+        link.credit = link.freed = link.extra = 0.0;
+      }
     }
-    flow.flowing = false;
-    flow.rate = 0.0;
+    slots_[slot].num_hops = 0;
+    flows_[slot].rate = 0.0;
     --num_flowing_;
   }
 
   // Gives a flow another rate from now on and files its new finish. Leaves the residuals alone.
   void set_rate(std::uint32_t slot, double rate, double now) {
+    change_rate(slot, rate, now);
+    file(slot);
+  }
+  // The same without filing, for callers that move the horizon afterwards.
+  void change_rate(std::uint32_t slot, double rate, double now) {
     Flow& flow = flows_[slot];
-    flow.remaining -= flow.rate * (now - flow.since_s);
-    if (flow.remaining < 0.0) flow.remaining = 0.0;
+    flow.remaining = std::max(0.0, flow.remaining - flow.rate * (now - flow.since_s));
     flow.since_s = now;
     flow.rate = rate;
-    heap_.set(slot, rate > 0.0 ? now + flow.remaining / rate : kNever);
   }
 
-  [[nodiscard]] std::span<const std::uint32_t> hops(std::uint32_t slot) const {
-    return std::span(hops_).subspan(std::size_t{slot} << hop_bits_, flows_[slot].num_hops);
+  // Moves the horizon and files the flows that end before it. With `may_skip`, a horizon before the
+  // first finish moves on behind that. False if no flow will ever end at the present rates.
+  bool set_horizon(double horizon, bool may_skip, double margin) {
+    horizon_ = horizon;
+    double first = kNever;
+    for (std::uint32_t slot = 0; slot < num_slots(); ++slot) {
+      if (!flowing(slot)) continue;
+      const double finish = finish_s(slot);
+      first = std::min(first, finish);
+      if (finish <= horizon || heap_.contains(slot)) heap_.set(slot, finish);
+    }
+    if (may_skip && first > horizon && first < kNever) {
+      horizon_ = first + margin;
+      for (std::uint32_t slot = 0; slot < num_slots(); ++slot) {
+        if (flowing(slot)) file(slot);
+      }
+    }
+    return first < kNever;
+  }
+  // Only for a time before which no sleeping flow ends.
+  void start_horizon(double horizon) { horizon_ = horizon; }
+  [[nodiscard]] double horizon() const { return horizon_; }
+
+  struct Hop {
+    std::uint32_t link;
+    std::uint32_t place;  // in the link's entries
+  };
+  [[nodiscard]] std::span<const Hop> hops(std::uint32_t slot) const {
+    return std::span(hops_).subspan(std::size_t{slot} << hop_bits_, slots_[slot].num_hops);
   }
   [[nodiscard]] std::uint32_t slot_of(std::uint32_t entry) const { return entry >> hop_bits_; }
-  [[nodiscard]] Flow& flow(std::uint32_t slot) { return flows_[slot]; }
-  [[nodiscard]] const Flow& flow(std::uint32_t slot) const { return flows_[slot]; }
+  // Starts loading what a solve needs of a flow.
+  void prefetch_hops(std::uint32_t slot) const {
+    __builtin_prefetch(&hops_[std::size_t{slot} << hop_bits_]);
+  }
+  [[nodiscard]] std::uint32_t num_slots() const {
+    return static_cast<std::uint32_t>(slots_.size());
+  }
+  [[nodiscard]] std::uint32_t op(std::uint32_t slot) const { return slots_[slot].op; }
+  [[nodiscard]] double rate(std::uint32_t slot) const { return flows_[slot].rate; }
+  [[nodiscard]] double cap(std::uint32_t slot) const { return flows_[slot].cap; }
+  [[nodiscard]] bool flowing(std::uint32_t slot) const { return slots_[slot].num_hops > 0; }
   [[nodiscard]] LinkState& link(std::uint32_t link) { return links_[link]; }
-  [[nodiscard]] std::span<const Flow> slots() const { return flows_; }
   [[nodiscard]] EventHeap& heap() { return heap_; }
   [[nodiscard]] std::size_t num_flowing() const { return num_flowing_; }
 
  private:
+  [[nodiscard]] double finish_s(std::uint32_t slot) const {
+    const Flow& flow = flows_[slot];
+    return flow.rate > 0.0 ? flow.since_s + flow.remaining / flow.rate : kNever;
+  }
+  // Files the finish of a flow if it may come before the horizon; other flows sleep.
+  void file(std::uint32_t slot) {
+    const double finish = finish_s(slot);
+    if (finish <= horizon_ || heap_.contains(slot)) heap_.set(slot, finish);
+  }
+
   std::span<LinkState> links_;
   std::uint32_t hop_bits_ = 0;
-  std::vector<Flow> flows_;            // [num_slots]
-  std::vector<std::uint32_t> hops_;    // [num_slots << hop_bits] link of each hop
-  std::vector<std::uint32_t> places_;  // [num_slots << hop_bits] position in that link's entries
-  std::vector<std::uint32_t> free_;
+  struct Slot {
+    std::uint32_t op;
+    std::uint32_t num_hops;  // 0: not on any link
+  };
+  struct Flow {
+    double rate = 0.0;       // bytes per second
+    double remaining = 0.0;  // bytes, at since_s
+    double since_s = 0.0;
+    double cap = kNever;
+  };
+  std::vector<Slot> slots_;          // [num_slots]
+  std::vector<Flow> flows_;          // [num_slots]
+  std::vector<Hop> hops_;            // [num_slots << hop_bits]
+  std::vector<std::uint32_t> free_;  // slots
   EventHeap heap_;
+  double horizon_ = 0.0;  // flows that end later need not be in the heap
   std::size_t num_flowing_ = 0;
 };
 

@@ -212,10 +212,12 @@ Case random_case(std::uint64_t seed) {
 struct Collected {
   std::vector<SlowFlow> flows;
   std::vector<double> rate;
+  std::vector<double> limit;
 };
 
 Collected collect(const FlowSnapshot& snapshot, const Case& input) {
   Collected out;
+  out.limit.assign(snapshot.link_limit.begin(), snapshot.link_limit.end());
   for (const FlowRate& flow : snapshot.flows) {
     const auto route = input.transfers.route(flow.op);
     out.flows.push_back({{route.begin(), route.end()}, input.transfers.rate_cap[flow.op]});
@@ -240,13 +242,13 @@ TEST(FlowProperties, RatesAreMaxMinFairAtEverySolveAndFeasibleAlways) {
         const Collected now = collect(snapshot, input);
         if (!snapshot.solved) {
           ++num_repairs;
-          ASSERT_EQ(why_infeasible(now.flows, now.rate, input.capacity), "") << "seed " << seed;
+          ASSERT_EQ(why_infeasible(now.flows, now.rate, now.limit), "") << "seed " << seed;
           return;
         }
         ++num_checked;
-        ASSERT_EQ(why_not_max_min(now.flows, now.rate, input.capacity), "")
+        ASSERT_EQ(why_not_max_min(now.flows, now.rate, now.limit), "")
             << "seed " << seed << " t " << snapshot.time_s;
-        const std::vector<double> slow = slow_max_min(now.flows, input.capacity);
+        const std::vector<double> slow = slow_max_min(now.flows, now.limit);
         for (std::size_t i = 0; i < slow.size(); ++i) {
           ASSERT_NEAR(now.rate[i], slow[i], 1e-9 * slow[i]) << "seed " << seed;
         }
