@@ -12,5 +12,7 @@ void add_model_command(CLI::App& app);
 void add_topology_command(CLI::App& app);
 void add_simulate_command(CLI::App& app);
 void add_predict_command(CLI::App& app);
+void add_place_command(CLI::App& app);
+void add_analyze_command(CLI::App& app);
 
 }  // namespace coterie

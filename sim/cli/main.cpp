@@ -21,6 +21,8 @@ int main(int argc, char** argv) {
   add_topology_command(app);
   add_simulate_command(app);
   add_predict_command(app);
+  add_place_command(app);
+  add_analyze_command(app);
   return run_guarded("coterie", [&] {
     try {
       app.parse(argc, argv);

@@ -26,6 +26,7 @@ struct Totals {
   std::uint64_t own_node = 0;         // tokens that hit their own node
   std::uint64_t copies_own_rank = 0;  // (token, expert) pairs
   std::uint64_t copies_own_node = 0;
+  std::uint64_t copies_rail = 0;         // on ranks of the own local index
   std::vector<std::uint64_t> rank_load;  // [num_ranks]
 };
 
@@ -48,6 +49,7 @@ void add_copies(const Job& job, std::uint32_t rank, std::span<const std::uint64_
     totals.rank_load[host] += count;
     if (host == rank) totals.copies_own_rank += count;
     if (host / job.ranks_per_node == rank / job.ranks_per_node) totals.copies_own_node += count;
+    if (host % job.ranks_per_node == rank % job.ranks_per_node) totals.copies_rail += count;
   }
 }
 
@@ -142,15 +144,14 @@ Totals count_with_stamps(const Job& job) {
         totals.ranks += first_rank;
         totals.nodes += first_node;
         totals.own_node_ranks += node_of[host] == node ? first_rank : 0;
-        // host and rank have the same local index
-        totals.rail_ranks +=
-            host - node_of[host] * job.ranks_per_node == rank - node * job.ranks_per_node
-                ? first_rank
-                : 0;
+        const bool on_rail =
+            host - node_of[host] * job.ranks_per_node == rank - node * job.ranks_per_node;
+        totals.rail_ranks += on_rail ? first_rank : 0;
         if constexpr (kReplicated) {
           ++totals.rank_load[host];
           totals.copies_own_rank += host == rank ? 1 : 0;
           totals.copies_own_node += node_of[host] == node ? 1 : 0;
+          totals.copies_rail += on_rail ? 1 : 0;
         } else {
           ++counts[chosen[j]];
         }
@@ -246,6 +247,8 @@ FanOut fan_out(const Routing& routing, std::size_t layer_idx, const LayerPlaceme
   const std::uint64_t remote_nodes = totals.nodes - totals.own_node;
   result.hierarchical = {per_token(totals.own_node + totals.rail_ranks),
                          per_token(totals.ranks - totals.rail_ranks), per_token(remote_nodes)};
+  result.hierarchical_copies = {per_token(totals.copies_own_node + totals.copies_rail),
+                                per_token(copies - totals.copies_rail), result.standard.network};
   return result;
 }
 

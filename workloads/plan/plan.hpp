@@ -146,6 +146,9 @@ struct FanOut {
   // Dispatch rows of each policy; a hierarchical row is counted once per hop. The rows of
   // `standard` sum to `copies`, those of `dedup` to `fanout_ranks`.
   TierRows standard, dedup, hierarchical;
+  // The (token, expert) pairs that the hierarchical rows of each tier serve, once per hop (those of
+  // the other two policies are the rows of `standard`). They cost metadata.
+  TierRows hierarchical_copies;
 };
 // Expected fan-out of tokens that choose k distinct experts uniformly, with the experts in equal
 // parts (differing by at most one) over the ranks: the sum over ranks of 1 - C(E - e, k) / C(E, k).

@@ -13,6 +13,18 @@ const std::vector<Importer>& importers() {
   static const std::vector<Importer> kImporters{
       {"npz", "NumPy archive: routed_experts [tokens, layers, k] and companions; vLLM users' files",
        import_npz},
+      {"npy", "NumPy array [tokens, layers, k], as saved from vLLM (needs --num-experts)",
+       import_npy},
+      {"vllm-jsonl", "vLLM routing loggers: a meta line, then a route line per token and layer",
+       import_vllm_jsonl},
+      {"sglang", "SGLang's expert-distribution recorder (.pt), modes stat and per_token",
+       import_sglang},
+      {"megatron-jsonl", "Megatron-LM's --moe-routing-trace-path (needs --num-experts)",
+       import_megatron_jsonl},
+      {"json", "one prefill and its decode steps as JSON (needs --num-experts)", import_json},
+      {"csv", "llama.cpp style: layer,\"space separated ids\" (needs --num-experts)", import_csv},
+      {"hf-json", "Hugging Face router logits as JSON; the choice is redone (see --selection)",
+       import_hf_json},
   };
   return kImporters;
 }

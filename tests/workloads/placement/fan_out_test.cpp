@@ -51,6 +51,14 @@ FanOut slow_fan_out(const Routing& routing, std::size_t layer_idx, const LayerPl
                                                          : sum.standard.network) += 1;
       }
       const auto own_node = own / ranks_per_node;
+      for (std::uint32_t j = 0; j < routing.num_topk; ++j) {
+        const std::uint32_t rank =
+            host[routing.layer_experts(layer_idx)[tokens.trace_token[t] * routing.num_topk + j]];
+        (rank / ranks_per_node == own_node ? sum.hierarchical_copies.local
+                                           : sum.hierarchical_copies.network) += 1;
+        (rank % ranks_per_node == own % ranks_per_node ? sum.hierarchical_copies.local
+                                                       : sum.hierarchical_copies.scale_up) += 1;
+      }
       for (const auto rank : ranks) {
         sum.fanout_ranks += 1;
         sum.remote_fanout_ranks += rank != own ? 1 : 0;
@@ -77,7 +85,9 @@ FanOut slow_fan_out(const Routing& routing, std::size_t layer_idx, const LayerPl
        {&sum.copies, &sum.fanout_ranks, &sum.remote_fanout_ranks, &sum.fanout_nodes,
         &sum.remote_fanout_nodes, &sum.standard.local, &sum.standard.scale_up,
         &sum.standard.network, &sum.dedup.local, &sum.dedup.scale_up, &sum.dedup.network,
-        &sum.hierarchical.local, &sum.hierarchical.scale_up, &sum.hierarchical.network}) {
+        &sum.hierarchical.local, &sum.hierarchical.scale_up, &sum.hierarchical.network,
+        &sum.hierarchical_copies.local, &sum.hierarchical_copies.scale_up,
+        &sum.hierarchical_copies.network}) {
     *value /= n;
   }
   return sum;
@@ -91,7 +101,8 @@ void expect_equal(const FanOut& a, const FanOut& b) {
   EXPECT_DOUBLE_EQ(a.remote_fanout_nodes, b.remote_fanout_nodes);
   EXPECT_DOUBLE_EQ(a.rank_load_max_over_mean, b.rank_load_max_over_mean);
   for (const auto& [x, y] : {std::pair{&a.standard, &b.standard}, std::pair{&a.dedup, &b.dedup},
-                             std::pair{&a.hierarchical, &b.hierarchical}}) {
+                             std::pair{&a.hierarchical, &b.hierarchical},
+                             std::pair{&a.hierarchical_copies, &b.hierarchical_copies}}) {
     EXPECT_DOUBLE_EQ(x->local, y->local);
     EXPECT_DOUBLE_EQ(x->scale_up, y->scale_up);
     EXPECT_DOUBLE_EQ(x->network, y->network);

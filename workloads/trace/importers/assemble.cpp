@@ -35,7 +35,6 @@ bool transpose_ids(const std::byte* in, std::uint64_t num_tokens, std::size_t nu
           const bool padding = std::is_signed_v<T> && id == static_cast<T>(-1);
           sound &= padding || (std::cmp_greater_equal(id, 0) && std::cmp_less(id, num_experts));
           to[i] = static_cast<ExpertIdx>(id);
-          if (std::is_signed_v<T> && sizeof(T) == 1 && padding) to[i] = kPadding;
         }
       }
     }

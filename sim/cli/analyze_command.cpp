@@ -1,0 +1,310 @@
+// `coterie analyze`: what a placement makes of a trace, counted without simulating anything.
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "core/error.hpp"
+#include "core/table.hpp"
+#include "core/units.hpp"
+#include "sim/cli/commands.hpp"
+#include "sim/cli/placement_options.hpp"
+#include "workloads/model.hpp"
+#include "workloads/plan/plan.hpp"
+#include "workloads/trace/moet.hpp"
+
+namespace coterie {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct AnalyzeArguments {
+  PlacementOptions options;
+  std::string placement_file;
+  std::string eval = "odd";
+  bool allow_training_part = false;
+  bool json = false;
+  std::string model;
+  std::optional<std::uint32_t> hidden;
+  std::string payload = "bf16";
+  std::string deal = "round_robin";
+};
+
+// The width of a token row, and where it is known from.
+struct Hidden {
+  std::uint32_t values = 0;
+  std::string source;
+};
+
+std::optional<Hidden> find_hidden(const AnalyzeArguments& arguments, const Routing& trace) {
+  if (arguments.hidden) return Hidden{*arguments.hidden, "--hidden"};
+  if (!arguments.model.empty()) {
+    const ModelShape model = load_model(arguments.model);
+    return Hidden{model.hidden, model.name};
+  }
+  std::optional<Hidden> found;
+  for (const ModelPreset& preset : model_presets()) {
+    const ModelShape model = load_model(preset.name);
+    if (model.name == trace.model) return Hidden{model.hidden, model.name};
+    if (model.num_experts == trace.num_experts && model.num_topk == trace.num_topk &&
+        model.moe_layers == trace.layers) {
+      if (found && found->values != model.hidden) return std::nullopt;
+      found = Hidden{model.hidden, fmt::format("the shape of {}", model.name)};
+    }
+  }
+  return found;
+}
+
+// Dispatch rows and bytes of one policy, mean per token and layer.
+struct PolicyTraffic {
+  std::string policy;
+  TierRows rows;
+  TierRows copies;  // served by those rows, for the metadata
+  std::optional<TierRows> bytes;
+};
+
+struct Analysis {
+  std::vector<FanOut> layers;
+  FanOut mean;
+  std::vector<PolicyTraffic> traffic;
+};
+
+void accumulate(TierRows& sum, const TierRows& rows, double share) {
+  sum.local += share * rows.local;
+  sum.scale_up += share * rows.scale_up;
+  sum.network += share * rows.network;
+}
+
+FanOut mean_of(const std::vector<FanOut>& layers) {
+  FanOut mean;
+  const double share = 1.0 / static_cast<double>(layers.size());
+  for (const FanOut& layer : layers) {
+    mean.copies += share * layer.copies;
+    mean.fanout_ranks += share * layer.fanout_ranks;
+    mean.remote_fanout_ranks += share * layer.remote_fanout_ranks;
+    mean.fanout_nodes += share * layer.fanout_nodes;
+    mean.remote_fanout_nodes += share * layer.remote_fanout_nodes;
+    mean.rank_load_max_over_mean += share * layer.rank_load_max_over_mean;
+    accumulate(mean.standard, layer.standard, share);
+    accumulate(mean.dedup, layer.dedup, share);
+    accumulate(mean.hierarchical, layer.hierarchical, share);
+    accumulate(mean.hierarchical_copies, layer.hierarchical_copies, share);
+  }
+  return mean;
+}
+
+TierRows bytes_of(const PolicyTraffic& traffic, Bytes row) {
+  const auto bytes = [&](double rows, double copies) {
+    return rows * static_cast<double>(row.value + kRowMetadataBytes) +
+           copies * static_cast<double>(kCopyMetadataBytes);
+  };
+  return {bytes(traffic.rows.local, traffic.copies.local),
+          bytes(traffic.rows.scale_up, traffic.copies.scale_up),
+          bytes(traffic.rows.network, traffic.copies.network)};
+}
+
+Analysis analyze(const Routing& evaluated, const Placement& placement, SequenceDeal deal,
+                 std::optional<Bytes> row) {
+  const RankTokens tokens = deal_tokens(evaluated, placement.num_ranks, std::nullopt, deal);
+  Analysis analysis;
+  for (std::size_t i = 0; i < evaluated.num_layers(); ++i) {
+    analysis.layers.push_back(
+        fan_out(evaluated, i, placement.layers[i], placement.ranks_per_node, tokens));
+  }
+  analysis.mean = mean_of(analysis.layers);
+  const FanOut& mean = analysis.mean;
+  analysis.traffic = {{"standard", mean.standard, mean.standard, {}},
+                      {"dedup", mean.dedup, mean.standard, {}},
+                      {"hierarchical", mean.hierarchical, mean.hierarchical_copies, {}}};
+  if (row) {
+    for (PolicyTraffic& traffic : analysis.traffic) traffic.bytes = bytes_of(traffic, *row);
+  }
+  return analysis;
+}
+
+Json counts_json(const FanOut& counts) {
+  return {{"copies", counts.copies},
+          {"fanout_ranks", counts.fanout_ranks},
+          {"remote_fanout_ranks", counts.remote_fanout_ranks},
+          {"fanout_nodes", counts.fanout_nodes},
+          {"remote_fanout_nodes", counts.remote_fanout_nodes},
+          {"rank_load_max_over_mean", counts.rank_load_max_over_mean}};
+}
+
+Json tiers_json(const TierRows& rows) {
+  return {{"local", rows.local}, {"scale_up", rows.scale_up}, {"network", rows.network}};
+}
+
+void print_json(const Analysis& analysis, const Placement& placement) {
+  Json document;
+  document["schema_version"] = 1;
+  document["layers"] = Json::array();
+  for (std::size_t i = 0; i < analysis.layers.size(); ++i) {
+    Json layer = {{"layer", placement.layers[i].layer}};
+    layer.update(counts_json(analysis.layers[i]));
+    document["layers"].push_back(std::move(layer));
+  }
+  document["mean"] = counts_json(analysis.mean);
+  document["strategy"] = placement.strategy;
+  document["trained_on"] = placement.trained_on;
+  document["num_ranks"] = placement.num_ranks;
+  document["ranks_per_node"] = placement.ranks_per_node;
+  for (const PolicyTraffic& traffic : analysis.traffic) {
+    Json& policy = document["dispatch_per_token"][traffic.policy];
+    policy["rows"] = tiers_json(traffic.rows);
+    if (traffic.bytes) policy["bytes"] = tiers_json(*traffic.bytes);
+  }
+  fmt::print("{}\n", document.dump(2));
+}
+
+void print_tables(const Analysis& analysis, const Placement& placement, const Routing& evaluated) {
+  const auto cells = [](const std::string& name, const FanOut& counts) {
+    return std::vector<std::string>{name,
+                                    fmt::format("{:.0f}", counts.copies),
+                                    fmt::format("{:.3f}", counts.fanout_ranks),
+                                    fmt::format("{:.3f}", counts.remote_fanout_ranks),
+                                    fmt::format("{:.3f}", counts.fanout_nodes),
+                                    fmt::format("{:.3f}", counts.remote_fanout_nodes),
+                                    fmt::format("{:.3f}", counts.rank_load_max_over_mean)};
+  };
+  Table counts{{"layer", "copies", "fan-out", "remote fan-out", "node fan-out",
+                "remote node fan-out", "load max/mean"},
+               {}};
+  for (std::size_t i = 0; i < analysis.layers.size(); ++i) {
+    counts.rows.push_back(cells(std::to_string(placement.layers[i].layer), analysis.layers[i]));
+  }
+  counts.rows.push_back(cells("mean", analysis.mean));
+  fmt::print("{}\n", render(counts));
+  fmt::print("Independent uniform routing on {} ranks: fan-out {:.3f}\n\n", placement.num_ranks,
+             uniform_fan_out(evaluated.num_experts, placement.num_ranks, evaluated.num_topk));
+
+  Table traffic{{"dispatch, per token", "local rows", "scale-up rows", "network rows"}, {}};
+  const bool with_bytes = analysis.traffic.front().bytes.has_value();
+  if (with_bytes) {
+    traffic.header.insert(traffic.header.end(), {"scale-up bytes", "network bytes"});
+  }
+  for (const PolicyTraffic& policy : analysis.traffic) {
+    std::vector<std::string> row = {policy.policy, fmt::format("{:.3f}", policy.rows.local),
+                                    fmt::format("{:.3f}", policy.rows.scale_up),
+                                    fmt::format("{:.3f}", policy.rows.network)};
+    if (with_bytes) {
+      row.push_back(fmt::format("{:.0f}", policy.bytes->scale_up));
+      row.push_back(fmt::format("{:.0f}", policy.bytes->network));
+    }
+    traffic.rows.push_back(std::move(row));
+  }
+  fmt::print("{}", render(traffic));
+}
+
+Placement get_placement(const AnalyzeArguments& arguments, const Routing& trace,
+                        SequencePart eval) {
+  const PlacementOptions& options = arguments.options;
+  if (options.strategy.empty() == arguments.placement_file.empty()) {
+    throw InputError("--placement and --strategy", options.strategy.empty() ? "neither" : "both",
+                     "one of them");
+  }
+  const auto refuse = [&](const std::string& trained) {
+    throw InputError("--eval", arguments.eval,
+                     fmt::format("sequences that the placement was not learnt on ({}): evaluating "
+                                 "on the training part flatters it; --allow-training-part does it "
+                                 "all the same",
+                                 trained));
+  };
+  Placement placement;
+  if (!options.strategy.empty()) {
+    const SequencePart train = part_option("--train", options.train);
+    const bool overlap = train == eval || train == SequencePart::kAll || eval == SequencePart::kAll;
+    if (strategy_learns(options.strategy) && overlap && !arguments.allow_training_part) {
+      refuse(fmt::format("--train {}", options.train));
+    }
+    placement = learn_placement(trace, options);
+  } else {
+    placement = read_placement(arguments.placement_file, options.num_ranks);
+    if (learnt_from(placement, trace, eval) && !arguments.allow_training_part) {
+      refuse(placement.trained_on);
+    }
+    if (placement.num_experts != trace.num_experts) {
+      throw InputError(arguments.placement_file, fmt::format("{} experts", placement.num_experts),
+                       fmt::format("{}, as the trace has", trace.num_experts));
+    }
+    placement = select_layers(placement, trace.layers);
+    if (placement.strategy == kMapStrategy) {
+      placement.ranks_per_node = default_ranks_per_node(placement.num_ranks);
+    }
+  }
+  if (options.ranks_per_node) placement.ranks_per_node = *options.ranks_per_node;
+  return placement;
+}
+
+void run_analyze(const AnalyzeArguments& arguments) {
+  const auto payload = parse_payload(arguments.payload);
+  if (!payload) {
+    throw InputError("--payload", fmt::format("'{}'", arguments.payload), "one of bf16, fp8");
+  }
+  if (arguments.deal != "round_robin" && arguments.deal != "in_order") {
+    throw InputError("--deal", fmt::format("'{}'", arguments.deal), "one of round_robin, in_order");
+  }
+  const SequenceDeal deal =
+      arguments.deal == "in_order" ? SequenceDeal::kInOrder : SequenceDeal::kRoundRobin;
+  const SequencePart eval = part_option("--eval", arguments.eval);
+  const Routing trace = read_routing(arguments.options.trace);
+  const Placement placement = get_placement(arguments, trace, eval);
+  const Routing evaluated = select(trace, eval);
+  const std::optional<Hidden> hidden = find_hidden(arguments, trace);
+  const Analysis analysis =
+      analyze(evaluated, placement, deal,
+              hidden ? std::optional(row_payload(*payload, hidden->values)) : std::nullopt);
+  if (arguments.json) {
+    print_json(analysis, placement);
+    return;
+  }
+  fmt::print(
+      "{}: {} sequences ({} tokens) on {} ranks, {} per node\nPlacement {}{}\n\n",
+      arguments.options.trace, arguments.eval, evaluated.num_tokens(), placement.num_ranks,
+      placement.ranks_per_node, placement.strategy,
+      placement.trained_on.empty() ? "" : fmt::format(", learnt on {}", placement.trained_on));
+  print_tables(analysis, placement, evaluated);
+  if (hidden) {
+    fmt::print("Rows of {} values ({}) in {}, with metadata.\n", hidden->values, hidden->source,
+               arguments.payload);
+  } else {
+    spdlog::info("no bytes: the trace names no known model; give --model or --hidden");
+  }
+}
+
+}  // namespace
+
+void add_analyze_command(CLI::App& app) {
+  auto arguments = std::make_shared<AnalyzeArguments>();
+  CLI::App* command =
+      app.add_subcommand("analyze", "Counts fan-out, load and bytes of a placement on a trace");
+  add_placement_options(*command, arguments->options);
+  command->add_option("--placement", arguments->placement_file,
+                      "A placement file, instead of --strategy");
+  command->add_option("--eval", arguments->eval, "Sequences to evaluate on: even, odd, all")
+      ->capture_default_str();
+  command->add_flag("--allow-training-part", arguments->allow_training_part,
+                    "Evaluate even on sequences that the placement was learnt on");
+  command->add_option("--model", arguments->model, "Model preset or file that gives the row size");
+  command->add_option("--hidden", arguments->hidden, "Values of a token row")
+      ->check(CLI::Range(1u, 1u << 20));
+  command->add_option("--payload", arguments->payload, "Type of the dispatched rows: bf16, fp8")
+      ->capture_default_str();
+  command
+      ->add_option("--deal", arguments->deal, "How sequences come to ranks: round_robin, in_order")
+      ->capture_default_str();
+  command->add_flag("--json", arguments->json, "Print the machine form only");
+  command->footer(
+      "Means per token; the last row is the mean over layers.\n"
+      "  copies          k, what standard dispatch sends (those for the own rank included)\n"
+      "  fan-out         distinct ranks that host one of the token's experts, own rank included\n"
+      "  remote fan-out  distinct ranks other than the token's own\n"
+      "  load max/mean   (token, expert) pairs of the fullest rank over the mean\n\n"
+      "Example:\n  coterie analyze law.moet --ranks 8 --strategy collaboration");
+  command->callback([arguments] { run_analyze(*arguments); });
+}
+
+}  // namespace coterie
