@@ -1,17 +1,12 @@
 #include "workloads/trace/describe.hpp"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <numbers>
 #include <numeric>
 
 namespace coterie {
 namespace {
-
-std::size_t pair_idx(std::size_t a, std::size_t b, std::size_t num_experts) {
-  return std::min(a, b) * num_experts + std::max(a, b);
-}
 
 // Distribution over pairs {a, b}, a < b, with the observed loads and no other preference: q_ab
 // proportional to w_a w_b, where w is fitted so that every expert's share of pairs is the observed
@@ -122,6 +117,17 @@ double contiguous_fanout(const Routing& routing, std::size_t layer_idx, std::uin
   }
   const std::uint32_t k = routing.num_topk;
   std::uint64_t sum = 0;
+  if (num_ranks <= 64) {  // the ranks of a token as a set of bits
+    for (std::size_t at = 0; at < ids.size(); at += k) {
+      std::uint64_t hit = 0;
+      for (std::uint32_t i = 0; i < k; ++i) {
+        const std::uint16_t rank = rank_of[ids[at + i]];
+        sum += ~(hit >> rank) & 1U;
+        hit |= std::uint64_t{1} << rank;
+      }
+    }
+    return static_cast<double>(sum) / static_cast<double>(routing.num_tokens());
+  }
   for (std::size_t at = 0; at < ids.size(); at += k) {
     for (std::uint32_t i = 0; i < k; ++i) {
       const std::uint16_t rank = rank_of[ids[at + i]];
@@ -172,11 +178,19 @@ double hypergeometric_fanout(std::uint32_t num_experts, std::uint32_t num_topk,
 std::vector<std::uint64_t> count_pairs(const Routing& routing, std::size_t layer_idx) {
   const std::size_t n = routing.num_experts;
   std::vector<std::uint64_t> pairs(n * n, 0);
-  const auto ids = routing.layer_experts(layer_idx);
+  const ExpertIdx* ids = routing.layer_experts(layer_idx).data();
   const std::size_t k = routing.num_topk;
-  for (std::size_t at = 0; at < ids.size(); at += k) {
+  // Counted in router order, without comparing, and folded onto the triangle at the end.
+  for (std::uint64_t token = 0; token < routing.num_tokens(); ++token, ids += k) {
     for (std::size_t i = 0; i < k; ++i) {
-      for (std::size_t j = i + 1; j < k; ++j) ++pairs[pair_idx(ids[at + i], ids[at + j], n)];
+      std::uint64_t* row = pairs.data() + ids[i] * n;
+      for (std::size_t j = i + 1; j < k; ++j) ++row[ids[j]];
+    }
+  }
+  for (std::size_t a = 0; a < n; ++a) {
+    for (std::size_t b = a + 1; b < n; ++b) {
+      pairs[a * n + b] += pairs[b * n + a];
+      pairs[b * n + a] = 0;
     }
   }
   return pairs;

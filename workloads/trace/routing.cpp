@@ -36,12 +36,15 @@ class Violations {
 bool is_sound(const ExpertIdx* ids, std::uint32_t num_topk, std::uint32_t num_experts) {
   if (num_experts <= 64) {
     std::uint64_t seen = 0;
+    std::uint64_t twice = 0;
     std::uint32_t largest = 0;
     for (std::uint32_t i = 0; i < num_topk; ++i) {
+      const std::uint64_t bit = std::uint64_t{1} << (ids[i] & 63U);
       largest = std::max<std::uint32_t>(largest, ids[i]);
-      seen |= std::uint64_t{1} << (ids[i] & 63U);
+      twice |= seen & bit;
+      seen |= bit;
     }
-    return largest < num_experts && std::popcount(seen) == static_cast<int>(num_topk);
+    return largest < num_experts && twice == 0;
   }
   std::uint32_t largest = 0;
   unsigned equal = 0;
@@ -115,10 +118,13 @@ std::vector<std::string> check(const Routing& routing) {
                                routing.weights.size(), expected));
   }
   if (whole && routing.num_topk > 0) check_ids(routing, violations);
-  // A sum is not finite exactly when an addend is not (or the sum overflows, which no router does).
-  float sum = 0.0F;
-  for (const float weight : routing.weights) sum += weight * 0.0F;
-  if (!(sum == 0.0F)) {
+  // All exponent bits set: infinite or not a number. Without branches, so that it is vectorised.
+  std::uint32_t not_finite = 0;
+  for (const float weight : routing.weights) {
+    const std::uint32_t exponent = std::bit_cast<std::uint32_t>(weight) & 0x7f800000U;
+    not_finite |= static_cast<std::uint32_t>(exponent == 0x7f800000U);
+  }
+  if (not_finite != 0) {
     const auto bad = std::find_if(routing.weights.begin(), routing.weights.end(),
                                   [](float weight) { return !std::isfinite(weight); });
     violations.add(fmt::format("router weight {} is {}, expected a finite number",

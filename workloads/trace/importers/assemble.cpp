@@ -42,14 +42,15 @@ bool transpose_ids(const std::byte* in, std::uint64_t num_tokens, std::size_t nu
   return sound;
 }
 
-void transpose_weights(const float* in, std::uint64_t num_tokens, std::size_t num_layers,
+void transpose_weights(const std::byte* in, std::uint64_t num_tokens, std::size_t num_layers,
                        std::size_t num_topk, float* out) {
   for (std::uint64_t first = 0; first < num_tokens; first += kBlock) {
     const std::uint64_t last = std::min(first + kBlock, num_tokens);
     for (std::size_t layer = 0; layer < num_layers; ++layer) {
       float* to = out + (layer * num_tokens + first) * num_topk;
       for (std::uint64_t token = first; token < last; ++token, to += num_topk) {
-        std::memcpy(to, in + (token * num_layers + layer) * num_topk, num_topk * sizeof(float));
+        std::memcpy(to, in + (token * num_layers + layer) * num_topk * sizeof(float),
+                    num_topk * sizeof(float));
       }
     }
   }
@@ -290,9 +291,13 @@ Imported assemble(const TokenMajor& input, const ImportOptions& options, const s
                        fmt::format("floats of shape {} as the ids", shape_text(ids.shape)));
     }
     routing.weights.resize(ids.size());
-    const std::vector<float> values = to_floats(weights);
-    transpose_weights(values.data(), num_tokens, num_layers, routing.num_topk,
-                      routing.weights.data());
+    // float32, the usual case, is dealt out without a copy in between.
+    std::vector<float> values;
+    if (weights.type != NumberType::kF32) values = to_floats(weights);
+    const std::byte* from = weights.type == NumberType::kF32
+                                ? weights.data.data()
+                                : std::as_bytes(std::span(values)).data();
+    transpose_weights(from, num_tokens, num_layers, routing.num_topk, routing.weights.data());
   }
   imported.trace = std::move(routing);
   drop_unrouted(imported, options, where);
