@@ -81,12 +81,13 @@ using FlowGraph = boost::adjacency_list<
         boost::property<boost::edge_residual_capacity_t, std::int64_t,
                         boost::property<boost::edge_reverse_t, FlowTraits::edge_descriptor>>>>;
 
-void add_flow_edges(FlowGraph& graph, std::size_t a, std::size_t b, double forward,
-                    double backward) {
-  const auto there = boost::add_edge(a, b, graph).first;
-  const auto back = boost::add_edge(b, a, graph).first;
-  boost::put(boost::edge_capacity, graph, there, std::llround(forward));
-  boost::put(boost::edge_capacity, graph, back, std::llround(backward));
+// One direction of a cable. Each gets a residual partner of its own: Boost's push-relabel fails its
+// own check where the two directions of a cable serve as each other's.
+void add_flow_edge(FlowGraph& graph, std::size_t from, std::size_t to, double capacity) {
+  const auto there = boost::add_edge(from, to, graph).first;
+  const auto back = boost::add_edge(to, from, graph).first;
+  boost::put(boost::edge_capacity, graph, there, std::llround(capacity));
+  boost::put(boost::edge_capacity, graph, back, 0);
   boost::put(boost::edge_reverse, graph, there, back);
   boost::put(boost::edge_reverse, graph, back, there);
 }
@@ -101,11 +102,12 @@ Bandwidth max_flow(const Cluster& cluster, const SwitchGraph& switches, std::uin
   }
   FlowGraph graph(n + 2);
   for (std::size_t i = 0; i < n; ++i) {
-    if (sends[i] > 0.0) add_flow_edges(graph, n, i, sends[i], 0.0);
-    if (receives[i] > 0.0) add_flow_edges(graph, i, n + 1, receives[i], 0.0);
+    if (sends[i] > 0.0) add_flow_edge(graph, n, i, sends[i]);
+    if (receives[i] > 0.0) add_flow_edge(graph, i, n + 1, receives[i]);
   }
   for (const SwitchCable& cable : switches.cables) {
-    add_flow_edges(graph, cable.a, cable.b, cable.bandwidth.value, cable.bandwidth.value);
+    add_flow_edge(graph, cable.a, cable.b, cable.bandwidth.value);
+    add_flow_edge(graph, cable.b, cable.a, cable.bandwidth.value);
   }
   return {static_cast<double>(boost::push_relabel_max_flow(graph, n, n + 1))};
 }
