@@ -1,5 +1,6 @@
 // Occult's greedy over the co-activation graph, then swaps that raise the collaboration inside
-// ranks. The objective is the graph's: pairs of experts, not tokens.
+// ranks. The objective is the graph's: pairs of experts, not tokens. Which rank gets which part is
+// free, so parts that collaborate share a node.
 
 #include "workloads/placement/partition.hpp"
 
@@ -12,6 +13,7 @@ RankExperts place_collaboration(const LayerTask& layer) {
   PartOf parts = greedy_partition(task, graph);
   enforce_balance(layer, task, graph, parts);
   refine_collaboration(task, graph, parts);
+  gather_in_nodes(task, graph, layer.request.ranks_per_node, parts);
   return to_rank_experts(parts, task.num_parts());
 }
 

@@ -13,6 +13,7 @@ RankExperts place_collaboration_refined(const LayerTask& layer) {
   enforce_balance(layer, task, graph, parts);
   refine_collaboration(task, graph, parts);
   refine_fan_out(task, {kFanOutKicks, mix64(layer.request.seed) ^ layer.layer}, parts);
+  gather_in_nodes(task, graph, layer.request.ranks_per_node, parts);
   return to_rank_experts(parts, task.num_parts());
 }
 

@@ -284,6 +284,44 @@ void enforce_balance(const LayerTask& layer, const PartitionTask& task,
                   asked, asked * worst, layer.layer, layer.request.num_ranks));
 }
 
+void gather_in_nodes(const PartitionTask& task, const CoactivationGraph& graph,
+                     std::uint32_t ranks_per_node, PartOf& parts) {
+  const std::uint32_t num_ranks = task.num_parts();
+  if (ranks_per_node == 1 || num_ranks <= ranks_per_node) return;
+  std::vector<std::uint64_t> load(num_ranks, 0);
+  for (std::uint32_t expert = 0; expert < task.num_experts(); ++expert) {
+    load[parts[expert]] += task.load[expert];
+  }
+  std::vector<std::uint64_t> between(std::size_t{num_ranks} * num_ranks, 0);
+  for (const auto edge : boost::make_iterator_range(boost::edges(graph))) {
+    const std::uint32_t a = parts[boost::source(edge, graph)];
+    const std::uint32_t b = parts[boost::target(edge, graph)];
+    between[std::size_t{std::min(a, b)} * num_ranks + std::max(a, b)] += graph[edge].num_tokens;
+  }
+  CoactivationGraph ranks(num_ranks);
+  for (std::uint32_t a = 0; a < num_ranks; ++a) {
+    for (std::uint32_t b = a + 1; b < num_ranks; ++b) {
+      const std::uint64_t weight = between[std::size_t{a} * num_ranks + b];
+      if (weight > 0) boost::add_edge(a, b, CollaborationEdge{weight}, ranks);
+    }
+  }
+  const std::uint32_t num_nodes = (num_ranks + ranks_per_node - 1) / ranks_per_node;
+  PartitionTask nodes;
+  nodes.load = load;
+  nodes.capacity.assign(num_nodes, ranks_per_node);
+  nodes.capacity.back() = num_ranks - (num_nodes - 1) * ranks_per_node;
+  nodes.max_load.assign(num_nodes, std::numeric_limits<double>::infinity());
+  nodes.swap_zone.assign(num_nodes, 0);
+  PartOf node_of = greedy_partition(nodes, ranks);
+  refine_collaboration(nodes, ranks, node_of);
+
+  std::vector<std::uint32_t> next(num_nodes);
+  for (std::uint32_t node = 0; node < num_nodes; ++node) next[node] = node * ranks_per_node;
+  std::vector<std::uint32_t> label(num_ranks);
+  for (std::uint32_t rank = 0; rank < num_ranks; ++rank) label[rank] = next[node_of[rank]]++;
+  for (std::uint32_t& part : parts) part = label[part];
+}
+
 RankExperts to_rank_experts(const PartOf& parts, std::uint32_t num_parts) {
   RankExperts result(num_parts);
   for (std::size_t expert = 0; expert < parts.size(); ++expert) {

@@ -64,6 +64,12 @@ bool repair_balance(const PartitionTask& task, const CoactivationGraph& graph, P
 void enforce_balance(const LayerTask& layer, const PartitionTask& task,
                      const CoactivationGraph& graph, PartOf& parts);
 
+// Relabels the ranks so that those whose experts collaborate share a node: the same greedy and
+// swaps over the graph of ranks. The experts that stand together stay together, so every count per
+// rank stays; only node fan-out falls.
+void gather_in_nodes(const PartitionTask& task, const CoactivationGraph& graph,
+                     std::uint32_t ranks_per_node, PartOf& parts);
+
 RankExperts to_rank_experts(const PartOf& parts, std::uint32_t num_parts);
 
 }  // namespace coterie

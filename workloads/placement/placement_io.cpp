@@ -107,7 +107,7 @@ json parse_json(std::string_view text, const std::string& name) {
   try {
     return json::parse(text, watch);
   } catch (const json::parse_error& error) {
-    const std::size_t end = std::min(error.byte, text.size());
+    const std::size_t end = std::min(error.byte, text.size() + 1);
     const std::string_view before = text.substr(0, end > 0 ? end - 1 : 0);
     const auto line = std::count(before.begin(), before.end(), '\n') + 1;
     const std::size_t column = before.size() - (before.rfind('\n') + 1) + 1;

@@ -1,0 +1,247 @@
+// Placement files: round trips, the maps of EPLB and SGLang, and malformed input.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+
+#include "core/error.hpp"
+#include "core/file.hpp"
+#include "workloads/placement/placement.hpp"
+
+namespace coterie {
+namespace {
+
+using ::testing::ElementsAre;
+
+class TemporaryFile {
+ public:
+  TemporaryFile() {
+    const auto* const info = ::testing::UnitTest::GetInstance()->current_test_info();
+    path_ = std::filesystem::temp_directory_path() /
+            (std::string("coterie_") + info->test_suite_name() + "_" + info->name() + ".json");
+  }
+  ~TemporaryFile() { std::filesystem::remove(path_); }
+  TemporaryFile(const TemporaryFile&) = delete;
+  TemporaryFile& operator=(const TemporaryFile&) = delete;
+  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+};
+
+Placement small_placement() {
+  Placement placement;
+  placement.strategy = "collaboration";
+  placement.trained_on = "a \"quoted\" name even 0123456789abcdef";
+  placement.num_experts = 4;
+  placement.num_ranks = 2;
+  placement.ranks_per_node = 2;
+  placement.layers = {{1, {{0, 2}, {1, 3}}}, {3, {{0, 3}, {1, 2}}}};
+  return placement;
+}
+
+void expect_same(const Placement& a, const Placement& b) {
+  EXPECT_EQ(a.strategy, b.strategy);
+  EXPECT_EQ(a.trained_on, b.trained_on);
+  EXPECT_EQ(a.num_experts, b.num_experts);
+  EXPECT_EQ(a.num_ranks, b.num_ranks);
+  EXPECT_EQ(a.ranks_per_node, b.ranks_per_node);
+  ASSERT_EQ(a.layers.size(), b.layers.size());
+  for (std::size_t i = 0; i < a.layers.size(); ++i) {
+    EXPECT_EQ(a.layers[i].layer, b.layers[i].layer);
+    EXPECT_EQ(a.layers[i].rank_experts, b.layers[i].rank_experts);
+  }
+}
+
+TEST(PlacementFile, ReadsBackWhatItWrote) {
+  const TemporaryFile file;
+  write_placement(file.path(), small_placement());
+  expect_same(read_placement(file.path()), small_placement());
+  expect_same(read_placement(file.path(), 2), small_placement());
+}
+
+TEST(PlacementFile, RefusesToWriteAnUnsoundPlacement) {
+  const TemporaryFile file;
+  Placement placement = small_placement();
+  placement.layers[1].rank_experts[0] = {0, 1};
+  EXPECT_THROW(write_placement(file.path(), placement), InputError);
+  EXPECT_FALSE(std::filesystem::exists(file.path()));
+}
+
+// EPLB's README: physical_to_logical_map [layers][slots], slots rank-major.
+TEST(PlacementFile, WritesTheMapOfEplb) {
+  const TemporaryFile file;
+  write_placement(file.path(), small_placement(), PlacementFormat::kEplb);
+  EXPECT_EQ(read_file(file.path()),
+            "{\"physical_to_logical_map\": [\n[0, 2, 1, 3],\n[0, 3, 1, 2]\n]}\n");
+  const Placement read = read_placement(file.path(), 2);
+  EXPECT_EQ(read.layers[1].rank_experts, small_placement().layers[1].rank_experts);
+  const std::vector<std::uint32_t> layers = {1, 3};
+  EXPECT_EQ(select_layers(read, layers).layers[1].layer, 3u);
+}
+
+// SGLang wants a row for every layer of the model, dense ones included.
+TEST(PlacementFile, WritesTheMapOfSglang) {
+  const TemporaryFile file;
+  write_placement(file.path(), small_placement(), PlacementFormat::kSglang);
+  EXPECT_EQ(read_file(file.path()),
+            "{\"physical_to_logical_map\": [\n[0, 1, 2, 3],\n[0, 2, 1, 3],\n[0, 1, 2, 3],\n"
+            "[0, 3, 1, 2]\n]}\n");
+  const std::vector<std::uint32_t> layers = {1, 3};
+  const Placement read = select_layers(read_placement(file.path(), 2), layers);
+  EXPECT_EQ(read.layers[0].rank_experts, small_placement().layers[0].rank_experts);
+  EXPECT_EQ(read.layers[1].rank_experts, small_placement().layers[1].rank_experts);
+}
+
+// Replicas of expert 0 on ranks 0 (twice) and 1: the two on one rank are one host.
+TEST(PlacementFile, MergesReplicasOfOneRankInAMap) {
+  const Placement read =
+      parse_placement("{\"physical_to_logical_map\": [[0, 0, 1, 2, 0, 3]]}", "map.json", 2);
+  EXPECT_THAT(read.layers[0].rank_experts, ElementsAre(ElementsAre(0, 1), ElementsAre(0, 2, 3)));
+  EXPECT_EQ(read.num_experts, 4u);
+}
+
+TEST(PlacementFile, RefusesUnequalRanksInAMap) {
+  const TemporaryFile file;
+  Placement placement = small_placement();
+  placement.num_experts = 5;
+  for (LayerPlacement& layer : placement.layers) layer.rank_experts[1].push_back(4);
+  EXPECT_THROW(write_placement(file.path(), placement, PlacementFormat::kEplb), InputError);
+  EXPECT_FALSE(std::filesystem::exists(file.path()));
+}
+
+TEST(PlacementFile, SaysWhichLayerIsMissing) {
+  const std::vector<std::uint32_t> layers = {1, 2};
+  try {
+    select_layers(small_placement(), layers);
+    FAIL() << "no error";
+  } catch (const InputError& error) {
+    EXPECT_STREQ(error.what(),
+                 "placement: found no layer 2, expected every layer of the trace (2 layers, 1 to "
+                 "2)");
+  }
+}
+
+struct Malformed {
+  std::string name;
+  std::string text;
+  std::string sentence;
+};
+
+std::string document(const std::string& header, const std::string& layers) {
+  return "{\"schema_version\": 1, \"strategy\": \"s\", \"trained_on\": \"\", " + header +
+         ", \"layers\": " + layers + "}";
+}
+const std::string kHeader = "\"num_experts\": 4, \"num_ranks\": 2, \"ranks_per_node\": 2";
+
+class MalformedPlacement : public ::testing::TestWithParam<Malformed> {};
+
+TEST_P(MalformedPlacement, GetsItsSentence) {
+  try {
+    parse_placement(GetParam().text, "p.json", 2);
+    FAIL() << "no error";
+  } catch (const InputError& error) {
+    EXPECT_EQ(std::string(error.what()), GetParam().sentence);
+    EXPECT_EQ(error.exit_code(), ExitCode::kBadInput);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Files, MalformedPlacement,
+    ::testing::Values(
+        Malformed{"Empty", "",
+                  "p.json:1:1: found the end of the file, expected a placement in JSON"},
+        Malformed{"Truncated", "{\"schema_version\": 1,\n  \"strategy\": \"s",
+                  "p.json:2:17: found the end of the file, expected a placement in JSON"},
+        Malformed{"NotJson", "layers:\n  - 1\n",
+                  "p.json:1:1: found text that is not JSON, expected a placement in JSON"},
+        Malformed{"NotAMap", "[1, 2]", "p.json: found [1,2], expected a map"},
+        Malformed{"DuplicateKey", "{\"strategy\": \"a\", \"strategy\": \"b\"}",
+                  "p.json: found the key 'strategy' twice, expected every key once"},
+        Malformed{"MissingKey",
+                  "{\"schema_version\": 1, \"strategy\": \"s\", \"trained_on\": \"\"}",
+                  "p.json: found no key 'num_experts', expected the keys schema_version, strategy, "
+                  "trained_on, num_experts, num_ranks, ranks_per_node, layers"},
+        Malformed{"UnknownKey", document(kHeader + ", \"seed\": 3", "[]"),
+                  "p.json: found the key 'seed', expected only the keys schema_version, strategy, "
+                  "trained_on, num_experts, num_ranks, ranks_per_node, layers"},
+        Malformed{"FutureSchema",
+                  "{\"schema_version\": 2, \"strategy\": \"s\", \"trained_on\": \"\", " + kHeader +
+                      ", \"layers\": []}",
+                  "p.json: schema_version: found 2, expected an integer from 1 to 1"},
+        Malformed{"StrategyNotAString",
+                  "{\"schema_version\": 1, \"strategy\": 7, \"trained_on\": \"\", " + kHeader +
+                      ", \"layers\": []}",
+                  "p.json: strategy: found 7, expected a string"},
+        Malformed{"NegativeRanks",
+                  document("\"num_experts\": 4, \"num_ranks\": -2, \"ranks_per_node\": 2", "[]"),
+                  "p.json: num_ranks: found -2, expected an integer from 1 to 1048576"},
+        Malformed{"FractionalRanks",
+                  document("\"num_experts\": 4, \"num_ranks\": 2.0, \"ranks_per_node\": 2", "[]"),
+                  "p.json: num_ranks: found 2.0, expected an integer from 1 to 1048576"},
+        Malformed{"OtherRanks",
+                  document("\"num_experts\": 4, \"num_ranks\": 4, \"ranks_per_node\": 2", "[]"),
+                  "p.json: num_ranks: found 4, expected 2, as asked for"},
+        Malformed{"TooManyExperts",
+                  document("\"num_experts\": 70000, \"num_ranks\": 2, \"ranks_per_node\": 2", "[]"),
+                  "p.json: num_experts: found 70000, expected an integer from 1 to 65535"},
+        Malformed{"NoLayers", document(kHeader, "[]"),
+                  "p.json: layers: found an empty list, expected at least one layer"},
+        Malformed{"LayersNotAList", document(kHeader, "{}"),
+                  "p.json: layers: found {}, expected a list"},
+        Malformed{"LayersOutOfOrder",
+                  document(kHeader,
+                           "[{\"layer\": 2, \"rank_experts\": [[0, 1], [2, 3]]},"
+                           " {\"layer\": 2, \"rank_experts\": [[0, 1], [2, 3]]}]"),
+                  "p.json: layers[1].layer: found 2, expected a layer after 2"},
+        Malformed{"FewerRanksThanSaid",
+                  document(kHeader, "[{\"layer\": 1, \"rank_experts\": [[0, 1, 2, 3]]}]"),
+                  "p.json: layers[0].rank_experts: found 1 ranks, expected 2, as num_ranks says"},
+        Malformed{"ExpertOutOfRange",
+                  document(kHeader, "[{\"layer\": 1, \"rank_experts\": [[0, 1], [2, 4]]}]"),
+                  "p.json: layers[0].rank_experts[1][1]: found 4, expected an integer from 0 to 3"},
+        Malformed{
+            "ExpertNotANumber",
+            document(kHeader, "[{\"layer\": 1, \"rank_experts\": [[0, \"1\"], [2, 3]]}]"),
+            "p.json: layers[0].rank_experts[0][1]: found \"1\", expected an integer from 0 to "
+            "3"},
+        Malformed{"ExpertMissing",
+                  document(kHeader, "[{\"layer\": 1, \"rank_experts\": [[0, 1], [1, 2]]}]"),
+                  "p.json: layer 1: expert 3 is on no rank"},
+        Malformed{"ExpertTwiceOnARank",
+                  document(kHeader, "[{\"layer\": 1, \"rank_experts\": [[0, 0, 1], [2, 3]]}]"),
+                  "p.json: layer 1: rank 0: expert 0 stands there twice"},
+        Malformed{"UnequalCounts",
+                  document(kHeader, "[{\"layer\": 1, \"rank_experts\": [[0, 1, 2], [3]]}]"),
+                  "p.json: layer 1: found between 1 and 3 experts per rank, expected counts that "
+                  "differ by at most one"},
+        Malformed{"MapSlotsDoNotDivide", "{\"physical_to_logical_map\": [[0, 1, 2]]}",
+                  "p.json: physical_to_logical_map[0]: found 3 slots, expected a multiple of the 2 "
+                  "ranks"},
+        Malformed{"MapRowsDiffer", "{\"physical_to_logical_map\": [[0, 1], [0, 1, 0, 1]]}",
+                  "p.json: physical_to_logical_map[1]: found 4 slots, expected 2, as in the first "
+                  "layer"},
+        Malformed{"MapNegativeExpert", "{\"physical_to_logical_map\": [[0, -1]]}",
+                  "p.json: physical_to_logical_map[0][1]: found -1, expected an integer from 0 to "
+                  "65534"},
+        Malformed{"MapExpertMissing", "{\"physical_to_logical_map\": [[0, 2]]}",
+                  "p.json: layer 0: expert 1 is on no rank"},
+        Malformed{"MapEmpty", "{\"physical_to_logical_map\": []}",
+                  "p.json: physical_to_logical_map: found an empty list, expected at least one "
+                  "layer"}),
+    [](const auto& row) { return row.param.name; });
+
+TEST(PlacementFile, MapNeedsTheNumberOfRanks) {
+  try {
+    parse_placement("{\"physical_to_logical_map\": [[0, 1]]}", "p.json");
+    FAIL() << "no error";
+  } catch (const InputError& error) {
+    EXPECT_STREQ(error.what(),
+                 "p.json: found a physical_to_logical_map, expected the number of ranks beside it "
+                 "(--ranks)");
+  }
+}
+
+}  // namespace
+}  // namespace coterie
