@@ -6,8 +6,7 @@
 //  - CM02 weighs a communication's share by its route's latency. Links therefore have no latency in
 //    SimGrid; alpha and route latency are a silent time before the communication starts.
 //  - No actors: the communications are started from the simulation's own loop, by a timer or by the
-//    completion of what they waited for. (A version with one actor per rank and mailboxes gave the
-//    same times and took longer; see sim/README.md.)
+//    completion of what they waited for.
 //  - SimGrid lets completions that lie within `surf/precision` of each other happen at once and
 //    solves the sharing once for all of them. This is what makes it fast; see kDefaultPrecision.
 
@@ -38,7 +37,7 @@ namespace {
 
 namespace sg = simgrid::s4u;
 
-// Of the lower bound on the makespan. Measured against exact runs in sim/README.md.
+// Of the lower bound on the makespan. sim/README.md gives its error against exact runs.
 constexpr double kDefaultPrecision = 1e-4;
 
 // SimGrid 4 renamed the setting and moved the constructors of zones and hosts into their parents.
