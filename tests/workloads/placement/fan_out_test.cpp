@@ -210,6 +210,44 @@ TEST(FanOut, StaysWithinItsBounds) {
   }
 }
 
+// The planner and the counter share nothing but the host choice: their rows, pairs and loads agree,
+// replicated experts included.
+TEST(FanOut, AgreesWithThePlans) {
+  const Routing routing = uniform_routing({32, 4, 600, 16, 1}, 8);
+  for (const std::uint32_t replicas : {0u, 16u}) {
+    const LayerPlacement layer = place(routing, "load_balanced", 16, replicas).layers[0];
+    const RankTokens tokens = deal_tokens(routing, 16, std::nullopt, SequenceDeal::kRoundRobin);
+    const FanOut counted = fan_out(routing, 0, layer, 4, tokens);
+    for (const DispatchPolicy policy :
+         {DispatchPolicy::kStandard, DispatchPolicy::kDedup, DispatchPolicy::kHierarchical}) {
+      const LayerPlan plan = make_plan(routing, 0, layer, tokens, {policy, 4, PlanDetail::kCounts});
+      TierRows rows;
+      TierRows copies;
+      for (const Stage& stage : plan.stages) {
+        for (std::size_t i = 0; i < stage.num_transfers(); ++i) {
+          const std::uint32_t src = stage.src[i];
+          const std::uint32_t dst = stage.dst[i];
+          double TierRows::*const tier = src == dst           ? &TierRows::local
+                                         : src / 4 == dst / 4 ? &TierRows::scale_up
+                                                              : &TierRows::network;
+          rows.*tier += stage.num_rows[i] / 600.0;
+          copies.*tier += stage.num_copies[i] / 600.0;
+        }
+      }
+      const bool hierarchical = policy == DispatchPolicy::kHierarchical;
+      const TierRows& expected = policy == DispatchPolicy::kStandard ? counted.standard
+                                 : hierarchical                      ? counted.hierarchical
+                                                                     : counted.dedup;
+      const TierRows& pairs = hierarchical ? counted.hierarchical_copies : counted.standard;
+      for (double TierRows::*const tier :
+           {&TierRows::local, &TierRows::scale_up, &TierRows::network}) {
+        EXPECT_NEAR(rows.*tier, expected.*tier, 1e-9) << to_string(policy) << replicas;
+        EXPECT_NEAR(copies.*tier, pairs.*tier, 1e-9) << to_string(policy) << replicas;
+      }
+    }
+  }
+}
+
 TEST(FanOut, RefusesRanksThatDoNotFit) {
   const Routing routing = uniform_routing({8, 2, 10, 2, 1}, 1);
   const RankTokens tokens = deal_tokens(routing, 2, std::nullopt, SequenceDeal::kRoundRobin);
