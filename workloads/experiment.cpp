@@ -219,15 +219,9 @@ std::vector<std::uint32_t> read_layers(const YamlValue& value) {
   return layers;
 }
 
+// That they fit at all is load_cluster's business.
 void check_ranks(const Experiment& experiment, const YamlValue& ranks) {
   const Cluster& cluster = experiment.cluster;
-  const std::uint64_t wanted = std::uint64_t{experiment.num_ranks} * experiment.num_groups;
-  if (wanted > cluster.num_gpus()) {
-    throw ranks.error(fmt::format("{} ranks in {} group(s), {} GPUs in all", experiment.num_ranks,
-                                  experiment.num_groups, wanted),
-                      fmt::format("at most {}, the GPUs of the topology {}", cluster.num_gpus(),
-                                  experiment.topology));
-  }
   const bool whole_nodes = experiment.num_ranks % cluster.gpus_per_node == 0;
   const bool inside_node = cluster.gpus_per_node % experiment.num_ranks == 0;
   const bool one_part = experiment.num_ranks < cluster.gpus_per_node && experiment.num_groups == 1;

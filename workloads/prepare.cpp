@@ -100,9 +100,8 @@ PreparedRun prepare_run(const Experiment& experiment, const RunSpec& spec, const
   run.spec = spec;
   const bool from_file = !is_strategy(spec.placement);
   const bool learns = !from_file && strategy_learns(spec.placement);
-  const bool similar = spec.prune && spec.prune->method == PruneMethod::kSimilarity;
   Routing training;
-  if (learns || similar) {
+  if (learns || spec.prune) {
     training = select(trace, experiment.trace.train);
     if (training.num_sequences() == 0) {
       throw InputError(

@@ -9,6 +9,7 @@ namespace coterie {
 // One line per command, in the order of --help; main.cpp calls them in this order.
 void add_trace_command(CLI::App& app);
 void add_model_command(CLI::App& app);
+void add_plan_command(CLI::App& app);
 void add_topology_command(CLI::App& app);
 void add_simulate_command(CLI::App& app);
 void add_predict_command(CLI::App& app);

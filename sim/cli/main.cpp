@@ -18,6 +18,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   add_trace_command(app);
   add_model_command(app);
+  add_plan_command(app);
   add_topology_command(app);
   add_simulate_command(app);
   add_predict_command(app);

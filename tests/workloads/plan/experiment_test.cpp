@@ -1,0 +1,323 @@
+// Experiments: what a good file means, and the sentence for every kind of bad one.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "core/error.hpp"
+#include "core/file.hpp"
+#include "tests/workloads/trace/sample.hpp"
+#include "workloads/experiment.hpp"
+#include "workloads/plan/check.hpp"
+#include "workloads/trace/moet.hpp"
+
+namespace coterie::testing {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+// Line numbers count from the first line.
+constexpr const char* kGood =
+    "schema_version: 1\n"                                                              // 1
+    "topology: h100_node\n"                                                            // 2
+    "model: model.yaml\n"                                                              // 3
+    "trace: {file: a.moet, train: even, eval: odd}\n"                                  // 4
+    "ranks: 8\n"                                                                       // 5
+    "tokens_per_rank: 32\n"                                                            // 6
+    "payload: {dispatch: fp8, combine: bf16}\n"                                        // 7
+    "engine: bound\n"                                                                  // 8
+    "runs:\n"                                                                          // 9
+    "  - {name: standard, placement: contiguous, dispatch: standard}\n"                // 10
+    "  - {name: learnt, placement: collaboration, dispatch: hierarchical}\n"           // 11
+    "  - {name: balanced, placement: load_balanced, dispatch: dedup, replicas: 8}\n";  // 12
+
+constexpr const char* kModel =
+    "schema_version: 1\n"
+    "name: small\n"
+    "description: for tests\n"
+    "num_layers: 4\n"
+    "moe_layers: {first: 0, step: 1}\n"
+    "hidden: 256\n"
+    "expert_intermediate: 128\n"
+    "num_experts: 16\n"
+    "num_topk: 3\n"
+    "num_shared_experts: 0\n"
+    "routing: softmax\n";
+
+class ExperimentFile : public FolderTest {
+ protected:
+  void SetUp() override {
+    FolderTest::SetUp();
+    write_moet(folder_ / "a.moet",
+               random_routing(16, 3, {1, 2}, {40, 30, 20, 50, 10, 25}, /*weighted=*/true));
+    write_file(folder_ / "model.yaml", kModel);
+  }
+  Experiment load(const std::string& text, const std::vector<std::string>& sets = {}) const {
+    write_file(folder_ / "e.yaml", text);
+    std::vector<Override> overrides;
+    for (const std::string& set : sets) overrides.push_back(parse_override(set));
+    return load_experiment(folder_ / "e.yaml", overrides);
+  }
+  // The error without the folder's name.
+  template <class Call>
+  std::string refusal(const Call& call) const {
+    try {
+      call();
+    } catch (const InputError& error) {
+      std::string text = error.what();
+      const std::string prefix = folder_.string() + "/";
+      for (std::size_t at = 0; (at = text.find(prefix)) != std::string::npos;) {
+        text.erase(at, prefix.size());
+      }
+      return text;
+    }
+    return "accepted";
+  }
+};
+
+TEST_F(ExperimentFile, HoldsWhatItSays) {
+  const Experiment experiment = load(kGood);
+  EXPECT_EQ(experiment.name, "e");
+  EXPECT_EQ(experiment.topology, "h100_node");
+  EXPECT_EQ(experiment.cluster.num_gpus(), 8u);
+  EXPECT_EQ(experiment.model.num_experts, 16u);
+  EXPECT_EQ(experiment.trace.file, folder_ / "a.moet");
+  EXPECT_EQ(experiment.num_ranks, 8u);
+  EXPECT_EQ(experiment.num_groups, 1u);
+  EXPECT_EQ(experiment.tokens_per_rank, 32u);
+  EXPECT_EQ(experiment.dispatch_payload, PayloadType::kFp8);
+  EXPECT_EQ(experiment.combine_payload, PayloadType::kBf16);
+  EXPECT_EQ(experiment.engine, "bound");
+  ASSERT_EQ(experiment.runs.size(), 3u);
+  EXPECT_EQ(experiment.runs[1].policy, DispatchPolicy::kHierarchical);
+  EXPECT_EQ(experiment.runs[2].num_replicas, 8u);
+}
+
+TEST_F(ExperimentFile, OverridesReachTheTopologyAndTheModel) {
+  const Experiment experiment =
+      load(kGood, {"ranks=4", "topology.gpus_per_node=4", "model.hidden=512",
+                   "runs.0.dispatch=dedup", "seed=9"});
+  EXPECT_EQ(experiment.num_ranks, 4u);
+  EXPECT_EQ(experiment.cluster.gpus_per_node, 4u);
+  EXPECT_EQ(experiment.model.hidden, 512u);
+  EXPECT_EQ(experiment.runs[0].policy, DispatchPolicy::kDedup);
+  EXPECT_EQ(experiment.seed, 9u);
+}
+
+TEST_F(ExperimentFile, TopologyMayBeAMapWithABase) {
+  std::string text = kGood;
+  text.replace(text.find("h100_node"), 9, "{base: h100_node, gpus_per_node: 4}");
+  EXPECT_EQ(load(text, {"ranks=4"}).cluster.gpus_per_node, 4u);
+}
+
+TEST_F(ExperimentFile, GrowsPresetsToItsRanksAndGroups) {
+  const Experiment experiment = load(kGood, {"topology=star", "groups=3"});
+  EXPECT_EQ(experiment.cluster.num_gpus(), 24u);
+}
+
+// The effective configuration loads to the same experiment, from another folder too.
+TEST_F(ExperimentFile, EffectiveConfigurationIsTheSameExperiment) {
+  const Experiment first = load(kGood, {"ranks=4", "topology.gpus_per_node=4", "seed=3"});
+  make_folder(folder_ / "results");
+  write_file(folder_ / "results" / "other.yaml", first.effective_yaml);
+  const Experiment second = load_experiment(folder_ / "results" / "other.yaml");
+  EXPECT_EQ(second.name, "e");
+  EXPECT_EQ(second.num_ranks, 4u);
+  EXPECT_EQ(second.seed, 3u);
+  EXPECT_EQ(second.cluster.gpus_per_node, 4u);
+  EXPECT_EQ(second.model.hidden, first.model.hidden);
+  EXPECT_EQ(second.trace.file, first.trace.file);
+  EXPECT_EQ(second.runs.size(), first.runs.size());
+  EXPECT_EQ(second.effective_yaml, first.effective_yaml);
+}
+
+// ------------------------------------------------------------ runs
+
+TEST_F(ExperimentFile, RunsArePreparedSoThatTheirPlansAreSound) {
+  const Experiment experiment = load(kGood);
+  const Routing trace = load_trace(experiment);
+  for (const RunSpec& spec : experiment.runs) {
+    const PreparedRun run = prepare_run(experiment, spec, trace);
+    EXPECT_TRUE(run.exact);
+    EXPECT_EQ(run.routing.num_tokens(), 30u + 50 + 25);  // the odd sequences
+    EXPECT_EQ(run.tokens.token_begin.back(), 8u * 32);
+    for (std::size_t layer = 0; layer < 2; ++layer) {
+      EXPECT_EQ(run.placement.layers[layer].layer, run.routing.layers[layer]);
+      const LayerPlan plan =
+          make_plan(run.routing, layer, run.placement.layers[layer], run.tokens,
+                    {spec.policy, experiment.ranks_per_node(), PlanDetail::kRows});
+      EXPECT_EQ(check_plan(plan, {Bytes{264}, Bytes{512}}).num_violations, 0u);
+    }
+  }
+}
+
+TEST_F(ExperimentFile, PreparingTwiceGivesTheSame) {
+  const Experiment experiment = load(kGood);
+  const Routing trace = load_trace(experiment);
+  const PreparedRun a = prepare_run(experiment, experiment.runs[1], trace);
+  const PreparedRun b = prepare_run(experiment, experiment.runs[1], trace);
+  EXPECT_EQ(a.placement.layers[0].rank_experts, b.placement.layers[0].rank_experts);
+  EXPECT_EQ(a.tokens.trace_token, b.tokens.trace_token);
+}
+
+TEST_F(ExperimentFile, PlacementFilesAreRead) {
+  const Experiment first = load(kGood);
+  const PreparedRun learnt = prepare_run(first, first.runs[1], load_trace(first));
+  write_placement(folder_ / "p.json", learnt.placement);
+  const Experiment second = load(kGood, {"runs.0.placement=p.json", "layers=[2]"});
+  const PreparedRun run = prepare_run(second, second.runs[0], load_trace(second));
+  ASSERT_EQ(run.placement.layers.size(), 1u);
+  EXPECT_EQ(run.placement.layers[0].rank_experts, learnt.placement.layers[1].rank_experts);
+
+  const Experiment fewer =
+      load(kGood, {"runs.0.placement=p.json", "topology.gpus_per_node=4", "ranks=4"});
+  EXPECT_THAT(refusal([&] { prepare_run(fewer, fewer.runs[0], load_trace(fewer)); }),
+              HasSubstr("p.json"));
+}
+
+TEST_F(ExperimentFile, PrunedRunsAreNotExact) {
+  const Experiment experiment = load(kGood, {"runs.0.prune={method: router_score, devices: 2}"});
+  const PreparedRun run = prepare_run(experiment, experiment.runs[0], load_trace(experiment));
+  EXPECT_FALSE(run.exact);
+  EXPECT_TRUE(run.weight_lost.has_value());
+}
+
+TEST_F(ExperimentFile, TraceAndModelMustAgree) {
+  const Experiment experts = load(kGood, {"model.num_experts=32"});
+  EXPECT_EQ(refusal([&] { load_trace(experts); }),
+            "trace a.moet and model small: found 16 experts in the trace and 32 in the model, "
+            "expected the same number");
+  const Experiment topk = load(kGood, {"model.num_topk=4"});
+  EXPECT_EQ(refusal([&] { load_trace(topk); }),
+            "trace a.moet and model small: found top-3 in the trace and top-4 in the model, "
+            "expected the same");
+  const Experiment layers = load(kGood, {"layers=[1, 7]"});
+  EXPECT_EQ(refusal([&] { load_trace(layers); }),
+            "experiment e: key \"layers\": found layer 7, expected layers of the trace a.moet, "
+            "which has 1 to 2");
+}
+
+// ------------------------------------------------------------ malformed files
+
+struct Malformed {
+  std::string name;
+  std::string find, replace;  // in kGood
+  std::string expected;
+};
+void PrintTo(const Malformed& malformed, std::ostream* out) {
+  *out << malformed.name;
+}
+class MalformedExperiment : public ExperimentFile,
+                            public ::testing::WithParamInterface<Malformed> {};
+
+TEST_P(MalformedExperiment, IsRefusedWithItsPlace) {
+  std::string text = kGood;
+  const std::size_t at = text.find(GetParam().find);
+  ASSERT_NE(at, std::string::npos);
+  text.replace(at, GetParam().find.size(), GetParam().replace);
+  EXPECT_EQ(refusal([&] { load(text); }), GetParam().expected);
+}
+
+const Malformed kMalformed[] = {
+    {"version", "schema_version: 1", "schema_version: 2",
+     "e.yaml:1:17: key \"schema_version\": found \"2\", expected 1"},
+    {"no_version", "schema_version: 1\n", "",
+     "e.yaml:1:1: found no key \"schema_version\", expected it to be given"},
+    {"unknown_key", "ranks: 8", "ranks: 8\nrank: 8",
+     "e.yaml:6:1: found unknown key \"rank\", expected one of chunk, deal, engine, groups, layers, "
+     "model, name, payload, ranks, runs, schema_version, seed, tokens_per_rank, topology, trace"},
+    {"key_twice", "ranks: 8", "ranks: 8\nranks: 4",
+     "e.yaml:6:1: found a second key \"ranks\", expected each key once"},
+    {"unknown_topology", "h100_node", "h9000",
+     "e.yaml:2:11: key \"topology\": found \"h9000\", expected a preset's name (`coterie topology "
+     "list`) or the path of a topology file"},
+    {"unknown_model", "model.yaml", "gpt-9",
+     "e.yaml:3:8: key \"model\": found \"gpt-9\", expected a preset's name (`coterie model list`) "
+     "or "
+     "the path of a model file"},
+    {"missing_trace", "a.moet", "b.moet",
+     "e.yaml:4:15: key \"trace.file\": found \"b.moet\", which does not exist, expected a .moet "
+     "trace (`coterie trace import` makes one)"},
+    {"unknown_part", "eval: odd", "eval: third",
+     "e.yaml:4:42: key \"trace.eval\": found \"third\", expected one of all, even, odd"},
+    {"same_part", "eval: odd", "eval: even",
+     "e.yaml:4:8: key \"trace\": found train: even and eval: even, which overlap, expected "
+     "separate "
+     "parts (even and odd), or evaluate_on_training: true"},
+    {"overlapping_parts", "train: even", "train: all",
+     "e.yaml:4:8: key \"trace\": found train: all and eval: odd, which overlap, expected separate "
+     "parts (even and odd), or evaluate_on_training: true"},
+    {"too_many_ranks", "ranks: 8", "ranks: 16",
+     "preset h100_node:6:1: found 8 GPUs, expected at least 16, the number of ranks (set "
+     "\"nodes\")"},
+    {"too_many_groups", "ranks: 8", "ranks: 4\ngroups: 3",
+     "preset h100_node:6:1: found 8 GPUs, expected at least 12, the number of ranks (set "
+     "\"nodes\")"},
+    {"groups_across_nodes", "ranks: 8", "ranks: 3\ngroups: 2",
+     "e.yaml:5:8: key \"ranks\": found 3 ranks per group on nodes of 8 GPUs, expected groups of "
+     "whole nodes, or several whole groups per node"},
+    {"no_ranks", "ranks: 8", "ranks: 0",
+     "e.yaml:5:8: key \"ranks\": found \"0\", expected a whole number from 1 to 1048576"},
+    {"no_tokens", "tokens_per_rank: 32", "tokens_per_rank: few",
+     "e.yaml:6:18: key \"tokens_per_rank\": found \"few\", expected a whole number from 1 to "
+     "16777216"},
+    {"payload", "dispatch: fp8", "dispatch: fp4",
+     "e.yaml:7:21: key \"payload.dispatch\": found \"fp4\", expected one of bf16, fp8"},
+    {"payload_key", "combine: bf16", "gather: bf16",
+     "e.yaml:7:26: key \"payload\": found unknown key \"gather\", expected one of combine, "
+     "dispatch"},
+    {"engine", "engine: bound", "engine: ns3",
+     "e.yaml:8:9: key \"engine\": found \"ns3\", expected one of simgrid, flow, bound"},
+    {"chunk_without_unit", "engine: bound", "chunk: 1024",
+     "e.yaml:8:8: key \"chunk\": found \"1024\", expected a size with its unit, such as \"4 KiB\""},
+    {"deal", "engine: bound", "deal: shuffled",
+     "e.yaml:8:7: key \"deal\": found \"shuffled\", expected one of round_robin, in_order"},
+    {"layers", "engine: bound", "layers: [2, 1]",
+     "e.yaml:8:13: key \"layers.1\": found \"1\", expected layer numbers in ascending order"},
+    {"name_twice", "name: learnt", "name: standard",
+     "e.yaml:11:5: key \"runs.1\": found a second run named \"standard\", expected a name of its "
+     "own "
+     "for every run"},
+    {"name_of_a_path", "name: learnt", "name: ../learnt",
+     "e.yaml:11:12: key \"runs.1.name\": found \"../learnt\", expected letters, digits and . _ + "
+     "-, "
+     "as the files of the run carry its name"},
+    {"placement", "placement: contiguous", "placement: contigous",
+     "e.yaml:10:33: key \"runs.0.placement\": found \"contigous\", expected one of contiguous, "
+     "round_robin, random, load_balanced, collaboration, collaboration_refined, "
+     "collaboration_two_level, or a placement file"},
+    {"policy", "dispatch: standard", "dispatch: standart",
+     "e.yaml:10:55: key \"runs.0.dispatch\": found \"standart\", expected one of standard, dedup, "
+     "hierarchical"},
+    {"prune_devices", "dispatch: standard",
+     "dispatch: dedup, prune: {method: similarity, devices: 9}",
+     "e.yaml:10:99: key \"runs.0.prune.devices\": found \"9\", expected a whole number from 1 to "
+     "8"},
+    {"prune_method", "dispatch: standard", "dispatch: dedup, prune: {method: best, devices: 1}",
+     "e.yaml:10:78: key \"runs.0.prune.method\": found \"best\", expected one of router_score, "
+     "similarity"},
+    {"replicas", "dispatch: standard", "dispatch: standard, replicas: 2",
+     "e.yaml:10:75: key \"runs.0.replicas\": found replicas with the placement contiguous, "
+     "expected "
+     "none: only load_balanced replicates experts"},
+    {"imbalance", "dispatch: standard", "dispatch: standard, max_imbalance: 1.2",
+     "e.yaml:10:80: key \"runs.0.max_imbalance\": found a balance cap with the placement "
+     "contiguous, "
+     "expected none: only the collaboration strategies take one"},
+    {"run_key", "replicas: 8", "replica: 8",
+     "e.yaml:12:65: key \"runs.2\": found unknown key \"replica\", expected one of dispatch, "
+     "max_imbalance, name, placement, prune, replicas"},
+    {"runs_not_a_list", "runs:\n", "runs: {}\nunused:\n",
+     "e.yaml:9:7: key \"runs\": found a map, expected a list"},
+};
+INSTANTIATE_TEST_SUITE_P(Table, MalformedExperiment, ::testing::ValuesIn(kMalformed),
+                         [](const auto& instance) { return instance.param.name; });
+
+TEST_F(ExperimentFile, OverrideIsNamedInItsError) {
+  EXPECT_EQ(refusal([&] { load(kGood, {"runs.0.dispatch=both"}); }),
+            "--set runs.0.dispatch: found \"both\", expected one of standard, dedup, hierarchical");
+  EXPECT_THAT(refusal([&] { load(kGood, {"rank=3"}); }), HasSubstr("found unknown key \"rank\""));
+}
+
+}  // namespace
+}  // namespace coterie::testing
