@@ -1,8 +1,12 @@
 // From an experiment to runs that can be planned.
 
 #include <algorithm>
+#include <string_view>
 
 #include "core/error.hpp"
+#include "core/file.hpp"
+#include "core/provenance.hpp"
+#include "core/random.hpp"
 #include "workloads/experiment.hpp"
 #include "workloads/placement/strategies.hpp"
 
@@ -19,6 +23,23 @@ bool is_strategy(const std::string& placement) {
   return std::find(names.begin(), names.end(), placement) != names.end();
 }
 
+// Names everything that decides what is learnt, the training tokens included.
+std::string learning_key(const PlacementRequest& request, const Routing& training) {
+  const auto bytes_of = [](const auto& values) {
+    return std::string_view(reinterpret_cast<const char*>(values.data()),
+                            values.size() * sizeof(values[0]));
+  };
+  std::uint64_t key = content_hash(
+      fmt::format("{} {} {} {} {} {} {} {} {}", version(), request.strategy, request.num_ranks,
+                  request.ranks_per_node, request.seed, request.max_imbalance.value_or(0.0),
+                  request.num_replicas, training.num_experts, training.num_topk));
+  for (const std::string_view part :
+       {bytes_of(training.layers), bytes_of(training.sequence_begin), bytes_of(training.experts)}) {
+    key = mix64(key ^ content_hash(part));
+  }
+  return hex64(key);
+}
+
 Placement learn(const Experiment& experiment, const RunSpec& spec, const Routing& training) {
   PlacementRequest request;
   request.strategy = spec.placement;
@@ -27,8 +48,16 @@ Placement learn(const Experiment& experiment, const RunSpec& spec, const Routing
   request.seed = experiment.seed;
   request.max_imbalance = spec.max_imbalance;
   request.num_replicas = spec.num_replicas;
+  const bool learns = strategy_learns(spec.placement);
+  std::filesystem::path cached;
+  if (learns && experiment.cache) {
+    cached = *experiment.cache / fmt::format("placement-{}.json", learning_key(request, training));
+    // A file that another process just wrote is complete: it was renamed into place.
+    if (std::filesystem::exists(cached)) return read_placement(cached);
+  }
   Placement placement = make_placement(training, request);
-  if (strategy_learns(spec.placement)) placement.trained_on = training.origin;
+  if (learns) placement.trained_on = training.origin;
+  if (!cached.empty()) write_placement(cached, placement);
   return placement;
 }
 

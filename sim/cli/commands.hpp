@@ -7,13 +7,14 @@
 namespace coterie {
 
 // One line per command, in the order of --help; main.cpp calls them in this order.
-void add_trace_command(CLI::App& app);
-void add_model_command(CLI::App& app);
-void add_plan_command(CLI::App& app);
-void add_topology_command(CLI::App& app);
 void add_simulate_command(CLI::App& app);
-void add_predict_command(CLI::App& app);
+void add_sweep_command(CLI::App& app);
 void add_place_command(CLI::App& app);
 void add_analyze_command(CLI::App& app);
+void add_trace_command(CLI::App& app);
+void add_plan_command(CLI::App& app);
+void add_predict_command(CLI::App& app);
+void add_topology_command(CLI::App& app);
+void add_model_command(CLI::App& app);
 
 }  // namespace coterie

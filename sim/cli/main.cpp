@@ -16,14 +16,15 @@ int main(int argc, char** argv) {
   CLI::App app{"Simulates expert-parallel dispatch of MoE models on GPU clusters.", "coterie"};
   app.set_version_flag("--version", version());
   app.require_subcommand(1);
-  add_trace_command(app);
-  add_model_command(app);
-  add_plan_command(app);
-  add_topology_command(app);
   add_simulate_command(app);
-  add_predict_command(app);
+  add_sweep_command(app);
   add_place_command(app);
   add_analyze_command(app);
+  add_trace_command(app);
+  add_plan_command(app);
+  add_predict_command(app);
+  add_topology_command(app);
+  add_model_command(app);
   return run_guarded("coterie", [&] {
     try {
       app.parse(argc, argv);

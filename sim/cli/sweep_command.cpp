@@ -1,0 +1,175 @@
+// `coterie sweep`: many experiments.
+
+#include <fmt/format.h>
+#include <mpi.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/error.hpp"
+#include "core/file.hpp"
+#include "core/table.hpp"
+#include "sim/cli/commands.hpp"
+#include "sim/simulate.hpp"
+#include "sim/sweep/rows.hpp"
+#include "sim/sweep/runner.hpp"
+
+namespace coterie {
+namespace {
+
+struct SweepArguments {
+  std::filesystem::path sweep;
+  SweepOptions options;
+  std::vector<std::string> overrides;
+  bool json = false;
+};
+
+// MPI, where a launcher started this process as one of several; a lone process never touches it.
+class Job {
+ public:
+  Job() {
+    const bool launched = std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr ||
+                          std::getenv("PMI_SIZE") != nullptr || std::getenv("PMIX_RANK") != nullptr;
+    if (!launched) return;
+    MPI_Init(nullptr, nullptr);
+    active_ = true;
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank_);
+    MPI_Comm_size(MPI_COMM_WORLD, &size_);
+  }
+  ~Job() {
+    if (active_) MPI_Finalize();
+  }
+  Job(const Job&) = delete;
+  Job& operator=(const Job&) = delete;
+
+  void barrier() const {
+    if (active_) MPI_Barrier(MPI_COMM_WORLD);
+  }
+  // A rank that throws between barriers would leave the others waiting for ever.
+  void abort(int code) const {
+    if (active_) MPI_Abort(MPI_COMM_WORLD, code);
+  }
+  [[nodiscard]] int rank() const { return rank_; }
+  [[nodiscard]] int size() const { return size_; }
+
+ private:
+  bool active_ = false;
+  int rank_ = 0;
+  int size_ = 1;
+};
+
+nlohmann::ordered_json evaluate(const SweepSpec& spec, const SweepOptions& options,
+                                const SweepPoint& point) {
+  Experiment experiment = load_experiment(spec.base, overrides_of(spec, point));
+  experiment.cache = options.folder / "cache";
+  if (!spec.runs.empty()) {
+    std::vector<RunSpec> chosen;
+    for (const std::string& name : spec.runs) {
+      const auto found = std::find_if(experiment.runs.begin(), experiment.runs.end(),
+                                      [&](const RunSpec& run) { return run.name == name; });
+      if (found == experiment.runs.end()) {
+        throw InputError(spec.base.string(), fmt::format("no run \"{}\"", name),
+                         "every run that the sweep names");
+      }
+      chosen.push_back(*found);
+    }
+    experiment.runs = std::move(chosen);
+  }
+  SimulateOptions simulation;
+  simulation.timelines = false;
+  return sweep_rows(experiment, simulate(experiment, simulation));
+}
+
+void print_summary(const SweepArguments& arguments, const SweepCounts& counts) {
+  if (arguments.json) {
+    fmt::print("{}\n", nlohmann::json({{"schema_version", 1},
+                                       {"points", counts.total},
+                                       {"reused", counts.reused},
+                                       {"failed", counts.failed},
+                                       {"csv", (arguments.options.folder / "sweep.csv").string()}})
+                           .dump());
+    return;
+  }
+  fmt::print(
+      "{}",
+      render({{"points", "recorded before", "run now", "failed"},
+              {{std::to_string(counts.total), std::to_string(counts.reused),
+                std::to_string(counts.total - counts.reused), std::to_string(counts.failed)}}}));
+  fmt::print("\nrows in {}; commands to repeat a point in {}\n",
+             (arguments.options.folder / "sweep.csv").string(),
+             (arguments.options.folder / "commands.txt").string());
+}
+
+void run_sweep(SweepArguments& arguments, const Job& job) {
+  std::vector<Override> overrides;
+  for (const std::string& text : arguments.overrides) overrides.push_back(parse_override(text));
+  const SweepSpec spec = load_sweep(arguments.sweep, overrides);
+  SweepOptions& options = arguments.options;
+  options.rank = job.rank();
+  options.size = job.size();
+  if (options.num_jobs == 0) {
+    // Under a launcher every rank stands for one core.
+    options.num_jobs = job.size() > 1 ? 1 : std::max(1U, std::thread::hardware_concurrency());
+  }
+  if (!std::filesystem::exists(options.folder)) make_folder(options.folder);
+  make_folder(options.folder / "cache");
+  SweepCounts counts = run_points(
+      spec, options, [&](const SweepPoint& point) { return evaluate(spec, options, point); });
+  job.barrier();
+  if (job.rank() != 0) return;
+  const std::vector<nlohmann::json> entries = collect(spec, options.folder);
+  counts.failed = static_cast<std::size_t>(
+      std::count_if(entries.begin(), entries.end(),
+                    [](const nlohmann::json& entry) { return entry.at("status") != "ok"; }));
+  write_sweep_tables(spec, options.folder);
+  print_summary(arguments, counts);
+}
+
+}  // namespace
+
+void add_sweep_command(CLI::App& app) {
+  auto arguments = std::make_shared<SweepArguments>();
+  arguments->options.num_jobs = 0;
+  CLI::App* command = app.add_subcommand(
+      "sweep", "Runs an experiment over axes of its keys; resumable, parallel, also under mpirun");
+  command->add_option("SWEEP", arguments->sweep, "The sweep, a YAML file")->required();
+  command
+      ->add_option("-o,--output", arguments->options.folder,
+                   "Folder for sweep.csv, commands.txt and the record of finished points")
+      ->required();
+  command->add_option("--set", arguments->overrides,
+                      "KEY=VALUE, overrides a key of the base experiment (repeatable)");
+  command
+      ->add_option("--jobs", arguments->options.num_jobs,
+                   "Points at once (default: all cores; one per process under mpirun)")
+      ->check(CLI::Range(1U, 4096U));
+  command
+      ->add_option("--timeout", arguments->options.timeout_s,
+                   "Seconds that one point may take; 0: no limit")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_flag("--retry-failed", arguments->options.retry_failed,
+                    "Run points again that failed before");
+  command->add_flag("--json", arguments->json, "Print the summary as JSON and nothing else");
+  command->footer(
+      "Example:\n  coterie sweep bandwidth.yaml -o out\n  mpirun -n 16 coterie sweep "
+      "bandwidth.yaml -o out");
+  command->callback([arguments] {
+    const Job job;
+    try {
+      run_sweep(*arguments, job);
+    } catch (const Error& error) {
+      if (job.size() > 1) {
+        fmt::print(stderr, "coterie: error: {}\n", error.what());
+        job.abort(static_cast<int>(error.exit_code()));
+      }
+      throw;
+    }
+  });
+}
+
+}  // namespace coterie
