@@ -215,7 +215,7 @@ void write_sweep_tables(const SweepSpec& spec, const std::filesystem::path& fold
   }
   std::string csv = "point";
   const auto add_cell = [&csv](const std::string& text) { csv += ',' + csv_cell(text); };
-  for (const std::string& key : spec.keys) add_cell(key);
+  for (const std::string& key : spec.keys) add_cell("set." + key);
   csv += ",status,error";
   for (const std::string& column : columns) add_cell(column);
   csv += "\n";

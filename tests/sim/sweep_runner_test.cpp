@@ -68,7 +68,7 @@ TEST_F(SweepRunnerTest, WritesTheSameTablesForAnyNumberOfJobs) {
   write_sweep_tables(spec_, options_.folder);
   const std::string csv = read_file(options_.folder / "sweep.csv");
   EXPECT_EQ(csv.substr(0, csv.find('\n')),
-            "point,ranks,seed,status,error,run,time_s,speedup_over_baseline");
+            "point,set.ranks,set.seed,status,error,run,time_s,speedup_over_baseline");
   // ranks 4, run y: 12 s at ranks 1 run x against 1.5 s.
   EXPECT_NE(csv.find(",4,3,ok,,y,1.5,8.0"), std::string::npos) << csv;
   EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 25);
