@@ -92,17 +92,23 @@ class DeviceBuffer {
   [[nodiscard]] T* data() const { return data_; }
   [[nodiscard]] std::size_t size() const { return size_; }
 
-  // Blocking copies from and to the host, of the first host.size() and of all elements.
+  // Copies from and to the host, of the first host.size() and of all elements. They have happened
+  // when the call returns (plain cudaMemcpy may return before a pageable source has reached the
+  // device, and streams here do not wait for the default stream).
   void upload(std::span<const T> host) {
     check(cudaMemcpy(data_, host.data(), host.size_bytes(), cudaMemcpyHostToDevice), "upload");
+    check(cudaStreamSynchronize(nullptr), "upload");
   }
   [[nodiscard]] std::vector<T> download() const {
     std::vector<T> host(size_);
     check(cudaMemcpy(host.data(), data_, size_ * sizeof(T), cudaMemcpyDeviceToHost), "download");
     return host;
   }
-  // Sets every byte; the tests poison outputs with it.
-  void fill_bytes(int value) { check(cudaMemset(data_, value, size_ * sizeof(T)), "cudaMemset"); }
+  // Sets every byte, before the call returns; the tests poison outputs with it.
+  void fill_bytes(int value) {
+    check(cudaMemset(data_, value, size_ * sizeof(T)), "cudaMemset");
+    check(cudaStreamSynchronize(nullptr), "cudaMemset");
+  }
 
  private:
   T* data_ = nullptr;

@@ -139,6 +139,7 @@ DeviceBuffer<Bf16> random_rows(std::size_t count, std::uint64_t seed) {
   DeviceBuffer<Bf16> buffer(count);
   if (count > 0) fill_random<<<2048, 256>>>(buffer.data(), count, seed << 40);
   check_launch("fill_random");
+  check(cudaStreamSynchronize(nullptr), "fill_random");
   return buffer;
 }
 template <class T>
@@ -412,6 +413,7 @@ class Case {
                          block.data, block_bytes(type_, hidden_, block.num_rows, block.num_copies),
                          cudaMemcpyDeviceToDevice),
               "send");
+        check(cudaStreamSynchronize(nullptr), "send");
       }
     }
     for (const Buffers& b : sets_) {

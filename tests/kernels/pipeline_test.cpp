@@ -252,6 +252,7 @@ class Pipeline : public testing::TestWithParam<Scenario> {
     check(cudaMemcpy(returned.data() + block.row_begin * hidden, results.data() + begin * hidden,
                      block.num_rows * hidden * sizeof(Bf16), cudaMemcpyDeviceToDevice),
           "give back");
+    check(cudaStreamSynchronize(nullptr), "give back");  // device-to-device copies return early
   }
 
   Random random_{GetParam().seed};
