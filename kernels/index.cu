@@ -20,8 +20,15 @@ namespace {
 
 // --- send index ---------------------------------------------------------------------------------
 
-constexpr unsigned kItems = 256;          // items of a chunk = threads of a block
+constexpr unsigned kItems = 128;          // items of a chunk = threads of a block
 constexpr unsigned kWords = kItems / 32;  // words of a bit mask over them
+
+// Binary digits of a number of copies.
+constexpr std::uint32_t planes_for(std::uint32_t max_copies) {
+  std::uint32_t planes = 0;
+  while (max_copies >> planes != 0) ++planes;
+  return planes;
+}
 
 // Items, as the threads of a block load them. All threads call `load`, also those beyond the last
 // item; `max_copies` bounds what an item holds.
@@ -30,6 +37,7 @@ constexpr unsigned kWords = kItems / 32;  // words of a bit mask over them
 template <unsigned kMaxCopies>
 struct TokenItems {
   static constexpr unsigned max_copies = kMaxCopies;
+  static constexpr unsigned num_planes = planes_for(kMaxCopies);
   TokenRouting routing;
   struct Item {
     std::uint32_t num_copies = 0;
@@ -42,14 +50,15 @@ struct TokenItems {
   __device__ std::uint32_t expert(const Item& item, std::uint32_t j) const {
     return routing.experts[item.list_begin + j];
   }
-  __device__ Copy copy(const Item& item, std::uint32_t j) const {
-    return {routing.experts[item.list_begin + j], routing.weights[item.list_begin + j]};
+  __device__ float weight(const Item& item, std::uint32_t j) const {
+    return routing.weights[item.list_begin + j];
   }
 };
 
 // The items of build_forward_index: received rows.
 struct ReceivedItems {
   static constexpr unsigned max_copies = kMaxTopk;
+  static constexpr unsigned num_planes = planes_for(kMaxTopk);
   ReceivedRows received;
   struct Item {
     std::uint32_t num_copies = 0;
@@ -68,7 +77,7 @@ struct ReceivedItems {
   __device__ std::uint32_t expert(const Item& item, std::uint32_t j) const {
     return item.copies[j].expert;
   }
-  __device__ Copy copy(const Item& item, std::uint32_t j) const { return item.copies[j]; }
+  __device__ float weight(const Item& item, std::uint32_t j) const { return item.copies[j].weight; }
 };
 
 // What one chunk knows about its items, in shared memory.
@@ -77,24 +86,25 @@ struct ReceivedItems {
 struct Chunk {
   std::uint32_t* plane;
   std::uint32_t* prefix;
-  std::uint32_t num_planes;
 };
 constexpr std::uint32_t kDropped = 0xffff;  // position of a copy that goes nowhere
 
-__host__ __device__ constexpr std::uint32_t num_planes(std::uint32_t max_copies) {
-  std::uint32_t planes = 0;
-  while (max_copies >> planes != 0) ++planes;
-  return planes;
-}
-// Shared memory of a chunk; `place` adds the bases of the positions.
+// Where the chunk's first row to a position goes.
+struct Base {
+  std::uint32_t* words;
+  Copy* copies;
+  std::uint32_t row;   // number among all rows
+  std::uint32_t copy;  // number within the block
+};
+// Shared memory of a chunk, after the blocks and bases of the positions.
 struct SharedLayout {
-  std::uint32_t max_copies;
+  std::uint32_t num_planes;
   std::uint32_t num_dests;
   __host__ __device__ std::size_t base_bytes() const {
-    return std::size_t{num_dests} * (sizeof(TransferBlock) + 2 * sizeof(std::uint32_t));
+    return std::size_t{num_dests} * (sizeof(TransferBlock) + sizeof(Base));
   }
   __host__ __device__ std::size_t plane_words() const {
-    return std::size_t{num_dests} * num_planes(max_copies) * kWords;
+    return std::size_t{num_dests} * num_planes * kWords;
   }
   __host__ __device__ std::size_t bytes() const {
     return base_bytes() + 4 * (plane_words() + std::size_t{num_dests} * kWords);
@@ -103,7 +113,6 @@ struct SharedLayout {
 
 __device__ Chunk carve(std::byte* memory, const SharedLayout& layout) {
   Chunk chunk{};
-  chunk.num_planes = num_planes(layout.max_copies);
   chunk.plane = reinterpret_cast<std::uint32_t*>(memory + layout.base_bytes());
   chunk.prefix = chunk.plane + layout.plane_words();
   return chunk;
@@ -114,6 +123,7 @@ __device__ Chunk carve(std::byte* memory, const SharedLayout& layout) {
 template <class Items>
 struct LoadedItem {
   typename Items::Item item;
+  std::uint32_t expert[Items::max_copies];
   std::uint32_t position[Items::max_copies];  // send position of each copy, or kDropped
 
   // The copies that go where the j-th goes.
@@ -132,7 +142,7 @@ struct LoadedItem {
 template <class Items>
 __device__ LoadedItem<Items> fill_chunk(const Items& items, const Targets& targets,
                                         const Chunk& chunk, std::uint32_t item_idx) {
-  const std::uint32_t num_plane_words = targets.num_dests * chunk.num_planes * kWords;
+  const std::uint32_t num_plane_words = targets.num_dests * Items::num_planes * kWords;
   for (std::uint32_t i = threadIdx.x; i < num_plane_words; i += kItems) chunk.plane[i] = 0;
 
   LoadedItem<Items> loaded;
@@ -140,12 +150,12 @@ __device__ LoadedItem<Items> fill_chunk(const Items& items, const Targets& targe
 #pragma unroll
   for (unsigned j = 0; j < Items::max_copies; ++j) {
     if (j >= loaded.item.num_copies) break;
-    loaded.position[j] = items.expert(loaded.item, j);
+    loaded.expert[j] = items.expert(loaded.item, j);
   }
 #pragma unroll
   for (unsigned j = 0; j < Items::max_copies; ++j) {
     if (j >= loaded.item.num_copies) break;
-    const std::uint32_t expert = loaded.position[j];
+    const std::uint32_t expert = loaded.expert[j];
     const std::uint32_t dest =
         expert < targets.num_experts ? targets.expert_dest[expert] : kDropped;
     const std::uint32_t position = dest >= targets.first_dest
@@ -164,32 +174,34 @@ __device__ LoadedItem<Items> fill_chunk(const Items& items, const Targets& targe
     const bool first = (mask & ((1U << j) - 1)) == 0;
     if (!first || loaded.position[j] == kDropped) continue;
     const auto count = static_cast<std::uint32_t>(__popc(mask));
-    for (std::uint32_t digit = 0; digit < chunk.num_planes; ++digit) {
+#pragma unroll
+    for (std::uint32_t digit = 0; digit < Items::num_planes; ++digit) {
       if ((count >> digit & 1U) != 0) {
-        atomicOr(&chunk.plane[(loaded.position[j] * chunk.num_planes + digit) * kWords + word],
+        atomicOr(&chunk.plane[(loaded.position[j] * Items::num_planes + digit) * kWords + word],
                  bit);
       }
     }
   }
   __syncthreads();
 
-  // Exclusive scan over the words of each position: 8 lanes per position.
-  static_assert(kWords == 8);
+  // Exclusive scan over the words of each position: kWords lanes per position.
+  static_assert(kItems / kWords == 32);
   const std::uint32_t rounded = (targets.num_dests + 31) / 32 * 32;
   for (std::uint32_t p = threadIdx.x / kWords; p < rounded; p += kItems / kWords) {
     const std::uint32_t w = threadIdx.x % kWords;
     std::uint32_t any = 0;
     std::uint32_t copies = 0;
     if (p < targets.num_dests) {
-      for (std::uint32_t digit = 0; digit < chunk.num_planes; ++digit) {
-        const std::uint32_t plane = chunk.plane[(p * chunk.num_planes + digit) * kWords + w];
+#pragma unroll
+      for (std::uint32_t digit = 0; digit < Items::num_planes; ++digit) {
+        const std::uint32_t plane = chunk.plane[(p * Items::num_planes + digit) * kWords + w];
         any |= plane;
         copies += static_cast<std::uint32_t>(__popc(plane)) << digit;
       }
     }
     const std::uint32_t rows =
         targets.row_per_copy ? copies : static_cast<std::uint32_t>(__popc(any));
-    // At most 256 items of 32 copies: 8192 fits 16 bits.
+    // At most 128 items of 32 copies: 4096 fits 16 bits.
     const std::uint32_t own = rows | copies << 16;
     std::uint32_t sum = own;
     for (unsigned step = 1; step < kWords; step *= 2) {
@@ -203,14 +215,16 @@ __device__ LoadedItem<Items> fill_chunk(const Items& items, const Targets& targe
 }
 
 // Rows (x) and copies (y) of the chunk to `position` by items before this thread's.
+template <class Items>
 __device__ uint2 before_this_item(const Chunk& chunk, std::uint32_t position, bool row_per_copy) {
   const std::uint32_t word = threadIdx.x / 32;
   const std::uint32_t lower = (1U << (threadIdx.x % 32)) - 1;
   std::uint32_t any = 0;
   std::uint32_t copies = 0;
-  for (std::uint32_t digit = 0; digit < chunk.num_planes; ++digit) {
+#pragma unroll
+  for (std::uint32_t digit = 0; digit < Items::num_planes; ++digit) {
     const std::uint32_t plane =
-        chunk.plane[(position * chunk.num_planes + digit) * kWords + word] & lower;
+        chunk.plane[(position * Items::num_planes + digit) * kWords + word] & lower;
     any |= plane;
     copies += static_cast<std::uint32_t>(__popc(plane)) << digit;
   }
@@ -221,19 +235,20 @@ __device__ uint2 before_this_item(const Chunk& chunk, std::uint32_t position, bo
 
 // counts[position][chunk] = (rows, copies). Launch: one block of kItems per chunk.
 template <class Items>
-__global__ void __launch_bounds__(kItems)
-    count_rows(Items items, Targets targets, std::uint32_t max_copies, uint2* counts) {
+__global__ void __launch_bounds__(kItems) count_rows(Items items, Targets targets, uint2* counts) {
   extern __shared__ __align__(16) std::byte shared[];
+  wait_for_previous_launch();
   start_dependent_launch();
-  const SharedLayout layout{max_copies, targets.num_dests};
+  const SharedLayout layout{Items::num_planes, targets.num_dests};
   const Chunk chunk = carve(shared, layout);
   fill_chunk(items, targets, chunk, blockIdx.x * kItems + threadIdx.x);
   for (std::uint32_t p = threadIdx.x; p < targets.num_dests; p += kItems) {
     constexpr unsigned kLast = kWords - 1;
     std::uint32_t any = 0;
     std::uint32_t copies = 0;
-    for (std::uint32_t digit = 0; digit < chunk.num_planes; ++digit) {
-      const std::uint32_t plane = chunk.plane[(p * chunk.num_planes + digit) * kWords + kLast];
+#pragma unroll
+    for (std::uint32_t digit = 0; digit < Items::num_planes; ++digit) {
+      const std::uint32_t plane = chunk.plane[(p * Items::num_planes + digit) * kWords + kLast];
       any |= plane;
       copies += static_cast<std::uint32_t>(__popc(plane)) << digit;
     }
@@ -245,44 +260,50 @@ __global__ void __launch_bounds__(kItems)
   }
 }
 
-// Lays out the blocks and writes all that SendIndex, copies and row words hold. The same launch.
+// Lays out the blocks and writes all that SendIndex, copies and row words hold. The same launch,
+// after count_rows.
 template <class Items>
 __global__ void __launch_bounds__(kItems)
-    place_rows(Items items, Targets targets, std::uint32_t max_copies, const uint2* counts,
-               RowType type, std::uint32_t hidden, std::byte* send_buffer, SendIndex index) {
+    place_rows(Items items, Targets targets, const uint2* counts, RowType type,
+               std::uint32_t hidden, std::byte* send_buffer, SendIndex index) {
   extern __shared__ __align__(16) std::byte shared[];
-  const SharedLayout layout{max_copies, targets.num_dests};
+  const SharedLayout layout{Items::num_planes, targets.num_dests};
   auto* blocks = reinterpret_cast<TransferBlock*>(shared);
-  auto* row_base = reinterpret_cast<std::uint32_t*>(blocks + targets.num_dests);
-  std::uint32_t* copy_base = row_base + targets.num_dests;
+  auto* bases = reinterpret_cast<Base*>(blocks + targets.num_dests);
   const Chunk chunk = carve(shared, layout);
 
   const std::uint32_t item_idx = blockIdx.x * kItems + threadIdx.x;
   const LoadedItem<Items> loaded = fill_chunk(items, targets, chunk, item_idx);
   const typename Items::Item& item = loaded.item;
+  float weight[Items::max_copies];
+#pragma unroll
+  for (unsigned j = 0; j < Items::max_copies; ++j) {
+    if (j >= item.num_copies) break;
+    weight[j] = items.weight(item, j);
+  }
   wait_for_previous_launch();
+  start_dependent_launch();
 
   // Per position, a warp sums the counts of all chunks and of those before this one.
   const unsigned lane = threadIdx.x % 32;
   for (std::uint32_t p = threadIdx.x / 32; p < targets.num_dests; p += kItems / 32) {
     uint2 before = make_uint2(0, 0);
     uint2 total = make_uint2(0, 0);
+#pragma unroll 4
     for (std::uint32_t c = lane; c < gridDim.x; c += 32) {
       const uint2 count = counts[std::size_t{p} * gridDim.x + c];
       total.x += count.x;
       total.y += count.y;
-      if (c < blockIdx.x) {
-        before.x += count.x;
-        before.y += count.y;
-      }
+      before.x += c < blockIdx.x ? count.x : 0;
+      before.y += c < blockIdx.x ? count.y : 0;
     }
     before.x = __reduce_add_sync(0xffffffffU, before.x);
     before.y = __reduce_add_sync(0xffffffffU, before.y);
     total.x = __reduce_add_sync(0xffffffffU, total.x);
     total.y = __reduce_add_sync(0xffffffffU, total.y);
     if (lane == 0) {
-      row_base[p] = before.x;
-      copy_base[p] = before.y;
+      bases[p].row = before.x;
+      bases[p].copy = before.y;
       blocks[p].num_rows = total.x;
       blocks[p].num_copies = total.y;
     }
@@ -297,11 +318,10 @@ __global__ void __launch_bounds__(kItems)
     for (std::uint32_t first = 0; first < targets.num_dests; first += 32) {
       const std::uint32_t p = first + lane;
       const bool valid = p < targets.num_dests;
-      const std::uint32_t own_rows = valid ? blocks[p].num_rows : 0;
-      const std::uint32_t own_copies = valid ? blocks[p].num_copies : 0;
-      const std::uint64_t own_bytes = block_stride(type, hidden, own_rows, own_copies);
-      std::uint32_t rows = own_rows;
-      std::uint32_t copies = own_copies;
+      TransferBlock block = valid ? blocks[p] : TransferBlock{};
+      const std::uint64_t own_bytes = block_stride(type, hidden, block.num_rows, block.num_copies);
+      std::uint32_t rows = block.num_rows;
+      std::uint32_t copies = block.num_copies;
       std::uint64_t bytes = own_bytes;
       for (unsigned step = 1; step < 32; step *= 2) {
         const std::uint32_t left_rows = __shfl_up_sync(0xffffffffU, rows, step);
@@ -314,10 +334,13 @@ __global__ void __launch_bounds__(kItems)
         }
       }
       if (valid) {
-        blocks[p].row_begin = rows_before + rows - own_rows;
-        blocks[p].copy_begin = copies_before + copies - own_copies;
-        blocks[p].data = send_buffer + bytes_before + bytes - own_bytes;
-        if (blockIdx.x == 0) index.blocks[p] = blocks[p];
+        block.row_begin = rows_before + rows - block.num_rows;
+        block.copy_begin = copies_before + copies - block.num_copies;
+        block.data = send_buffer + bytes_before + bytes - own_bytes;
+        if (blockIdx.x == 0) index.blocks[p] = block;
+        bases[p].words = block_words(block, type, hidden) + bases[p].row;
+        bases[p].copies = block_copies(block, type, hidden) + bases[p].copy;
+        bases[p].row += block.row_begin;
       }
       rows_before += __shfl_sync(0xffffffffU, rows, 31);
       copies_before += __shfl_sync(0xffffffffU, copies, 31);
@@ -331,28 +354,22 @@ __global__ void __launch_bounds__(kItems)
   for (unsigned j = 0; j < Items::max_copies; ++j) {
     if (j >= item.num_copies) break;
     const std::uint32_t position = loaded.position[j];
+    if (position == kDropped) continue;
     const std::uint32_t group = loaded.group_mask(j);
     const auto before_in_item = static_cast<std::uint32_t>(__popc(group & ((1U << j) - 1)));
-    if (position == kDropped || (before_in_item > 0 && !targets.row_per_copy)) continue;
-    uint2 before = before_this_item(chunk, position, targets.row_per_copy);
-    if (targets.row_per_copy) {
-      before.x += before_in_item;
-      before.y += before_in_item;
-    }
-    const std::uint32_t mask = targets.row_per_copy ? 1U << j : group;
-    const TransferBlock& block = blocks[position];
-    const std::uint32_t row = row_base[position] + before.x;
-    const std::uint32_t copy = copy_base[position] + before.y;
+    uint2 before = before_this_item<Items>(chunk, position, targets.row_per_copy);
+    before.y += before_in_item;
+    if (targets.row_per_copy) before.x += before_in_item;
+    const Base base = bases[position];
+    base.copies[before.y] = {loaded.expert[j], weight[j]};
+    if (before_in_item > 0 && !targets.row_per_copy) continue;  // the row stands already
 
-    index.item_rows[item.list_begin + num_rows++] = block.row_begin + row;
-    if (index.row_item != nullptr) index.row_item[block.row_begin + row] = item_idx;
-    if (index.row_mask != nullptr) index.row_mask[block.row_begin + row] = mask;
-    block_words(block, type, hidden)[row] =
-        row_word(copy, static_cast<std::uint32_t>(__popc(mask)));
-    Copy* out = block_copies(block, type, hidden) + copy;
-    for (std::uint32_t rest = mask; rest != 0; rest &= rest - 1) {
-      *out++ = items.copy(item, static_cast<std::uint32_t>(__ffs(static_cast<int>(rest)) - 1));
-    }
+    const std::uint32_t mask = targets.row_per_copy ? 1U << j : group;
+    const std::uint32_t row = base.row + before.x;
+    base.words[before.x] = row_word(base.copy + before.y, static_cast<std::uint32_t>(__popc(mask)));
+    index.item_rows[item.list_begin + num_rows++] = row;
+    if (index.row_item != nullptr) index.row_item[row] = item_idx;
+    if (index.row_mask != nullptr) index.row_mask[row] = mask;
   }
   for (std::uint32_t j = num_rows; j < item.num_copies; ++j) {
     index.item_rows[item.list_begin + j] = kNoRow;
@@ -377,18 +394,17 @@ void check_rows(RowType type, std::uint32_t hidden) {
 }
 
 template <class Items>
-void build_rows(const Items& items, std::uint32_t num_items, std::uint32_t max_copies,
-                const Targets& targets, RowType type, std::uint32_t hidden, std::byte* send_buffer,
-                const SendIndex& index, void* workspace, cudaStream_t stream) {
+void build_rows(const Items& items, std::uint32_t num_items, const Targets& targets, RowType type,
+                std::uint32_t hidden, std::byte* send_buffer, const SendIndex& index,
+                void* workspace, cudaStream_t stream) {
   const std::uint32_t num_chunks = std::max(1U, (num_items + kItems - 1) / kItems);
-  const std::size_t shared = SharedLayout{max_copies, targets.num_dests}.bytes();
+  const std::size_t shared = SharedLayout{Items::num_planes, targets.num_dests}.bytes();
   auto* counts = static_cast<uint2*>(workspace);
   allow_shared(reinterpret_cast<const void*>(&count_rows<Items>), shared);
   allow_shared(reinterpret_cast<const void*>(&place_rows<Items>), shared);
-  count_rows<<<num_chunks, kItems, shared, stream>>>(items, targets, max_copies, counts);
-  check_launch("count_rows");
-  launch_dependent(&place_rows<Items>, num_chunks, kItems, shared, stream, items, targets,
-                   max_copies, counts, type, hidden, send_buffer, index);
+  launch_dependent(&count_rows<Items>, num_chunks, kItems, shared, stream, items, targets, counts);
+  launch_dependent(&place_rows<Items>, num_chunks, kItems, shared, stream, items, targets, counts,
+                   type, hidden, send_buffer, index);
 }
 
 // --- receive index ------------------------------------------------------------------------------
@@ -457,6 +473,7 @@ __global__ void __launch_bounds__(kCopies)
     count_copies(ReceivedRows received, const std::uint16_t* expert_local,
                  std::uint32_t num_local_experts, std::uint32_t* counts) {
   extern __shared__ __align__(16) std::byte shared[];
+  wait_for_previous_launch();
   start_dependent_launch();
   auto* warp_count = reinterpret_cast<std::uint16_t*>(shared);
   rank_copies(received, expert_local, num_local_experts, warp_count,
@@ -478,6 +495,7 @@ __global__ void __launch_bounds__(kCopies)
   const CopyRank rank = rank_copies(received, expert_local, num_local_experts, warp_count, copy);
   scan_warps(num_local_experts, warp_count, [](std::uint32_t, std::uint32_t) {});
   wait_for_previous_launch();
+  start_dependent_launch();
 
   const unsigned lane = threadIdx.x % 32;
   for (std::uint32_t e = threadIdx.x / 32; e < num_local_experts; e += kWarps) {
@@ -547,8 +565,8 @@ void build_send_index(const TokenRouting& routing, const Targets& targets, RowTy
     throw std::invalid_argument("build_send_index: more than 2^27 copies");
   }
   const auto build = [&](auto items) {
-    build_rows(items, routing.num_tokens, routing.num_topk, targets, type, hidden, send_buffer,
-               index, workspace, stream);
+    build_rows(items, routing.num_tokens, targets, type, hidden, send_buffer, index, workspace,
+               stream);
   };
   if (routing.num_topk <= 8) {
     build(TokenItems<8>{routing});
@@ -565,8 +583,8 @@ void build_forward_index(const ReceivedRows& received, const Targets& targets,
   if (received.num_copies > kMaxBlockCopies) {
     throw std::invalid_argument("build_forward_index: more than 2^27 copies");
   }
-  build_rows(ReceivedItems{received}, received.num_rows, kMaxTopk, targets, received.type,
-             received.hidden, send_buffer, index, workspace, stream);
+  build_rows(ReceivedItems{received}, received.num_rows, targets, received.type, received.hidden,
+             send_buffer, index, workspace, stream);
 }
 
 void build_receive_index(const ReceivedRows& received, const std::uint16_t* expert_local,
@@ -580,9 +598,8 @@ void build_receive_index(const ReceivedRows& received, const std::uint16_t* expe
   const std::size_t warp_counts = std::size_t{2} * kWarps * num_local_experts;
   const std::size_t bases = std::size_t{8} * num_local_experts;
   auto* counts = static_cast<std::uint32_t*>(workspace);
-  count_copies<<<num_chunks, kCopies, warp_counts, stream>>>(received, expert_local,
-                                                             num_local_experts, counts);
-  check_launch("count_copies");
+  launch_dependent(&count_copies, num_chunks, kCopies, warp_counts, stream, received, expert_local,
+                   num_local_experts, counts);
   launch_dependent(&place_copies, num_chunks, kCopies, bases + warp_counts, stream, received,
                    expert_local, num_local_experts, counts, index);
 }

@@ -6,16 +6,18 @@
 #include "kernels/lookup.cuh"
 #include "kernels/rows.hpp"
 
-// All kernels here: one block of kThreads per row or item, grid = number of rows or items (the
-// hardware's scheduler then evens out tokens with many and with few destinations, which fixed
-// shares of a persistent grid do not). A thread keeps kUnroll 16-byte vectors of the row in
-// registers; rows longer than kThreads * kUnroll vectors take several passes. Nobody synchronises:
-// no kernel uses shared memory, and a warp only talks to itself.
+// All kernels here: one block per row or item, grid = number of rows or items. The hardware's
+// scheduler then evens out tokens with many and with few destinations, which fixed shares of a
+// persistent grid do not (measured on an H200: 5 to 10 percent slower). Block sizes are the
+// measured best: those that mostly write (pack, forward) do best with one 16-byte vector per
+// thread, so that a row is written in one sweep; those that mostly read with several vectors in
+// flight per thread. Nobody synchronises: no kernel uses shared memory, and a warp only talks to
+// itself.
 
 namespace coterie::kernels {
 namespace {
 
-constexpr unsigned kThreads = 128;
+constexpr unsigned kMaxThreads = 1024;
 constexpr unsigned kAllLanes = 0xffffffffU;
 constexpr float kE4m3Max = 448.0F;
 constexpr float kSmallestGroup = 0x1p-100F;  // below, the scale is 1 and all is rounded to zero
@@ -31,6 +33,13 @@ __device__ inline uint4 load_once(const uint4* address) {
 // Written once and not read again by this kernel: first to be evicted.
 __device__ inline void store_once(uint4* address, uint4 v) {
   __stcs(address, v);
+}
+
+// First statement of every kernel: with programmatic dependent launch (lookup.cuh) its blocks are
+// in place when the kernel before it ends.
+__device__ inline void begin_kernel() {
+  wait_for_previous_launch();
+  start_dependent_launch();
 }
 
 // --- where a row lies ---------------------------------------------------------------------------
@@ -67,6 +76,19 @@ __device__ inline std::byte* values_of(const RowPlace& place, unsigned lane) {
 __device__ inline float* scales_of(const RowPlace& place, unsigned lane) {
   return reinterpret_cast<float*>(
       __shfl_sync(kAllLanes, reinterpret_cast<unsigned long long>(place.scales), lane));
+}
+
+// Writes a row's vectors to all its places; `v` is this thread's first. All threads call it.
+__device__ inline void store_rows(const uint4* input, std::uint32_t num_vectors, uint4 v,
+                                  unsigned num_rows, const RowPlace& place) {
+  for (std::uint32_t first = 0; first < num_vectors; first += blockDim.x) {
+    const std::uint32_t i = first + threadIdx.x;
+    if (first > 0 && i < num_vectors) v = load_once(input + i);
+    for (unsigned r = 0; r < num_rows; ++r) {
+      auto* output = reinterpret_cast<uint4*>(values_of(place, r));
+      if (i < num_vectors) store_once(output + i, v);
+    }
+  }
 }
 
 // --- BF16 and FP8 -------------------------------------------------------------------------------
@@ -116,109 +138,79 @@ struct SendRows {
   std::uint32_t num_blocks;
 };
 
-// values[row] = x[token], BF16. Grid: one block per token.
-template <unsigned kUnroll>
-__global__ void __launch_bounds__(kThreads)
+// values[row] = x[token], BF16. Grid: one block per token; block: pass_threads(hidden / 8).
+__global__ void __launch_bounds__(kMaxThreads)
     pack_bf16(const Bf16* tokens, std::uint32_t num_topk, std::uint32_t hidden, SendRows rows) {
+  begin_kernel();
   const std::uint32_t num_vectors = hidden / 8;
   const auto* input =
       reinterpret_cast<const uint4*>(tokens) + std::size_t{blockIdx.x} * num_vectors;
+  uint4 v{};
+  if (threadIdx.x < num_vectors) v = load_once(input + threadIdx.x);
   RowPlace place{};
-  unsigned num_rows = 0;
-  for (std::uint32_t first = 0; first < num_vectors; first += kThreads * kUnroll) {
-    uint4 v[kUnroll];
-#pragma unroll
-    for (unsigned u = 0; u < kUnroll; ++u) {
-      const std::uint32_t i = first + u * kThreads + threadIdx.x;
-      if (i < num_vectors) v[u] = load_once(input + i);
-    }
-    if (first == 0) {
-      num_rows = row_places(rows.item_rows + std::size_t{blockIdx.x} * num_topk, num_topk,
-                            rows.blocks, rows.num_blocks, RowType::kBf16, hidden, place);
-    }
-    for (unsigned r = 0; r < num_rows; ++r) {
-      auto* output = reinterpret_cast<uint4*>(values_of(place, r));
-#pragma unroll
-      for (unsigned u = 0; u < kUnroll; ++u) {
-        const std::uint32_t i = first + u * kThreads + threadIdx.x;
-        if (i < num_vectors) store_once(output + i, v[u]);
-      }
-    }
-  }
+  const unsigned num_rows =
+      row_places(rows.item_rows + std::size_t{blockIdx.x} * num_topk, num_topk, rows.blocks,
+                 rows.num_blocks, RowType::kBf16, hidden, place);
+  store_rows(input, num_vectors, v, num_rows, place);
 }
 
 // scale[row][g] = max |x[token][g*128 .. +127]| / 448 (1 where that maximum is below 2^-100),
 // values[row][i] = e4m3(x[token][i] / scale[row][i/128]). A thread holds 16 values, so a group is 8
-// lanes. Grid: one block per token.
-template <unsigned kUnroll>
-__global__ void __launch_bounds__(kThreads)
+// lanes. Grid: one block per token; block: pass_threads(hidden / 16).
+__global__ void __launch_bounds__(kMaxThreads)
     pack_fp8(const Bf16* tokens, std::uint32_t num_topk, std::uint32_t hidden, SendRows rows) {
+  begin_kernel();
   const std::uint32_t num_vectors = hidden / 16;  // of output
   const auto* input =
       reinterpret_cast<const uint4*>(tokens) + std::size_t{blockIdx.x} * (hidden / 8);
   RowPlace place{};
   unsigned num_rows = 0;
-  for (std::uint32_t first = 0; first < num_vectors; first += kThreads * kUnroll) {
-    uint4 v[kUnroll][2];
-#pragma unroll
-    for (unsigned u = 0; u < kUnroll; ++u) {
-      const std::uint32_t i = first + u * kThreads + threadIdx.x;
-      v[u][0] = v[u][1] = make_uint4(0, 0, 0, 0);
-      if (i < num_vectors) {
-        v[u][0] = load_once(input + 2 * i);
-        v[u][1] = load_once(input + 2 * i + 1);
-      }
+  for (std::uint32_t first = 0; first < num_vectors; first += blockDim.x) {
+    const std::uint32_t i = first + threadIdx.x;
+    uint4 v[2] = {};
+    if (i < num_vectors) {
+      v[0] = load_once(input + 2 * i);
+      v[1] = load_once(input + 2 * i + 1);
     }
     if (first == 0) {
       num_rows = row_places(rows.item_rows + std::size_t{blockIdx.x} * num_topk, num_topk,
                             rows.blocks, rows.num_blocks, RowType::kFp8, hidden, place);
     }
-    uint4 quantised[kUnroll];
-    float scale[kUnroll];
+    float x[2][8];
+    unpack8(v[0], x[0]);
+    unpack8(v[1], x[1]);
+    float largest = 0.0F;
 #pragma unroll
-    for (unsigned u = 0; u < kUnroll; ++u) {
-      float x[2][8];
-      unpack8(v[u][0], x[0]);
-      unpack8(v[u][1], x[1]);
-      float largest = 0.0F;
+    for (int e = 0; e < 8; ++e) {
+      largest = fmaxf(largest, fmaxf(fabsf(x[0][e]), fabsf(x[1][e])));
+    }
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        largest = fmaxf(largest, fmaxf(fabsf(x[0][i]), fabsf(x[1][i])));
-      }
+    for (unsigned step = 1; step < 8; step *= 2) {
+      largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, step));
+    }
+    const float scale = largest >= kSmallestGroup ? largest / kE4m3Max : 1.0F;
+    const float reciprocal = 1.0F / scale;
+    std::uint32_t words[4];
 #pragma unroll
-      for (unsigned step = 1; step < 8; step *= 2) {
-        largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, step));
-      }
-      scale[u] = largest >= kSmallestGroup ? largest / kE4m3Max : 1.0F;
-      const float reciprocal = 1.0F / scale[u];
-      std::uint32_t words[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float* four = &x[i / 2][4 * (i % 2)];
-        words[i] =
-            quantise4(divide(four[0], scale[u], reciprocal), divide(four[1], scale[u], reciprocal),
-                      divide(four[2], scale[u], reciprocal), divide(four[3], scale[u], reciprocal));
-      }
-      quantised[u] = make_uint4(words[0], words[1], words[2], words[3]);
+    for (int w = 0; w < 4; ++w) {
+      const float* four = &x[w / 2][4 * (w % 2)];
+      words[w] = quantise4(divide(four[0], scale, reciprocal), divide(four[1], scale, reciprocal),
+                           divide(four[2], scale, reciprocal), divide(four[3], scale, reciprocal));
     }
     for (unsigned r = 0; r < num_rows; ++r) {
       auto* output = reinterpret_cast<uint4*>(values_of(place, r));
       float* scales = scales_of(place, r);
-#pragma unroll
-      for (unsigned u = 0; u < kUnroll; ++u) {
-        const std::uint32_t i = first + u * kThreads + threadIdx.x;
-        if (i < num_vectors) {
-          store_once(output + i, quantised[u]);
-          if (i % 8 == 0) scales[i / 8] = scale[u];
-        }
+      if (i < num_vectors) {
+        store_once(output + i, make_uint4(words[0], words[1], words[2], words[3]));
+        if (i % 8 == 0) scales[i / 8] = scale;
       }
     }
   }
 }
 
 // values and scales of the rows made from a received row = its own. Grid: one block per item.
-template <unsigned kUnroll>
-__global__ void __launch_bounds__(kThreads) forward_rows(ReceivedRows received, SendRows rows) {
+__global__ void __launch_bounds__(kMaxThreads) forward_rows(ReceivedRows received, SendRows rows) {
+  begin_kernel();
   const std::uint32_t item = blockIdx.x;
   const TransferBlock block = block_of_row(received, item);
   const std::uint32_t local = item - block.row_begin;
@@ -234,27 +226,14 @@ __global__ void __launch_bounds__(kThreads) forward_rows(ReceivedRows received, 
   const auto* input = reinterpret_cast<const uint4*>(source.values);
   const auto num_vectors =
       static_cast<std::uint32_t>(value_bytes(received.type, received.hidden) / sizeof(uint4));
-  for (std::uint32_t first = 0; first < num_vectors; first += kThreads * kUnroll) {
-    uint4 v[kUnroll];
-#pragma unroll
-    for (unsigned u = 0; u < kUnroll; ++u) {
-      const std::uint32_t i = first + u * kThreads + threadIdx.x;
-      if (i < num_vectors) v[u] = load_once(input + i);
-    }
-    for (unsigned r = 0; r < num_rows; ++r) {
-      auto* output = reinterpret_cast<uint4*>(values_of(place, r));
-#pragma unroll
-      for (unsigned u = 0; u < kUnroll; ++u) {
-        const std::uint32_t i = first + u * kThreads + threadIdx.x;
-        if (i < num_vectors) store_once(output + i, v[u]);
-      }
-    }
-  }
+  uint4 v{};
+  if (threadIdx.x < num_vectors) v = load_once(input + threadIdx.x);
+  store_rows(input, num_vectors, v, num_rows, place);
   if (received.type != RowType::kFp8) return;
   const std::uint32_t num_scales = received.hidden / kScaleGroup;
   for (unsigned r = 0; r < num_rows; ++r) {
     float* scales = scales_of(place, r);
-    for (std::uint32_t i = threadIdx.x; i < num_scales; i += kThreads) {
+    for (std::uint32_t i = threadIdx.x; i < num_scales; i += blockDim.x) {
       scales[i] = source.scales[i];
     }
   }
@@ -265,9 +244,10 @@ __global__ void __launch_bounds__(kThreads) forward_rows(ReceivedRows received, 
 // expert_rows[copy_slot[c]] = dequantised row, for the copies c of the row. Grid: one block per
 // row. BF16: a vector is 16 bytes in and 16 out; FP8: 8 bytes in (half a 16-byte access, so that a
 // lane writes 16 contiguous bytes) and 16 out.
-template <RowType kType, unsigned kUnroll>
+template <RowType kType, unsigned kThreads, unsigned kUnroll>
 __global__ void __launch_bounds__(kThreads)
     expand_rows(ReceivedRows received, const std::uint32_t* copy_slot, Bf16* expert_rows) {
+  begin_kernel();
   const std::uint32_t hidden = received.hidden;
   const TransferBlock block = block_of_row(received, blockIdx.x);
   const std::uint32_t local = blockIdx.x - block.row_begin;
@@ -319,7 +299,7 @@ __global__ void __launch_bounds__(kThreads)
 // output[:] = sum over the first `length` lanes of a warp, in lane order, of
 //             own_weight * inputs[own_row][:], float, rounded once. kNoRow counts as a row of
 //             zeros.
-template <unsigned kUnroll, bool kWeighted>
+template <unsigned kThreads, unsigned kUnroll, bool kWeighted>
 __device__ inline void sum_rows(const Bf16* inputs, std::uint32_t own_row, float own_weight,
                                 unsigned length, std::uint32_t hidden, Bf16* output) {
   const std::uint32_t num_vectors = hidden / 8;
@@ -359,10 +339,11 @@ __device__ inline void sum_rows(const Bf16* inputs, std::uint32_t own_row, float
 }
 
 // results[r] = sum of weight[c] * expert_outputs[copy_slot[c]]. Grid: one block per received row.
-template <unsigned kUnroll>
+template <unsigned kThreads, unsigned kUnroll>
 __global__ void __launch_bounds__(kThreads)
     merge_rows(ReceivedRows received, const std::uint32_t* copy_slot, const Bf16* expert_outputs,
                Bf16* results) {
+  begin_kernel();
   const TransferBlock block = block_of_row(received, blockIdx.x);
   const std::uint32_t word =
       block_words(block, received.type, received.hidden)[blockIdx.x - block.row_begin];
@@ -375,28 +356,30 @@ __global__ void __launch_bounds__(kThreads)
     slot = copy_slot[block.copy_begin + copy];
     weight = block_copies(block, received.type, received.hidden)[copy].weight;
   }
-  sum_rows<kUnroll, true>(expert_outputs, slot, weight, num_copies, received.hidden,
-                          results + std::size_t{blockIdx.x} * received.hidden);
+  sum_rows<kThreads, kUnroll, true>(expert_outputs, slot, weight, num_copies, received.hidden,
+                                    results + std::size_t{blockIdx.x} * received.hidden);
 }
 
 // outputs[t] = sum of returned[item_rows[t]]. Grid: one block per token.
-template <unsigned kUnroll>
+template <unsigned kThreads, unsigned kUnroll>
 __global__ void __launch_bounds__(kThreads)
     combine_tokens(const Bf16* returned, std::uint32_t num_topk, std::uint32_t hidden,
                    const std::uint32_t* item_rows, Bf16* outputs) {
+  begin_kernel();
   const unsigned lane = threadIdx.x % 32;
   const std::uint32_t row =
       lane < num_topk ? item_rows[std::size_t{blockIdx.x} * num_topk + lane] : kNoRow;
   const auto length = static_cast<unsigned>(__popc(__ballot_sync(kAllLanes, row != kNoRow)));
-  sum_rows<kUnroll, false>(returned, row, 1.0F, length, hidden,
-                           outputs + std::size_t{blockIdx.x} * hidden);
+  sum_rows<kThreads, kUnroll, false>(returned, row, 1.0F, length, hidden,
+                                     outputs + std::size_t{blockIdx.x} * hidden);
 }
 
 // The same for received rows as items.
-template <unsigned kUnroll>
+template <unsigned kThreads, unsigned kUnroll>
 __global__ void __launch_bounds__(kThreads)
     combine_rows(ReceivedRows received, const Bf16* returned, const std::uint32_t* item_rows,
                  Bf16* results) {
+  begin_kernel();
   const TransferBlock block = block_of_row(received, blockIdx.x);
   const std::uint32_t word =
       block_words(block, received.type, received.hidden)[blockIdx.x - block.row_begin];
@@ -405,8 +388,8 @@ __global__ void __launch_bounds__(kThreads)
                                 ? item_rows[block.copy_begin + word_copy_begin(word) + lane]
                                 : kNoRow;
   const auto length = static_cast<unsigned>(__popc(__ballot_sync(kAllLanes, row != kNoRow)));
-  sum_rows<kUnroll, false>(returned, row, 1.0F, length, received.hidden,
-                           results + std::size_t{blockIdx.x} * received.hidden);
+  sum_rows<kThreads, kUnroll, false>(returned, row, 1.0F, length, received.hidden,
+                                     results + std::size_t{blockIdx.x} * received.hidden);
 }
 
 // --- launching ----------------------------------------------------------------------------------
@@ -418,16 +401,24 @@ void check_hidden(RowType type, std::uint32_t hidden) {
   }
 }
 
-// Calls launch(std::integral_constant<unsigned, U>) with the smallest U in {1, 2, 4} that holds a
-// row of `num_vectors` in one pass, or 4.
-template <class Launch>
-void with_unroll(std::uint32_t num_vectors, const Launch& launch) {
-  if (num_vectors <= kThreads) {
-    launch(std::integral_constant<unsigned, 1>{});
-  } else if (num_vectors <= 2 * kThreads) {
-    launch(std::integral_constant<unsigned, 2>{});
+// Threads that hold `num_vectors` in one pass, if a block can.
+unsigned pass_threads(std::uint32_t num_vectors) {
+  return std::min(kMaxThreads, (num_vectors + 31) / 32 * 32);
+}
+
+// Calls launch(shape) with the block size and unroll for rows of `hidden`: the first for rows of up
+// to 2048 values, the second for longer ones.
+template <unsigned kThreadCount, unsigned kUnrollCount>
+struct Shape {
+  static constexpr unsigned threads = kThreadCount;
+  static constexpr unsigned unroll = kUnrollCount;
+};
+template <class Short, class Long, class Launch>
+void with_shape(std::uint32_t hidden, const Launch& launch) {
+  if (hidden <= 2048) {
+    launch(Short{});
   } else {
-    launch(std::integral_constant<unsigned, 4>{});
+    launch(Long{});
   }
 }
 
@@ -443,15 +434,12 @@ void pack(const Bf16* tokens, std::uint32_t num_tokens, std::uint32_t num_topk,
   if (num_tokens == 0) return;
   const SendRows rows{index.item_rows, index.blocks, num_dests};
   if (type == RowType::kBf16) {
-    with_unroll(hidden / 8, [&](auto unroll) {
-      pack_bf16<unroll.value><<<num_tokens, kThreads, 0, stream>>>(tokens, num_topk, hidden, rows);
-    });
+    launch_dependent(&pack_bf16, num_tokens, pass_threads(hidden / 8), 0, stream, tokens, num_topk,
+                     hidden, rows);
   } else {
-    with_unroll(hidden / 16, [&](auto unroll) {
-      pack_fp8<unroll.value><<<num_tokens, kThreads, 0, stream>>>(tokens, num_topk, hidden, rows);
-    });
+    launch_dependent(&pack_fp8, num_tokens, pass_threads(hidden / 16), 0, stream, tokens, num_topk,
+                     hidden, rows);
   }
-  check_launch("pack");
 }
 
 void forward(const ReceivedRows& received, const SendIndex& index, std::uint32_t num_dests,
@@ -461,37 +449,36 @@ void forward(const ReceivedRows& received, const SendIndex& index, std::uint32_t
   const SendRows rows{index.item_rows, index.blocks, num_dests};
   const auto num_vectors =
       static_cast<std::uint32_t>(value_bytes(received.type, received.hidden) / sizeof(uint4));
-  with_unroll(num_vectors, [&](auto unroll) {
-    forward_rows<unroll.value><<<received.num_rows, kThreads, 0, stream>>>(received, rows);
-  });
-  check_launch("forward");
+  launch_dependent(&forward_rows, received.num_rows, pass_threads(num_vectors), 0, stream, received,
+                   rows);
 }
 
 void expand(const ReceivedRows& received, const std::uint32_t* copy_slot, Bf16* expert_rows,
             cudaStream_t stream) {
   check_hidden(received.type, received.hidden);
   if (received.num_rows == 0) return;
-  with_unroll(received.hidden / 8, [&](auto unroll) {
+  with_shape<Shape<128, 2>, Shape<256, 2>>(received.hidden, [&](auto shape) {
+    constexpr unsigned kThreads = decltype(shape)::threads;
+    constexpr unsigned kUnroll = decltype(shape)::unroll;
     if (received.type == RowType::kBf16) {
-      expand_rows<RowType::kBf16, unroll.value>
-          <<<received.num_rows, kThreads, 0, stream>>>(received, copy_slot, expert_rows);
+      launch_dependent(&expand_rows<RowType::kBf16, kThreads, kUnroll>, received.num_rows, kThreads,
+                       0, stream, received, copy_slot, expert_rows);
     } else {
-      expand_rows<RowType::kFp8, unroll.value>
-          <<<received.num_rows, kThreads, 0, stream>>>(received, copy_slot, expert_rows);
+      launch_dependent(&expand_rows<RowType::kFp8, kThreads, kUnroll>, received.num_rows, kThreads,
+                       0, stream, received, copy_slot, expert_rows);
     }
   });
-  check_launch("expand");
 }
 
 void merge(const ReceivedRows& received, const std::uint32_t* copy_slot, const Bf16* expert_outputs,
            Bf16* results, cudaStream_t stream) {
   check_hidden(received.type, received.hidden);
   if (received.num_rows == 0) return;
-  with_unroll(received.hidden / 8, [&](auto unroll) {
-    merge_rows<unroll.value>
-        <<<received.num_rows, kThreads, 0, stream>>>(received, copy_slot, expert_outputs, results);
+  with_shape<Shape<64, 4>, Shape<128, 4>>(received.hidden, [&](auto shape) {
+    constexpr unsigned kThreads = decltype(shape)::threads;
+    launch_dependent(&merge_rows<kThreads, decltype(shape)::unroll>, received.num_rows, kThreads, 0,
+                     stream, received, copy_slot, expert_outputs, results);
   });
-  check_launch("merge");
 }
 
 void combine(const Bf16* returned, std::uint32_t num_tokens, std::uint32_t num_topk,
@@ -502,22 +489,22 @@ void combine(const Bf16* returned, std::uint32_t num_tokens, std::uint32_t num_t
     throw std::invalid_argument("combine: num_topk must be 1 to 32");
   }
   if (num_tokens == 0) return;
-  with_unroll(hidden / 8, [&](auto unroll) {
-    combine_tokens<unroll.value>
-        <<<num_tokens, kThreads, 0, stream>>>(returned, num_topk, hidden, item_rows, outputs);
+  with_shape<Shape<128, 2>, Shape<128, 4>>(hidden, [&](auto shape) {
+    constexpr unsigned kThreads = decltype(shape)::threads;
+    launch_dependent(&combine_tokens<kThreads, decltype(shape)::unroll>, num_tokens, kThreads, 0,
+                     stream, returned, num_topk, hidden, item_rows, outputs);
   });
-  check_launch("combine");
 }
 
 void combine_received(const ReceivedRows& received, const Bf16* returned,
                       const std::uint32_t* item_rows, Bf16* results, cudaStream_t stream) {
   check_hidden(received.type, received.hidden);
   if (received.num_rows == 0) return;
-  with_unroll(received.hidden / 8, [&](auto unroll) {
-    combine_rows<unroll.value>
-        <<<received.num_rows, kThreads, 0, stream>>>(received, returned, item_rows, results);
+  with_shape<Shape<128, 2>, Shape<128, 4>>(received.hidden, [&](auto shape) {
+    constexpr unsigned kThreads = decltype(shape)::threads;
+    launch_dependent(&combine_rows<kThreads, decltype(shape)::unroll>, received.num_rows, kThreads,
+                     0, stream, received, returned, item_rows, results);
   });
-  check_launch("combine_received");
 }
 
 }  // namespace coterie::kernels

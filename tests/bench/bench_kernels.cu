@@ -300,7 +300,8 @@ class Case {
         std::max(num_copies_, num_tokens * trace.num_topk), std::max(kRanks, num_local_)));
     const double smallest =
         std::min({pack_bytes(), expand_bytes(), merge_bytes(), combine_bytes()});
-    const auto num_sets = static_cast<std::size_t>(std::ceil(512.0 * 1024 * 1024 / smallest));
+    const auto num_sets = std::max<std::size_t>(
+        2, static_cast<std::size_t>(std::ceil(512.0 * 1024 * 1024 / smallest)));
     for (std::size_t i = 0; i < num_sets; ++i) sets_.push_back(make_set(i));
     fill_received();
   }
