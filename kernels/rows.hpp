@@ -5,10 +5,12 @@
 //   [combine_received -> (wire) ->] combine
 //
 // All are bound by memory: each reads every input row once and writes every output row once. They
-// only enqueue on `stream` (persistent grids, one warp or block per row, 16-byte accesses) and
-// synchronise nothing. Pointers are device memory, 16-byte aligned; outputs never overlap inputs.
-// Wrong arguments throw std::invalid_argument before anything is enqueued. Sums are in float, in
-// the order of the index, and rounded once, so a result does not change from run to run.
+// only enqueue on `stream` (one block per row or item, 16-byte accesses) and synchronise nothing;
+// on sm_90 and later a kernel's blocks are put in place while the one before it in the stream ends,
+// and wait for its end before they touch memory. Pointers are device memory, 16-byte aligned;
+// outputs never overlap inputs. Wrong arguments throw std::invalid_argument before anything is
+// enqueued. Sums are in float, in the order of the index, and rounded once, so a result does not
+// change from run to run.
 
 #include <cuda_runtime_api.h>
 
