@@ -65,8 +65,16 @@ void fill_rows(const Deliveries& deliveries, const GroupBy& by, const Groups& gr
   for (std::size_t i = 0; i < stage.num_rows.size(); ++i) {
     stage.row_begin[i + 1] = stage.row_begin[i] + stage.num_rows[i];
   }
-  stage.row_token.resize(stage.row_begin.back());
-  stage.row_mask.resize(stage.row_begin.back());
+  // Where transfers are in the order of the groups, the columns grow source by source: what a
+  // resize zeroes is then still in cache when the rows are written.
+  const bool in_order = transfer_of_group.empty();
+  stage.row_token.reserve(stage.row_begin.back());
+  stage.row_mask.reserve(stage.row_begin.back());
+  const auto grow_to = [&](std::uint64_t num_rows) {
+    stage.row_token.resize(num_rows);
+    stage.row_mask.resize(num_rows);
+  };
+  if (!in_order) grow_to(stage.row_begin.back());
 
   struct Cursor {
     std::uint64_t last_token = ~std::uint64_t{0};
@@ -74,8 +82,9 @@ void fill_rows(const Deliveries& deliveries, const GroupBy& by, const Groups& gr
   };
   std::vector<Cursor> cursors(num_ranks / by.ranks_per_target);
   for (std::uint32_t source = 0; source < num_ranks; ++source) {
+    if (in_order) grow_to(stage.row_begin[groups.source_begin[source + 1]]);
     for (std::uint64_t i = groups.source_begin[source]; i < groups.source_begin[source + 1]; ++i) {
-      const std::uint64_t transfer = transfer_of_group.empty() ? i : transfer_of_group[i];
+      const std::uint64_t transfer = in_order ? i : transfer_of_group[i];
       cursors[groups.target[i]].next_row = stage.row_begin[transfer];
     }
     const std::uint64_t end = deliveries.token_begin[source + 1];
