@@ -76,17 +76,16 @@ Placement read_fitting(const Experiment& experiment, const RunSpec& spec, const 
     throw InputError(file, fmt::format("a placement of {} experts", placement.num_experts),
                      fmt::format("{}, as the trace has", trace.num_experts));
   }
-  std::vector<LayerPlacement> layers;
-  for (const std::uint32_t layer : trace.layers) {
-    const auto found = std::find_if(placement.layers.begin(), placement.layers.end(),
-                                    [&](const auto& l) { return l.layer == layer; });
-    if (found == placement.layers.end()) {
-      throw InputError(file, fmt::format("no placement of layer {}", layer),
-                       "one for every layer of the trace");
-    }
-    layers.push_back(*found);
+  if (!experiment.trace.evaluate_on_training &&
+      learnt_from(placement, trace, experiment.trace.eval)) {
+    throw InputError(file, "a placement learnt on sequences that the experiment evaluates",
+                     "disjoint parts, or evaluate_on_training: true under trace");
   }
-  placement.layers = std::move(layers);
+  try {
+    placement = select_layers(placement, trace.layers);
+  } catch (const InputError& error) {
+    throw InputError(fmt::format("{}: {}", file, error.what()));
+  }
   placement.ranks_per_node = experiment.ranks_per_node();
   return placement;
 }

@@ -175,6 +175,43 @@ TEST_F(ExperimentFile, PlacementFilesAreRead) {
               HasSubstr("p.json"));
 }
 
+TEST_F(ExperimentFile, APlacementFileIsNotEvaluatedOnWhatItLearnt) {
+  const Experiment first = load(kGood);
+  const Routing trace = load_trace(first);
+  Placement placement = prepare_run(first, first.runs[1], trace).placement;
+  placement.trained_on = training_label(trace, first.trace.eval);
+  write_placement(folder_ / "p.json", placement);
+  const Experiment second = load(kGood, {"runs.0.placement=p.json"});
+  EXPECT_THAT(refusal([&] { prepare_run(second, second.runs[0], trace); }),
+              HasSubstr("p.json: found a placement learnt on sequences that the experiment "
+                        "evaluates"));
+  placement.trained_on = training_label(trace, first.trace.train);
+  write_placement(folder_ / "p.json", placement);
+  EXPECT_NO_THROW(prepare_run(second, second.runs[0], trace));
+}
+
+TEST_F(ExperimentFile, LearntPlacementsComeFromTheCache) {
+  Experiment experiment = load(kGood);
+  const Routing trace = load_trace(experiment);
+  const Placement fresh = prepare_run(experiment, experiment.runs[1], trace).placement;
+  experiment.cache = folder_;
+  const auto num_cached = [&] {
+    return std::count_if(std::filesystem::directory_iterator(folder_), {}, [](const auto& entry) {
+      return entry.path().filename().string().starts_with("placement-");
+    });
+  };
+  for (int repeat = 0; repeat < 2; ++repeat) {
+    const Placement placement = prepare_run(experiment, experiment.runs[1], trace).placement;
+    for (std::size_t layer = 0; layer < fresh.layers.size(); ++layer) {
+      EXPECT_EQ(placement.layers[layer].rank_experts, fresh.layers[layer].rank_experts);
+    }
+    EXPECT_EQ(num_cached(), 1);
+  }
+  experiment.seed += 1;  // decides what is learnt, so it gets an entry of its own
+  prepare_run(experiment, experiment.runs[1], trace);
+  EXPECT_EQ(num_cached(), 2);
+}
+
 TEST_F(ExperimentFile, PrunedRunsAreNotExact) {
   const Experiment experiment = load(kGood, {"runs.0.prune={method: router_score, devices: 2}"});
   const PreparedRun run = prepare_run(experiment, experiment.runs[0], load_trace(experiment));
