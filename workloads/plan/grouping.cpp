@@ -1,5 +1,7 @@
 #include "workloads/plan/grouping.hpp"
 
+#include "workloads/plan/large_column.hpp"
+
 namespace coterie {
 namespace {
 
@@ -68,8 +70,8 @@ void fill_rows(const Deliveries& deliveries, const GroupBy& by, const Groups& gr
   // Where transfers are in the order of the groups, the columns grow source by source: what a
   // resize zeroes is then still in cache when the rows are written.
   const bool in_order = transfer_of_group.empty();
-  stage.row_token.reserve(stage.row_begin.back());
-  stage.row_mask.reserve(stage.row_begin.back());
+  reserve_large(stage.row_token, stage.row_begin.back());
+  reserve_large(stage.row_mask, stage.row_begin.back());
   const auto grow_to = [&](std::uint64_t num_rows) {
     stage.row_token.resize(num_rows);
     stage.row_mask.resize(num_rows);

@@ -7,6 +7,7 @@
 
 #include "core/error.hpp"
 #include "workloads/plan/host_choice.hpp"
+#include "workloads/plan/large_column.hpp"
 #include "workloads/plan/policies.hpp"
 
 namespace coterie {
@@ -92,7 +93,7 @@ void check_request(const Routing& routing, std::size_t layer_idx, const LayerPla
 template <class T>
 std::vector<T> gather(std::span<const T> layer, const RankTokens& tokens, std::uint32_t num_topk) {
   std::vector<T> result;
-  result.reserve(tokens.trace_token.size() * num_topk);
+  reserve_large(result, tokens.trace_token.size() * num_topk);
   for (const std::uint64_t token : tokens.trace_token) {
     const T* const first = layer.data() + token * num_topk;
     result.insert(result.end(), first, first + num_topk);
@@ -111,6 +112,7 @@ class Assignment {
         ranks_per_node_(ranks_per_node),
         plan_(plan) {
     list_slots(placement);
+    reserve_large(serving_, tokens.trace_token.size() * plan.num_topk);
     serving_.resize(tokens.trace_token.size() * plan.num_topk);
     if (hosts_.replicated()) {
       assign_replicated();
