@@ -23,13 +23,23 @@ constexpr std::uint32_t kNone = std::numeric_limits<std::uint32_t>::max();
 // Times closer than this share of the busiest link's time are one event: equal sizes finish
 // together although rounding parts them.
 constexpr double kSameTime = 1e-12;
-// At the default precision, rates are solved anew at the latest when 1/kChangesPerSolve of the
-// active flows came or went: a solve costs time in proportion to the active flows, so that all
-// solves together cost time in proportion to the transfers.
-constexpr double kChangesPerSolve = 16.0;
+// At the default precision, rates are solved anew at the latest when one in `changes_per_solve` of
+// the active flows came or went. A solve costs time in proportion to the active flows, so that all
+// solves together cost this many visits per transfer. Small programs can afford more of them where
+// few flows are active, and need them, because each flow weighs more.
+double changes_per_solve(std::size_t num_active, bool small) {
+  constexpr double kFewest = 16.0;
+  constexpr double kMost = 128.0;
+  constexpr double kVisitsBetweenChanges = 65536.0;
+  if (!small) return kFewest;
+  return std::clamp(kVisitsBetweenChanges / static_cast<double>(num_active + 1), kFewest, kMost);
+}
+// Small programs can afford a solve at every event while few flows are active. There one flow more
+// or less decides who finishes first, and with it what a rank sends next.
+constexpr std::size_t kFewFlows = 512;
 // With more than 1/kManyLinks of the links changed, all are solved without asking what is
 // connected.
-constexpr std::size_t kManyLinks = 8;
+constexpr std::size_t kManyLinks = 64;
 
 // What all components share; each touches its own operations, links, queues and events only.
 struct Shared {
@@ -63,7 +73,7 @@ class ComponentRun {
         precision_(shared.options.relative_precision),
         same_time_(kSameTime * component.busiest_link_s),
         quantum_(precision_ * component.busiest_link_s),
-        max_changes_(precision_ / (kFlowDefaultPrecision * kChangesPerSolve)) {
+        change_scale_(precision_ / kFlowDefaultPrecision) {
     if (exact()) state_.start_horizon(kNever);
   }
 
@@ -90,8 +100,8 @@ class ComponentRun {
   LocalRepair repair_;
   double precision_;
   double same_time_;
-  double quantum_;      // seconds between two solves
-  double max_changes_;  // the same as a share of the active flows
+  double quantum_;       // seconds between two solves
+  double change_scale_;  // of the changes between two solves
   std::size_t num_changes_ = 0;
   double now_ = 0.0;
   std::uint32_t interval_ = 1;           // between solves, for LinkState::dirty
@@ -227,8 +237,12 @@ void ComponentRun::adjust_rates() {
   for (const std::uint32_t op : ended_) touch_route(op);
   for (const std::uint32_t slot : started_) touch_route(state_.op(slot));
   num_changes_ += started_.size() + ended_.size();
-  if (exact() || static_cast<double>(num_changes_) >
-                     max_changes_ * static_cast<double>(state_.num_flowing())) {
+  const auto num_active = static_cast<double>(state_.num_flowing());
+  const bool small = shared_.program.num_ops() <= shared_.options.small_program;
+  const double changes =
+      static_cast<double>(num_changes_) * changes_per_solve(state_.num_flowing(), small);
+  if (exact() || (small && state_.num_flowing() <= kFewFlows) ||
+      changes > change_scale_ * num_active) {
     solve();
     return;
   }

@@ -26,6 +26,7 @@
 //     to their successors and neighbours (flow_repair.hpp). The rates stay feasible at all times,
 //     so no result is ever below the bound, and they are max-min fair at every quantum.
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <span>
@@ -64,6 +65,8 @@ struct FlowStats {
 
 struct FlowOptions {
   double relative_precision = kFlowDefaultPrecision;  // 0: solve at every event
+  // Programs of up to so many operations are solved at every event while few flows are active.
+  std::size_t small_program = 32768;
   unsigned num_threads = 1;
   // For tests: called whenever rates have changed; forces one thread.
   std::function<void(const FlowSnapshot&)> observer;

@@ -48,8 +48,7 @@ void LocalRepair::raise(FlowState& state, std::uint32_t link_id, double now) {
     if (gain <= negligible) continue;
     state.set_rate(candidate.slot, candidate.rate + gain, now);
     for (const FlowState::Hop& hop : state.hops(candidate.slot)) {
-      LinkState& crossed = state.link(hop.link);
-      crossed.residual = std::max(0.0, crossed.residual - gain);
+      state.give_back(state.link(hop.link), -gain, now);
     }
   }
 }
@@ -106,7 +105,7 @@ void LocalRepair::make_room(FlowState& state, std::uint32_t link_id, std::uint32
     if (slot == newcomer || rate <= level) continue;
     state.set_rate(slot, level, now);
     for (const FlowState::Hop& hop : state.hops(slot)) {
-      state.link(hop.link).residual += rate - level;
+      state.give_back(state.link(hop.link), rate - level, now);
       if (hop.link != link_id) slack.push_back(hop.link);
     }
   }
@@ -121,12 +120,11 @@ void LocalRepair::insert(FlowState& state, std::uint32_t slot, double now,
   for (const FlowState::Hop& hop : state.hops(slot))
     make_room(state, hop.link, slot, rate, now, slack);
   for (const FlowState::Hop& hop : state.hops(slot)) {
-    rate = std::min(rate, state.link(hop.link).residual);
+    rate = std::min(rate, std::max(0.0, state.link(hop.link).residual));
   }
   state.set_rate(slot, rate, now);
   for (const FlowState::Hop& hop : state.hops(slot)) {
-    LinkState& link = state.link(hop.link);
-    link.residual = std::max(0.0, link.residual - rate);
+    state.give_back(state.link(hop.link), -rate, now);
   }
 }
 

@@ -22,8 +22,9 @@ struct LinkState {
   double capacity = 0.0;  // bytes per second
   double residual = 0.0;  // capacity that no flow uses
   double level = kNever;  // the share at which the last solve saturated it; never: it did not
-  // Coarse runs (flow_repair.hpp): bytes that ended flows leave unused if the next solve is at the
-  // horizon, the sum of their rates, and the rate above capacity that older credit pays for.
+  // Coarse runs (flow_repair.hpp): bytes that flows which ended or slowed down leave unused if the
+  // next solve is at the horizon, the sum of the rates they gave up, and the rate above capacity
+  // that older credit pays for.
   double credit = 0.0;
   double freed = 0.0;
   double extra = 0.0;
@@ -160,11 +161,7 @@ class FlowState {
       link.entries[hop.place] = moved;
       hops_[moved].place = hop.place;
       link.entries.pop_back();
-      link.residual += rate;
-      if (horizon_ < kNever) {
-        link.credit += rate * (horizon_ - now);
-        link.freed += rate;
-      }
+      give_back(link, rate, now);
       if (link.entries.empty()) {
         link.residual = link.limit = link.capacity;
         link.credit = link.freed = link.extra = 0.0;
@@ -173,6 +170,16 @@ class FlowState {
     slots_[slot].num_hops = 0;
     flows_[slot].rate = 0.0;
     --num_flowing_;
+  }
+
+  // Flows on the link gave up `rate` in all (or took it, where negative): what stays unused until
+  // the horizon becomes credit.
+  void give_back(LinkState& link, double rate, double now) const {
+    link.residual += rate;
+    if (horizon_ < kNever) {
+      link.credit += rate * (horizon_ - now);
+      link.freed += rate;
+    }
   }
 
   // Gives a flow another rate from now on and files its new finish. Leaves the residuals alone.

@@ -238,6 +238,7 @@ TEST(FlowProperties, RatesAreMaxMinFairAtEverySolveAndFeasibleAlways) {
       const Program program = std::move(input.builder).finish();
       FlowOptions options;
       options.relative_precision = precision;
+      options.small_program = 0;
       options.observer = [&](const FlowSnapshot& snapshot) {
         const Collected now = collect(snapshot, input);
         if (!snapshot.solved) {
@@ -289,6 +290,7 @@ TEST(FlowProperties, EveryByteIsDeliveredOnce) {
     };
     FlowOptions options;
     options.relative_precision = precision;
+    options.small_program = 0;
     options.observer = [&](const FlowSnapshot& snapshot) {
       advance(snapshot.time_s);
       rate.clear();
@@ -298,6 +300,41 @@ TEST(FlowProperties, EveryByteIsDeliveredOnce) {
     advance(run.makespan_s);
     for (std::size_t op = 0; op < program.num_ops(); ++op) {
       EXPECT_NEAR(delivered[op], program.bytes[op], 1e-6 * program.bytes[op] + 1e-9) << op;
+    }
+  }
+}
+
+// The credit rule (flow_repair.hpp) on links with many flows, as the flows dwindle from 99 to none
+// per link: no link ever carries more bytes by any time than its capacity allows, and no run ends
+// before the busiest link could. Fails if a repair uses bandwidth that the credit also counts.
+TEST(FlowProperties, NoLinkCarriesMoreThanItsCapacityAllowsByAnyTime) {
+  for (const std::uint64_t seed : {1U, 2U, 3U}) {
+    for (const double precision : {0.01, 0.05}) {
+      Case input = all_to_all({.num_gpus = 100, .in_flight = kNoLimit, .delay = 0.0, .seed = seed});
+      const Program program = std::move(input.builder).finish();
+      std::vector<double> carried(input.capacity.size(), 0.0);
+      std::vector<FlowRate> rates;
+      double since = 0.0;
+      double worst = 0.0;
+      FlowOptions options;
+      options.relative_precision = precision;
+      options.small_program = 0;
+      options.observer = [&](const FlowSnapshot& snapshot) {
+        for (const FlowRate& flow : rates) {
+          for (const std::uint32_t link : input.transfers.route(flow.op)) {
+            carried[link] += flow.rate * (snapshot.time_s - since);
+          }
+        }
+        since = snapshot.time_s;
+        rates.assign(snapshot.flows.begin(), snapshot.flows.end());
+        for (std::size_t link = 0; link < carried.size(); ++link) {
+          worst = std::max(worst, carried[link] - input.capacity[link] * since);
+        }
+      };
+      const Execution run = simulate_flows(program, input.transfers, input.capacity, options);
+      const double bound = busiest_link_s(program, input);
+      EXPECT_LE(worst, 1e-9 * bound) << seed << " " << precision;
+      EXPECT_GE(run.makespan_s, bound * (1.0 - 1e-9)) << seed << " " << precision;
     }
   }
 }
@@ -317,6 +354,7 @@ TEST(FlowProperties, IncastKeepsTheReceiverBusy) {
     const Program program = std::move(input.builder).finish();
     FlowOptions options;
     options.relative_precision = precision;
+    options.small_program = 0;
     EXPECT_NEAR(simulate_flows(program, input.transfers, input.capacity, options).makespan_s, total,
                 0.002 * total);
   }
@@ -328,6 +366,7 @@ TEST(FlowProperties, ScalingSizesAndBandwidthsChangesNothing) {
   for (const double precision : {0.0, 0.01}) {
     FlowOptions options;
     options.relative_precision = precision;
+    options.small_program = 0;
     Case base = all_to_all({});
     const Program base_program = std::move(base.builder).finish();
     const Execution expected = simulate_flows(base_program, base.transfers, base.capacity, options);
@@ -381,6 +420,7 @@ TEST(FlowProperties, CoarseRunsStayCloseToExactOnes) {
       const Program program = std::move(input.builder).finish();
       const double reference = exact(program, input).makespan_s;
       FlowOptions options;
+      options.small_program = 0;
       const double coarse =
           simulate_flows(program, input.transfers, input.capacity, options).makespan_s;
       EXPECT_NEAR(coarse, reference, 0.01 * reference) << in_flight << " " << sigma;
@@ -423,6 +463,7 @@ TEST(FlowDegenerate, VeryUnequalSizesEnd) {
     const Program program = std::move(input.builder).finish();
     FlowOptions options;
     options.relative_precision = precision;
+    options.small_program = 0;
     const double makespan =
         simulate_flows(program, input.transfers, input.capacity, options).makespan_s;
     EXPECT_GE(makespan, busiest_link_s(program, input) * (1.0 - 1e-9));

@@ -1,0 +1,393 @@
+// The flow engine's benchmark: one command, every ratio against a baseline measured in the same
+// run.
+//
+//   build/release/bin/bench_flow [--quick] [--layers N] [--huge]
+//
+// Sections: error of the knob against exact runs; 128 ranks against the tuned simgrid predictor;
+// skewed all-to-allv beside published figures; growth from 64 to 1,024 ranks; 16,384 GPUs. Times
+// are CPU seconds of this process (of the child for simgrid), so that other load on the machine
+// counts less; wall-clock seconds stand beside them where several threads run.
+
+#include <fmt/format.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <fstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/table.hpp"
+#include "sim/engines/flow.hpp"
+#include "sim/layer_program.hpp"
+#include "tests/sim/flow_cases.hpp"
+#include "workloads/model.hpp"
+
+namespace coterie {
+namespace {
+
+using testing::compare;
+using testing::Difference;
+using testing::flow_cases;
+using testing::FlowCase;
+using testing::make_network;
+using testing::Pattern;
+
+struct Options {
+  bool quick = false;
+  bool huge = false;
+  unsigned num_layers = 58;
+};
+
+double cpu_s(int who) {
+  rusage usage{};
+  getrusage(who, &usage);
+  const auto seconds = [](const timeval& t) {
+    return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec);
+  };
+  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+}
+double wall_s() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+// Peak resident memory of this process so far.
+double peak_gib() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<double>(usage.ru_maxrss) / (1024.0 * 1024.0);
+}
+
+// Median CPU seconds of `repeats` calls.
+template <class Work>
+double time_s(int repeats, int who, const Work& work) {
+  std::vector<double> samples;
+  for (int i = 0; i < repeats; ++i) {
+    const double start = cpu_s(who);
+    work();
+    samples.push_back(cpu_s(who) - start);
+  }
+  std::sort(samples.begin(), samples.end());
+  return samples[samples.size() / 2];
+}
+
+void print(const std::string& title, const Table& table) {
+  fmt::print("\n{}\n\n{}", title, render(table));
+  std::fflush(stdout);
+}
+
+std::vector<double> capacities(const Network& network) {
+  std::vector<double> capacity;
+  for (const Link& link : network.links()) capacity.push_back(link.bandwidth.value);
+  return capacity;
+}
+
+void describe_machine() {
+  std::ifstream file("/proc/cpuinfo");
+  std::string line;
+  std::string model = "unknown";
+  while (std::getline(file, line)) {
+    if (line.rfind("model name", 0) == 0) {
+      model = line.substr(line.find(':') + 2);
+      break;
+    }
+  }
+  fmt::print("machine: {} cores, {} (/proc/cpuinfo), gcc {}\n", std::thread::hardware_concurrency(),
+             model, __VERSION__);
+}
+
+// Errors against precision 0, which agrees with SimGrid at its exact setting to 1e-7 in
+// flow_agreement_tests. The rule that solves small programs at every event is off, except in the
+// row of the default.
+void knob(const Options& options) {
+  Table table{{"precision", "worst makespan", "worst rank", "mean worst rank", "CPU s", "exact/it"},
+              {}};
+  struct Row {
+    double precision;
+    std::size_t small_program;
+  };
+  const FlowOptions defaults;
+  const std::vector<Row> rows{{0.0, 0},
+                              {0.001, 0},
+                              {0.003, 0},
+                              {0.01, 0},
+                              {0.03, 0},
+                              {0.1, 0},
+                              {0.01, defaults.small_program}};
+  std::vector<double> makespan(rows.size()), rank(rows.size()), sum(rows.size()),
+      seconds(rows.size());
+  std::size_t num_cases = 0;
+  for (const FlowCase& item : flow_cases()) {
+    if (options.quick && item.num_ranks > 32) continue;
+    const std::optional<Program> program = testing::make_program(item, COTERIE_SHARED_DATA);
+    if (!program) continue;
+    ++num_cases;
+    const Network network = make_network(item);
+    const Transfers transfers = resolve_transfers(*program, network);
+    Execution exact;
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      FlowOptions flow;
+      flow.relative_precision = rows[i].precision;
+      flow.small_program = rows[i].small_program;
+      Execution run;
+      seconds[i] += time_s(1, RUSAGE_SELF, [&] {
+        run = simulate_flows(*program, transfers, capacities(network), flow);
+      });
+      if (i == 0) exact = run;
+      const Difference difference = compare(*program, run, exact, item.num_ranks);
+      makespan[i] = std::max(makespan[i], std::abs(difference.makespan));
+      rank[i] = std::max(rank[i], difference.rank);
+      sum[i] += difference.rank;
+    }
+  }
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    table.rows.push_back(
+        {rows[i].small_program > 0 ? "0.01 (default)" : fmt::format("{}", rows[i].precision),
+         fmt::format("{:.3f}%", 100 * makespan[i]), fmt::format("{:.3f}%", 100 * rank[i]),
+         fmt::format("{:.3f}%", 100 * sum[i] / static_cast<double>(num_cases)),
+         fmt::format("{:.3f}", seconds[i]), fmt::format("{:.1f}x", seconds[0] / seconds[i])});
+  }
+  print(fmt::format("Error of the precision knob over {} cases (against precision 0)", num_cases),
+        table);
+}
+
+void against_simgrid(const Options& options) {
+  Table table{{"128 ranks flat, log-normal", "simgrid s", "flow ms", "ratio", "makespan"}, {}};
+  const std::uint32_t num_ranks = options.quick ? 64 : 128;
+  table.header[0] = fmt::format("{} ranks flat, log-normal", num_ranks);
+  for (const std::vector<std::string>& overrides :
+       {std::vector<std::string>{}, {"nic.injection.sends_in_flight=8"}}) {
+    const FlowCase item{"star", overrides, num_ranks, Pattern::kLogNormal};
+    const Program program = *testing::make_program(item, COTERIE_SHARED_DATA);
+    const Network network = make_network(item);
+    Execution reference;
+    Execution run;
+    const double simgrid_s =
+        time_s(1, RUSAGE_CHILDREN, [&] { reference = run_simgrid(program, network, {}); });
+    const double flow_s = time_s(9, RUSAGE_SELF, [&] { run = run_flow(program, network, {}); });
+    table.rows.push_back(
+        {overrides.empty() ? "star" : "star, 8 sends in flight", fmt::format("{:.3f}", simgrid_s),
+         fmt::format("{:.1f}", flow_s * 1e3), fmt::format("{:.0f}x", simgrid_s / flow_s),
+         fmt::format("{:+.3f}%", 100 * (run.makespan_s / reference.makespan_s - 1))});
+  }
+  print("Against the tuned simgrid predictor (its default precision)", table);
+}
+
+void skewed(const Options&) {
+  Table table{{"skewed all-to-allv", "flow ms", "makespan/bound", "packet-level", "naive SimGrid",
+               "LogGOPSim (no contention)"},
+              {}};
+  const std::vector<std::uint32_t> sizes{64, 128, 256};
+  const std::vector<std::vector<std::string>> published{
+      {"9 s", "5 s", "0.03 s"}, {"41 s", "168 s", "0.35 s"}, {"221 s", "-", "2.8 s"}};
+  double sum = 0.0;
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    const FlowCase item{"star", {}, sizes[i], Pattern::kSkewed};
+    const Program program = *testing::make_program(item, COTERIE_SHARED_DATA);
+    const Network network = make_network(item);
+    Execution run;
+    const double flow_s = time_s(5, RUSAGE_SELF, [&] { run = run_flow(program, network, {}); });
+    sum += flow_s;
+    table.rows.push_back({fmt::format("{} GPUs", sizes[i]), fmt::format("{:.1f}", flow_s * 1e3),
+                          fmt::format("{:.4f}", run.makespan_s / lower_bound(program, network)),
+                          published[i][0], published[i][1], published[i][2]});
+  }
+  table.rows.push_back({"together", fmt::format("{:.1f}", sum * 1e3), "", "271 s", "", "3.2 s"});
+  print("Skewed MoE all-to-allv beside published times of other simulators", table);
+}
+
+void growth(const Options& options) {
+  for (const std::string in_flight : {"unlimited", "8"}) {
+    Table table{{fmt::format("star, {} in flight", in_flight), "transfers", "resolve s", "flow s",
+                 "us/transfer", "exponent", "peak GiB"},
+                {}};
+    double last_s = 0.0;
+    double last_n = 0.0;
+    double first_s = 0.0;
+    double first_n = 0.0;
+    for (const std::uint32_t num_ranks : {64U, 128U, 256U, 512U, 1024U}) {
+      if (options.quick && num_ranks > 256) continue;
+      const FlowCase item{
+          "star", {"nic.injection.sends_in_flight=" + in_flight}, num_ranks, Pattern::kLogNormal};
+      const Program program = *testing::make_program(item, COTERIE_SHARED_DATA);
+      const Network network = make_network(item);
+      Transfers transfers;
+      const double resolve_s =
+          time_s(1, RUSAGE_SELF, [&] { transfers = resolve_transfers(program, network); });
+      const std::vector<double> capacity = capacities(network);
+      const double flow_s = time_s(num_ranks <= 256 ? 5 : 1, RUSAGE_SELF,
+                                   [&] { simulate_flows(program, transfers, capacity, {}); });
+      const auto n = static_cast<double>(program.num_ops());
+      if (first_n == 0.0) {
+        first_n = n;
+        first_s = flow_s;
+      }
+      table.rows.push_back(
+          {fmt::format("{} ranks", num_ranks), std::to_string(program.num_ops()),
+           fmt::format("{:.3f}", resolve_s), fmt::format("{:.4f}", flow_s),
+           fmt::format("{:.2f}", 1e6 * flow_s / n),
+           last_n > 0.0 ? fmt::format("{:.2f}", std::log(flow_s / last_s) / std::log(n / last_n))
+                        : "",
+           fmt::format("{:.2f}", peak_gib())});
+      last_s = flow_s;
+      last_n = n;
+    }
+    table.rows.push_back(
+        {"first to last", "", "", "", "",
+         fmt::format("{:.2f}", std::log(last_s / first_s) / std::log(last_n / first_n)), ""});
+    print("Growth with the number of transfers, flat, log-normal sizes, one core", table);
+  }
+}
+
+// DeepSeek-V3's shape on `num_groups` groups of EP 64 over one leaf/spine fabric, two-level
+// dispatch. Routing is synthetic (group-limited, seeded). Eight different groups are planned per
+// layer; the others repeat them on their own GPUs.
+class Cluster64 {
+ public:
+  explicit Cluster64(std::uint32_t num_groups)
+      : num_groups_(num_groups),
+        network_(load_cluster("h100_leaf_spine_2to1", {}, 64 * num_groups)),
+        model_(load_model("deepseek_v3")) {}
+
+  struct Shares {
+    double route = 0.0, plan = 0.0, build = 0.0, resolve = 0.0, flow = 0.0;  // wall seconds
+    double read = 0.0;  // of them: walking once over the layer's routing
+    std::size_t num_ops = 0;
+    double makespan_s = 0.0;
+    FlowStats stats;
+  };
+
+  Shares run_layer(std::uint32_t layer) const {
+    Shares out;
+    double start = wall_s();
+    const auto lap = [&](double& share) {
+      const double now = wall_s();
+      share += now - start;
+      start = now;
+    };
+    WorkloadSpec spec;
+    spec.seed = layer;
+    spec.num_experts = model_.num_experts;
+    spec.num_topk = model_.num_topk;
+    spec.layers = {layer};
+    spec.num_sequences = 512;
+    spec.min_tokens = 16;
+    spec.max_tokens = 48;
+    spec.kind = GroupLimitedKind{};
+    const Routing routing = generate(spec);
+    lap(out.route);
+    std::uint64_t sum = 0;
+    for (const ExpertIdx expert : routing.experts) sum += expert;
+    if (sum == 0) fmt::print("all experts are zero\n");
+    lap(out.read);
+    LayerPlacement placement;
+    placement.layer = layer;
+    placement.rank_experts.resize(64);
+    for (std::uint32_t expert = 0; expert < model_.num_experts; ++expert) {
+      placement.rank_experts[expert / 4].push_back(static_cast<ExpertIdx>(expert));
+    }
+    std::vector<LayerPlan> groups;
+    for (std::uint32_t group = 0; group < num_groups_; ++group) {
+      if (group >= 8) {
+        groups.push_back(groups[group % 8]);
+        continue;
+      }
+      const RankTokens tokens =
+          deal_tokens(routing, 64, 256, SequenceDeal::kRoundRobin, std::uint64_t{group} * 64);
+      groups.push_back(make_plan(routing, 0, placement, tokens,
+                                 {DispatchPolicy::kHierarchical, 8, PlanDetail::kCounts}));
+    }
+    lap(out.plan);
+    const LayerProgram program =
+        build_layer({groups, model_, PayloadType::kFp8, PayloadType::kBf16, Bytes{1 << 20}, {}},
+                    network_.cluster());
+    lap(out.build);
+    const Transfers transfers = resolve_transfers(program.program, network_);
+    const std::vector<double> capacity = capacities(network_);
+    lap(out.resolve);
+    const Execution run = simulate_flows(program.program, transfers, capacity, {}, &out.stats);
+    lap(out.flow);
+    out.num_ops = program.program.num_ops();
+    out.makespan_s = run.makespan_s;
+    return out;
+  }
+
+ private:
+  std::uint32_t num_groups_;
+  Network network_;
+  ModelShape model_;
+};
+
+void large(const Options& options, std::uint32_t num_groups, unsigned num_layers) {
+  const double start = wall_s();
+  const Cluster64 cluster(num_groups);
+  const double setup_s = wall_s() - start;
+  const Cluster64::Shares one = cluster.run_layer(3);
+  const double total = one.route + one.read + one.plan + one.build + one.resolve + one.flow;
+  Table table{{fmt::format("{} GPUs, one layer", 64 * num_groups), "wall s", "share"}, {}};
+  const auto row = [&](const char* name, double value) {
+    table.rows.push_back(
+        {name, fmt::format("{:.3f}", value), fmt::format("{:.1f}%", 100 * value / total)});
+  };
+  row("generate the routing", one.route);
+  row("read it once", one.read);
+  row("plan (8 groups)", one.plan);
+  row("build the program", one.build);
+  row("resolve the routes", one.resolve);
+  row("flow engine", one.flow);
+  row("together", total);
+  table.rows.push_back({"network (once)", fmt::format("{:.3f}", setup_s), ""});
+  print(fmt::format("{} groups of EP 64 on h100_leaf_spine_2to1, two-level dispatch, DeepSeek-V3 "
+                    "shape, 256 tokens per rank: {} operations, {} components, {} solves, layer "
+                    "time {:.3f} ms, peak {:.2f} GiB",
+                    num_groups, one.num_ops, one.stats.num_components, one.stats.num_solves,
+                    one.makespan_s * 1e3, peak_gib()),
+        table);
+  if (num_layers <= 1) return;
+  const double layers_start = wall_s();
+  std::atomic<unsigned> next{0};
+  const auto work = [&] {
+    for (unsigned i = next++; i < num_layers; i = next++) cluster.run_layer(3 + i);
+  };
+  std::vector<std::jthread> threads;
+  threads.emplace_back(work);
+  work();
+  threads.clear();
+  fmt::print("\n{} layers on 2 threads: {:.1f} s wall, peak {:.2f} GiB{}\n", num_layers,
+             wall_s() - layers_start, peak_gib(), options.quick ? " (--quick: not all 58)" : "");
+}
+
+int run(const Options& options) {
+  describe_machine();
+  against_simgrid(options);
+  skewed(options);
+  growth(options);
+  knob(options);
+  large(options, options.quick ? 32 : 256, options.quick ? 2 : options.num_layers);
+  if (options.huge) large(options, 1563, 1);
+  return 0;
+}
+
+}  // namespace
+}  // namespace coterie
+
+int main(int argc, char** argv) {
+  coterie::Options options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    if (argument == "--quick") {
+      options.quick = true;
+    } else if (argument == "--huge") {
+      options.huge = true;
+    } else if (argument == "--layers" && i + 1 < argc) {
+      options.num_layers = static_cast<unsigned>(std::stoul(argv[++i]));
+    } else {
+      fmt::print(stderr, "usage: bench_flow [--quick] [--layers N] [--huge]\n");
+      return 2;
+    }
+  }
+  return coterie::run(options);
+}
