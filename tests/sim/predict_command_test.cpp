@@ -1,0 +1,126 @@
+// `coterie predict` as a program: its JSON, known answers on the reference star (400 Gb/s and 500
+// ns per link: 50 GB/s and 1 us for a route of two links), and its refusals.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <string>
+
+namespace coterie {
+namespace {
+
+using ::testing::HasSubstr;
+
+struct Output {
+  int exit_code = 0;
+  std::string text;
+};
+
+// Runs the built program; `redirect` chooses what is read: stdout alone or stderr alone.
+Output run(const std::string& arguments, const std::string& redirect) {
+  const std::string command =
+      std::string(COTERIE_BINARY_DIR) + "/bin/coterie predict " + arguments + " " + redirect;
+  Output out;
+  FILE* pipe = popen(command.c_str(), "r");
+  char buffer[4096];
+  while (std::size_t n = fread(buffer, 1, sizeof(buffer), pipe)) out.text.append(buffer, n);
+  out.exit_code = WEXITSTATUS(pclose(pipe));
+  return out;
+}
+
+class PredictCommand : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
+    folder_ = std::filesystem::temp_directory_path() /
+              (std::string("coterie_predict_") + info->name() + std::to_string(getpid()));
+    std::filesystem::create_directories(folder_);
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+  std::string write(const std::string& text) const {
+    const auto path = folder_ / "input.txt";
+    std::ofstream(path) << text;
+    return path.string();
+  }
+  static nlohmann::json predict(const std::string& arguments) {
+    const Output out = run(arguments + " --json", "2>/dev/null");
+    EXPECT_EQ(out.exit_code, 0) << arguments;
+    return nlohmann::json::parse(out.text);
+  }
+  std::filesystem::path folder_;
+};
+
+// Rank 0 sends 50,000 B to 1 and 100,000 B to 2: 1 us + 150,000 / 50e9 = 4 us on the shared port;
+// the smaller ends when 2 * 50,000 B have left: 1 + 2 = 3 us. Every engine agrees on the first.
+TEST_F(PredictCommand, KnownAnswerOnTheStarForEveryEngine) {
+  const std::string matrix = write("0 50000 100000\n0 0 0\n0 0 0\n");
+  for (const std::string engine : {"flow", "simgrid", "bound"}) {
+    const nlohmann::json result = predict(matrix + " --topology star --engine " + engine);
+    EXPECT_EQ(result.size(), 5U);
+    EXPECT_EQ(result["schema_version"], 1);
+    EXPECT_EQ(result["engine"], engine);
+    EXPECT_NEAR(result["makespan_s"].get<double>(), 4e-6, 1e-11) << engine;
+    EXPECT_NEAR(result["bound_s"].get<double>(), 4e-6, 1e-11) << engine;
+    ASSERT_EQ(result["rank_finish_s"].size(), 3U);
+    if (engine == "bound") continue;
+    EXPECT_NEAR(result["rank_finish_s"][1].get<double>(), 3e-6, 1e-11) << engine;
+    EXPECT_NEAR(result["rank_finish_s"][2].get<double>(), 4e-6, 1e-11) << engine;
+  }
+}
+
+// htsim start times are picoseconds: 10 us later.
+TEST_F(PredictCommand, HonoursHtsimStartTimes) {
+  const std::string matrix = write(
+      "Nodes 3\nConnections 2\n0->1 id 1 start 10000000 size 50000\n2->1 id 2 start 0 size "
+      "50000\n");
+  const nlohmann::json result = predict(matrix + " --topology star");
+  EXPECT_NEAR(result["makespan_s"].get<double>(), 10e-6 + 2e-6, 1e-11);
+  EXPECT_NEAR(result["rank_finish_s"][2].get<double>(), 2e-6, 1e-11);
+}
+
+// A matrix without any traffic takes no time.
+TEST_F(PredictCommand, ZeroMatrixTakesNoTime) {
+  const nlohmann::json result = predict(write("0 0\n0 0\n") + " --topology star");
+  EXPECT_EQ(result["makespan_s"], 0.0);
+  EXPECT_EQ(result["rank_finish_s"], nlohmann::json::array({0.0, 0.0}));
+}
+
+// Half the bandwidth: 1 us + 100,000 / 25e9.
+TEST_F(PredictCommand, SetOverridesTheTopology) {
+  const nlohmann::json result =
+      predict(write("0 100000\n0 0\n") + " --topology star --set nic.bandwidth='200 Gb/s'");
+  EXPECT_NEAR(result["makespan_s"].get<double>(), 5e-6, 1e-11);
+}
+
+TEST_F(PredictCommand, RefusesBadInputWithOneSentence) {
+  const std::string matrix = write("0 1\n1 0\n");
+  const struct {
+    std::string arguments;
+    std::string message;
+  } cases[] = {
+      {matrix + " --topology star --engine guess", "expected one of"},
+      {matrix + " --topology star --ranks 1", "found 2 ranks"},
+      {matrix + " --topology star --set nic.bandwidth='0 Gb/s'", "nic.bandwidth"},
+      {matrix + " --topology no_such_preset", "no_such_preset"},
+      {(folder_ / "missing").string() + " --topology star", "missing"},
+      {matrix, "--topology"},
+  };
+  for (const auto& item : cases) {
+    const Output out = run(item.arguments, "2>&1 >/dev/null");
+    EXPECT_EQ(out.exit_code, 2) << item.arguments;
+    EXPECT_THAT(out.text, HasSubstr(item.message)) << item.arguments;
+  }
+}
+
+TEST_F(PredictCommand, HelpShowsAnExample) {
+  EXPECT_THAT(run("--help", "2>/dev/null").text, HasSubstr("Example:\n  coterie predict"));
+}
+
+}  // namespace
+}  // namespace coterie
