@@ -1,6 +1,7 @@
 #include "core/results.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <array>
@@ -23,6 +24,59 @@ std::string csv_cell(const std::string& text) {
   }
   out += '"';
   return out;
+}
+
+std::string csv_optional(const std::optional<double>& value) {
+  return value ? fmt::format("{}", *value) : "";
+}
+
+double slowest_s(const LayerReport& layer, Phase phase) {
+  for (const PhaseTimes& times : layer.phases) {
+    if (times.phase == phase) return times.slowest_s();
+  }
+  return 0.0;
+}
+
+std::int64_t bytes_of(const LayerReport& layer, std::string_view tier, bool dispatch) {
+  std::int64_t sum = 0;
+  for (const TransferGroup& group : layer.groups) {
+    const bool out = group.phase == Phase::kDispatch || group.phase == Phase::kForward;
+    if (group.tier == tier && out == dispatch) sum += group.bytes;
+  }
+  return sum;
+}
+
+std::vector<std::string> csv_row(const RunReport& run, const LayerReport& layer) {
+  std::vector<std::string> cells{csv_cell(run.name),
+                                 run.engine,
+                                 run.policy,
+                                 csv_cell(run.placement),
+                                 run.exact ? "true" : "false",
+                                 csv_cell(run.topology),
+                                 csv_cell(run.model),
+                                 csv_cell(run.trace),
+                                 fmt::format("{}", run.num_ranks),
+                                 fmt::format("{}", run.num_groups),
+                                 fmt::format("{}", layer.layer),
+                                 fmt::format("{}", layer.time_s),
+                                 fmt::format("{}", layer.bound_s),
+                                 csv_optional(layer.low_s),
+                                 csv_optional(layer.high_s)};
+  for (int p = 0; p < kNumPhases; ++p) {
+    cells.push_back(fmt::format("{}", slowest_s(layer, static_cast<Phase>(p))));
+  }
+  for (const double value :
+       {layer.copies, layer.fanout_ranks, layer.remote_fanout_ranks, layer.fanout_nodes,
+        layer.remote_fanout_nodes, layer.rank_load_max_over_mean}) {
+    cells.push_back(fmt::format("{}", value));
+  }
+  for (const char* tier : kTiers) {
+    cells.push_back(fmt::format("{}", bytes_of(layer, tier, true)));
+    cells.push_back(fmt::format("{}", bytes_of(layer, tier, false)));
+  }
+  cells.push_back(layer.busiest_link ? csv_cell(layer.busiest_link->name) : "");
+  cells.push_back(layer.busiest_link ? fmt::format("{}", layer.busiest_link->utilization) : "");
+  return cells;
 }
 
 }  // namespace
@@ -52,46 +106,33 @@ Results results_from_json(const nlohmann::json& document, const std::string& whe
 }
 
 std::string to_csv(const Results& results) {
-  std::string out =
-      "experiment,kind,engine,run,policy,placement,exact,topology,model,trace,num_ranks,"
-      "tokens_per_rank,dispatch_payload,combine_payload,layer,time_s,bound_s,copies,fanout_ranks,"
-      "remote_fanout_ranks,fanout_nodes,remote_fanout_nodes,rank_load_max_over_mean";
-  for (int p = 0; p < kNumPhases; ++p)
-    out += fmt::format(",{}_s", to_string(static_cast<Phase>(p)));
-  for (const char* tier : kTiers) out += fmt::format(",{}_bytes", tier);
-  out += '\n';
+  std::vector<std::string> columns{"run",      "engine", "policy",  "placement", "exact",
+                                   "topology", "model",  "trace",   "num_ranks", "num_groups",
+                                   "layer",    "time_s", "bound_s", "low_s",     "high_s"};
+  for (int p = 0; p < kNumPhases; ++p) {
+    columns.push_back(to_string(static_cast<Phase>(p)) + "_slowest_rank_s");
+  }
+  for (const char* name : {"copies_per_token", "fanout_ranks", "remote_fanout_ranks",
+                           "fanout_nodes", "remote_fanout_nodes", "rank_load_max_over_mean"}) {
+    columns.emplace_back(name);
+  }
+  for (const char* tier : kTiers) {
+    columns.push_back(fmt::format("dispatch_{}_bytes", tier));
+    columns.push_back(fmt::format("combine_{}_bytes", tier));
+  }
+  columns.insert(columns.end(), {"busiest_link", "busiest_link_utilization"});
+  std::string out = fmt::format("{}\n", fmt::join(columns, ","));
   for (const RunReport& run : results.runs) {
     for (const LayerReport& layer : run.layers) {
-      out +=
-          fmt::format("{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{}",
-                      csv_cell(results.experiment), run.kind, run.engine, csv_cell(run.name),
-                      run.policy, csv_cell(run.placement), run.exact, csv_cell(run.topology),
-                      csv_cell(run.model), csv_cell(run.trace), run.num_ranks, run.tokens_per_rank,
-                      run.dispatch_payload, run.combine_payload, layer.layer, layer.time_s,
-                      layer.bound_s, layer.copies, layer.fanout_ranks, layer.remote_fanout_ranks,
-                      layer.fanout_nodes, layer.remote_fanout_nodes, layer.rank_load_max_over_mean);
-      for (int p = 0; p < kNumPhases; ++p) {
-        const auto times =
-            std::find_if(layer.phases.begin(), layer.phases.end(),
-                         [p](const PhaseTimes& t) { return t.phase == static_cast<Phase>(p); });
-        out += times == layer.phases.end() ? "," : fmt::format(",{}", times->slowest_s());
-      }
-      for (const char* tier : kTiers) {
-        std::int64_t bytes = 0;
-        for (const TransferGroup& group : layer.groups) {
-          if (group.tier == tier) bytes += group.bytes;
-        }
-        out += fmt::format(",{}", bytes);
-      }
-      out += '\n';
+      out += fmt::format("{}\n", fmt::join(csv_row(run, layer), ","));
     }
   }
   return out;
 }
 
 void write_results(const std::filesystem::path& folder, const Results& results) {
-  write_file(folder / "results.json", to_json(results).dump(1) + "\n");
   write_file(folder / "results.csv", to_csv(results));
+  write_file(folder / "results.json", to_json(results).dump(1) + "\n");
 }
 
 Results read_results(const std::filesystem::path& path) {

@@ -50,8 +50,10 @@ TEST(Results, OtherDocumentsAreRefused) {
 TEST(Results, CsvHasOneLinePerRunAndLayer) {
   const std::string csv = to_csv(example());
   EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 3);
-  EXPECT_NE(csv.find("\"a, \"\"quoted\"\" run\",dedup"), std::string::npos) << csv;
-  EXPECT_NE(csv.find(",,,0.25,,,,,,,,0,0,84\n"), std::string::npos) << csv;
+  EXPECT_NE(csv.find("\n\"a, \"\"quoted\"\" run\",nccl,dedup"), std::string::npos) << csv;
+  EXPECT_NE(csv.find(",3,0.5,0,,,0,0,0.25,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,84,0,,\n"),
+            std::string::npos)
+      << csv;
 }
 
 }  // namespace
