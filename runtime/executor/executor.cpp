@@ -1,0 +1,16 @@
+#include "runtime/executor/executor.hpp"
+
+namespace coterie {
+
+RunLayers make_run_layers(const LayerShape& shape, const std::vector<LayerPlan>& plans,
+                          std::uint32_t rank) {
+  RunLayers out;
+  out.shape = shape;
+  for (const LayerPlan& plan : plans) {
+    out.plans.push_back(&plan);
+    out.layouts.push_back(make_rank_layout(plan, rank));
+  }
+  return out;
+}
+
+}  // namespace coterie

@@ -1,0 +1,78 @@
+#pragma once
+// What carries out the layers of a run on one rank: the GPU executor over NCCL, and the dry one,
+// which moves the same blocks over the control connection on machines without a GPU.
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/report.hpp"
+#include "kernels/expert_mlp.hpp"
+#include "runtime/control/environment.hpp"
+#include "runtime/control/group.hpp"
+#include "runtime/executor/layout.hpp"
+#include "workloads/plan/plan.hpp"
+
+namespace coterie {
+
+struct LayerShape {
+  kernels::MlpShape mlp{0, 0};
+  kernels::RowType dispatch = kernels::RowType::kBf16;
+  std::uint64_t seed = 0;
+};
+
+// The layers of a run, in sequence. The plans must outlive their use.
+struct RunLayers {
+  LayerShape shape;
+  std::vector<const LayerPlan*> plans;
+  std::vector<RankLayout> layouts;  // parallel to plans
+};
+RunLayers make_run_layers(const LayerShape& shape, const std::vector<LayerPlan>& plans,
+                          std::uint32_t rank);
+
+// When a phase ran on this rank, seconds from the start of its layer. Phases that the policy does
+// not have are missing.
+struct PhaseSpan {
+  Phase phase = Phase::kNotify;
+  double begin_s = 0.0;
+  double end_s = 0.0;
+};
+struct LayerTimes {
+  std::vector<PhaseSpan> phases;
+  [[nodiscard]] double time_s() const { return phases.empty() ? 0.0 : phases.back().end_s; }
+};
+
+// The kinds of iteration, for the names of stages and the fault points.
+enum class Iteration : std::uint8_t { kVerification, kWarmUp, kTimed };
+
+class Executor {
+ public:
+  Executor() = default;
+  virtual ~Executor() = default;
+  Executor(const Executor&) = delete;
+  Executor& operator=(const Executor&) = delete;
+
+  // Makes ready to execute these layers; replaces the previous ones.
+  virtual void load(RunLayers layers) = 0;
+  // Collective: all layers once. Times are empty for the dry executor.
+  virtual std::vector<LayerTimes> iterate(Iteration kind, std::uint32_t number) = 0;
+  // [num_tokens][hidden] of the last iteration.
+  virtual std::vector<float> output(std::size_t layer_idx) = 0;
+  // What the device built and received in the last iteration against the plan: the first
+  // difference, or nothing.
+  virtual std::optional<std::string> compare_with_plan(std::size_t layer_idx) = 0;
+  // Collective: the orderly end.
+  virtual void finish() = 0;
+  // What a report says about the machine: device, driver, NCCL version, sharing, ...
+  [[nodiscard]] virtual std::map<std::string, nlohmann::json> facts() const = 0;
+};
+
+std::unique_ptr<Executor> make_gpu_executor(ControlGroup& group,
+                                            const RankEnvironment& environment);
+std::unique_ptr<Executor> make_dry_executor(ControlGroup& group);
+
+}  // namespace coterie

@@ -1,0 +1,39 @@
+#pragma once
+// `coterie-runtime run`: an experiment carried out on the ranks of a group, checked, measured and
+// reported in the same schema as a prediction.
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "core/yaml.hpp"
+#include "runtime/control/environment.hpp"
+#include "runtime/control/group.hpp"
+
+namespace coterie {
+
+struct RunOptions {
+  std::filesystem::path experiment;
+  std::filesystem::path output;
+  std::vector<Override> overrides;
+  std::vector<std::uint32_t> layers;  // model layer numbers; empty: those of the experiment
+  std::uint32_t num_warm_up = 5;
+  std::uint32_t num_iterations = 20;
+  std::uint32_t num_check_tokens = 4;  // per rank, recomputed on the CPU
+  bool dry_run = false;
+  std::string command;  // for the provenance
+  GroupOptions group;
+};
+
+// What the outputs of a layer may differ by, as relative error norms. Both sides round to BF16 some
+// three times per element (2^-9 each at most, 1.1e-3 rms), so correct layers stay near 3e-3 and a
+// single misplaced row of a hundred stands out.
+inline constexpr double kReferenceTolerance = 1e-2;
+inline constexpr double kExactnessTolerance = 1e-2;
+
+// Collective over the processes that `environment` tells of. Rank 0 prints the table and writes the
+// files. Throws CheckError, after everything is written, if a run's output was wrong.
+void run_experiment(const RunOptions& options, const RankEnvironment& environment);
+
+}  // namespace coterie

@@ -1,0 +1,83 @@
+// The runtime on a GPU that its ranks share. Skips itself where there is none.
+
+#include <gmock/gmock.h>
+
+#include <nlohmann/json.hpp>
+
+#include "core/results.hpp"
+#include "kernels/cuda.hpp"
+#include "tests/runtime/fixture.hpp"
+
+namespace coterie {
+namespace {
+
+using testing::HasSubstr;
+
+class Gpu : public RuntimeFixture {
+ protected:
+  void SetUp() override {
+    if (kernels::num_gpus() == 0) GTEST_SKIP() << "no GPU on this machine";
+    RuntimeFixture::SetUp();
+  }
+};
+
+// The tolerances are those of runtime/session/run.hpp; the errors come from BF16 rounding, so they
+// must not be zero where the summation order differs.
+TEST_F(Gpu, AllPoliciesAgreeWithTheReferenceAndEachOther) {
+  for (const char* payload : {"bf16", "fp8"}) {
+    const Outcome outcome =
+        shell(fmt::format("{} launch --ranks 4 -- run experiment.yaml -o out --iterations 3 "
+                          "--warmup 1 --set payload.dispatch={}",
+                          program(), payload));
+    ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+    const Results results = read_results(folder_ / "out/results.json");
+    ASSERT_EQ(results.runs.size(), 4U);
+    for (const RunReport& run : results.runs) {
+      EXPECT_EQ(run.kind, "measured");
+      ASSERT_EQ(run.layers.size(), 2U);
+      EXPECT_EQ(run.layers[0].samples_s.size(), 3U);
+      EXPECT_GT(run.layers[0].time_s, 0.0);
+      for (const auto& layer : run.provenance.at("correctness").at("layers")) {
+        EXPECT_LT(layer.at("reference_error").get<double>(), 1e-2);
+        EXPECT_LT(layer.at("standard_contiguous_error").get<double>(), 1e-2);
+      }
+      EXPECT_TRUE(std::filesystem::exists(folder_ / ("out/timeline-" + run.name + ".json")));
+    }
+  }
+}
+
+// "dispatch": the others wait inside NCCL for a rank that never sends. "in-flight": its kernels and
+// NCCL's threads go while they are at work.
+TEST_F(Gpu, ARankThatDiesAtAnyStageEndsTheOthers) {
+  for (const char* point : {"init", "dispatch", "in-flight"}) {
+    for (const char* action : {"kill", "stop", "hang"}) {
+      const std::string fault = fmt::format("2:{}:{}", point, action);
+      const Outcome outcome =
+          shell(fmt::format("timeout 60 {} launch --ranks 4 -- run experiment.yaml -o out2 "
+                            "--iterations 3 --warmup 1 --deadline 6 --silence 3",
+                            program()),
+                {{"COTERIE_FAULT", fault}});
+      EXPECT_EQ(outcome.exit_code, 3) << fault << ": " << outcome.err;
+      EXPECT_THAT(outcome.err, HasSubstr("rank 2")) << fault;
+      EXPECT_EQ(num_error_lines(outcome.err), 1U) << fault << ": " << outcome.err;
+      EXPECT_LT(outcome.seconds, 40.0);
+      EXPECT_FALSE(std::filesystem::exists(folder_ / "out2/results.json"));
+    }
+  }
+}
+
+TEST_F(Gpu, TheProbeWritesCurvesAndATopology) {
+  for (int start = 0; start < 2; ++start) {
+    const Outcome outcome = shell(
+        fmt::format("{} launch --ranks 2 -- probe -o probe --max-bytes 4096 --append", program()));
+    ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  }
+  const auto curves = nlohmann::json::parse(read_file(folder_ / "probe/curves.json"));
+  EXPECT_EQ(curves.at("num_ranks"), 2);
+  ASSERT_EQ(curves.at("curves").size(), 14U);  // 7 sizes of two kinds
+  EXPECT_EQ(curves.at("curves")[0].at("restarts"), 2);
+  EXPECT_TRUE(std::filesystem::exists(folder_ / "probe/topology.yaml"));
+}
+
+}  // namespace
+}  // namespace coterie

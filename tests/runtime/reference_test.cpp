@@ -1,0 +1,77 @@
+// The CPU reference, against its definition written out once more for a tiny shape.
+
+#include "runtime/executor/reference.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+namespace coterie {
+namespace {
+
+TEST(Reference, OneExpertIsItsEquation) {
+  const kernels::MlpShape shape{8, 8};
+  TokenRequest request{{1.0F, -2.0F, 0.5F, 0.0F, 3.0F, 1.5F, -1.0F, 0.25F}, {5}, {0.75F}};
+  const auto weight = [&](std::uint32_t matrix, std::size_t row, std::size_t column) {
+    return static_cast<double>(__bfloat162float(
+        __float2bfloat16(kernels::expert_weight(shape, 11, 3, 5, matrix, row * 8 + column))));
+  };
+  const auto outputs = reference_outputs(shape, 11, 3, std::span(&request, 1));
+  for (std::size_t h = 0; h < 8; ++h) {
+    double y = 0.0;
+    for (std::size_t i = 0; i < 8; ++i) {
+      double g = 0.0;
+      double u = 0.0;
+      for (std::size_t x = 0; x < 8; ++x) {
+        g += weight(0, i, x) * static_cast<double>(request.values[x]);
+        u += weight(1, i, x) * static_cast<double>(request.values[x]);
+      }
+      y += weight(2, h, i) * g / (1.0 + std::exp(-g)) * u;
+    }
+    EXPECT_NEAR(outputs[0][h], 0.75 * y, 1e-4 * (1.0 + std::fabs(y)));
+  }
+}
+
+// e4m3 keeps 3 bits of mantissa: a value is off by at most 1/16 of itself, and the largest of each
+// group of 128 is exact.
+TEST(Reference, Fp8KeepsThreeBitsAndTheLargestValue) {
+  const auto tokens = make_tokens(1, 0, 1, 256);
+  const auto exact = wire_values(tokens, kernels::RowType::kBf16);
+  const auto wire = wire_values(tokens, kernels::RowType::kFp8);
+  for (std::size_t begin = 0; begin < 256; begin += 128) {
+    std::size_t largest = begin;
+    for (std::size_t i = begin; i < begin + 128; ++i) {
+      if (std::fabs(exact[i]) > std::fabs(exact[largest])) largest = i;
+      EXPECT_NEAR(wire[i], exact[i], std::fabs(exact[i]) / 15.0F + 1e-3F);
+    }
+    EXPECT_NEAR(wire[largest], exact[largest], std::fabs(exact[largest]) / 256.0F);
+  }
+}
+
+TEST(Reference, TokensHaveUnitVarianceAndDifferByRank) {
+  const auto a = make_tokens(1, 0, 16, 256);
+  const auto b = make_tokens(1, 1, 16, 256);
+  double square = 0.0;
+  std::size_t equal = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    const auto value = static_cast<double>(__bfloat162float(a[i]));
+    square += value * value;
+    equal += __bfloat162float(a[i]) == __bfloat162float(b[i]) ? 1 : 0;
+  }
+  EXPECT_NEAR(square / static_cast<double>(a.size()), 1.0, 0.05);
+  EXPECT_LT(equal, a.size() / 20);
+}
+
+TEST(Reference, NaNNeverPasses) {
+  ErrorNorm norm;
+  norm.add(std::numeric_limits<float>::quiet_NaN(), 1.0F);
+  EXPECT_FALSE(norm.relative() <= 1e9);
+  ErrorNorm right;
+  right.add(3.0F, 4.0F);
+  right.add(0.0F, 3.0F);
+  EXPECT_DOUBLE_EQ(right.relative(), std::sqrt(10.0) / 5.0);
+}
+
+}  // namespace
+}  // namespace coterie
