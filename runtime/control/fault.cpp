@@ -13,9 +13,9 @@
 
 namespace coterie {
 
-void fault_point(std::uint32_t rank, std::string_view point) {
+bool fault_point(std::uint32_t rank, std::string_view point) {
   const char* variable = std::getenv("COTERIE_FAULT");
-  if (variable == nullptr || *variable == '\0') return;
+  if (variable == nullptr || *variable == '\0') return false;
   const std::string_view text = variable;
   const std::size_t first = text.find(':');
   const std::size_t last = text.rfind(':');
@@ -23,8 +23,8 @@ void fault_point(std::uint32_t rank, std::string_view point) {
     throw InputError("environment variable COTERIE_FAULT", fmt::format("\"{}\"", text),
                      "RANK:POINT:ACTION");
   }
-  if (text.substr(0, first) != std::to_string(rank)) return;
-  if (text.substr(first + 1, last - first - 1) != point) return;
+  if (text.substr(0, first) != std::to_string(rank)) return false;
+  if (text.substr(first + 1, last - first - 1) != point) return false;
   const std::string_view action = text.substr(last + 1);
   if (action == "kill") {
     ::kill(::getpid(), SIGKILL);
@@ -36,10 +36,13 @@ void fault_point(std::uint32_t rank, std::string_view point) {
     ::_exit(7);
   } else if (action == "throw") {
     throw DeviceError(fmt::format("injected fault at {}", point));
+  } else if (action == "corrupt") {
+    return true;
   } else {
     throw InputError("environment variable COTERIE_FAULT", fmt::format("action \"{}\"", action),
-                     "kill, stop, hang, exit or throw");
+                     "kill, stop, hang, exit, throw or corrupt");
   }
+  return false;
 }
 
 }  // namespace coterie

@@ -94,6 +94,33 @@ TEST_F(Program, Fp8AndUnevenTokensAreExactToo) {
   EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
 }
 
+// One wrong value on one rank: every run is reported as failed, nothing is timed, code 4.
+TEST_F(Program, WrongOutputIsRefused) {
+  const Outcome outcome = shell(fmt::format("{} launch --ranks 4 -- {}", program(), kDryRun),
+                                {{"COTERIE_FAULT", "3:output:corrupt"}});
+  EXPECT_EQ(outcome.exit_code, 4);
+  EXPECT_THAT(outcome.err, HasSubstr("run standard: layer 1 is off the CPU reference"));
+  EXPECT_EQ(num_error_lines(outcome.err), 1U) << outcome.err;
+  const auto document = nlohmann::json::parse(read_file(folder_ / "out/dry_run.json"));
+  for (const auto& run : document.at("runs")) {
+    EXPECT_FALSE(run.at("correctness").at("passed").get<bool>());
+  }
+}
+
+// Pruned routing has an output of its own: it is held against the reference for that routing, and
+// not against standard + contiguous.
+TEST_F(Program, PrunedRunsAreCheckedAgainstTheirOwnRouting) {
+  const Outcome outcome = shell(fmt::format(
+      "{} launch --ranks 4 -- {} --set 'runs=[{{name: pruned, placement: collaboration, dispatch: "
+      "dedup, prune: {{method: router_score, devices: 1}}}}]'",
+      program(), kDryRun));
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  const auto document = nlohmann::json::parse(read_file(folder_ / "out/dry_run.json"));
+  const auto& layer = document.at("runs")[0].at("correctness").at("layers")[0];
+  EXPECT_LT(layer.at("reference_error").get<double>(), 4e-3);
+  EXPECT_FALSE(layer.contains("standard_contiguous_error"));
+}
+
 TEST_F(Program, RunsUnderMpirun) {
   if (shell("mpirun --version").exit_code != 0) GTEST_SKIP() << "no mpirun";
   const Outcome outcome = shell(
