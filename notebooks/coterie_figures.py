@@ -1,0 +1,404 @@
+"""What the notebooks share: running `coterie`, reading its files, and drawing.
+
+As a program it converts a sweep's table:  python notebooks/coterie_figures.py parquet sweep.csv sweep.parquet
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+import zlib
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+BUNDLED_TRACE = ROOT / "workloads" / "examples" / "collaborating.moet"
+RESULTS = HERE / "results"
+FIGURES = HERE / "figures"
+
+# Okabe and Ito's colours, told apart by people who confuse red and green; every series also has a
+# marker and a line style of its own, for print in grey.
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+RUN_STYLES = {
+    "standard": dict(color=BLACK, marker="o", linestyle="-"),
+    "dedup": dict(color=SKY, marker="s", linestyle="--"),
+    "placed": dict(color=BLUE, marker="^", linestyle="-"),
+    "hierarchical": dict(color=ORANGE, marker="D", linestyle="-."),
+    "two-level": dict(color=VERMILLION, marker="v", linestyle="-"),
+}
+SERIES_STYLES = [
+    dict(color=BLUE, marker="o", linestyle="-"),
+    dict(color=VERMILLION, marker="s", linestyle="--"),
+    dict(color=GREEN, marker="^", linestyle="-."),
+    dict(color=PURPLE, marker="D", linestyle=":"),
+    dict(color=BLACK, marker="v", linestyle="-"),
+    dict(color=ORANGE, marker="P", linestyle="--"),
+]
+RUN_LABELS = {
+    "standard": "standard (a copy per expert)",
+    "dedup": "dedup, contiguous (baseline)",
+    "placed": "dedup, collaboration placement",
+    "hierarchical": "hierarchical, contiguous",
+    "two-level": "hierarchical, two-level placement",
+}
+
+
+class ProgramError(RuntimeError):
+    """`coterie` ended with an error; the message is its own sentence."""
+
+
+def program() -> str:
+    """The `coterie` program: $COTERIE, else a build folder's, else the PATH's."""
+    if named := os.environ.get("COTERIE"):
+        return named
+    for preset in ("release", "no-cuda", "ci"):
+        built = ROOT / "build" / preset / "bin" / "coterie"
+        if built.exists():
+            return str(built)
+    if found := shutil.which("coterie"):
+        return found
+    raise FileNotFoundError("no `coterie` program: build it, or set COTERIE to its path")
+
+
+def coterie(*arguments) -> str:
+    """Runs the program and returns its standard output."""
+    done = subprocess.run([program(), *map(str, arguments)], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines()
+        raise ProgramError(lines[-1] if lines else f"coterie ended with exit code {done.returncode}")
+    return done.stdout
+
+
+def coterie_json(*arguments) -> dict:
+    return json.loads(coterie(*arguments, "--json"))
+
+
+def simulate(experiment: Path, overrides: dict | None = None) -> pd.DataFrame:
+    """Simulates an experiment; one row per run, with the columns of results.csv."""
+    with tempfile.TemporaryDirectory() as folder:
+        sets = [part for key, value in (overrides or {}).items() for part in ("--set", f"{key}={value}")]
+        coterie("simulate", experiment, "-o", folder, "--no-timelines", *sets)
+        return pd.read_csv(Path(folder) / "results.csv")
+
+
+# ---------------------------------------------------------------------------------- sweep tables
+
+
+def read_sweep(path: Path) -> pd.DataFrame:
+    """A sweep's rows that succeeded, with derived columns.
+
+    compute_s            kernels and expert MLP: the sum of each phase on its slowest rank
+    exposed_s            time_s - compute_s: time in which the slowest chain waits for bytes. A lower
+                         bound of communication, since the slowest ranks of two phases may differ.
+    exposed_share        exposed_s / time_s
+    """
+    table = pd.read_csv(path, comment="#")
+    if "status" in table:
+        failed = table[table["status"] != "ok"]
+        if len(failed):
+            print(f"{path.name}: {len(failed)} failed rows left out; the first: {failed['error'].iloc[0]}")
+        table = table[table["status"] == "ok"].copy()
+    parts = [name for name in ("pack_s", "expand_s", "mlp_s", "merge_s", "sum_s") if name in table]
+    if parts and "compute_s" not in table:
+        table["compute_s"] = table[parts].sum(axis=1)
+    if "compute_s" in table:
+        table["exposed_s"] = (table["time_s"] - table["compute_s"]).clip(lower=0.0)
+        table["exposed_share"] = table["exposed_s"] / table["time_s"]
+    return table.reset_index(drop=True)
+
+
+def with_ratio(table: pd.DataFrame, axes: list[str], baseline: str = "dedup") -> pd.DataFrame:
+    """Adds `speedup`: the baseline run's time at the same point over the row's."""
+    base = table[table["run"] == baseline].set_index(axes)["time_s"]
+    if base.index.has_duplicates:
+        raise ValueError(f"several {baseline} rows at one point of {axes}: an axis is missing")
+    result = table.copy()
+    result["speedup"] = base.reindex(pd.MultiIndex.from_frame(table[axes])).to_numpy() / table["time_s"]
+    return result
+
+
+def condense(source: Path, target: Path, header: list[str], drop: tuple[str, ...] = ()) -> pd.DataFrame:
+    """A sweep's table made small enough to commit: 5 digits, constant text columns in the header."""
+    table = pd.read_csv(source)
+    # Phases are kept as the two sums that figures use.
+    table["compute_s"] = table[["pack_s", "expand_s", "mlp_s", "merge_s", "sum_s"]].sum(axis=1)
+    unused = ["point", "low_s", "high_s", "weight_lost", "top1_changed", "exact", "busiest_link"]
+    if "error" in table and not (table["status"] != "ok").any():
+        unused.append("error")
+    table = table.drop(columns=[name for name in (*unused, *drop) if name in table])
+    constant = [name for name in table if table[name].nunique(dropna=False) == 1 and name != "status"]
+    header = header + ["equal in all rows: " + ", ".join(f"{name} {table[name].iloc[0]}" for name in constant)]
+    table = table.drop(columns=constant)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target, "w", encoding="utf-8") as out:
+        out.writelines(f"# {line}\n" for line in header)
+        table.to_csv(out, index=False, float_format="%.5g")
+    return table
+
+
+def write_parquet(source: Path, target: Path) -> int:
+    """Converts a sweep's CSV to Parquet; units stay in the column names. Returns the rows."""
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pd.read_csv(source, comment="#")
+    # Axis values are texts with units ("400 Gb/s"), also where a sweep's happen to be numbers.
+    for name in table:
+        if name.startswith("set."):
+            table[name] = table[name].astype(str)
+    arrow = pyarrow.Table.from_pandas(table, preserve_index=False)
+    unfinished = Path(f"{target}.part")
+    pyarrow.parquet.write_table(arrow, unfinished, compression="zstd")
+    unfinished.replace(target)
+    return arrow.num_rows
+
+
+# --------------------------------------------------------------------------------------- traces
+
+
+@dataclasses.dataclass
+class Trace:
+    """Recorded routing: `experts` [layers, tokens, k], sequences by their first tokens."""
+
+    model: str
+    num_experts: int
+    layers: list[int]
+    sequence_begin: np.ndarray
+    experts: np.ndarray
+
+    def part(self, name: str) -> np.ndarray:
+        """Token positions of the even- or odd-numbered sequences."""
+        sequence = np.searchsorted(self.sequence_begin, np.arange(self.experts.shape[1]), side="right") - 1
+        return np.flatnonzero(sequence % 2 == {"even": 0, "odd": 1}[name])
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value, shift = 0, 0
+    while True:
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at += 1
+        if byte < 0x80:
+            return value, at
+        shift += 7
+
+
+def _fields(message: bytes):
+    """The (number, value) pairs of a Protobuf message; nested messages as bytes."""
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        if tag & 7 == 0:
+            value, at = _varint(message, at)
+        elif tag & 7 == 2:
+            size, at = _varint(message, at)
+            value, at = message[at : at + size], at + size
+        else:
+            raise ValueError(f"wire type {tag & 7} in a .moet record")
+        yield tag >> 3, value
+
+
+def _packed(value) -> list[int]:
+    if isinstance(value, int):
+        return [value]
+    numbers, at = [], 0
+    while at < len(value):
+        number, at = _varint(value, at)
+        numbers.append(number)
+    return numbers
+
+
+def read_trace(path: Path) -> Trace:
+    """Reads a .moet file as workloads/README.md describes it. Weights are left out."""
+    data = Path(path).read_bytes()
+    if data[:8] != b"MOETRC\x00\x01":
+        raise ValueError(f"{path}: not a .moet trace")
+    at, model, num_experts, topk, layers, id_bytes = 8, "", 0, 0, [], 1
+    blocks, begins, complete = [], [], False
+    while at < len(data):
+        size, start = _varint(data, at)
+        record, at = data[start : start + size], start + size + 4
+        if zlib.crc32(record) != struct.unpack("<I", data[at - 4 : at])[0]:
+            raise ValueError(f"{path}: the record at byte {start} is damaged")
+        kind, body = next(_fields(record))
+        if kind == 1:
+            for number, value in _fields(body):
+                if number == 1:
+                    model = value.decode()
+                elif number == 3:
+                    num_experts = value
+                elif number == 4:
+                    topk = value
+                elif number == 5:
+                    layers += _packed(value)
+                elif number == 6:
+                    id_bytes = value
+        elif kind == 2:
+            chunk: dict[int, object] = {}
+            for number, value in _fields(body):
+                if number == 3:
+                    begins += _packed(value)
+                else:
+                    chunk[number] = value
+            ids = np.frombuffer(chunk[4], dtype="<u1" if id_bytes == 1 else "<u2")
+            blocks.append(ids.reshape(len(layers), chunk[2], topk))
+        elif kind == 3:
+            raise ValueError(f"{path}: counts only, no tokens")
+        else:
+            complete = True
+    if not complete:
+        raise ValueError(f"{path}: cut short")
+    return Trace(model, num_experts, layers, np.array(begins), np.concatenate(blocks, axis=1))
+
+
+def co_activation(experts: np.ndarray, num_experts: int) -> np.ndarray:
+    """[E, E]: tokens that chose both experts; zero on the diagonal."""
+    chosen = np.zeros((len(experts), num_experts), dtype=np.float32)
+    np.put_along_axis(chosen, experts.astype(np.int64), 1.0, axis=1)
+    pairs = chosen.T @ chosen
+    np.fill_diagonal(pairs, 0.0)
+    return pairs
+
+
+def rank_of(placement: dict, layer: int) -> np.ndarray:
+    """[E]: the rank of each expert in a placement file's layer."""
+    rows = next(row["rank_experts"] for row in placement["layers"] if row["layer"] == layer)
+    ranks = np.empty(placement["num_experts"], dtype=np.int64)
+    for rank, experts in enumerate(rows):
+        ranks[experts] = rank
+    return ranks
+
+
+def fanout(experts: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """[tokens]: distinct ranks that host one of the token's experts (Occult's C_T)."""
+    hosts = np.sort(ranks[experts.astype(np.int64)], axis=1)
+    return 1 + (np.diff(hosts, axis=1) != 0).sum(axis=1)
+
+
+def place(trace: Path, ranks: int, strategy: str, *options) -> dict:
+    """Learns a placement on the even sequences and returns its file's content."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "placement.json"
+        coterie("place", trace, "--ranks", ranks, "--strategy", strategy, *options, "-o", target)
+        return json.loads(target.read_text())
+
+
+# -------------------------------------------------------------------------------------- drawing
+
+
+def use_style() -> None:
+    plt.rcParams.update(
+        {
+            "figure.dpi": 110,
+            "savefig.dpi": 150,
+            "savefig.bbox": "tight",
+            "figure.constrained_layout.use": True,
+            "font.size": 9,
+            "font.family": "DejaVu Sans",
+            "axes.titlesize": 10,
+            "axes.titleweight": "bold",
+            "axes.titlelocation": "left",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.color": "#DDDDDD",
+            "grid.linewidth": 0.6,
+            "axes.axisbelow": True,
+            "lines.linewidth": 1.6,
+            "lines.markersize": 5,
+            "legend.frameon": False,
+            "legend.fontsize": 8,
+            "svg.hashsalt": "coterie",
+            "svg.fonttype": "none",
+        }
+    )
+
+
+def save(figure, name: str) -> None:
+    """Writes NAME.svg and NAME.png into $COTERIE_FIGURES (default: notebooks/out/figures).
+
+    The committed figures stand in notebooks/figures; executing the notebooks does not touch them
+    unless COTERIE_FIGURES=notebooks/figures says so.
+    """
+    folder = Path(os.environ.get("COTERIE_FIGURES") or HERE / "out" / "figures")
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    figure.savefig(folder / f"{name}.png", metadata={"Software": f"matplotlib {matplotlib.__version__}"})
+
+
+def gpu_axis(axis, sizes, label: str = "GPUs") -> None:
+    axis.set_xscale("log", base=2)
+    shown = sorted(set(sizes))
+    axis.set_xticks(shown, [f"{size:,}" for size in shown], rotation=45, ha="right")
+    axis.minorticks_off()
+    axis.set_xlabel(label)
+
+
+def lines(axis, table: pd.DataFrame, x: str, y: str, series: str = "run", names=None, scale: float = 1.0):
+    """One line per value of `series`."""
+    names = list(names or table[series].unique())
+    for idx, name in enumerate(names):
+        rows = table[table[series] == name].sort_values(x)
+        style = RUN_STYLES.get(name, SERIES_STYLES[idx % len(SERIES_STYLES)])
+        axis.plot(rows[x], rows[y] * scale, label=RUN_LABELS.get(name, str(name)), **style)
+    return axis
+
+
+def heat_map(axis, grid: pd.DataFrame, *, centre: float | None = None, low=None, high=None, text="{:.2f}"):
+    """A table as a heat map with its numbers written in. With `centre`, blue is above, orange below."""
+    values = grid.to_numpy(dtype=float)
+    if centre is None:
+        colours, norm = "cividis", plt.Normalize(low, high)
+    else:
+        reach = max(abs(np.nanmax(values) - centre), abs(np.nanmin(values) - centre), 1e-9)
+        low, high = low or centre - reach, high or centre + reach
+        norm = matplotlib.colors.TwoSlopeNorm(centre, min(low, centre - 1e-6), max(high, centre + 1e-6))
+        colours = matplotlib.colors.LinearSegmentedColormap.from_list(
+            "orange_blue", ["#B35806", "#FDB863", "#F7F7F7", "#67A9CF", "#08519C"]
+        )
+    image = axis.imshow(values, cmap=colours, norm=norm, aspect="auto")
+    axis.set_xticks(range(grid.shape[1]), [str(name) for name in grid.columns])
+    axis.set_yticks(range(grid.shape[0]), [str(name) for name in grid.index])
+    axis.grid(False)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    axis.tick_params(length=0)
+    for row in range(grid.shape[0]):
+        for column in range(grid.shape[1]):
+            value = values[row, column]
+            if np.isnan(value):
+                continue
+            red, green, blue, _ = image.cmap(image.norm(value))
+            dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+            axis.text(column, row, text.format(value), ha="center", va="center", fontsize=7.5,
+                      color="white" if dark else "black")
+    return image
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Converts a sweep's table.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    convert = commands.add_parser("parquet", help="CSV to Parquet; units stay in the column names")
+    convert.add_argument("source", type=Path)
+    convert.add_argument("target", type=Path)
+    arguments = parser.parse_args()
+    if not arguments.source.is_file():
+        parser.error(f"no table {arguments.source}")
+    rows = write_parquet(arguments.source, arguments.target)
+    print(f"{arguments.target}: {rows} rows")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Tests of coterie_figures. Expected numbers come from counting by hand or from `coterie` itself."""
+
+import json
+import tempfile
+import unittest
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import coterie_figures as cf
+
+
+class Reading(unittest.TestCase):
+    def test_trace_has_the_shape_that_the_program_reports(self):
+        trace = cf.read_trace(cf.BUNDLED_TRACE)
+        info = cf.coterie_json("trace", "info", cf.BUNDLED_TRACE)
+        self.assertEqual(trace.layers, [layer["layer"] for layer in info["layers"]])
+        loads = np.bincount(trace.experts[0].ravel(), minlength=trace.num_experts)
+        self.assertAlmostEqual(loads.max() / loads.mean(), info["layers"][0]["load"]["max_over_mean"], places=12)
+
+    def test_co_activation_counts_the_pairs_that_the_program_counts(self):
+        trace = cf.read_trace(cf.BUNDLED_TRACE)
+        pairs = cf.co_activation(trace.experts[0], trace.num_experts)
+        top = cf.coterie_json("trace", "info", cf.BUNDLED_TRACE)["layers"][0]["collaboration"]["top_pairs"][0]
+        self.assertEqual(pairs[tuple(top["experts"])], top["tokens"])
+        self.assertEqual(pairs.max(), top["tokens"])
+
+    def test_fanout_agrees_with_analyze(self):
+        trace = cf.read_trace(cf.BUNDLED_TRACE)
+        placement = cf.place(cf.BUNDLED_TRACE, 8, "collaboration")
+        odd = trace.part("odd")
+        means = [cf.fanout(trace.experts[idx][odd], cf.rank_of(placement, layer)).mean()
+                 for idx, layer in enumerate(trace.layers)]
+        analysed = cf.coterie_json("analyze", cf.BUNDLED_TRACE, "--ranks", 8, "--strategy", "collaboration")
+        self.assertAlmostEqual(float(np.mean(means)), analysed["mean"]["fanout_ranks"], places=12)
+
+    def test_fanout_by_hand(self):
+        ranks = np.array([0, 0, 1, 1, 2, 2])
+        self.assertEqual(cf.fanout(np.array([[0, 1], [0, 2], [5, 4]]), ranks).tolist(), [1, 2, 1])
+
+    def test_a_damaged_trace_is_refused(self):
+        data = bytearray(cf.BUNDLED_TRACE.read_bytes())
+        data[200] ^= 1
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "bad.moet"
+            path.write_bytes(data)
+            with self.assertRaisesRegex(ValueError, "damaged"):
+                cf.read_trace(path)
+
+    def test_the_programs_own_sentence_is_the_error(self):
+        with self.assertRaisesRegex(cf.ProgramError, "nowhere.moet"):
+            cf.coterie("trace", "info", "nowhere.moet")
+
+
+class Tables(unittest.TestCase):
+    ROWS = pd.DataFrame({
+        "set.ranks": [8, 8, 16], "status": ["ok", "ok", "failed"], "error": ["", "", "too large"],
+        "run": ["dedup", "placed", "dedup"], "time_s": [4.0, 2.0, np.nan], "pack_s": [0.5, 0.5, np.nan],
+        "expand_s": [0.0, 0.0, np.nan], "mlp_s": [1.0, 0.5, np.nan], "merge_s": [0.0, 0.0, np.nan],
+        "sum_s": [0.5, 0.0, np.nan]})
+
+    def test_sweep_leaves_out_failures_and_derives_shares(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "sweep.csv"
+            self.ROWS.to_csv(path, index=False)
+            table = cf.read_sweep(path)
+        self.assertEqual(table["compute_s"].tolist(), [2.0, 1.0])
+        self.assertEqual(table["exposed_share"].tolist(), [0.5, 0.5])
+
+    def test_ratio_is_against_the_same_point(self):
+        table = cf.with_ratio(self.ROWS[self.ROWS["status"] == "ok"], ["set.ranks"])
+        self.assertEqual(table["speedup"].tolist(), [1.0, 2.0])
+        with self.assertRaisesRegex(ValueError, "axis is missing"):
+            cf.with_ratio(pd.concat([self.ROWS, self.ROWS]), ["set.ranks"])
+
+    def test_condensed_table_reads_back(self):
+        with tempfile.TemporaryDirectory() as folder:
+            source, target = Path(folder) / "sweep.csv", Path(folder) / "small.csv"
+            self.ROWS.to_csv(source, index=False)
+            cf.condense(source, target, ["from a test"])
+            self.assertTrue(target.read_text().startswith("# from a test\n"))
+            self.assertEqual(cf.read_sweep(target)["exposed_share"].tolist(), [0.5, 0.5])
+
+    def test_parquet_keeps_names_and_numbers(self):
+        import pyarrow.parquet
+
+        with tempfile.TemporaryDirectory() as folder:
+            source, target = Path(folder) / "sweep.csv", Path(folder) / "sweep.parquet"
+            self.ROWS.to_csv(source, index=False)
+            self.assertEqual(cf.write_parquet(source, target), 3)
+            table = pyarrow.parquet.read_table(target)
+        self.assertEqual(table.column_names, list(self.ROWS))
+        self.assertEqual(table["time_s"].to_pylist()[:2], [4.0, 2.0])
+        self.assertEqual(table["set.ranks"].to_pylist(), ["8", "8", "16"])
+
+
+class Notebooks(unittest.TestCase):
+    def test_notebooks_are_committed_without_outputs(self):
+        for path in cf.HERE.glob("*.ipynb"):
+            for cell in json.loads(path.read_text())["cells"]:
+                self.assertFalse(cell.get("outputs"), f"{path.name} holds outputs")
+                self.assertIsNone(cell.get("execution_count"), path.name)
+
+    def test_committed_tables_and_figures_are_small(self):
+        for folder, limit in ((cf.RESULTS, 1_000_000), (cf.FIGURES, 300_000)):
+            for path in folder.glob("*.*"):
+                self.assertLess(path.stat().st_size, limit, path.name)
+
+
+if __name__ == "__main__":
+    unittest.main()
