@@ -59,17 +59,17 @@ double uncontended_s(const Program& program, const Transfers& transfers,
   return transfers.delay_s[op] + program.bytes[op] / rate;
 }
 
-Waiters waiters_of(const Program& program) {
+Waiters waiters_of(std::span<const std::uint32_t> waits_for, std::size_t num_events) {
   Waiters out;
-  out.begin.assign(program.event_count.size() + 1, 0);
-  for (const std::uint32_t event : program.waits_for) ++out.begin[event + 1];
-  for (std::size_t event = 0; event < program.event_count.size(); ++event) {
+  out.begin.assign(num_events + 1, 0);
+  for (const std::uint32_t event : waits_for) ++out.begin[event + 1];
+  for (std::size_t event = 0; event < num_events; ++event) {
     out.begin[event + 1] += out.begin[event];
   }
-  out.ops.resize(program.num_ops());
+  out.ops.resize(waits_for.size());
   std::vector<std::uint64_t> next(out.begin.begin(), out.begin.end() - 1);
-  for (std::size_t op = 0; op < program.num_ops(); ++op) {
-    out.ops[next[program.waits_for[op]]++] = static_cast<std::uint32_t>(op);
+  for (std::size_t op = 0; op < waits_for.size(); ++op) {
+    out.ops[next[waits_for[op]]++] = static_cast<std::uint32_t>(op);
   }
   return out;
 }

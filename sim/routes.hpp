@@ -47,6 +47,6 @@ struct Waiters {
     return std::span(ops).subspan(begin[event], begin[event + 1] - begin[event]);
   }
 };
-Waiters waiters_of(const Program& program);
+Waiters waiters_of(std::span<const std::uint32_t> waits_for, std::size_t num_events);
 
 }  // namespace coterie

@@ -113,7 +113,7 @@ class Bounds {
       : program_(program),
         transfers_(transfers),
         links_(links),
-        waiters_(waiters_of(program)),
+        waiters_(waiters_of(program.waits_for, program.event_count.size())),
         alone_s_(program.num_ops()),
         tail_s_(program.num_ops(), 0.0),
         per_link_(links.size()),

@@ -4,7 +4,8 @@
 #include <atomic>
 #include <cmath>
 #include <exception>
-#include <limits>
+#include <map>
+#include <numeric>
 #include <thread>
 
 #include "core/error.hpp"
@@ -17,8 +18,6 @@
 namespace coterie {
 namespace flow {
 namespace {
-
-constexpr std::uint32_t kNone = std::numeric_limits<std::uint32_t>::max();
 
 // Times closer than this share of the busiest link's time are one event: equal sizes finish
 // together although rounding parts them.
@@ -41,41 +40,38 @@ constexpr std::size_t kFewFlows = 512;
 // connected.
 constexpr std::size_t kManyLinks = 64;
 
-// What all components share; each touches its own operations, links, queues and events only.
-struct Shared {
-  Shared(const Program& program_, const Transfers& transfers_, const FlowOptions& options_,
-         Execution& out_)
-      : program(program_), transfers(transfers_), options(options_), out(out_) {}
-
-  const Program& program;
-  const Transfers& transfers;
-  const FlowOptions& options;
-  Execution& out;
-  Waiters waiters;
-  BindingRoutes routes;
-  std::vector<LinkState> links;
-  std::vector<std::uint32_t> pending;     // [num_events] operations that must still finish
-  std::vector<std::uint32_t> queue_head;  // [num_queues] first waiting operation or kNone
-  std::vector<std::uint32_t> queue_tail;
-  std::vector<std::uint32_t> queue_used;  // [num_queues] sends under way
-  std::vector<std::uint32_t> queue;       // [num_ops] of transfers; kNone for computations
-  std::vector<std::uint32_t> next_op;     // [num_ops] the next operation of the same queue
-};
-
 // Runs one component from its first event to its last.
 class ComponentRun {
  public:
-  ComponentRun(Shared& shared, const Component& component, FlowStats& stats)
-      : shared_(shared),
-        component_(component),
-        stats_(stats),
-        state_(shared.links, shared.routes.max_hops),
-        precision_(shared.options.relative_precision),
-        same_time_(kSameTime * component.busiest_link_s),
-        quantum_(precision_ * component.busiest_link_s),
-        change_scale_(precision_ / kFlowDefaultPrecision) {
+  struct Observer {
+    const std::function<void(const FlowSnapshot&)>& call;
+    std::span<const std::uint32_t> ops;    // original numbers of the part's operations
+    std::span<const std::uint32_t> links;  // and links
+    std::vector<double>& limits;           // [original num_links]
+  };
+  ComponentRun(const Part& part, bool small, double precision, const Observer* observer)
+      : part_(part),
+        small_(small),
+        observer_(observer),
+        state_(part.capacity, part.max_hops),
+        precision_(precision),
+        change_scale_(precision / kFlowDefaultPrecision),
+        pending_(part.event_count),
+        queue_head_(part.in_flight.size(), kNone),
+        queue_tail_(part.in_flight.size(), kNone),
+        queue_used_(part.in_flight.size(), 0),
+        next_op_(part.num_ops(), kNone) {
+    const double busiest_link_s = part.busiest_link_s();
+    same_time_ = kSameTime * busiest_link_s;
+    quantum_ = precision * busiest_link_s;
+    start_s.assign(part.num_ops(), 0.0);
+    finish_s.assign(part.num_ops(), 0.0);
     if (exact()) state_.start_horizon(kNever);
   }
+
+  std::vector<double> start_s;   // [num_ops]
+  std::vector<double> finish_s;  // [num_ops]
+  FlowStats stats;
 
   void run();
 
@@ -92,16 +88,16 @@ class ComponentRun {
   void solve();
   void observe(bool solved);
 
-  Shared& shared_;
-  const Component& component_;
-  FlowStats& stats_;
+  const Part& part_;
+  bool small_;
+  const Observer* observer_;  // may be null
   FlowState state_;
   MaxMinSolver solver_;
   LocalRepair repair_;
   double precision_;
-  double same_time_;
-  double quantum_;       // seconds between two solves
-  double change_scale_;  // of the changes between two solves
+  double same_time_ = 0.0;
+  double quantum_ = 0.0;  // seconds between two solves
+  double change_scale_;   // of the changes between two solves
   std::size_t num_changes_ = 0;
   double now_ = 0.0;
   std::uint32_t interval_ = 1;           // between solves, for LinkState::dirty
@@ -112,45 +108,50 @@ class ComponentRun {
   std::vector<std::uint32_t> ended_;     // operations whose bytes ended at this event
   std::vector<std::uint32_t> slack_;     // links on which flows made room
   std::vector<FlowRate> snapshot_;
-  std::vector<double> limits_;
+
+  Waiters waiters_;
+  std::vector<std::uint32_t> pending_;     // [num_events] operations that must still finish
+  std::vector<std::uint32_t> queue_head_;  // [num_queues] first waiting operation or kNone
+  std::vector<std::uint32_t> queue_tail_;
+  std::vector<std::uint32_t> queue_used_;  // [num_queues] sends under way
+  std::vector<std::uint32_t> next_op_;     // [num_ops] the next operation of the same queue
 };
 
 void ComponentRun::make_ready(std::uint32_t event) {
-  for (const std::uint32_t op : shared_.waiters.of(event)) ready_.push_back(op);
+  for (const std::uint32_t op : waiters_.of(event)) ready_.push_back(op);
 }
 
 // Ready operations join their queues in order of their index; computations start at once.
 void ComponentRun::enqueue_ready() {
   std::sort(ready_.begin(), ready_.end());
   for (const std::uint32_t op : ready_) {
-    if (shared_.queue[op] == kNone) {
-      shared_.out.start_s[op] = now_;
-      state_.heap().set(state_.open_slot(op), now_ + shared_.program.duration[op]);
+    if (part_.queue[op] == kNone) {
+      start_s[op] = now_;
+      state_.timers().set(state_.open_slot(op), now_ + part_.amount[op]);
       continue;
     }
-    const std::uint32_t queue = shared_.queue[op];
-    shared_.next_op[op] = kNone;
-    if (shared_.queue_head[queue] == kNone) {
-      shared_.queue_head[queue] = op;
+    const std::uint32_t queue = part_.queue[op];
+    next_op_[op] = kNone;
+    if (queue_head_[queue] == kNone) {
+      queue_head_[queue] = op;
     } else {
-      shared_.next_op[shared_.queue_tail[queue]] = op;
+      next_op_[queue_tail_[queue]] = op;
     }
-    shared_.queue_tail[queue] = op;
+    queue_tail_[queue] = op;
   }
   for (const std::uint32_t op : ready_) {
-    if (shared_.queue[op] != kNone) launch_queue(shared_.queue[op]);
+    if (part_.queue[op] != kNone) launch_queue(part_.queue[op]);
   }
   ready_.clear();
 }
 
 void ComponentRun::launch_queue(std::uint32_t queue) {
-  while (shared_.queue_head[queue] != kNone &&
-         shared_.queue_used[queue] < shared_.transfers.in_flight[queue]) {
-    const std::uint32_t op = shared_.queue_head[queue];
-    shared_.queue_head[queue] = shared_.next_op[op];
-    ++shared_.queue_used[queue];
-    shared_.out.start_s[op] = now_;
-    state_.heap().set(state_.open_slot(op), now_ + shared_.transfers.delay_s[op]);
+  while (queue_head_[queue] != kNone && queue_used_[queue] < part_.in_flight[queue]) {
+    const std::uint32_t op = queue_head_[queue];
+    queue_head_[queue] = next_op_[op];
+    ++queue_used_[queue];
+    start_s[op] = now_;
+    state_.timers().set(state_.open_slot(op), now_ + part_.delay_s[op]);
   }
 }
 
@@ -162,7 +163,7 @@ void ComponentRun::touch(std::uint32_t link_id) {
 }
 
 void ComponentRun::touch_route(std::uint32_t op) {
-  for (const std::uint32_t link : shared_.routes.of(op)) touch(link);
+  for (const std::uint32_t link : part_.route_of(op)) touch(link);
 }
 
 void ComponentRun::finish_slot(std::uint32_t slot) {
@@ -172,11 +173,10 @@ void ComponentRun::finish_slot(std::uint32_t slot) {
 
 // All events of this moment: silent transfers begin to flow, flows and computations finish.
 void ComponentRun::take_events() {
-  EventHeap& heap = state_.heap();
   started_.clear();
   finished_.clear();
   ended_.clear();
-  const double until = heap.top_time() + same_time_;
+  const double until = state_.next_event_s() + same_time_;
   if (!exact()) {
     // The first change since the last solve sets the time of the next.
     const double next_solve = until + quantum_;
@@ -188,32 +188,39 @@ void ComponentRun::take_events() {
       state_.start_horizon(next_solve);
     }
   }
-  while (!heap.empty() && heap.top_time() <= until) {
-    now_ = heap.top_time();  // the last of them, so that nothing finishes early
-    const std::uint32_t slot = heap.top_slot();
-    heap.pop();
+  EventHeap& finishes = state_.finishes();
+  double last = 0.0;  // of these events, so that nothing finishes early
+  while (!finishes.empty() && finishes.top_time() <= until) {
+    now_ = last = finishes.top_time();
+    const std::uint32_t slot = finishes.top_slot();
+    finishes.pop();
+    ended_.push_back(state_.op(slot));
+    state_.detach(slot, now_);
+    finish_slot(slot);
+  }
+  EventHeap& timers = state_.timers();
+  while (!timers.empty() && timers.top_time() <= until) {
+    now_ = timers.top_time();
+    const std::uint32_t slot = timers.top_slot();
+    timers.pop();
     const std::uint32_t op = state_.op(slot);
-    if (state_.flowing(slot)) {
-      ended_.push_back(op);
-      state_.detach(slot, now_);
-      finish_slot(slot);
-    } else if (shared_.queue[op] != kNone && shared_.program.bytes[op] > 0.0) {
+    if (part_.queue[op] != kNone && part_.amount[op] > 0.0) {
       started_.push_back(slot);
     } else {
       finish_slot(slot);
     }
   }
-  ++stats_.num_events;
+  now_ = std::max(now_, last);
+  ++stats.num_events;
   for (const std::uint32_t slot : started_) {
     const std::uint32_t op = state_.op(slot);
-    state_.attach(slot, shared_.routes.of(op), shared_.program.bytes[op], shared_.routes.cap[op],
-                  now_);
+    state_.attach(slot, part_.route_of(op), part_.amount[op], part_.cap[op], now_);
   }
 }
 
 void ComponentRun::solve() {
-  if (touched_.size() * kManyLinks > component_.links.size()) {
-    solver_.solve_all(state_, component_.links, now_, quantum_);
+  if (touched_.size() * kManyLinks > part_.capacity.size()) {
+    solver_.solve_all(state_, now_, quantum_);
   } else {
     solver_.solve(state_, touched_, now_, quantum_);
   }
@@ -226,8 +233,8 @@ void ComponentRun::solve() {
     }
     state_.set_horizon(now_ + quantum_, touched_.empty(), quantum_);
   }
-  ++stats_.num_solves;
-  stats_.num_solved_flows += solver_.num_flows();
+  ++stats.num_solves;
+  stats.num_solved_flows += solver_.num_flows();
   observe(true);
 }
 
@@ -238,10 +245,9 @@ void ComponentRun::adjust_rates() {
   for (const std::uint32_t slot : started_) touch_route(state_.op(slot));
   num_changes_ += started_.size() + ended_.size();
   const auto num_active = static_cast<double>(state_.num_flowing());
-  const bool small = shared_.program.num_ops() <= shared_.options.small_program;
   const double changes =
-      static_cast<double>(num_changes_) * changes_per_solve(state_.num_flowing(), small);
-  if (exact() || (small && state_.num_flowing() <= kFewFlows) ||
+      static_cast<double>(num_changes_) * changes_per_solve(state_.num_flowing(), small_);
+  if (exact() || (small_ && state_.num_flowing() <= kFewFlows) ||
       changes > change_scale_ * num_active) {
     solve();
     return;
@@ -249,7 +255,7 @@ void ComponentRun::adjust_rates() {
   slack_.clear();
   for (const std::uint32_t slot : started_) repair_.insert(state_, slot, now_, slack_);
   for (const std::uint32_t op : ended_) {
-    for (const std::uint32_t link : shared_.routes.of(op)) repair_.raise(state_, link, now_);
+    for (const std::uint32_t link : part_.route_of(op)) repair_.raise(state_, link, now_);
   }
   for (const std::uint32_t link : slack_) {
     touch(link);
@@ -259,14 +265,16 @@ void ComponentRun::adjust_rates() {
 }
 
 void ComponentRun::run() {
-  for (const std::uint32_t op : component_.ops) {
-    if (shared_.program.waits_for[op] == kStartEvent) ready_.push_back(op);
+  waiters_ = waiters_of(part_.waits_for, part_.event_count.size());
+  for (std::uint32_t op = 0; op < part_.num_ops(); ++op) {
+    if (part_.waits_for[op] == kStartEvent) ready_.push_back(op);
   }
-  std::size_t num_unfinished = component_.ops.size();
+  std::size_t num_unfinished = part_.num_ops();
   enqueue_ready();
-  EventHeap& heap = state_.heap();
-  while (!heap.empty() || state_.num_flowing() > 0) {
-    if (state_.num_flowing() > 0 && (heap.empty() || heap.top_time() > state_.horizon())) {
+  for (;;) {
+    const double next = state_.next_event_s();
+    if (next == kNever && state_.num_flowing() == 0) break;
+    if (state_.num_flowing() > 0 && next > state_.horizon()) {
       now_ = state_.horizon();
       if (touched_.empty()) {
         if (!state_.set_horizon(now_ + quantum_, true, quantum_)) {
@@ -277,24 +285,23 @@ void ComponentRun::run() {
       }
       continue;
     }
-    if (heap.top_time() == kNever) throw std::logic_error("no flow has a rate after a solve");
+    if (next == kNever) throw std::logic_error("no flow has a rate after a solve");
     take_events();
     num_unfinished -= finished_.size();
     for (const std::uint32_t op : finished_) {
-      shared_.out.finish_s[op] = now_;
-      for (std::uint32_t i = shared_.program.signal_begin[op];
-           i < shared_.program.signal_begin[op + 1]; ++i) {
-        const std::uint32_t event = shared_.program.signals[i];
-        if (--shared_.pending[event] == 0) make_ready(event);
+      finish_s[op] = now_;
+      for (std::uint32_t i = part_.signal_begin[op]; i < part_.signal_begin[op + 1]; ++i) {
+        const std::uint32_t event = part_.signals[i];
+        if (--pending_[event] == 0) make_ready(event);
       }
     }
     for (const std::uint32_t op : finished_) {
-      if (shared_.queue[op] != kNone) --shared_.queue_used[shared_.queue[op]];
+      if (part_.queue[op] != kNone) --queue_used_[part_.queue[op]];
     }
     enqueue_ready();
     std::sort(finished_.begin(), finished_.end());
     for (const std::uint32_t op : finished_) {
-      if (shared_.queue[op] != kNone) launch_queue(shared_.queue[op]);
+      if (part_.queue[op] != kNone) launch_queue(part_.queue[op]);
     }
     adjust_rates();
   }
@@ -307,14 +314,17 @@ void ComponentRun::run() {
 }
 
 void ComponentRun::observe(bool solved) {
-  if (!shared_.options.observer) return;
+  if (observer_ == nullptr) return;
   snapshot_.clear();
   for (std::uint32_t slot = 0; slot < state_.num_slots(); ++slot) {
-    if (state_.flowing(slot)) snapshot_.push_back({state_.op(slot), state_.rate(slot)});
+    if (state_.flowing(slot)) {
+      snapshot_.push_back({observer_->ops[state_.op(slot)], state_.rate(slot)});
+    }
   }
-  limits_.clear();
-  for (const LinkState& link : shared_.links) limits_.push_back(link.limit);
-  shared_.options.observer({now_, solved, snapshot_, limits_});
+  for (std::size_t link = 0; link < state_.links().size(); ++link) {
+    observer_->limits[observer_->links[link]] = state_.links()[link].limit;
+  }
+  observer_->call({now_, solved, snapshot_, observer_->limits});
 }
 
 void check_inputs(const Program& program, const Transfers& transfers,
@@ -377,6 +387,27 @@ void in_parallel(std::size_t count, unsigned num_threads, const Work& work) {
   }
 }
 
+// Components by what their renumbered parts hash to, in order of their first members.
+std::vector<std::vector<std::uint32_t>> equal_candidates(
+    const std::vector<std::vector<std::uint32_t>>& components, Renumbering& renumbering,
+    const FlowOptions& options) {
+  std::vector<std::uint64_t> hash(components.size());
+  if (options.share_equal_components && components.size() > 1) {
+    in_parallel(components.size(), options.num_threads,
+                [&](std::size_t i) { hash[i] = renumbering.part(components[i]).hash(); });
+  } else {
+    std::iota(hash.begin(), hash.end(), 0U);
+  }
+  std::map<std::uint64_t, std::size_t> family_of;
+  std::vector<std::vector<std::uint32_t>> families;
+  for (std::uint32_t i = 0; i < components.size(); ++i) {
+    const auto [place, is_new] = family_of.try_emplace(hash[i], families.size());
+    if (is_new) families.emplace_back();
+    families[place->second].push_back(i);
+  }
+  return families;
+}
+
 }  // namespace
 }  // namespace flow
 
@@ -394,35 +425,60 @@ Execution simulate_flows(const Program& program, const Transfers& transfers,
   out.start_s.assign(num_ops, 0.0);
   out.finish_s.assign(num_ops, 0.0);
 
-  Shared shared(program, transfers, options, out);
-  shared.waiters = waiters_of(program);
-  shared.routes = binding_routes(program, transfers, capacity);
-  shared.links.resize(capacity.size());
-  for (std::size_t link = 0; link < capacity.size(); ++link) {
-    LinkState& state = shared.links[link];
-    state.capacity = state.residual = state.limit = capacity[link];
-  }
-  shared.pending = program.event_count;
-  shared.queue_head.assign(transfers.num_queues(), kNone);
-  shared.queue_tail.assign(transfers.num_queues(), kNone);
-  shared.queue_used.assign(transfers.num_queues(), 0);
-  shared.next_op.assign(num_ops, kNone);
-  shared.queue.resize(num_ops);
-  for (std::size_t op = 0; op < num_ops; ++op) {
-    shared.queue[op] = program.is_transfer(op) ? transfers.queue[op] : kNone;
-  }
-
-  const std::vector<Component> components =
-      split_components(program, transfers, shared.routes, capacity);
+  const BindingRoutes routes = binding_routes(program, transfers, capacity);
+  const std::vector<std::vector<std::uint32_t>> components =
+      split_components(program, transfers, routes, capacity.size());
+  Renumbering renumbering(program, transfers, routes, capacity);
+  const bool small = num_ops <= options.small_program;
+  const auto give = [&](const ComponentRun& run, std::size_t component) {
+    const std::vector<std::uint32_t>& ops = components[component];
+    for (std::size_t i = 0; i < ops.size(); ++i) {
+      out.start_s[ops[i]] = run.start_s[i];
+      out.finish_s[ops[i]] = run.finish_s[i];
+    }
+  };
   std::vector<FlowStats> component_stats(components.size());
-  in_parallel(components.size(), options.observer ? 1 : options.num_threads, [&](std::size_t i) {
-    ComponentRun(shared, components[i], component_stats[i]).run();
-  });
+  if (options.observer) {
+    std::vector<double> limits(capacity.begin(), capacity.end());
+    for (std::size_t i = 0; i < components.size(); ++i) {
+      std::vector<std::uint32_t> links;
+      const Part part = renumbering.part(components[i], &links);
+      const ComponentRun::Observer observer{options.observer, components[i], links, limits};
+      ComponentRun run(part, small, options.relative_precision, &observer);
+      run.run();
+      give(run, i);
+      component_stats[i] = run.stats;
+      for (const std::uint32_t link : links) limits[link] = capacity[link];
+    }
+  } else {
+    const std::vector<std::vector<std::uint32_t>> families =
+        equal_candidates(components, renumbering, options);
+    in_parallel(families.size(), options.num_threads, [&](std::size_t i) {
+      const std::uint32_t first = families[i].front();
+      const Part part = renumbering.part(components[first]);
+      ComponentRun run(part, small, options.relative_precision, nullptr);
+      run.run();
+      give(run, first);
+      component_stats[first] = run.stats;
+      for (const std::uint32_t other : std::span(families[i]).subspan(1)) {
+        const Part other_part = renumbering.part(components[other]);
+        if (other_part == part) {
+          give(run, other);
+          continue;
+        }
+        ComponentRun other_run(other_part, small, options.relative_precision, nullptr);
+        other_run.run();
+        give(other_run, other);
+        component_stats[other] = other_run.stats;
+      }
+    });
+  }
 
   for (const double finish : out.finish_s) out.makespan_s = std::max(out.makespan_s, finish);
   if (stats != nullptr) {
     *stats = {};
     stats->num_components = components.size();
+    for (const FlowStats& part : component_stats) stats->num_runs += part.num_events > 0 ? 1 : 0;
     for (const FlowStats& part : component_stats) {
       stats->num_events += part.num_events;
       stats->num_solves += part.num_solves;

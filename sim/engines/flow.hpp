@@ -19,7 +19,7 @@
 //
 // What makes it fast:
 //  1. Links, queues and events that no operation joins are independent: such *components* run one
-//     by one, or in parallel, without changing a digit.
+//     by one, or in parallel, without changing a digit. Equal ones run once (flow_components.hpp).
 //  2. A solve covers only the links and flows that are connected to a change (flow_maxmin.hpp).
 //  3. With a precision p > 0 the exact solve happens once per quantum, p times the time the busiest
 //     link needs; in between a local rule moves the bandwidth that finishing flows leave behind
@@ -58,6 +58,7 @@ struct FlowSnapshot {
 
 struct FlowStats {
   std::uint64_t num_components = 0;
+  std::uint64_t num_runs = 0;    // components that were run; the others equal one of them
   std::uint64_t num_events = 0;  // distinct event times
   std::uint64_t num_solves = 0;
   std::uint64_t num_solved_flows = 0;  // sum over the solves
@@ -68,6 +69,8 @@ struct FlowOptions {
   // Programs of up to so many operations are solved at every event while few flows are active.
   std::size_t small_program = 32768;
   unsigned num_threads = 1;
+  // Components that are equal but for the numbers of their GPUs, links and events run once.
+  bool share_equal_components = true;
   // For tests: called whenever rates have changed; forces one thread.
   std::function<void(const FlowSnapshot&)> observer;
 };

@@ -19,6 +19,10 @@
 
 namespace coterie::flow {
 
+// The rate of a settled flow is the smallest of its cap and the levels of its saturated links,
+// since those levels only grow. Flows without a cap and with few links are therefore not touched
+// while levels are found: their links' lists say which other links they cross (Entry).
+
 class MaxMinSolver {
  public:
   // Sets the rates of all flows that are connected to the links of `seeds` (through common links,
@@ -26,13 +30,11 @@ class MaxMinSolver {
   // `allow_s` of zero that is their capacity; else the links' credit is spent over the next
   // `allow_s` seconds, and the caller moves the horizon, which files the finishes.
   void solve(FlowState& state, std::span<const std::uint32_t> seeds, double now, double allow_s);
-  // The same for all flows on the given links, which nobody else uses. Cheaper than walking from
-  // link to link where most of them changed.
-  void solve_all(FlowState& state, std::span<const std::uint32_t> links, double now,
-                 double allow_s);
+  // The same for all flows. Cheaper than walking from link to link where most of them changed.
+  void solve_all(FlowState& state, double now, double allow_s);
   // Links and flows of the last solve.
   [[nodiscard]] std::span<const std::uint32_t> links() const { return links_; }
-  [[nodiscard]] std::size_t num_flows() const { return flows_.size(); }
+  [[nodiscard]] std::size_t num_flows() const { return num_flows_; }
 
  private:
   struct Share {
@@ -44,16 +46,17 @@ class MaxMinSolver {
   void visit_flow(FlowState& state, std::uint32_t slot);
   void fill(FlowState& state);
   void settle(FlowState& state, std::uint32_t slot, double level);
-  void apply(FlowState& state);
+  void apply(FlowState& state, std::span<const std::uint32_t> flows);
   void sift_down(std::size_t at);
 
   std::uint32_t round_ = 0;
   double now_ = 0.0;
   double allow_s_ = 0.0;
-  std::vector<std::uint32_t> links_;   // of this solve
-  std::vector<std::uint32_t> flows_;   // slots of this solve
+  std::vector<std::uint32_t> links_;  // of this solve
+  std::vector<std::uint32_t> flows_;  // slots of this solve, if not all
+  std::size_t num_flows_ = 0;
   std::vector<std::uint32_t> mark_;    // [slot] the round that last visited it
-  std::vector<double> new_rate_;       // [slot] negative: not settled
+  std::vector<double> new_rate_;       // [slot] of flows that are not plain; negative: not settled
   std::vector<Share> heap_;            // by level
   std::vector<std::uint32_t> capped_;  // slots whose cap may bind, by cap
 };

@@ -23,7 +23,7 @@ void LocalRepair::raise(FlowState& state, std::uint32_t link_id, double now) {
     return room;
   };
   candidates_.clear();
-  for (const std::uint32_t entry : link.entries) {
+  for (const Entry& entry : link.entries) {
     const std::uint32_t slot = state.slot_of(entry);
     if (room_of(slot) > negligible) candidates_.push_back({state.rate(slot), slot});
   }
@@ -53,17 +53,18 @@ void LocalRepair::raise(FlowState& state, std::uint32_t link_id, double now) {
   }
 }
 
-double LocalRepair::newcomer_share(const FlowState& state, const LinkState& link,
+double LocalRepair::newcomer_share(FlowState& state, std::uint32_t link_id,
                                    std::uint32_t newcomer) const {
+  const LinkState& link = state.link(link_id);
   const std::size_t num_flows = link.entries.size();  // the newcomer included
-  if (num_flows > kRepairFlows) return std::clamp(link.residual, 0.0, link.level);
+  if (num_flows > kRepairFlows) return std::clamp(link.residual, 0.0, state.level(link_id));
   // Flows below the level keep their rates; the others and the newcomer share what is left. The
   // level only grows while flows leave the shared part, so this ends.
   double level = link.capacity / static_cast<double>(num_flows);
   for (;;) {
     double kept = 0.0;
     std::size_t num_kept = 0;
-    for (const std::uint32_t entry : link.entries) {
+    for (const Entry& entry : link.entries) {
       const std::uint32_t slot = state.slot_of(entry);
       if (slot == newcomer) continue;
       const double rate = state.rate(slot);
@@ -88,7 +89,7 @@ void LocalRepair::make_room(FlowState& state, std::uint32_t link_id, std::uint32
   for (;;) {
     double sum = -missing;
     std::size_t num_cut = 0;
-    for (const std::uint32_t entry : link.entries) {
+    for (const Entry& entry : link.entries) {
       const std::uint32_t slot = state.slot_of(entry);
       if (slot == newcomer || state.rate(slot) <= level) continue;
       sum += state.rate(slot);
@@ -99,7 +100,7 @@ void LocalRepair::make_room(FlowState& state, std::uint32_t link_id, std::uint32
     if (next <= level * (1.0 + 1e-9)) break;
     level = next;
   }
-  for (const std::uint32_t entry : link.entries) {
+  for (const Entry& entry : link.entries) {
     const std::uint32_t slot = state.slot_of(entry);
     const double rate = state.rate(slot);
     if (slot == newcomer || rate <= level) continue;
@@ -115,7 +116,7 @@ void LocalRepair::insert(FlowState& state, std::uint32_t slot, double now,
                          std::vector<std::uint32_t>& slack) {
   double rate = state.cap(slot);
   for (const FlowState::Hop& hop : state.hops(slot)) {
-    rate = std::min(rate, newcomer_share(state, state.link(hop.link), slot));
+    rate = std::min(rate, newcomer_share(state, hop.link, slot));
   }
   for (const FlowState::Hop& hop : state.hops(slot))
     make_room(state, hop.link, slot, rate, now, slack);

@@ -38,7 +38,7 @@ class LocalRepair {
     double rate;
     std::uint32_t slot;
   };
-  double newcomer_share(const FlowState& state, const LinkState& link, std::uint32_t slot) const;
+  double newcomer_share(FlowState& state, std::uint32_t link, std::uint32_t slot) const;
   void make_room(FlowState& state, std::uint32_t link, std::uint32_t newcomer, double needed,
                  double now, std::vector<std::uint32_t>& slack);
 

@@ -17,23 +17,35 @@ inline constexpr double kNever = std::numeric_limits<double>::infinity();
 // Links with more flows than this are not repaired between solves (flow_repair.hpp).
 inline constexpr std::size_t kRepairFlows = 64;
 
-// A link. Links are shared between components only in memory, never in use.
+inline constexpr std::uint32_t kNoLink = std::numeric_limits<std::uint32_t>::max();
+
+// What a solve needs of a link: small, so that all links of a solve stay in the nearest caches.
+struct LinkShare {
+  double open = 0.0;      // capacity not yet given to a settled flow
+  double level = kNever;  // the share at which the last solve saturated it; never: it did not
+  std::uint32_t open_flows = 0;  // flows through it that are not settled
+  std::uint32_t mark = 0;        // the solve that last visited it
+};
+
+// One flow as one of its links sees it. A plain flow, without a cap and with at most three links,
+// is settled when one of its links is, so that a solve reads no more of it than this.
+struct Entry {
+  std::uint32_t key;       // (slot << hop_bits) | hop
+  std::uint32_t other[2];  // plain: its other links or num_links, a dummy; else kNoLink
+};
+
 struct LinkState {
   double capacity = 0.0;  // bytes per second
   double residual = 0.0;  // capacity that no flow uses
-  double level = kNever;  // the share at which the last solve saturated it; never: it did not
   // Coarse runs (flow_repair.hpp): bytes that flows which ended or slowed down leave unused if the
   // next solve is at the horizon, the sum of the rates they gave up, and the rate above capacity
   // that older credit pays for.
   double credit = 0.0;
   double freed = 0.0;
   double extra = 0.0;
-  double limit = 0.0;                  // capacity + extra at the last solve
-  double open = 0.0;                   // solver: capacity not yet given to a settled flow
-  std::uint32_t open_flows = 0;        // solver: flows through it that are not settled
-  std::uint32_t mark = 0;              // solver: the solve that last visited it
-  std::uint32_t dirty = 0;             // engine: the interval in which it was last touched
-  std::vector<std::uint32_t> entries;  // its flows: (slot << hop_bits) | hop
+  double limit = 0.0;       // capacity + extra at the last solve
+  std::uint32_t dirty = 0;  // engine: the interval in which it was last touched
+  std::vector<Entry> entries;
 };
 
 // Slots ordered by the time of their next event: a 4-ary heap that knows where each slot stands.
@@ -59,6 +71,21 @@ class EventHeap {
     } else {
       sift_down(at, {time, slot});
     }
+  }
+
+  // Removes all.
+  void clear() {
+    for (const Node& node : nodes_) place_[node.slot] = kAbsent;
+    nodes_.clear();
+  }
+  // Adds a slot that is absent; the order is restored by `heapify` alone.
+  void append(std::uint32_t slot, double time) {
+    if (slot >= place_.size()) place_.resize(std::size_t{slot} + 1, kAbsent);
+    place_[slot] = static_cast<std::uint32_t>(nodes_.size());
+    nodes_.push_back({time, slot});
+  }
+  void heapify() {
+    for (std::size_t i = (nodes_.size() + 2) / 4; i-- > 0;) sift_down(i, nodes_[i]);
   }
 
   void pop() {
@@ -114,8 +141,12 @@ class EventHeap {
 // every event and every solve is bound by cache misses.
 class FlowState {
  public:
-  FlowState(std::span<LinkState> links, std::uint32_t max_hops) : links_(links) {
+  FlowState(std::span<const double> capacity, std::uint32_t max_hops)
+      : links_(capacity.size()), shares_(capacity.size() + 1) {
     while ((1U << hop_bits_) < max_hops) ++hop_bits_;
+    for (std::size_t i = 0; i < capacity.size(); ++i) {
+      links_[i].capacity = links_[i].residual = links_[i].limit = capacity[i];
+    }
   }
 
   // A free slot for an operation that is not on any link yet.
@@ -123,7 +154,7 @@ class FlowState {
     std::uint32_t slot = 0;
     if (free_.empty()) {
       slot = num_slots();
-      slots_.push_back({op, 0});
+      slots_.push_back({op, 0, false, false});
       flows_.emplace_back();
       hops_.resize(slots_.size() << hop_bits_);
     } else {
@@ -139,15 +170,29 @@ class FlowState {
   void attach(std::uint32_t slot, std::span<const std::uint32_t> route, double bytes, double cap,
               double now) {
     flows_[slot] = {0.0, bytes, now, cap};
-    slots_[slot].num_hops = static_cast<std::uint32_t>(route.size());
+    Slot& place = slots_[slot];
+    place.num_hops = static_cast<std::uint16_t>(route.size());
+    place.plain = cap == kNever && route.size() <= 3;
+    if (!place.listed) {
+      place.listed = true;
+      active_.push_back(slot);
+    }
     ++num_flowing_;
+    const auto dummy = static_cast<std::uint32_t>(links_.size());
     for (std::uint32_t hop = 0; hop < route.size(); ++hop) {
-      const std::uint32_t entry = (slot << hop_bits_) | hop;
+      Entry entry{(slot << hop_bits_) | hop, {kNoLink, kNoLink}};
+      if (place.plain) {
+        std::uint32_t num_others = 0;
+        for (std::uint32_t i = 0; i < route.size(); ++i) {
+          if (i != hop) entry.other[num_others++] = route[i];
+        }
+        while (num_others < 2) entry.other[num_others++] = dummy;
+      }
       LinkState& link = links_[route[hop]];
       link.credit = link.freed = 0.0;  // what others left is not for newcomers
       link.residual -= link.extra;
       link.extra = 0.0;
-      hops_[entry] = {route[hop], static_cast<std::uint32_t>(link.entries.size())};
+      hops_[entry.key] = {route[hop], static_cast<std::uint32_t>(link.entries.size())};
       link.entries.push_back(entry);
     }
   }
@@ -157,9 +202,9 @@ class FlowState {
     const double rate = flows_[slot].rate;
     for (const Hop& hop : hops(slot)) {
       LinkState& link = links_[hop.link];
-      const std::uint32_t moved = link.entries.back();
+      const Entry moved = link.entries.back();
       link.entries[hop.place] = moved;
-      hops_[moved].place = hop.place;
+      hops_[moved.key].place = hop.place;
       link.entries.pop_back();
       give_back(link, rate, now);
       if (link.entries.empty()) {
@@ -185,7 +230,8 @@ class FlowState {
   // Gives a flow another rate from now on and files its new finish. Leaves the residuals alone.
   void set_rate(std::uint32_t slot, double rate, double now) {
     change_rate(slot, rate, now);
-    file(slot);
+    const double finish = finish_s(slot);
+    if (finish <= horizon_ || finishes_.contains(slot)) finishes_.set(slot, finish);
   }
   // The same without filing, for callers that move the horizon afterwards.
   void change_rate(std::uint32_t slot, double rate, double now) {
@@ -199,18 +245,10 @@ class FlowState {
   // first finish moves on behind that. False if no flow will ever end at the present rates.
   bool set_horizon(double horizon, bool may_skip, double margin) {
     horizon_ = horizon;
-    double first = kNever;
-    for (std::uint32_t slot = 0; slot < num_slots(); ++slot) {
-      if (!flowing(slot)) continue;
-      const double finish = finish_s(slot);
-      first = std::min(first, finish);
-      if (finish <= horizon || heap_.contains(slot)) heap_.set(slot, finish);
-    }
+    const double first = file_all();
     if (may_skip && first > horizon && first < kNever) {
       horizon_ = first + margin;
-      for (std::uint32_t slot = 0; slot < num_slots(); ++slot) {
-        if (flowing(slot)) file(slot);
-      }
+      file_all();
     }
     return first < kNever;
   }
@@ -225,38 +263,67 @@ class FlowState {
   [[nodiscard]] std::span<const Hop> hops(std::uint32_t slot) const {
     return std::span(hops_).subspan(std::size_t{slot} << hop_bits_, slots_[slot].num_hops);
   }
-  [[nodiscard]] std::uint32_t slot_of(std::uint32_t entry) const { return entry >> hop_bits_; }
-  // Starts loading what a solve needs of a flow.
-  void prefetch_hops(std::uint32_t slot) const {
-    __builtin_prefetch(&hops_[std::size_t{slot} << hop_bits_]);
-  }
+  [[nodiscard]] std::uint32_t slot_of(const Entry& entry) const { return entry.key >> hop_bits_; }
   [[nodiscard]] std::uint32_t num_slots() const {
     return static_cast<std::uint32_t>(slots_.size());
   }
+  // Slots with flows, in an order that depends on the events so far alone. Drops those that ended.
+  [[nodiscard]] std::span<const std::uint32_t> active() {
+    if (active_.size() != num_flowing_) {
+      std::erase_if(active_, [&](std::uint32_t slot) {
+        if (flowing(slot)) return false;
+        slots_[slot].listed = false;
+        return true;
+      });
+    }
+    return active_;
+  }
   [[nodiscard]] std::uint32_t op(std::uint32_t slot) const { return slots_[slot].op; }
+  [[nodiscard]] bool plain(std::uint32_t slot) const { return slots_[slot].plain; }
   [[nodiscard]] double rate(std::uint32_t slot) const { return flows_[slot].rate; }
   [[nodiscard]] double cap(std::uint32_t slot) const { return flows_[slot].cap; }
   [[nodiscard]] bool flowing(std::uint32_t slot) const { return slots_[slot].num_hops > 0; }
   [[nodiscard]] LinkState& link(std::uint32_t link) { return links_[link]; }
-  [[nodiscard]] EventHeap& heap() { return heap_; }
+  [[nodiscard]] const std::vector<LinkState>& links() const { return links_; }
+  [[nodiscard]] LinkShare& share(std::uint32_t link) { return shares_[link]; }
+  [[nodiscard]] double level(std::uint32_t link) const { return shares_[link].level; }
   [[nodiscard]] std::size_t num_flowing() const { return num_flowing_; }
+
+  // When the computation or the silence of a slot ends.
+  [[nodiscard]] EventHeap& timers() { return timers_; }
+  // When flows end, of those that end before the horizon.
+  [[nodiscard]] EventHeap& finishes() { return finishes_; }
+  [[nodiscard]] double next_event_s() const {
+    const double timer = timers_.empty() ? kNever : timers_.top_time();
+    return finishes_.empty() ? timer : std::min(timer, finishes_.top_time());
+  }
 
  private:
   [[nodiscard]] double finish_s(std::uint32_t slot) const {
     const Flow& flow = flows_[slot];
     return flow.rate > 0.0 ? flow.since_s + flow.remaining / flow.rate : kNever;
   }
-  // Files the finish of a flow if it may come before the horizon; other flows sleep.
-  void file(std::uint32_t slot) {
-    const double finish = finish_s(slot);
-    if (finish <= horizon_ || heap_.contains(slot)) heap_.set(slot, finish);
+  // Files all flows that end before the horizon anew; returns the first finish of any flow.
+  double file_all() {
+    finishes_.clear();
+    double first = kNever;
+    for (const std::uint32_t slot : active()) {
+      const double finish = finish_s(slot);
+      first = std::min(first, finish);
+      if (finish <= horizon_) finishes_.append(slot, finish);
+    }
+    finishes_.heapify();
+    return first;
   }
 
-  std::span<LinkState> links_;
+  std::vector<LinkState> links_;
+  std::vector<LinkShare> shares_;  // [num_links + 1], the last a dummy that never saturates
   std::uint32_t hop_bits_ = 0;
   struct Slot {
     std::uint32_t op;
-    std::uint32_t num_hops;  // 0: not on any link
+    std::uint16_t num_hops;  // 0: not on any link
+    bool listed;             // in active_
+    bool plain;              // see Entry
   };
   struct Flow {
     double rate = 0.0;       // bytes per second
@@ -264,12 +331,14 @@ class FlowState {
     double since_s = 0.0;
     double cap = kNever;
   };
-  std::vector<Slot> slots_;          // [num_slots]
-  std::vector<Flow> flows_;          // [num_slots]
-  std::vector<Hop> hops_;            // [num_slots << hop_bits]
-  std::vector<std::uint32_t> free_;  // slots
-  EventHeap heap_;
-  double horizon_ = 0.0;  // flows that end later need not be in the heap
+  std::vector<Slot> slots_;            // [num_slots]
+  std::vector<Flow> flows_;            // [num_slots]
+  std::vector<Hop> hops_;              // [num_slots << hop_bits]
+  std::vector<std::uint32_t> free_;    // slots
+  std::vector<std::uint32_t> active_;  // slots: all with flows, some that ended
+  EventHeap timers_;
+  EventHeap finishes_;
+  double horizon_ = 0.0;  // flows that end later need not be filed
   std::size_t num_flowing_ = 0;
 };
 

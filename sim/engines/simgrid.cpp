@@ -161,7 +161,7 @@ class Run {
       : program_(program),
         transfers_(transfers),
         platform_(platform),
-        waiters_(waiters_of(program)),
+        waiters_(waiters_of(program.waits_for, program.event_count.size())),
         remaining_(program.event_count),
         queues_(transfers.num_queues()),
         in_flight_(transfers.num_queues(), 0) {

@@ -1,7 +1,7 @@
 // The flow engine's benchmark: one command, every ratio against a baseline measured in the same
 // run.
 //
-//   build/release/bin/bench_flow [--quick] [--layers N] [--huge]
+//   build/release/bin/bench_flow [--quick] [--layers N] [--huge] [--only SECTION]
 //
 // Sections: error of the knob against exact runs; 128 ranks against the tuned simgrid predictor;
 // skewed all-to-allv beside published figures; growth from 64 to 1,024 ranks; 16,384 GPUs. Times
@@ -41,6 +41,7 @@ struct Options {
   bool quick = false;
   bool huge = false;
   unsigned num_layers = 58;
+  std::string only;  // one section's name; empty: all
 };
 
 double cpu_s(int who) {
@@ -362,11 +363,16 @@ void large(const Options& options, std::uint32_t num_groups, unsigned num_layers
 
 int run(const Options& options) {
   describe_machine();
-  against_simgrid(options);
-  skewed(options);
-  growth(options);
-  knob(options);
-  large(options, options.quick ? 32 : 256, options.quick ? 2 : options.num_layers);
+  const auto wanted = [&](const char* section) {
+    return options.only.empty() || options.only == section;
+  };
+  if (wanted("simgrid")) against_simgrid(options);
+  if (wanted("skewed")) skewed(options);
+  if (wanted("growth")) growth(options);
+  if (wanted("knob")) knob(options);
+  if (wanted("large")) {
+    large(options, options.quick ? 32 : 256, options.quick ? 2 : options.num_layers);
+  }
   if (options.huge) large(options, 1563, 1);
   return 0;
 }
@@ -384,8 +390,12 @@ int main(int argc, char** argv) {
       options.huge = true;
     } else if (argument == "--layers" && i + 1 < argc) {
       options.num_layers = static_cast<unsigned>(std::stoul(argv[++i]));
+    } else if (argument == "--only" && i + 1 < argc) {
+      options.only = argv[++i];
     } else {
-      fmt::print(stderr, "usage: bench_flow [--quick] [--layers N] [--huge]\n");
+      fmt::print(stderr,
+                 "usage: bench_flow [--quick] [--layers N] [--huge] "
+                 "[--only simgrid|skewed|growth|knob|large]\n");
       return 2;
     }
   }
