@@ -93,6 +93,19 @@ def simulate(experiment: Path, overrides: dict | None = None) -> pd.DataFrame:
         return pd.read_csv(Path(folder) / "results.csv")
 
 
+def mean_layer(results: pd.DataFrame) -> pd.DataFrame:
+    """Per run, the mean over layers of a results.csv, with compute_s, exposed_s and exposed_share.
+
+    See read_sweep for what these three mean.
+    """
+    table = results.copy()
+    table["compute_s"] = table[[f"{name}_slowest_rank_s" for name in ("pack", "expand", "mlp", "merge", "sum")]].sum(axis=1)
+    table = table.groupby("run", sort=False).mean(numeric_only=True).reset_index()
+    table["exposed_s"] = (table["time_s"] - table["compute_s"]).clip(lower=0.0)
+    table["exposed_share"] = table["exposed_s"] / table["time_s"]
+    return table
+
+
 # ---------------------------------------------------------------------------------- sweep tables
 
 
@@ -134,7 +147,9 @@ def condense(source: Path, target: Path, header: list[str], drop: tuple[str, ...
     table = pd.read_csv(source)
     # Phases are kept as the two sums that figures use.
     table["compute_s"] = table[["pack_s", "expand_s", "mlp_s", "merge_s", "sum_s"]].sum(axis=1)
-    unused = ["point", "low_s", "high_s", "weight_lost", "top1_changed", "exact", "busiest_link"]
+    unused = ["point", "weight_lost", "top1_changed", "exact", "busiest_link"]
+    # Intervals stand in the table only where the topology has them.
+    unused += [name for name in ("low_s", "high_s") if name in table and table[name].equals(table["time_s"])]
     if "error" in table and not (table["status"] != "ok").any():
         unused.append("error")
     table = table.drop(columns=[name for name in (*unused, *drop) if name in table])
