@@ -1,6 +1,7 @@
 #include "sim/kernel_costs.hpp"
 
 #include <algorithm>
+#include <cmath>
 
 namespace coterie {
 namespace {
@@ -19,9 +20,35 @@ Seconds copy_time(const GpuModel& gpu, double bytes) {
   return gpu.kernel_launch + Seconds{bytes / memory_rate(gpu)};
 }
 
+Seconds calibrated_mlp_time(const MlpCosts& costs, double hidden, double intermediate,
+                            std::span<const std::uint64_t> expert_tokens, double batch_copies) {
+  const double q = costs.sharpness;
+  const double weights_s = 3.0 * hidden * intermediate * kBf16Bytes / costs.weight_bandwidth.value;
+  const double token_s = 6.0 * hidden * intermediate / costs.compute_rate.value;
+  double seconds = 0.0;
+  for (const std::uint64_t count : expert_tokens) {
+    if (count == 0) continue;
+    const double compute_s = (static_cast<double>(count) + costs.tile_padding) * token_s;
+    const double larger = std::max(weights_s, compute_s);
+    seconds +=
+        larger * std::pow(1.0 + std::pow(std::min(weights_s, compute_s) / larger, q), 1.0 / q);
+  }
+  if (seconds == 0.0 && batch_copies == 0.0) return {};
+  return costs.launch + Seconds{seconds} +
+         Seconds{batch_copies * kBf16Bytes * hidden / costs.batch_bandwidth.value};
+}
+
 Seconds mlp_time(const GpuModel& gpu, const MlpShape& shape,
                  std::span<const std::uint64_t> expert_tokens) {
   const bool fp8 = shape.type == PayloadType::kFp8;
+  if (gpu.mlp) {
+    MlpCosts costs = *gpu.mlp;
+    if (fp8) {
+      costs.weight_bandwidth = costs.weight_bandwidth * 2.0;
+      costs.compute_rate = costs.compute_rate * (gpu.fp8_peak / gpu.bf16_peak);
+    }
+    return calibrated_mlp_time(costs, shape.hidden, shape.intermediate, expert_tokens, 0.0);
+  }
   const double hidden = shape.hidden;
   const double intermediate = shape.intermediate;
   const double value_bytes = fp8 ? 1.0 : kBf16Bytes;

@@ -27,8 +27,13 @@ struct MlpShape {
 //   max(flops / (peak * compute_efficiency), bytes / (memory_bandwidth * memory_efficiency))
 // with flops = 6 * tokens * hidden * intermediate, and bytes = the weights once, the rows in and
 // out, and the intermediate activations written and read once; plus the launches of its two grouped
-// multiplications. Zero tokens take no time.
+// multiplications. Zero tokens take no time. Where the GPU has calibrated MlpCosts, those count
+// (FP8 scales their weights and rates by what the peaks say).
 Seconds mlp_time(const GpuModel& gpu, const MlpShape& shape,
                  std::span<const std::uint64_t> expert_tokens);
+
+// The formula of MlpCosts, in BF16.
+Seconds calibrated_mlp_time(const MlpCosts& costs, double hidden, double intermediate,
+                            std::span<const std::uint64_t> expert_tokens, double batch_copies);
 
 }  // namespace coterie

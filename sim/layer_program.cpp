@@ -3,10 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <initializer_list>
 
 #include "core/error.hpp"
 #include "sim/kernel_costs.hpp"
+#include "sim/start_costs.hpp"
 
 namespace coterie {
 namespace {
@@ -97,6 +99,42 @@ class GroupBuilder {
     out_.num_rows.push_back(send.num_rows);
   }
 
+  // When each rank's sends of a phase may leave, per tier: `ready`, or after the start cost of a
+  // calibrated topology. Under the hierarchical policy the kernel that sends also forwards, so that
+  // a start is paid once each way.
+  using Starts = std::vector<std::array<std::uint32_t, 2>>;
+  Starts starts(Phase phase, std::span<const PhaseSend> sends,
+                const std::vector<std::uint32_t>& ready) {
+    Starts out(plan_.num_ranks);
+    const StartDelays delays = start_delays(cluster_, sends);
+    for (std::uint32_t rank = 0; rank < plan_.num_ranks; ++rank) {
+      out[rank] = {ready[rank], ready[rank]};
+      const std::uint32_t gpu = first_gpu_ + rank;
+      if (gpu >= delays.size()) continue;
+      for (std::size_t tier = 0; tier < 2; ++tier) {
+        if (delays[gpu][tier] <= 0.0) continue;
+        out[rank][tier] = builder_.add_event();
+        compute(phase, rank, Seconds{delays[gpu][tier]}, ready[rank], {out[rank][tier]});
+      }
+    }
+    return out;
+  }
+  [[nodiscard]] std::uint32_t start_of(const Starts& starts, std::uint32_t src,
+                                       std::uint32_t dst) const {
+    return starts[src][tier_index(cluster_, first_gpu_ + src, first_gpu_ + dst)];
+  }
+  // The sends of a stage that cross a link, in either direction.
+  std::vector<PhaseSend> stage_sends(const Stage& stage, bool back) const {
+    std::vector<PhaseSend> sends;
+    for (std::size_t i = 0; i < stage.num_transfers(); ++i) {
+      const std::uint32_t src = first_gpu_ + (back ? stage.dst[i] : stage.src[i]);
+      const std::uint32_t dst = first_gpu_ + (back ? stage.src[i] : stage.dst[i]);
+      const Bytes bytes = back ? combine_bytes(stage, i, sizes_) : dispatch_bytes(stage, i, sizes_);
+      if (src != dst) sends.push_back({src, dst, static_cast<double>(bytes.value)});
+    }
+    return sends;
+  }
+
   void count_rows() {
     rows_.assign(plan_.num_ranks, {});
     const Stage& to_hosts = last();
@@ -144,6 +182,7 @@ class GroupBuilder {
   }
 
   void add_flat_dispatch() {
+    const Starts starts_at = starts(Phase::kDispatch, stage_sends(first(), false), packed_);
     for (std::size_t i = 0; i < first().num_transfers(); ++i) {
       const std::uint32_t src = first().src[i];
       const std::uint32_t dst = first().dst[i];
@@ -151,7 +190,7 @@ class GroupBuilder {
       const std::uint32_t signals[]{arrived_[dst]};
       transfer(Phase::kDispatch,
                {src, dst, dispatch_bytes(first(), i, sizes_).value, first().num_rows[i]},
-               packed_[src], signals);
+               start_of(starts_at, src, dst), signals);
     }
   }
 
@@ -191,6 +230,7 @@ class GroupBuilder {
   }
 
   void add_flat_combine() {
+    const Starts starts_at = starts(Phase::kCombine, stage_sends(first(), true), merged_);
     std::vector<std::uint32_t> order(first().num_transfers());
     for (std::uint32_t i = 0; i < order.size(); ++i) order[i] = i;
     const auto key = [&](std::uint32_t i) {
@@ -205,7 +245,7 @@ class GroupBuilder {
       const std::uint32_t signals[]{returned_[src]};
       transfer(Phase::kCombine,
                {dst, src, combine_bytes(first(), i, sizes_).value, first().num_rows[i]},
-               merged_[dst], signals);
+               start_of(starts_at, dst, src), signals);
     }
   }
 
@@ -257,6 +297,7 @@ class GroupBuilder {
   }
 
   void add_chunked_dispatch() {
+    chunk_starts_ = starts(Phase::kDispatch, stage_sends(first(), false), packed_);
     const std::vector<std::uint32_t> begin = source_begin();
     for (std::uint32_t rank = 0; rank < plan_.num_ranks; ++rank) {
       // Chunk by chunk over all destinations, not destination by destination.
@@ -296,7 +337,7 @@ class GroupBuilder {
       transfer(Phase::kDispatch,
                {src, relay, share(dispatch_bytes(first(), parent, sizes_).value, chunk, count),
                 share(first().num_rows[parent], chunk, count)},
-               packed_[src], signals);
+               start_of(chunk_starts_, src, relay), signals);
     }
     for (const std::uint32_t child : children(parent)) {
       const std::uint32_t dst = last().dst[child];
@@ -329,6 +370,7 @@ class GroupBuilder {
     };
     std::sort(order.begin(), order.end(),
               [&](std::uint32_t a, std::uint32_t b) { return key(a) < key(b); });
+    chunk_starts_ = starts(Phase::kGather, stage_sends(last(), true), merged_);
     for (const std::uint32_t child : order) add_gather(child);
   }
 
@@ -345,8 +387,8 @@ class GroupBuilder {
       // Of the own node: the relay is the source, which sums what comes back.
       const std::uint32_t signals[]{first().src[parent] == relay ? returned_[relay]
                                                                  : gathered_[parent][chunk]};
-      transfer(Phase::kGather, {host, relay, share(bytes, chunk, count), num_rows}, merged_[host],
-               signals);
+      transfer(Phase::kGather, {host, relay, share(bytes, chunk, count), num_rows},
+               start_of(chunk_starts_, host, relay), signals);
     }
   }
 
@@ -414,6 +456,7 @@ class GroupBuilder {
   std::vector<std::uint32_t> returned_;                // all results for its tokens are back
   std::vector<std::uint32_t> num_chunks_;              // [stage-0 transfers]
   std::vector<std::uint32_t> child_begin_, children_;  // stage-1 transfers of each of them
+  Starts chunk_starts_;                                // of the phase under construction
   std::vector<std::vector<std::uint32_t>> gathered_;   // [stage-0 transfers][chunk] events
 };
 

@@ -78,6 +78,21 @@ LayeredMap open_layers(const Source& top) {
   }
 }
 
+MlpCosts read_mlp_costs(const YamlValue& value) {
+  YamlMap map = value.as_map();
+  MlpCosts costs;
+  costs.launch = map.required("launch").as_seconds();
+  costs.weight_bandwidth = positive_bandwidth(map.required("weight_bandwidth"));
+  const YamlValue rate = map.required("compute_rate");
+  costs.compute_rate = rate.as_compute_rate();
+  if (costs.compute_rate.value <= 0.0) throw rate.error(rate.excerpt(), "a rate above zero");
+  costs.batch_bandwidth = positive_bandwidth(map.required("batch_bandwidth"));
+  costs.tile_padding = map.required("tile_padding").as_number(0.0, 4096.0);
+  costs.sharpness = map.required("sharpness").as_number(1.0, 100.0);
+  map.finish();
+  return costs;
+}
+
 GpuModel read_gpu(LayeredMap& map) {
   GpuModel gpu;
   gpu.name = map.required("name").as_string();
@@ -94,6 +109,9 @@ GpuModel read_gpu(LayeredMap& map) {
   gpu.compute_efficiency = number_or(map, "compute_efficiency", 0.001, 1.0, 0.7);
   gpu.memory_efficiency = number_or(map, "memory_efficiency", 0.001, 1.0, 0.85);
   if (const auto launch = map.optional("kernel_launch")) gpu.kernel_launch = launch->as_seconds();
+  if (const auto mlp = map.optional("mlp")) {
+    if (!says(*mlp, "none")) gpu.mlp = read_mlp_costs(*mlp);
+  }
   map.finish();
   return gpu;
 }
@@ -108,10 +126,41 @@ MessageSegment read_segment(const YamlValue& value) {
   return segment;
 }
 
-std::vector<MessageSegment> read_segments(const YamlValue& list) {
-  std::vector<MessageSegment> segments;
+std::vector<RampPoint> read_ramp(const YamlValue& list) {
+  std::vector<RampPoint> ramp;
+  RampPoint last;
   for (const YamlValue& value : list.as_list()) {
-    const MessageSegment segment = read_segment(value);
+    YamlMap map = value.as_map();
+    const RampPoint point{map.required("volume").as_bytes(), map.required("time").as_seconds()};
+    map.finish();
+    if (point.volume <= last.volume || point.time < last.time) {
+      throw value.error("a point that is not beyond the one before",
+                        "ascending volumes above zero and times that never fall");
+    }
+    last = point;
+    ramp.push_back(point);
+  }
+  return ramp;
+}
+
+StartCost read_start_cost(const YamlValue& value) {
+  YamlMap map = value.as_map();
+  StartCost cost;
+  if (const auto up_to = map.optional("up_to")) cost.up_to = up_to->as_bytes();
+  cost.launch = map.required("launch").as_seconds();
+  if (const auto per_peer = map.optional("per_peer")) cost.per_peer = per_peer->as_seconds();
+  if (const auto ramp = map.optional("ramp")) cost.ramp = read_ramp(*ramp);
+  if (const auto ramp = map.optional("shared_ramp")) cost.shared_ramp = read_ramp(*ramp);
+  map.finish();
+  return cost;
+}
+
+// A list of segments by message size: `up_to` ascends, and the last has none.
+template <class Segment>
+std::vector<Segment> read_segments(const YamlValue& list, Segment (*read)(const YamlValue&)) {
+  std::vector<Segment> segments;
+  for (const YamlValue& value : list.as_list()) {
+    const Segment segment = read(value);
     if (!segments.empty()) {
       const auto& previous = segments.back().up_to;
       if (!previous) throw value.error("a segment after one without up_to", "it to be the last");
@@ -133,7 +182,12 @@ Injection read_injection(LayeredMap& parent) {
   injection.segments = {MessageSegment{}};
   auto map = parent.block("injection");
   if (!map) return injection;
-  if (const auto list = map->optional("segments")) injection.segments = read_segments(*list);
+  if (const auto list = map->optional("segments")) {
+    injection.segments = read_segments(*list, read_segment);
+  }
+  if (const auto list = map->optional("start")) {
+    if (!says(*list, "none")) injection.start = read_segments(*list, read_start_cost);
+  }
   if (const auto sends = map->optional("sends_in_flight")) {
     injection.sends_in_flight =
         integer_or_word(*sends, "unlimited", 1, 1 << 20).value_or(kUnlimitedSends);
@@ -154,6 +208,12 @@ ScaleUp read_scale_up(LayeredMap& map) {
   scale_up.nodes_per_domain = integer_or(map, "nodes_per_domain", 1, kMaxNodes, 1);
   if (const auto shared = map.optional("shared_bandwidth")) {
     if (!says(*shared, "none")) scale_up.shared_bandwidth = positive_bandwidth(*shared);
+  }
+  if (const auto group = map.optional("shared_group")) {
+    scale_up.shared_group = static_cast<std::uint32_t>(group->as_integer(1, kMaxGpusPerNode));
+    if (!scale_up.shared_bandwidth) {
+      throw group->error("it without a shared_bandwidth", "both or neither");
+    }
   }
   scale_up.injection = read_injection(map);
   map.finish();

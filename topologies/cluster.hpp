@@ -26,6 +26,22 @@ namespace coterie {
 enum class Tier : std::uint8_t { kLocal, kScaleUp, kNetwork };
 std::string to_string(Tier tier);  // local, scale_up, network
 
+// A calibrated grouped expert MLP of one rank, in BF16, summed over the experts with tokens:
+//   launch + sum_e ((weights / weight_bandwidth)^q
+//                   + ((tokens_e + tile_padding) * flops per token / compute_rate)^q)^(1/q)
+//          + batch_copies * 2 * hidden / batch_bandwidth
+// Tiles compute whole rows of tokens: the padding is what is computed in vain. batch_copies are the
+// (token, expert) pairs of the whole EP group, for kernels that touch all of them wherever they are
+// served; with a dispatch before the kernel there are none.
+struct MlpCosts {
+  Seconds launch;
+  Bandwidth weight_bandwidth;
+  ComputeRate compute_rate;
+  Bandwidth batch_bandwidth;
+  double tile_padding = 0.0;
+  double sharpness = 2.0;  // q >= 1: how sharply the larger of the two terms wins
+};
+
 struct GpuModel {
   std::string name;
   ComputeRate bf16_peak;       // dense
@@ -35,6 +51,7 @@ struct GpuModel {
   double compute_efficiency = 0.7;  // reachable share of the peaks in a large grouped GEMM
   double memory_efficiency = 0.85;  // reachable share of the memory bandwidth in a copy
   Seconds kernel_launch;            // fixed cost of each kernel
+  std::optional<MlpCosts> mlp;      // calibrated expert MLP; absent: a roofline per expert
 };
 
 // Cost of one message of up to `up_to` bytes (the last segment has no limit): a fixed time before
@@ -49,9 +66,32 @@ struct MessageSegment {
 // `sends_in_flight` without a limit.
 inline constexpr std::uint32_t kUnlimitedSends = 0xffffffff;
 
+// What a rank spends before the first of its sends of a phase (dispatch, combine, ...) leaves: the
+// launch of the communication kernel, its set-up per destination, and the time that a transfer
+// needs to reach the links' rate. The start cost for messages of up to `up_to` bytes (the rank's
+// largest of the phase) is
+//   max(0, launch + per_peer * (destinations - 1)
+//            + max(ramp(rank's volume), shared_ramp(domain's volume), single)
+//            - max(what the links alone take, single))
+// where `single` is the largest message at its segment's bandwidth and a ramp says how long a
+// volume takes beyond the launch: linear between its points, from zero at zero, and at the links'
+// rate after the last. An empty ramp is the links' rate throughout.
+struct RampPoint {
+  Bytes volume;
+  Seconds time;
+};
+struct StartCost {
+  std::optional<Bytes> up_to;
+  Seconds launch;
+  Seconds per_peer;
+  std::vector<RampPoint> ramp;         // bytes that the rank sends in the phase
+  std::vector<RampPoint> shared_ramp;  // bytes over the domain's shared link in the phase
+};
+
 // How ranks put messages on a tier.
 struct Injection {
   std::vector<MessageSegment> segments;     // ascending; never empty
+  std::vector<StartCost> start;             // ascending; empty: none
   std::uint32_t sends_in_flight = 8;        // per rank; further sends wait in order
   std::optional<Bandwidth> rank_bandwidth;  // cap of one rank's traffic, each direction
 };
@@ -65,6 +105,8 @@ struct ScaleUp {
   std::uint32_t nodes_per_domain = 1;  // > 1: a rack-scale domain of several nodes
   std::optional<Bandwidth>
       shared_bandwidth;  // all traffic of a domain together (host bridge, memory)
+  // GPUs behind one switch, whose traffic among each other stays off the shared link (PCIe).
+  std::uint32_t shared_group = 1;
   Injection injection;
 };
 

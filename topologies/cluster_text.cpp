@@ -28,6 +28,28 @@ std::string exact(ComputeRate rate) {
   return fmt::format("{} FLOP/s", rate.value);
 }
 
+std::string ramp_text(std::string_view key, const std::vector<RampPoint>& ramp) {
+  if (ramp.empty()) return {};
+  std::string text = fmt::format("        {}:\n", key);
+  for (const RampPoint& point : ramp) {
+    text += fmt::format("          - {{volume: {} B, time: {}}}\n", point.volume.value,
+                        exact(point.time));
+  }
+  return text;
+}
+
+std::string start_text(const std::vector<StartCost>& start) {
+  if (start.empty()) return {};
+  std::string text = "    start:\n";
+  for (const StartCost& cost : start) {
+    text += fmt::format("      - launch: {}\n        per_peer: {}\n", exact(cost.launch),
+                        exact(cost.per_peer));
+    if (cost.up_to) text += fmt::format("        up_to: {} B\n", cost.up_to->value);
+    text += ramp_text("ramp", cost.ramp) + ramp_text("shared_ramp", cost.shared_ramp);
+  }
+  return text;
+}
+
 std::string injection_text(const Injection& injection) {
   std::string text = "  injection:\n    sends_in_flight: ";
   text += injection.sends_in_flight == kUnlimitedSends ? "unlimited"
@@ -43,15 +65,23 @@ std::string injection_text(const Injection& injection) {
     if (segment.bandwidth) text += ", bandwidth: " + exact(*segment.bandwidth);
     text += "}\n";
   }
-  return text;
+  return text + start_text(injection.start);
 }
 
 std::string gpu_text(const GpuModel& gpu) {
-  return fmt::format(
+  std::string text = fmt::format(
       "gpu:\n  name: {}\n  bf16_peak: {}\n  fp8_peak: {}\n  memory_bandwidth: {}\n  num_sms: {}\n"
       "  compute_efficiency: {}\n  memory_efficiency: {}\n  kernel_launch: {}\n",
       quoted(gpu.name), exact(gpu.bf16_peak), exact(gpu.fp8_peak), exact(gpu.memory_bandwidth),
       gpu.num_sms, gpu.compute_efficiency, gpu.memory_efficiency, exact(gpu.kernel_launch));
+  if (const auto& mlp = gpu.mlp) {
+    text += fmt::format(
+        "  mlp:\n    launch: {}\n    weight_bandwidth: {}\n    compute_rate: {}\n"
+        "    batch_bandwidth: {}\n    tile_padding: {}\n    sharpness: {}\n",
+        exact(mlp->launch), exact(mlp->weight_bandwidth), exact(mlp->compute_rate),
+        exact(mlp->batch_bandwidth), mlp->tile_padding, mlp->sharpness);
+  }
+  return text;
 }
 
 std::string scale_up_text(const ScaleUp& scale_up) {
@@ -62,7 +92,8 @@ std::string scale_up_text(const ScaleUp& scale_up) {
       "scale_up:\n  kind: {}\n  bandwidth: {}\n  latency: {}\n  nodes_per_domain: {}\n", kind,
       exact(scale_up.bandwidth), exact(scale_up.latency), scale_up.nodes_per_domain);
   if (scale_up.shared_bandwidth) {
-    text += fmt::format("  shared_bandwidth: {}\n", exact(*scale_up.shared_bandwidth));
+    text += fmt::format("  shared_bandwidth: {}\n  shared_group: {}\n",
+                        exact(*scale_up.shared_bandwidth), scale_up.shared_group);
   }
   return text + injection_text(scale_up.injection);
 }

@@ -72,6 +72,7 @@ struct Network::Impl {
   std::uint32_t links_per_gpu = 0;  // GPU g's ports are links g * links_per_gpu + ...
   std::uint32_t nic_offset = 0;
   bool change_rails = false;
+  std::uint32_t shared_group = 1;
   std::optional<std::uint32_t> first_shared, first_scale_up_cap, first_network_cap;
   std::vector<std::uint32_t> attach;       // [num_gpus] switch
   std::vector<std::uint32_t> port;         // [num_gpus] position among the GPUs of its switch
@@ -92,6 +93,7 @@ Network::Impl::Impl(const Cluster& cluster_, RouteChoice choice_)
     domain_gpus = cluster.scale_up->nodes_per_domain * cluster.gpus_per_node;
     links_per_gpu += 2;
     nic_offset = 2;
+    shared_group = cluster.scale_up->shared_group;
     if (const auto shared = cluster.scale_up->shared_bandwidth) {
       first_shared = static_cast<std::uint32_t>(links.size());
       for (std::uint32_t domain = 0; domain < model.num_domains; ++domain) {
@@ -133,7 +135,9 @@ std::uint32_t Network::Impl::add_caps(Tier tier, Bandwidth bandwidth) {
 void Network::Impl::append_scale_up(std::uint32_t src, std::uint32_t dst,
                                     std::vector<LinkId>& out) const {
   out.push_back(LinkId{src * links_per_gpu});
-  if (first_shared) out.push_back(LinkId{*first_shared + src / domain_gpus});
+  if (first_shared && src / shared_group != dst / shared_group) {
+    out.push_back(LinkId{*first_shared + src / domain_gpus});
+  }
   out.push_back(LinkId{dst * links_per_gpu + 1});
 }
 

@@ -16,5 +16,8 @@ void add_plan_command(CLI::App& app);
 void add_predict_command(CLI::App& app);
 void add_topology_command(CLI::App& app);
 void add_model_command(CLI::App& app);
+void add_calibrate_command(CLI::App& app);
+void add_compare_command(CLI::App& app);
+void add_validate_command(CLI::App& app);
 
 }  // namespace coterie

@@ -25,6 +25,9 @@ int main(int argc, char** argv) {
   add_predict_command(app);
   add_topology_command(app);
   add_model_command(app);
+  add_calibrate_command(app);
+  add_compare_command(app);
+  add_validate_command(app);
   return run_guarded("coterie", [&] {
     try {
       app.parse(argc, argv);

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "core/error.hpp"
@@ -49,14 +50,27 @@ bool is_binary(const std::string& path) {
          head.begin() + static_cast<std::ptrdiff_t>(num_read);
 }
 
-Communication read_communication(const std::string& path) {
-  if (!is_binary(path)) {
-    const TrafficMatrix traffic = read_traffic(path);
-    return {traffic.num_ranks, traffic_program(traffic)};
-  }
-  const DispatchPlan plan = read_plan(path);
+using Traffic = std::variant<TrafficMatrix, DispatchPlan>;
+
+Traffic read_input(const std::string& path) {
+  if (!is_binary(path)) return read_traffic(path);
+  DispatchPlan plan = read_plan(path);
   if (plan.layers.empty()) throw InputError(path, "a plan without layers", "at least one");
-  return {plan.layers.front().num_ranks, plan_communication(plan)};
+  return plan;
+}
+
+std::uint32_t num_ranks(const Traffic& traffic) {
+  if (const auto* plan = std::get_if<DispatchPlan>(&traffic)) {
+    return plan->layers.front().num_ranks;
+  }
+  return std::get<TrafficMatrix>(traffic).num_ranks;
+}
+
+Program build_program(const Traffic& traffic, const Cluster& cluster) {
+  if (const auto* plan = std::get_if<DispatchPlan>(&traffic)) {
+    return plan_communication(*plan, &cluster);
+  }
+  return traffic_program(std::get<TrafficMatrix>(traffic), &cluster);
 }
 
 void predict(const PredictArguments& arguments) {
@@ -68,14 +82,15 @@ void predict(const PredictArguments& arguments) {
   std::vector<Override> overrides;
   for (const std::string& text : arguments.overrides) overrides.push_back(parse_override(text));
 
-  const Communication communication = read_communication(arguments.input);
-  const std::uint32_t num_gpus = arguments.ranks.value_or(communication.num_ranks);
+  const Traffic traffic = read_input(arguments.input);
+  const std::uint32_t num_gpus = arguments.ranks.value_or(num_ranks(traffic));
   const Network network(load_cluster(arguments.topology, overrides, num_gpus));
-  if (network.num_gpus() < communication.num_ranks) {
-    throw InputError(arguments.input, fmt::format("{} ranks", communication.num_ranks),
+  if (network.num_gpus() < num_ranks(traffic)) {
+    throw InputError(arguments.input, fmt::format("{} ranks", num_ranks(traffic)),
                      fmt::format("at most {}, the GPUs of topology {}", network.num_gpus(),
                                  network.cluster().name));
   }
+  const Communication communication{num_ranks(traffic), build_program(traffic, network.cluster())};
 
   EngineOptions options;
   options.num_threads = arguments.threads;
@@ -86,11 +101,15 @@ void predict(const PredictArguments& arguments) {
       rank_finish_s(communication.program, execution, communication.num_ranks);
 
   if (arguments.json) {
-    const nlohmann::ordered_json document{{"schema_version", 1},
-                                          {"engine", arguments.engine},
-                                          {"makespan_s", execution.makespan_s},
-                                          {"bound_s", bound_s},
-                                          {"rank_finish_s", finish_s}};
+    nlohmann::ordered_json document{{"schema_version", 1},
+                                    {"engine", arguments.engine},
+                                    {"makespan_s", execution.makespan_s},
+                                    {"bound_s", bound_s},
+                                    {"rank_finish_s", finish_s}};
+    if (const auto uncertainty = network.cluster().relative_uncertainty) {
+      document["low_s"] = execution.makespan_s * (1.0 - *uncertainty);
+      document["high_s"] = execution.makespan_s * (1.0 + *uncertainty);
+    }
     fmt::print("{}\n", document.dump());
     return;
   }
@@ -101,6 +120,9 @@ void predict(const PredictArguments& arguments) {
   table.rows.push_back({"engine", arguments.engine});
   table.rows.push_back({"ranks", std::to_string(communication.num_ranks)});
   table.rows.push_back({"makespan", format_seconds({execution.makespan_s})});
+  if (const auto uncertainty = network.cluster().relative_uncertainty) {
+    table.rows.push_back({"interval", fmt::format("+-{:.0f} %", 100.0 * *uncertainty)});
+  }
   table.rows.push_back({"lower bound", format_seconds({bound_s})});
   if (bound_s > 0.0) {
     table.rows.push_back(

@@ -1,0 +1,395 @@
+#include "sim/calibrate/alltoall_fit.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+
+#include "core/error.hpp"
+#include "sim/calibrate/optimiser.hpp"
+
+namespace coterie {
+namespace {
+
+constexpr double kNcclThreshold = 16384.0;
+constexpr std::size_t kFolds = 4;
+
+double line_s(const std::vector<double>& knots, const std::vector<double>& slopes, double volume) {
+  double time_s = 0.0;
+  double from = 0.0;
+  for (std::size_t i = 0; i < knots.size() && volume > from; ++i) {
+    time_s += (std::min(volume, knots[i]) - from) * slopes[i];
+    from = knots[i];
+  }
+  return volume > from ? time_s + (volume - from) * slopes.back() : time_s;
+}
+
+// (launch^q + line^q)^(1/q) - launch
+double hidden_s(double launch_s, double time_s, double q) {
+  const double larger = std::max(launch_s, time_s);
+  if (larger <= 0.0) return 0.0;
+  const double smaller = std::min(launch_s, time_s);
+  return larger * std::pow(1.0 + std::pow(smaller / larger, q), 1.0 / q) - launch_s;
+}
+
+double shared_volume(std::uint32_t num_ranks, std::uint32_t group, double volume) {
+  if (num_ranks <= group) return 0.0;
+  return num_ranks * volume * (num_ranks - group) / (num_ranks - 1.0);
+}
+
+// Which parameters exist and where they stand in the parameter vector.
+class Layout {
+ public:
+  Layout(const AllToAllModel& structure, bool message_rate)
+      : structure_(structure), message_rate_(message_rate) {}
+
+  [[nodiscard]] bool has_small() const { return structure_.threshold > 0.0; }
+  [[nodiscard]] bool has_shared() const { return !structure_.shared_knots.empty(); }
+  [[nodiscard]] bool has_message_rate() const { return message_rate_; }
+
+  [[nodiscard]] AllToAllModel model(std::span<const double> p) const {
+    AllToAllModel out = structure_;
+    std::size_t next = 0;
+    const auto take = [&] { return std::exp(p[next++]); };
+    out.large.launch_s = take();
+    out.large.per_peer_s = take();
+    out.sharpness = 1.0 + take();
+    if (message_rate_) out.large.message_rate = take();
+    if (has_small()) {
+      out.small.launch_s = take();
+      out.small.per_peer_s = take();
+      out.small.message_rate = take();
+    }
+    out.slopes.resize(out.knots.size() + 1);
+    for (double& slope : out.slopes) slope = take();
+    if (has_shared()) {
+      out.shared_slopes.resize(out.shared_knots.size() + 1);
+      for (double& slope : out.shared_slopes) slope = take();
+      if (has_small()) out.small_shared_slope = take();
+    }
+    return out;
+  }
+
+ private:
+  const AllToAllModel& structure_;
+  bool message_rate_;
+};
+
+// Starting values and priors from simple readings of the points.
+class Start {
+ public:
+  Start(const std::vector<AllToAllPoint>& points, const AllToAllModel& structure)
+      : points_(points), structure_(structure) {
+    for (const AllToAllPoint& point : points) {
+      min_ranks_ = std::min(min_ranks_, point.num_ranks);
+      const bool below = point.message() <= structure.threshold;
+      num_small_ += below ? 1 : 0;
+      min_time_s_ = std::min(min_time_s_, point.time_s);
+      if (!below) min_large_s_ = std::min(min_large_s_, point.time_s);
+      const double rate = point.volume() / point.time_s;
+      const bool unshared = point.num_ranks <= structure.shared_group;
+      if (structure.shared_knots.empty() || unshared) {
+        rate_ = std::max(rate_, rate);
+      } else {
+        shared_rate_ = std::max(
+            shared_rate_,
+            shared_volume(point.num_ranks, structure.shared_group, point.volume()) / point.time_s);
+      }
+    }
+    for (const AllToAllPoint& point : points) {
+      if (point.num_ranks == 2) pair_rate_ = std::max(pair_rate_, point.message() / point.time_s);
+    }
+    if (rate_ == 0.0) rate_ = shared_rate_;
+    if (shared_rate_ == 0.0) shared_rate_ = rate_;
+    if (min_large_s_ > 1e3) min_large_s_ = min_time_s_;
+  }
+
+  [[nodiscard]] bool message_rate() const {
+    return pair_rate_ > 0.0 && std::any_of(points_.begin(), points_.end(),
+                                           [](const auto& point) { return point.num_ranks > 2; });
+  }
+
+  [[nodiscard]] FitProblem problem(const Layout& layout) const {
+    FitProblem problem;
+    const auto add = [&](const std::string& name, double value, double width) {
+      problem.parameters.push_back({name, std::log(value), width});
+      return problem.parameters.size() - 1;
+    };
+    const double latency = structure_.latency_s;
+    const auto above = [&](double time_s) { return std::max(time_s - latency, 0.2 * time_s); };
+    add("launch", above(min_large_s_), 2.0);
+    add("per_peer", 0.01 * min_large_s_, 2.0);
+    add("sharpness", 2.5, 1.2);
+    if (layout.has_message_rate()) add("message_rate", 1.1 * pair_rate_, 2.0);
+    if (layout.has_small()) {
+      add("small.launch", above(min_time_s_), 2.0);
+      add("small.per_peer", 0.02 * min_time_s_, 2.0);
+      add("small.message_rate", 16384.0 / (0.5 * min_time_s_), 2.0);
+    }
+    add_ramp(problem, "slope", structure_.knots.size(), 1.0 / rate_);
+    if (layout.has_shared()) {
+      add_ramp(problem, "shared_slope", structure_.shared_knots.size(), 1.0 / shared_rate_);
+      if (layout.has_small()) add("small.shared_slope", 2.0 / shared_rate_, 2.0);
+    }
+    return problem;
+  }
+
+ private:
+  static void add_ramp(FitProblem& problem, const std::string& name, std::size_t num_knots,
+                       double slope) {
+    const std::size_t first = problem.parameters.size();
+    for (std::size_t i = 0; i <= num_knots; ++i) {
+      const double factor = i < num_knots ? 1.2 : 1.0;
+      problem.parameters.push_back({fmt::format("{}[{}]", name, i), std::log(factor * slope), 5.0});
+      if (i >= 1) problem.smooth.push_back({first + i, first + i - 1, 1.3});
+    }
+  }
+
+  const std::vector<AllToAllPoint>& points_;
+  const AllToAllModel& structure_;
+  std::uint32_t min_ranks_ = 1U << 30;
+  std::size_t num_small_ = 0;
+  double min_time_s_ = 1e9, min_large_s_ = 1e9;
+  double rate_ = 0.0, shared_rate_ = 0.0, pair_rate_ = 0.0;
+};
+
+struct Solved {
+  AllToAllModel model;
+  FitResult result;
+  FitProblem problem;
+};
+
+Solved solve_structure(const std::vector<AllToAllPoint>& points, const AllToAllModel& structure) {
+  const Start start(points, structure);
+  const Layout layout(structure, start.message_rate());
+  FitProblem problem = start.problem(layout);
+  for (const AllToAllPoint& point : points) {
+    problem.log_measured.push_back(std::log(point.time_s));
+  }
+  problem.model = [&](std::span<const double> p, std::span<double> out) {
+    const AllToAllModel model = layout.model(p);
+    for (std::size_t i = 0; i < points.size(); ++i) {
+      out[i] = std::log(model.time_s(points[i].num_ranks, points[i].bytes_per_rank));
+    }
+  };
+  FitResult result = solve(problem);
+  return {layout.model(result.parameters), std::move(result), std::move(problem)};
+}
+
+// Points of every kFolds-th size.
+std::vector<std::size_t> fold_of(const std::vector<AllToAllPoint>& points) {
+  std::set<double> sizes;
+  for (const AllToAllPoint& point : points) sizes.insert(point.bytes_per_rank);
+  std::vector<std::size_t> fold;
+  for (const AllToAllPoint& point : points) {
+    const auto rank = std::distance(sizes.begin(), sizes.find(point.bytes_per_rank));
+    fold.push_back(static_cast<std::size_t>(rank) % kFolds);
+  }
+  return fold;
+}
+
+std::vector<double> held_out_errors(const std::vector<AllToAllPoint>& points,
+                                    const AllToAllModel& structure) {
+  const std::vector<std::size_t> fold = fold_of(points);
+  std::vector<double> errors(points.size(), 0.0);
+  for (std::size_t out = 0; out < kFolds; ++out) {
+    std::vector<AllToAllPoint> training;
+    for (std::size_t i = 0; i < points.size(); ++i) {
+      if (fold[i] != out) training.push_back(points[i]);
+    }
+    if (training.size() == points.size() || training.empty()) continue;
+    const AllToAllModel model = solve_structure(training, structure).model;
+    for (std::size_t i = 0; i < points.size(); ++i) {
+      if (fold[i] != out) continue;
+      errors[i] =
+          model.time_s(points[i].num_ranks, points[i].bytes_per_rank) / points[i].time_s - 1.0;
+    }
+  }
+  return errors;
+}
+
+// Mean error on a log scale; one outlier counts no more than 0.3.
+double score(const std::vector<double>& errors) {
+  double sum = 0.0;
+  for (const double error : errors) sum += std::min(0.3, std::abs(std::log1p(error)));
+  return sum / static_cast<double>(errors.size());
+}
+
+std::vector<AllToAllModel> structures(const std::vector<AllToAllPoint>& points,
+                                      const AllToAllOptions& options) {
+  double largest = 0.0;
+  double largest_message = 0.0;
+  double smallest_message = 1e30;
+  double largest_shared = 0.0;
+  for (const AllToAllPoint& point : points) {
+    largest = std::max(largest, point.volume());
+    largest_message = std::max(largest_message, point.message());
+    smallest_message = std::min(smallest_message, point.message());
+    largest_shared = std::max(largest_shared,
+                              shared_volume(point.num_ranks, options.shared_group, point.volume()));
+  }
+  const auto below = [](std::vector<double> knots, double limit) {
+    std::erase_if(knots, [&](double knot) { return knot > 0.5 * limit; });
+    return knots;
+  };
+  std::vector<AllToAllModel> out;
+  const bool straddles = smallest_message <= kNcclThreshold && largest_message > kNcclThreshold;
+  std::vector<std::vector<double>> knots{
+      {16e6}, {4e6, 32e6}, {2e6, 8e6, 64e6}, {1e6, 4e6, 16e6, 64e6}, {0.5e6, 2e6, 8e6, 64e6}};
+  std::vector<std::vector<double>> shared_knots{{}};
+  if (options.shared_link && largest_shared > 0.0) {
+    shared_knots = {{1e6, 64e6, 600e6}, {1e6, 200e6, 800e6}};
+  }
+  if (options.socket) {
+    knots = {{1e6}, {128e3, 2e6}, {64e3, 512e3, 8e6}};
+  }
+  for (const double threshold : {kNcclThreshold, 0.0}) {
+    if (threshold > 0.0 && !straddles) continue;
+    for (const auto& own : knots) {
+      for (const auto& shared : shared_knots) {
+        AllToAllModel model;
+        model.threshold = threshold;
+        model.latency_s = options.latency_s;
+        model.shared_group = options.shared_group;
+        model.knots = below(own, largest);
+        if (model.knots.empty()) model.knots = {0.5 * largest};
+        model.shared_knots = below(shared, largest_shared);
+        if (model.shared_knots.empty() && !shared.empty()) {
+          model.shared_knots = {0.5 * largest_shared};
+        }
+        const bool known = std::any_of(out.begin(), out.end(), [&](const AllToAllModel& other) {
+          return other.threshold == model.threshold && other.knots == model.knots &&
+                 other.shared_knots == model.shared_knots;
+        });
+        if (!known) out.push_back(std::move(model));
+      }
+    }
+  }
+  return out;
+}
+
+// A table of a function of the volume, from 16 KiB to 4 GiB in steps of sqrt(2).
+template <class F>
+std::vector<RampPoint> tabulate(const F& time_s) {
+  std::vector<RampPoint> points;
+  for (int i = 0; i <= 36; ++i) {
+    const double volume = std::round(std::ldexp(1.0, 14) * std::pow(2.0, 0.5 * i));
+    // Tenths of a nanosecond.
+    points.push_back({Bytes{static_cast<std::int64_t>(volume)},
+                      Seconds{std::round(time_s(volume) * 1e10) * 1e-10}});
+  }
+  return points;
+}
+
+}  // namespace
+
+double AllToAllModel::ramp_s(double volume) const {
+  return hidden_s(large.launch_s, line_s(knots, slopes, volume), sharpness);
+}
+double AllToAllModel::shared_ramp_s(double volume) const {
+  return hidden_s(large.launch_s, line_s(shared_knots, shared_slopes, volume), sharpness);
+}
+double AllToAllModel::small_shared_ramp_s(double volume) const {
+  return hidden_s(small.launch_s, volume * small_shared_slope, sharpness);
+}
+
+double AllToAllModel::time_s(std::uint32_t num_ranks, double bytes_per_rank) const {
+  const double message = bytes_per_rank / num_ranks;
+  const double volume = message * (num_ranks - 1);
+  const bool is_small = message <= threshold;
+  const Protocol& protocol = is_small ? small : large;
+  const double single = protocol.message_rate ? message / *protocol.message_rate : 0.0;
+  double ramped = std::max(single, is_small ? volume * slopes.back() : ramp_s(volume));
+  double links = std::max(single, volume * slopes.back());
+  if (!shared_slopes.empty()) {
+    const double shared = shared_volume(num_ranks, shared_group, volume);
+    if (shared > 0.0) {
+      ramped = std::max(ramped, is_small ? small_shared_ramp_s(shared) : shared_ramp_s(shared));
+      links = std::max(links, shared * shared_slopes.back());
+    }
+  }
+  const double start =
+      std::max(0.0, protocol.launch_s + protocol.per_peer_s * (num_ranks - 2) + ramped - links);
+  return start + latency_s + links;
+}
+
+AllToAllFit fit_alltoall(const std::vector<AllToAllPoint>& points, const AllToAllOptions& options) {
+  AllToAllModel best;
+  double best_score = 1e30;
+  std::vector<double> best_errors;
+  for (const AllToAllModel& structure : structures(points, options)) {
+    std::vector<double> errors = held_out_errors(points, structure);
+    const double value = score(errors);
+    if (value < best_score) {
+      best_score = value;
+      best = structure;
+      best_errors = std::move(errors);
+    }
+  }
+  Solved solved = solve_structure(points, best);
+  AllToAllFit fit;
+  fit.model = std::move(solved.model);
+  fit.held_out = std::move(best_errors);
+  fit.undetermined = solved.result.undetermined;
+  for (std::size_t j = 0; j < solved.problem.parameters.size(); ++j) {
+    fit.parameters.push_back({solved.problem.parameters[j].name,
+                              std::exp(solved.result.parameters[j]),
+                              solved.result.standard_error[j]});
+  }
+  return fit;
+}
+
+AllToAllModel fit_alltoall_like(const std::vector<AllToAllPoint>& points,
+                                const AllToAllOptions& options, const AllToAllModel& structure) {
+  AllToAllModel start = structure;
+  start.latency_s = options.latency_s;
+  return solve_structure(points, start).model;
+}
+
+AllToAllOptions alltoall_options(const Cluster& base) {
+  AllToAllOptions options;
+  if (!base.scale_up) throw InputError("topology " + base.name + " has no scale_up links to fit");
+  options.latency_s = 2.0 * base.scale_up->latency.value;
+  options.socket = base.scale_up->kind == ScaleUpKind::kSocket;
+  options.shared_link = base.scale_up->kind == ScaleUpKind::kPcie;
+  options.shared_group = base.scale_up->kind == ScaleUpKind::kPcie ? 2 : 1;
+  return options;
+}
+
+Cluster calibrated_cluster(const Cluster& base, const AllToAllModel& model) {
+  Cluster out = base;
+  ScaleUp& scale_up = *out.scale_up;
+  scale_up.bandwidth = Bandwidth{1.0 / model.slopes.back()};
+  scale_up.shared_bandwidth.reset();
+  scale_up.shared_group = 1;
+  Injection& injection = scale_up.injection;
+  injection.rank_bandwidth.reset();
+  injection.segments.clear();
+  injection.start.clear();
+  const auto rate = [](const std::optional<double>& value) {
+    return value ? std::optional(Bandwidth{*value}) : std::nullopt;
+  };
+  StartCost large{{}, {model.large.launch_s}, {model.large.per_peer_s}, {}, {}};
+  large.ramp = tabulate([&](double volume) { return model.ramp_s(volume); });
+  if (!model.shared_slopes.empty()) {
+    scale_up.shared_bandwidth = Bandwidth{1.0 / model.shared_slopes.back()};
+    scale_up.shared_group = model.shared_group;
+    large.shared_ramp = tabulate([&](double volume) { return model.shared_ramp_s(volume); });
+  }
+  if (model.threshold > 0.0) {
+    const Bytes threshold{static_cast<std::int64_t>(model.threshold)};
+    injection.segments.push_back({threshold, {}, rate(model.small.message_rate)});
+    StartCost small{threshold, {model.small.launch_s}, {model.small.per_peer_s}, {}, {}};
+    if (!model.shared_slopes.empty()) {
+      small.shared_ramp =
+          tabulate([&](double volume) { return model.small_shared_ramp_s(volume); });
+    }
+    injection.start.push_back(std::move(small));
+  }
+  injection.segments.push_back({{}, {}, rate(model.large.message_rate)});
+  injection.start.push_back(std::move(large));
+  return out;
+}
+
+}  // namespace coterie

@@ -1,0 +1,326 @@
+#include "sim/calibrate/measurements.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
+#include <tuple>
+
+#include "core/error.hpp"
+#include "core/file.hpp"
+
+namespace coterie {
+namespace {
+
+std::vector<std::string> split(const std::string& line, char separator) {
+  std::vector<std::string> cells;
+  std::string cell;
+  std::istringstream stream(line);
+  while (std::getline(stream, cell, separator)) cells.push_back(cell);
+  return cells;
+}
+
+std::vector<std::string> words(const std::string& line) {
+  std::istringstream stream(line);
+  std::vector<std::string> out;
+  for (std::string word; stream >> word;) out.push_back(word);
+  return out;
+}
+
+bool parse_number(const std::string& text, double& value) {
+  const char* end = text.data() + text.size();
+  const auto [last, error] = std::from_chars(text.data(), end, value);
+  return error == std::errc() && last == end && std::isfinite(value);
+}
+
+// A CSV table whose first line names the columns.
+class CsvTable {
+ public:
+  CsvTable(const std::string& text, std::string name) : name_(std::move(name)) {
+    std::istringstream stream(text);
+    std::string line;
+    for (std::size_t number = 1; std::getline(stream, line); ++number) {
+      if (!line.empty() && line.back() == '\r') line.pop_back();
+      if (line.empty()) continue;
+      std::vector<std::string> cells = split(line, ',');
+      if (columns_.empty()) {
+        columns_ = cells;
+        continue;
+      }
+      if (cells.size() != columns_.size()) {
+        throw InputError(fmt::format("{}:{}", name_, number), fmt::format("{} cells", cells.size()),
+                         fmt::format("{} as in the first line", columns_.size()));
+      }
+      rows_.push_back(std::move(cells));
+      lines_.push_back(number);
+    }
+    if (rows_.empty()) throw InputError(name_, "a table without rows", "measured points");
+  }
+
+  [[nodiscard]] std::size_t num_rows() const { return rows_.size(); }
+  [[nodiscard]] const std::string& text(std::size_t row, const std::string& column) const {
+    const auto found = std::find(columns_.begin(), columns_.end(), column);
+    if (found == columns_.end()) {
+      throw InputError(name_ + ":1", fmt::format("the columns {}", fmt::join(columns_, ", ")),
+                       fmt::format("a column {}", column));
+    }
+    return rows_[row][static_cast<std::size_t>(found - columns_.begin())];
+  }
+  [[nodiscard]] std::string place(std::size_t row, const std::string& column) const {
+    return fmt::format("{}:{}: {}", name_, lines_[row], column);
+  }
+  // A number above zero.
+  [[nodiscard]] double positive(std::size_t row, const std::string& column) const {
+    const std::string& cell = text(row, column);
+    double value = 0.0;
+    if (!parse_number(cell, value)) {
+      throw InputError(place(row, column), fmt::format("\"{}\"", cell), "a number");
+    }
+    if (value <= 0.0) throw InputError(place(row, column), cell, "a value above zero");
+    return value;
+  }
+  [[nodiscard]] std::uint32_t count(std::size_t row, const std::string& column) const {
+    const double value = positive(row, column);
+    if (value != std::floor(value) || value > 1e9) {
+      throw InputError(place(row, column), text(row, column), "a whole number");
+    }
+    return static_cast<std::uint32_t>(value);
+  }
+
+ private:
+  std::string name_;
+  std::vector<std::string> columns_;
+  std::vector<std::vector<std::string>> rows_;
+  std::vector<std::size_t> lines_;
+};
+
+std::vector<AllToAllPoint> from_csv(const std::string& text, const std::string& name) {
+  const CsvTable table(text, name);
+  std::vector<AllToAllPoint> points;
+  for (std::size_t row = 0; row < table.num_rows(); ++row) {
+    AllToAllPoint point;
+    point.machine = table.text(row, "machine");
+    point.device = table.text(row, "device");
+    point.version = table.text(row, "nccl_version");
+    point.num_ranks = table.count(row, "num_gpus");
+    if (point.num_ranks < 2) {
+      throw InputError(table.place(row, "num_gpus"), table.text(row, "num_gpus"),
+                       "at least two GPUs");
+    }
+    point.bytes_per_rank = table.positive(row, "bytes_per_rank");
+    point.time_s = table.positive(row, "latency_us") * 1e-6;
+    points.push_back(point);
+  }
+  return points;
+}
+
+// nccl-tests: "# Rank 0 Group 0 Pid 1 on HOST device 0 [0000:01:00] NVIDIA H200" lines, then rows
+// of
+//   size count type redop root time algbw busbw #wrong [time algbw busbw #wrong]
+// with out-of-place times first, microseconds.
+std::vector<AllToAllPoint> from_nccl_tests(const std::string& text, const std::string& name) {
+  std::vector<AllToAllPoint> points;
+  AllToAllPoint common;
+  common.num_ranks = 0;
+  bool send_receive = false;
+  std::istringstream stream(text);
+  std::string line;
+  for (std::size_t number = 1; std::getline(stream, line); ++number) {
+    const std::vector<std::string> cells = words(line);
+    if (cells.empty()) continue;
+    send_receive = send_receive || line.find("sendrecv_perf") != std::string::npos;
+    if (cells[0] == "#" || cells[0].front() == '#') {
+      if (cells.size() > 2 && cells[1] == "Rank" && line.find("device") != std::string::npos) {
+        ++common.num_ranks;
+        const std::size_t bracket = line.rfind(']');
+        if (bracket != std::string::npos && bracket + 2 < line.size()) {
+          common.device = line.substr(bracket + 2);
+        }
+      }
+      const std::size_t version = line.find("nccl-library=");
+      if (version != std::string::npos) common.version = line.substr(version + 13);
+      continue;
+    }
+    double size = 0.0;
+    double time_us = 0.0;
+    if (cells.size() < 8 || !parse_number(cells[0], size)) continue;  // messages of the launcher
+    if (size == 0.0) continue;
+    if (!parse_number(cells[5], time_us) || time_us <= 0.0) {
+      throw InputError(fmt::format("{}:{}: time", name, number), fmt::format("\"{}\"", cells[5]),
+                       "microseconds above zero");
+    }
+    AllToAllPoint point = common;
+    if (send_receive) {  // every rank sends its whole buffer to one other
+      point.num_ranks = 2;
+      size *= 2.0;
+    }
+    point.bytes_per_rank = size;
+    point.time_s = time_us * 1e-6;
+    points.push_back(point);
+  }
+  if (common.num_ranks < 2) {
+    throw InputError(name, fmt::format("{} lines \"# Rank ... device\"", common.num_ranks),
+                     "one for each of at least two ranks");
+  }
+  for (AllToAllPoint& point : points) {
+    point.machine = common.device.empty() ? "nccl-tests" : common.device;
+  }
+  return points;
+}
+
+// The curves of coterie-runtime probe (runtime/README.md): the entries of kind "alltoall".
+std::vector<AllToAllPoint> from_probe(const std::string& text, const std::string& name) {
+  const auto document = nlohmann::json::parse(text, nullptr, false);
+  if (document.is_discarded()) throw InputError(name, "text that is not JSON", "a probe report");
+  const auto positive = [](const nlohmann::json& parent, const char* key,
+                           const std::string& where) {
+    if (!parent.is_object() || !parent.contains(key) || !parent[key].is_number() ||
+        parent[key].get<double>() <= 0.0) {
+      throw InputError(where, fmt::format("no {} above zero", key), "a number above zero");
+    }
+    return parent[key].get<double>();
+  };
+  if (!document.is_object() || !document.contains("curves") || !document["curves"].is_array()) {
+    throw InputError(name, "JSON without a list \"curves\"", "the curves of coterie-runtime probe");
+  }
+  AllToAllPoint common;
+  common.device = document.value("device", "");
+  common.machine = document.value("machine", common.device);
+  common.version = document.value("nccl_version", "");
+  const double num_ranks = positive(document, "num_ranks", name);
+  if (num_ranks < 2.0) throw InputError(name, "one rank", "at least two");
+  common.num_ranks = static_cast<std::uint32_t>(num_ranks);
+  std::vector<AllToAllPoint> points;
+  std::size_t idx = 0;
+  for (const auto& entry : document["curves"]) {
+    const std::string where = fmt::format("{}: curves[{}]", name, idx++);
+    if (!entry.is_object() || entry.value("kind", "") != "alltoall") continue;
+    AllToAllPoint point = common;
+    point.bytes_per_rank = positive(entry, "bytes_per_pair", where) * num_ranks;
+    point.time_s = positive(entry, "median_us", where) * 1e-6;
+    points.push_back(point);
+  }
+  return points;
+}
+
+}  // namespace
+
+std::vector<AllToAllPoint> parse_alltoall(const std::string& text, const std::string& name) {
+  const std::size_t first = text.find_first_not_of(" \t\r\n");
+  if (first == std::string::npos) throw InputError(name, "an empty file", "measured points");
+  std::vector<AllToAllPoint> points;
+  if (text[first] == '{') {
+    points = from_probe(text, name);
+  } else if (text[first] == '#' || text.find("# Rank") != std::string::npos) {
+    points = from_nccl_tests(text, name);
+  } else {
+    points = from_csv(text, name);
+  }
+  if (points.empty()) throw InputError(name, "no measured points", "at least three");
+  return points;
+}
+
+std::vector<AllToAllPoint> read_alltoall(const std::filesystem::path& path) {
+  return parse_alltoall(read_file(path), path.string());
+}
+
+std::vector<AllToAllPoint> select_machine(const std::vector<AllToAllPoint>& points,
+                                          const std::string& machine, const std::string& where) {
+  std::set<std::string> machines;
+  for (const AllToAllPoint& point : points) machines.insert(point.machine);
+  if (machine.empty() && machines.size() > 1) {
+    throw InputError(
+        where, fmt::format("points of {} machines", machines.size()),
+        fmt::format("one machine (name it with --machine: {})", fmt::join(machines, ", ")));
+  }
+  const std::string& wanted = machine.empty() ? *machines.begin() : machine;
+  if (!machines.contains(wanted)) {
+    throw InputError(where, fmt::format("no machine \"{}\"", wanted),
+                     fmt::format("one of {}", fmt::join(machines, ", ")));
+  }
+  std::map<std::pair<std::uint32_t, double>, std::vector<AllToAllPoint>> groups;
+  std::set<double> volumes;
+  for (const AllToAllPoint& point : points) {
+    if (point.machine != wanted) continue;
+    groups[{point.num_ranks, point.bytes_per_rank}].push_back(point);
+    volumes.insert(point.bytes_per_rank);
+  }
+  if (volumes.size() < 3) {
+    throw InputError(where,
+                     fmt::format("{} size{}", volumes.size(), volumes.size() == 1 ? "" : "s"),
+                     "at least three sizes to fit a curve");
+  }
+  std::vector<AllToAllPoint> out;
+  for (auto& [key, repeats] : groups) {
+    std::sort(repeats.begin(), repeats.end(),
+              [](const auto& a, const auto& b) { return a.time_s < b.time_s; });
+    out.push_back(repeats[(repeats.size() - 1) / 2]);
+  }
+  return out;
+}
+
+void check_physical(const std::vector<AllToAllPoint>& points, Bandwidth limit,
+                    const std::string& where) {
+  for (const AllToAllPoint& point : points) {
+    const Bandwidth rate{point.volume() / point.time_s};
+    if (rate > limit) {
+      throw InputError(
+          where,
+          fmt::format("{} per rank with {} ranks at {}", format_bandwidth(rate), point.num_ranks,
+                      format_bytes(point.bytes_per_rank)),
+          fmt::format("at most {}, the physical limit of the link", format_bandwidth(limit)));
+    }
+  }
+}
+
+std::vector<MlpPoint> read_mlp(const std::filesystem::path& path) {
+  const CsvTable table(read_file(path), path.string());
+  std::vector<MlpPoint> points;
+  for (std::size_t row = 0; row < table.num_rows(); ++row) {
+    MlpPoint point;
+    point.num_tokens = table.positive(row, "num_tokens_total");
+    point.hidden = table.positive(row, "hidden");
+    point.intermediate = table.positive(row, "expert_intermediate");
+    point.topk = table.count(row, "topk");
+    point.num_experts = table.count(row, "num_experts");
+    point.ep_size = table.count(row, "ep_size");
+    if (point.num_experts % point.ep_size != 0) {
+      throw InputError(table.place(row, "ep_size"), table.text(row, "ep_size"),
+                       fmt::format("a divisor of the {} experts", point.num_experts));
+    }
+    point.load = table.text(row, "expert_load");
+    double alpha = 0.0;
+    if (point.load != "balanced" &&
+        !(point.load.starts_with("power_law_") && parse_number(point.load.substr(10), alpha))) {
+      throw InputError(table.place(row, "expert_load"), fmt::format("\"{}\"", point.load),
+                       "balanced or power_law_EXPONENT");
+    }
+    point.time_s = table.positive(row, "latency_ms") * 1e-3;
+    points.push_back(point);
+  }
+  return points;
+}
+
+std::vector<TokenKernelPoint> read_token_kernels(const std::filesystem::path& path) {
+  const CsvTable table(read_file(path), path.string());
+  std::vector<TokenKernelPoint> points;
+  for (std::size_t row = 0; row < table.num_rows(); ++row) {
+    TokenKernelPoint point;
+    point.hidden = table.positive(row, "hidden");
+    point.tokens_per_rank = table.positive(row, "num_tokens_per_rank");
+    point.topk = table.count(row, "topk");
+    point.num_experts = table.count(row, "num_experts");
+    point.sms = table.positive(row, "sms");
+    point.dispatch_s = table.positive(row, "dispatch_us") * 1e-6;
+    point.combine_s = table.positive(row, "combine_us") * 1e-6;
+    points.push_back(point);
+  }
+  return points;
+}
+
+}  // namespace coterie

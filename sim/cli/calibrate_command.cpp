@@ -1,0 +1,359 @@
+// `coterie calibrate fit`, `coterie compare` and `coterie validate`.
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "core/error.hpp"
+#include "core/file.hpp"
+#include "core/provenance.hpp"
+#include "core/table.hpp"
+#include "sim/calibrate/alltoall_fit.hpp"
+#include "sim/calibrate/compare.hpp"
+#include "sim/calibrate/measurements.hpp"
+#include "sim/calibrate/mlp_fit.hpp"
+#include "sim/calibrate/validate.hpp"
+#include "sim/cli/commands.hpp"
+#include "topologies/cluster.hpp"
+
+namespace coterie {
+namespace {
+
+std::string percent(double share) {
+  return fmt::format("{:.1f} %", 100.0 * share);
+}
+std::string signed_percent(double share) {
+  return fmt::format("{:+.1f} %", 100.0 * share);
+}
+
+// calibrate fit ----------------------------------------------------------------------------------
+
+struct FitArguments {
+  std::vector<std::string> alltoall;
+  std::string machine;
+  std::string mlp;
+  std::string base;
+  std::string name;
+  std::string source;
+  std::string output;
+};
+
+// The share of left-out points within which 80 percent of them were predicted.
+double uncertainty_of(const std::vector<double>& held_out) {
+  std::vector<double> errors;
+  for (const double error : held_out) errors.push_back(std::abs(error));
+  std::sort(errors.begin(), errors.end());
+  const double last = static_cast<double>(errors.size() - 1);
+  return std::ceil(errors[static_cast<std::size_t>(std::lround(0.8 * last))] * 100.0) / 100.0;
+}
+
+std::string joined(const std::set<std::string>& texts) {
+  return fmt::format("{}", fmt::join(texts, ", "));
+}
+
+void report_alltoall(const std::vector<AllToAllPoint>& points, const AllToAllFit& fit) {
+  Table parameters{{"parameter", "value", "std. error"}, {}};
+  for (const AllToAllFit::Parameter& parameter : fit.parameters) {
+    const bool rate = parameter.name.find("rate") != std::string::npos;
+    const bool slope = parameter.name.find("slope") != std::string::npos;
+    const bool plain = parameter.name == "sharpness";
+    const std::string value = plain   ? fmt::format("{:.2f}", 1.0 + parameter.value)
+                              : rate  ? format_bandwidth({parameter.value})
+                              : slope ? format_bandwidth({1.0 / parameter.value})
+                                      : format_seconds({parameter.value});
+    const bool open = std::find(fit.undetermined.begin(), fit.undetermined.end(), parameter.name) !=
+                      fit.undetermined.end();
+    parameters.rows.push_back(
+        {parameter.name, value, open ? "undetermined" : percent(parameter.relative_error)});
+  }
+  fmt::print("{}\n", render(parameters));
+  Table table{{"ranks", "bytes per rank", "measured", "fitted", "error", "left out"}, {}};
+  for (std::size_t i = 0; i < points.size(); ++i) {
+    const AllToAllPoint& point = points[i];
+    const double fitted = fit.model.time_s(point.num_ranks, point.bytes_per_rank);
+    table.rows.push_back({std::to_string(point.num_ranks), format_bytes(point.bytes_per_rank),
+                          format_seconds({point.time_s}), format_seconds({fitted}),
+                          signed_percent(fitted / point.time_s - 1.0),
+                          signed_percent(fit.held_out[i])});
+  }
+  fmt::print("{}", render(table));
+}
+
+void fit_links(const FitArguments& arguments, Cluster& cluster) {
+  std::vector<AllToAllPoint> all;
+  for (const std::string& path : arguments.alltoall) {
+    for (AllToAllPoint& point : read_alltoall(path)) all.push_back(std::move(point));
+  }
+  const std::string where = arguments.alltoall.front();
+  const std::vector<AllToAllPoint> points = select_machine(all, arguments.machine, where);
+  if (!cluster.scale_up) throw InputError("topology " + cluster.name + " has no scale_up links");
+  check_physical(points, cluster.scale_up->bandwidth * 1.02, where);
+  const AllToAllFit fit = fit_alltoall(points, alltoall_options(cluster));
+  report_alltoall(points, fit);
+  for (const std::string& name : fit.undetermined) {
+    spdlog::warn("the measurements do not determine {}: it keeps its prior value", name);
+  }
+  cluster = calibrated_cluster(cluster, fit.model);
+  cluster.relative_uncertainty = uncertainty_of(fit.held_out);
+  std::set<std::string> devices;
+  std::set<std::string> versions;
+  std::set<std::string> ranks;
+  for (const AllToAllPoint& point : points) {
+    devices.insert(point.device);
+    versions.insert(point.version);
+    ranks.insert(std::to_string(point.num_ranks));
+  }
+  std::vector<double> errors;
+  for (const double error : fit.held_out) errors.push_back(std::abs(error));
+  std::sort(errors.begin(), errors.end());
+  cluster.provenance.emplace_back(
+      "links", fmt::format("{} uniform all-to-alls over {} GPUs, {}, NCCL {}", points.size(),
+                           joined(ranks), joined(devices), joined(versions)));
+  cluster.provenance.emplace_back(
+      "links_held_out_error",
+      fmt::format("median {}, worst {} over sizes left out in four folds",
+                  percent(errors[errors.size() / 2]), percent(errors.back())));
+  if (!fit.undetermined.empty()) {
+    cluster.provenance.emplace_back("links_undetermined",
+                                    fmt::format("{}", fmt::join(fit.undetermined, ", ")));
+  }
+}
+
+void fit_expert_mlp(const FitArguments& arguments, Cluster& cluster) {
+  const std::vector<MlpPoint> points = read_mlp(arguments.mlp);
+  if (points.size() < 6) {
+    throw InputError(arguments.mlp, fmt::format("{} points", points.size()),
+                     "at least six, one for each parameter");
+  }
+  const MlpFit fit = fit_mlp(points);
+  for (const std::string& name : fit.undetermined) {
+    spdlog::warn("the measurements do not determine the MLP's {}: it keeps its prior value", name);
+  }
+  if (fit.costs.compute_rate > cluster.gpu.bf16_peak) {
+    throw InputError(
+        arguments.mlp, fmt::format("a rate of {}", format_compute_rate(fit.costs.compute_rate)),
+        fmt::format("at most the GPU's peak, {}", format_compute_rate(cluster.gpu.bf16_peak)));
+  }
+  std::vector<double> errors;
+  for (const MlpPoint& point : points) {
+    errors.push_back(std::abs(mlp_time_s(fit.costs, point) / point.time_s - 1.0));
+  }
+  std::sort(errors.begin(), errors.end());
+  fmt::print(
+      "\nexpert MLP: launch {}, weights at {}, {}, {:.0f} tokens of padding; median error {}\n",
+      format_seconds(fit.costs.launch), format_bandwidth(fit.costs.weight_bandwidth),
+      format_compute_rate(fit.costs.compute_rate), fit.costs.tile_padding,
+      percent(errors[errors.size() / 2]));
+  cluster.gpu.mlp = fit.costs;
+  cluster.provenance.emplace_back(
+      "expert_mlp",
+      fmt::format("{} latencies of grouped expert MLPs in BF16; median error of the "
+                  "fit {}, worst {}",
+                  points.size(), percent(errors[errors.size() / 2]), percent(errors.back())));
+}
+
+void fit(const FitArguments& arguments) {
+  if (arguments.alltoall.empty() && arguments.mlp.empty()) {
+    throw InputError("calibrate fit", "no measurements", "--alltoall or --mlp");
+  }
+  Cluster cluster = load_cluster(arguments.base);
+  cluster.provenance.clear();
+  cluster.provenance.emplace_back("base", cluster.name);
+  if (!arguments.source.empty()) cluster.provenance.emplace_back("source", arguments.source);
+  if (!arguments.alltoall.empty()) fit_links(arguments, cluster);
+  if (!arguments.mlp.empty()) fit_expert_mlp(arguments, cluster);
+  cluster.provenance.emplace_back("fitted_by", "coterie " + version());
+  if (!arguments.name.empty()) cluster.name = arguments.name;
+  if (!cluster.description.empty()) cluster.description += ", calibrated";
+  if (arguments.output.empty()) return;
+  write_file(arguments.output, to_yaml(cluster));
+  spdlog::info("wrote {}", arguments.output);
+}
+
+void add_fit_command(CLI::App& parent) {
+  auto arguments = std::make_shared<FitArguments>();
+  CLI::App* command = parent.add_subcommand(
+      "fit", "Fits a topology's links and kernels to measurements and writes the calibrated file");
+  command->add_option("--alltoall", arguments->alltoall,
+                      "Uniform all-to-alls: CSV, nccl-tests output, or the JSON of coterie-runtime "
+                      "probe (repeatable)");
+  command->add_option("--machine", arguments->machine, "Use this machine's points only");
+  command->add_option("--mlp", arguments->mlp, "Latencies of the expert MLP: CSV");
+  command->add_option("--base", arguments->base, "The topology to calibrate: a preset or a file")
+      ->required();
+  command->add_option("--name", arguments->name, "Name of the calibrated topology");
+  command->add_option("--source", arguments->source, "Where the measurements come from, as text");
+  command->add_option("-o,--output", arguments->output, "The YAML file to write");
+  command->footer(
+      "Example:\n  coterie calibrate fit --alltoall table.csv --machine h200_sxm "
+      "--base h200_node -o h200.yaml");
+  command->callback([arguments] { fit(*arguments); });
+}
+
+// compare ----------------------------------------------------------------------------------------
+
+struct CompareArguments {
+  std::string predicted, measured;
+  std::optional<double> max_error;
+  bool json = false;
+};
+
+void run_compare(const CompareArguments& arguments) {
+  const Comparison comparison = compare(read_results_or_report(arguments.predicted),
+                                        read_results_or_report(arguments.measured));
+  if (arguments.json) {
+    fmt::print("{}\n", to_json(comparison).dump());
+  } else {
+    Table table{{"run", "item", "predicted", "measured", "error", "spread", ""}, {}};
+    for (const ComparedTime& time : comparison.times) {
+      table.rows.push_back({time.run, time.item, format_seconds({time.predicted_s}),
+                            format_seconds({time.measured_s}), signed_percent(time.error()),
+                            time.spread ? "+-" + percent(*time.spread) : "",
+                            time.unclear() ? "unclear" : ""});
+    }
+    fmt::print("{}\n", render(table));
+    fmt::print("totals: median absolute error {}, worst {}\n", percent(comparison.median_error()),
+               percent(comparison.worst_error()));
+    fmt::print("order: {} of {} pairs right, {} unclear\n", comparison.num_right_pairs,
+               comparison.num_ordered_pairs, comparison.num_unclear_pairs);
+  }
+  for (const std::string& run : comparison.unmatched) {
+    spdlog::warn("run {} is in one of the two reports only", run);
+  }
+  if (arguments.max_error && comparison.worst_error() > *arguments.max_error) {
+    throw CheckError(fmt::format("the worst error {} exceeds --max-error {}",
+                                 percent(comparison.worst_error()), percent(*arguments.max_error)));
+  }
+}
+
+// validate ---------------------------------------------------------------------------------------
+
+struct ValidateArguments {
+  std::string data = "../shared/data/measurements";
+  std::vector<std::string> presets;
+  std::string output;
+  bool check = false;
+  bool json = false;
+};
+
+nlohmann::json sections_json(const Validation& validation) {
+  nlohmann::json sections = nlohmann::json::array();
+  for (const ValidationSection& section : validation.sections) {
+    nlohmann::json points = nlohmann::json::array();
+    for (const ValidationPoint& point : section.points) {
+      points.push_back({{"group", point.group},
+                        {"name", point.name},
+                        {"measured_s", point.measured_s},
+                        {"predicted_s", point.predicted_s},
+                        {"error", point.error()}});
+    }
+    const ErrorSummary summary = summarise(section.points);
+    sections.push_back({{"title", section.title},
+                        {"protocol", section.protocol},
+                        {"median", summary.median},
+                        {"worst", summary.worst},
+                        {"points", std::move(points)}});
+  }
+  return {
+      {"schema_version", 1}, {"sections", std::move(sections)}, {"skipped", validation.skipped}};
+}
+
+void print_validation(const Validation& validation) {
+  Table points{{"protocol", "group", "point", "measured", "predicted", "error"}, {}};
+  Table summary{{"protocol", "points", "median", "target", "worst", "target"}, {}};
+  for (const ValidationSection& section : validation.sections) {
+    for (const ValidationPoint& point : section.points) {
+      points.rows.push_back({section.title, point.group, point.name,
+                             format_seconds({point.measured_s}),
+                             format_seconds({point.predicted_s}), signed_percent(point.error())});
+    }
+    const ErrorSummary errors = summarise(section.points);
+    summary.rows.push_back({section.title, std::to_string(errors.num_points),
+                            percent(errors.median), percent(section.target_median),
+                            percent(errors.worst),
+                            section.target_worst ? percent(*section.target_worst) : "none"});
+  }
+  fmt::print("{}\n{}", render(points), render(summary));
+}
+
+void run_validate(const ValidateArguments& arguments) {
+  Validation validation = validate(arguments.data);
+  std::vector<std::string> presets = arguments.presets;
+  if (presets.empty()) {
+    for (const Preset& preset : topology_presets()) {
+      if (preset.name.ends_with("_calibrated")) presets.push_back(preset.name);
+    }
+  }
+  if (!presets.empty()) validation.sections.push_back(compare_engines(presets));
+  for (const std::string& path : validation.skipped) spdlog::warn("skipped: no file {}", path);
+  if (arguments.json) {
+    fmt::print("{}\n", sections_json(validation).dump());
+  } else {
+    print_validation(validation);
+  }
+  if (!arguments.output.empty()) {
+    write_file(arguments.output,
+               "# Validation\n\nWritten by `coterie validate`. Errors are "
+               "predicted / measured - 1.\n\n" +
+                   to_markdown(validation));
+  }
+  if (!arguments.check) return;
+  for (const ValidationSection& section : validation.sections) {
+    const ErrorSummary errors = summarise(section.points);
+    if (errors.median > section.target_median ||
+        (section.target_worst && errors.worst > *section.target_worst)) {
+      throw CheckError(fmt::format("{}: median {}, worst {} miss the target", section.title,
+                                   percent(errors.median), percent(errors.worst)));
+    }
+  }
+}
+
+}  // namespace
+
+void add_calibrate_command(CLI::App& app) {
+  CLI::App* command = app.add_subcommand("calibrate", "Fits topologies to measurements");
+  command->require_subcommand(1);
+  command->footer("Example:\n  coterie calibrate fit --help");
+  add_fit_command(*command);
+}
+
+void add_compare_command(CLI::App& app) {
+  auto arguments = std::make_shared<CompareArguments>();
+  CLI::App* command =
+      app.add_subcommand("compare", "Compares predicted with measured reports, run by run");
+  command->add_option("PREDICTED", arguments->predicted, "A results.json, its folder, or a report")
+      ->required();
+  command->add_option("MEASURED", arguments->measured, "The same from coterie-runtime")->required();
+  command
+      ->add_option("--max-error", arguments->max_error,
+                   "Exit with 4 if the time of a run is off by more than this share (0.1)")
+      ->check(CLI::NonNegativeNumber);
+  command->add_flag("--json", arguments->json, "Print JSON only");
+  command->footer("Example:\n  coterie compare out/predicted out/measured --max-error 0.1");
+  command->callback([arguments] { run_compare(*arguments); });
+}
+
+void add_validate_command(CLI::App& app) {
+  auto arguments = std::make_shared<ValidateArguments>();
+  CLI::App* command = app.add_subcommand(
+      "validate", "Errors of the calibrated models on measurements that their fits never saw");
+  command->add_option("--data", arguments->data, "Folder of the measured tables")
+      ->capture_default_str();
+  command->add_option("--preset", arguments->presets,
+                      "Calibrated topologies on which flow and simgrid are compared (repeatable; "
+                      "default: all presets that end in _calibrated)");
+  command->add_option("-o,--output", arguments->output, "Also write everything as Markdown");
+  command->add_flag("--check", arguments->check, "Exit with 4 where a target is missed");
+  command->add_flag("--json", arguments->json, "Print JSON only");
+  command->footer("Example:\n  coterie validate --data ../shared/data/measurements");
+  command->callback([arguments] { run_validate(*arguments); });
+}
+
+}  // namespace coterie
