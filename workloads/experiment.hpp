@@ -55,8 +55,8 @@ struct Experiment {
   std::vector<RunSpec> runs;
   // The file with the overrides in place, its name given and its paths made absolute, so that it
   // loads to the same experiment from anywhere.
-  // Where learnt placements are kept between processes, by the content they were learnt from; absent:
-  // nowhere. Set by programs that prepare the same runs many times, not by the file.
+  // Where learnt placements are kept between processes, by the content they were learnt from;
+  // absent: nowhere. Set by programs that prepare the same runs many times, not by the file.
   std::optional<std::filesystem::path> cache;
   std::string effective_yaml;
 
