@@ -8,16 +8,23 @@
 # TRACES   folder with law.moet and intent.moet (coterie trace import ... -o law.moet)
 # STEP     build test smoke fault probe measure; all of them where none is given
 #
-# Environment: RANKS ("2 4 8"), TOKENS ("256 1024 4096"), TRACE_NAMES ("law intent"), LAYERS
-# ("1,13"), ITERATIONS (10), RESTARTS (3), FIRST_START (1), MAX_SECONDS (of the measurements),
-# PROBE_RESTARTS (3), MACHINE (a name), ARCH (native), JOBS, BUILD (build/gpu).
+# Environment: RANKS ("2 4 8"), TOKENS ("256 1024 4096"), HIDDEN ("2048"), TRACE_NAMES ("law intent"),
+# PLACEMENTS ("contiguous collaboration"), LAYERS ("1,13"), ITERATIONS (10), RESTARTS (3), FIRST_START
+# (1), MAX_SECONDS (of the measurements), PROBE_RESTARTS (3), PROBE_BYTES (64 MiB), MACHINE (a name),
+# ARCH (native), JOBS, BUILD (build/gpu), DRY_RUN (1: plans and exchanges on the CPU, no figures).
+#
+# A machine with N GPUs on NVLink, one per rank:
+#   RANKS=N PROBE_BYTES=268435456 HIDDEN="2048 7168" TOKENS="1024 4096 16384" MACHINE=h200_nvlink \
+#     PLACEMENTS="contiguous load_balanced collaboration collaboration_refined" \
+#     runtime/run_on_gpu_machine.sh OUT TRACES build smoke probe measure
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=$(realpath -m "$1"); TRACES=$(realpath "$2"); shift 2
 STEPS=${*:-build test smoke fault probe measure}
 RANKS=${RANKS:-2 4 8}; TOKENS=${TOKENS:-256 1024 4096}; RESTARTS=${RESTARTS:-3}
 TRACE_NAMES=${TRACE_NAMES:-law intent}; LAYERS=${LAYERS:-1,13}; ITERATIONS=${ITERATIONS:-10}
-PROBE_RESTARTS=${PROBE_RESTARTS:-3}; FIRST_START=${FIRST_START:-1}; MAX_SECONDS=${MAX_SECONDS:-3600}
+HIDDEN=${HIDDEN:-2048}; PLACEMENTS=${PLACEMENTS:-contiguous collaboration}
+PROBE_BYTES=${PROBE_BYTES:-67108864}; PROBE_RESTARTS=${PROBE_RESTARTS:-3}; FIRST_START=${FIRST_START:-1}; MAX_SECONDS=${MAX_SECONDS:-3600}
 MACHINE=${MACHINE:-$(hostname)}
 BUILD=${BUILD:-build/gpu}; JOBS=${JOBS:-$(nproc)}; ARCH=${ARCH:-native}
 WORK=$(mktemp -d); trap 'rm -rf "$WORK"' EXIT
@@ -32,7 +39,7 @@ find_nccl() {
   echo "-DNCCL_INCLUDE_DIR=$root/include -DNCCL_LIBRARY=$root/lib/libnccl.so.2"
 }
 
-# An experiment: ranks, tokens per rank, trace. The ranks form two nodes, so that the hierarchical
+# An experiment: ranks, tokens per rank, trace, hidden size. The ranks form two nodes, so that the hierarchical
 # policy has two levels to use; the links are those that the probe found, where it has run.
 experiment() {
   local topology="base: star, gpus_per_node: $(($1 / 2)), scale_up: {kind: socket, bandwidth: 4 GB/s, latency: 10 us}"
@@ -42,24 +49,28 @@ experiment() {
   cat <<YAML
 schema_version: 1
 topology: {$topology}
-model: deepseek_v2_lite
+model: {base: deepseek_v2_lite, hidden: ${4:-2048}}
 trace: {file: $TRACES/$3.moet, train: even, eval: odd}
 ranks: $1
 tokens_per_rank: $2
 layers: [$LAYERS]
 payload: {dispatch: bf16, combine: bf16}
 runs:
-  - {name: standard,                   placement: contiguous,    dispatch: standard}
-  - {name: dedup,                      placement: contiguous,    dispatch: dedup}
-  - {name: hierarchical,               placement: contiguous,    dispatch: hierarchical}
-  - {name: standard-collaboration,     placement: collaboration, dispatch: standard}
-  - {name: dedup-collaboration,        placement: collaboration, dispatch: dedup}
-  - {name: hierarchical-collaboration, placement: collaboration, dispatch: hierarchical}
 YAML
+  local placement policy suffix
+  for placement in $PLACEMENTS; do
+    suffix=-$placement; [ "$placement" = contiguous ] && suffix=
+    for policy in standard dedup hierarchical; do
+      echo "  - {name: $policy$suffix, placement: $placement, dispatch: $policy}"
+    done
+  done
 }
 
 nothing_left() {
-  if pgrep -lx 'coterie-runtime|coterie-mps|nvidia-cuda-mps' || ls -d "${TMPDIR:-/tmp}"/coterie-mps-* 2>/dev/null; then
+  local left=0 name
+  # One name at a time: pgrep matches nothing with a pattern of more than 15 characters.
+  for name in coterie-runtime coterie-mps nvidia-cuda-mps; do pgrep -lx "$name" && left=1; done
+  if [ $left = 1 ] || ls -d "${TMPDIR:-/tmp}"/coterie-mps-* 2>/dev/null; then
     echo "LEFT BEHIND: the above"
     return 1
   fi
@@ -111,6 +122,7 @@ step_probe() {
   for n in $RANKS; do
     for _ in $(seq "$PROBE_RESTARTS"); do
       "$runtime" launch --ranks "$n" -- probe -o "$WORK/probe" --append --machine "$MACHINE" \
+        --max-bytes "$PROBE_BYTES" \
         >"$WORK/probe.txt" || return 1
     done
     cat "$WORK/probe.txt"
@@ -122,25 +134,35 @@ step_probe() {
 # Starts in the outer loop: when MAX_SECONDS run out, every size has about the same number of them.
 # One archive holds all reports; it is rewritten after each set, so that a lost machine costs one.
 step_measure() {
-  local n t trace i name failed=0 begin=$SECONDS
+  local n t trace hidden i failed=0 begin=$SECONDS
   mkdir -p "$WORK/runs"
   for i in $(seq "$FIRST_START" $((FIRST_START + RESTARTS - 1))); do
     for n in $RANKS; do
-      for t in $TOKENS; do
-        for trace in $TRACE_NAMES; do
-          [ $((SECONDS - begin)) -ge "$MAX_SECONDS" ] && { echo "time is up at start $i"; return $failed; }
-          name=$trace-ep$n-t$t-start$i
-          experiment "$n" "$t" "$trace" >"$WORK/$name.yaml"
-          "$runtime" launch --ranks "$n" -- run "$WORK/$name.yaml" -o "$WORK/runs/$name" \
-            --iterations "$ITERATIONS" --warmup 2 --check-tokens 2 2>"$WORK/err" |
-            sed "s/^/$name  /" | grep -v -- --- || { cat "$WORK/err"; failed=1; }
-          rm -f "$WORK/runs/$name"/timeline-[!d]*.json  # one timeline says enough
-          tar -C "$WORK" -czf "$OUT/runs$FIRST_START.tar.gz" runs
+      for hidden in $HIDDEN; do
+        for t in $TOKENS; do
+          for trace in $TRACE_NAMES; do
+            [ $((SECONDS - begin)) -ge "$MAX_SECONDS" ] && { echo "time is up at start $i"; return $failed; }
+            measure "$trace" "$n" "$hidden" "$t" "$i" || failed=1
+          done
         done
       done
     done
   done
   return $failed
+}
+
+# One start of one experiment: trace, ranks, hidden size, tokens per rank, start. hidden 2048, the
+# model's own, does not show in the name.
+measure() {
+  local name=$1-ep$2-h$3-t$4-start$5 ok=0
+  name=${name/-h2048/}
+  experiment "$2" "$4" "$1" "$3" >"$WORK/$name.yaml"
+  "$runtime" launch --ranks "$2" -- run "$WORK/$name.yaml" -o "$WORK/runs/$name" \
+    --iterations "$ITERATIONS" --warmup 2 --check-tokens 2 ${DRY_RUN:+--dry-run} 2>"$WORK/err" |
+    sed "s/^/$name  /" | grep -v -- --- || { cat "$WORK/err"; ok=1; }
+  rm -f "$WORK/runs/$name"/timeline-[!d]*.json  # one timeline says enough
+  tar -C "$WORK" -czf "$OUT/runs$FIRST_START.tar.gz" runs
+  return $ok
 }
 
 failed=0

@@ -4,8 +4,8 @@
   summarise.py condense RUNS OUT        RUNS/NAME/results.json -> OUT/NAME.json, compact: times to
                                         10 ns, without the temporary paths of the machine
   summarise.py table REPORTS [PREDICTED]
-                                        medians over the starts of REPORTS/TRACE-epN-tT-startI.json,
-                                        beside PREDICTED/TRACE-epN-tT/results.json, as Markdown
+                                        medians over the starts of REPORTS/TRACE-epN[-hH]-tT-startI.json,
+                                        beside PREDICTED/TRACE-epN[-hH]-tT/results.json, as Markdown
 """
 
 import json
@@ -57,16 +57,18 @@ def worst(run, key):
 def table(reports, predicted):
     starts = defaultdict(list)
     for path in sorted(reports.glob("*.json")):
-        trace, ranks, tokens, _ = re.fullmatch(r"(\w+)-ep(\d+)-t(\d+)-start(\d+)", path.stem).groups()
-        starts[trace, int(ranks), int(tokens)].append(json.loads(path.read_text())["runs"])
-    for (trace, ranks, tokens), documents in sorted(starts.items()):
-        print(f"\n### {trace}, {ranks} ranks, {tokens} tokens per rank ({len(documents)} starts)\n")
+        trace, ranks, hidden, tokens = re.fullmatch(
+            r"(\w+)-ep(\d+)(?:-h(\d+))?-t(\d+)-start\d+", path.stem).groups(default="2048")
+        starts[trace, int(ranks), int(hidden), int(tokens)].append(json.loads(path.read_text())["runs"])
+    for (trace, ranks, hidden, tokens), documents in sorted(starts.items()):
+        print(f"\n### {trace}, {ranks} ranks, hidden {hidden}, {tokens} tokens per rank"
+              f" ({len(documents)} starts)\n")
         print("| run | measured ms | starts ms | vs standard | vs dedup | dispatch ms | combine ms |"
               " remote MB | error | vs standard+contiguous | predicted ms | off |")
         print("|---|---|---|---|---|---|---|---|---|---|---|---|")
         forecast = {}
         if predicted:
-            path = predicted / f"{trace}-ep{ranks}-t{tokens}" / "results.json"
+            path = predicted / f"{trace}-ep{ranks}-h{hidden}-t{tokens}".replace("-h2048", "") / "results.json"
             forecast = {run["name"]: run for run in json.loads(path.read_text())["runs"]}
         names = [run["name"] for run in documents[0]]
         by_name = {name: [next(r for r in d if r["name"] == name) for d in documents] for name in names}
