@@ -1,6 +1,7 @@
 #include "sim/simulate.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <mutex>
@@ -235,6 +236,23 @@ class Simulation {
 };
 
 }  // namespace
+
+void keep_runs(Experiment& experiment, const std::vector<std::string>& names) {
+  if (names.empty()) return;
+  std::vector<RunSpec> kept;
+  for (const std::string& name : names) {
+    const auto found = std::find_if(experiment.runs.begin(), experiment.runs.end(),
+                                    [&](const RunSpec& run) { return run.name == name; });
+    if (found == experiment.runs.end()) {
+      std::vector<std::string> known;
+      for (const RunSpec& run : experiment.runs) known.push_back(run.name);
+      throw InputError("experiment " + experiment.name, fmt::format("no run \"{}\"", name),
+                       fmt::format("one of {}", fmt::join(known, ", ")));
+    }
+    kept.push_back(*found);
+  }
+  experiment.runs = std::move(kept);
+}
 
 std::vector<SimulatedRun> simulate(const Experiment& experiment, const SimulateOptions& options) {
   return Simulation(experiment, options).compute();

@@ -25,6 +25,10 @@ struct SimulatedRun {
   Timeline timeline;  // the layers one after the other; empty where not asked for
 };
 
+// Reduces the experiment to the runs of these names, in this order; none: leaves it as it is.
+// Throws InputError for a name that the experiment does not have.
+void keep_runs(Experiment& experiment, const std::vector<std::string>& names);
+
 // The runs in the order of the experiment. The result depends on the experiment alone, whatever
 // num_jobs is. Throws InputError for inputs that do not fit together, Error for an engine that
 // fails (its message names run and layer).

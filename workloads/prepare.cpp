@@ -57,7 +57,13 @@ Placement learn(const Experiment& experiment, const RunSpec& spec, const Routing
   }
   Placement placement = make_placement(training, request);
   if (learns) placement.trained_on = training.origin;
-  if (!cached.empty()) write_placement(cached, placement);
+  if (!cached.empty()) {
+    try {
+      write_placement(cached, placement);
+    } catch (const InputError&) {
+      // The cache only saves time: a disk that is full must not fail the run.
+    }
+  }
   return placement;
 }
 

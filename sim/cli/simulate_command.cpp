@@ -23,6 +23,7 @@ struct SimulateArguments {
   std::filesystem::path output;
   std::string engine;
   std::vector<std::string> overrides;
+  std::vector<std::string> runs;
   SimulateOptions options;
   bool json = false;
   bool no_timelines = false;
@@ -47,7 +48,8 @@ void run_simulate(SimulateArguments& arguments) {
   for (const std::string& text : arguments.overrides) overrides.push_back(parse_override(text));
   if (!arguments.engine.empty()) overrides.push_back({"engine", arguments.engine});
   check_output_folder(arguments.output);
-  const Experiment experiment = load_experiment(arguments.experiment, overrides);
+  Experiment experiment = load_experiment(arguments.experiment, overrides);
+  keep_runs(experiment, arguments.runs);
   arguments.options.timelines = !arguments.no_timelines;
   arguments.options.progress = true;
   const std::vector<SimulatedRun> runs = simulate(experiment, arguments.options);
@@ -82,6 +84,8 @@ void add_simulate_command(CLI::App& app) {
   command->add_option("--engine", arguments->engine, "simgrid, flow or bound; else the file's");
   command->add_option("--set", arguments->overrides,
                       "KEY=VALUE, overrides a key of the experiment (repeatable)");
+  command->add_option("--run", arguments->runs,
+                      "Simulate this run of the experiment only (repeatable); default: all");
   command
       ->add_option("--jobs", arguments->options.num_jobs,
                    "Layers simulated at once (the results do not depend on it)")

@@ -4,6 +4,7 @@
 #include <mpi.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <memory>
 #include <string>
@@ -66,19 +67,7 @@ nlohmann::ordered_json evaluate(const SweepSpec& spec, const SweepOptions& optio
                                 const SweepPoint& point) {
   Experiment experiment = load_experiment(spec.base, overrides_of(spec, point));
   experiment.cache = options.folder / "cache";
-  if (!spec.runs.empty()) {
-    std::vector<RunSpec> chosen;
-    for (const std::string& name : spec.runs) {
-      const auto found = std::find_if(experiment.runs.begin(), experiment.runs.end(),
-                                      [&](const RunSpec& run) { return run.name == name; });
-      if (found == experiment.runs.end()) {
-        throw InputError(spec.base.string(), fmt::format("no run \"{}\"", name),
-                         "every run that the sweep names");
-      }
-      chosen.push_back(*found);
-    }
-    experiment.runs = std::move(chosen);
-  }
+  keep_runs(experiment, spec.runs);
   SimulateOptions simulation;
   simulation.timelines = false;
   return sweep_rows(experiment, simulate(experiment, simulation));
@@ -115,8 +104,12 @@ void run_sweep(SweepArguments& arguments, const Job& job) {
     // Under a launcher every rank stands for one core.
     options.num_jobs = job.size() > 1 ? 1 : std::max(1U, std::thread::hardware_concurrency());
   }
-  if (!std::filesystem::exists(options.folder)) make_folder(options.folder);
+  refuse_useless_values(spec, arguments.sweep, [&](const SweepPoint& point) {
+    (void)load_experiment(spec.base, overrides_of(spec, point));
+  });
+  make_folder(options.folder);
   make_folder(options.folder / "cache");
+  options.synchronise = [&job] { job.barrier(); };
   SweepCounts counts = run_points(
       spec, options, [&](const SweepPoint& point) { return evaluate(spec, options, point); });
   job.barrier();
@@ -127,6 +120,12 @@ void run_sweep(SweepArguments& arguments, const Job& job) {
                     [](const nlohmann::json& entry) { return entry.at("status") != "ok"; }));
   write_sweep_tables(spec, options.folder);
   print_summary(arguments, counts);
+  const auto first = std::find_if(entries.begin(), entries.end(), [](const nlohmann::json& entry) {
+    return entry.at("status") != "ok";
+  });
+  if (first != entries.end() && !arguments.json) {
+    fmt::print("the first that failed: {}\n", first->at("error").get<std::string>());
+  }
 }
 
 }  // namespace
@@ -164,6 +163,8 @@ void add_sweep_command(CLI::App& app) {
       run_sweep(*arguments, job);
     } catch (const Error& error) {
       if (job.size() > 1) {
+        // What is wrong with the inputs is wrong for every rank: the first one says it for all.
+        if (job.rank() != 0) std::this_thread::sleep_for(std::chrono::seconds(2));
         fmt::print(stderr, "coterie: error: {}\n", error.what());
         job.abort(static_cast<int>(error.exit_code()));
       }

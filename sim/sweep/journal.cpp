@@ -6,7 +6,9 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstring>
+#include <thread>
 
 #include "core/error.hpp"
 #include "core/file.hpp"
@@ -19,6 +21,15 @@ using nlohmann::json;
 
 json header(const std::string& sweep_id) {
   return {{"schema_version", 1}, {"coterie", version()}, {"sweep", sweep_id}};
+}
+
+// Children of a sweep that was killed hold its lock until they, too, are gone: milliseconds later.
+bool lock_within_a_second(int descriptor) {
+  for (int attempt = 0; attempt < 100; ++attempt) {
+    if (::flock(descriptor, LOCK_EX | LOCK_NB) == 0) return true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  return false;
 }
 
 struct Content {
@@ -72,7 +83,7 @@ Journal::Journal(const std::filesystem::path& file, const std::string& sweep_id)
     throw InputError(fmt::format("{}: cannot be written: {}", file.string(), std::strerror(errno)));
   }
   try {
-    if (::flock(descriptor_, LOCK_EX | LOCK_NB) != 0) {
+    if (!lock_within_a_second(descriptor_)) {
       throw InputError(file.string(), "a sweep that is still running on it", "a folder of its own");
     }
     const Content content = parse(file, read_file(file), sweep_id);

@@ -7,6 +7,7 @@
 #include <exception>
 #include <map>
 #include <optional>
+#include <set>
 #include <thread>
 
 #include "core/error.hpp"
@@ -45,6 +46,22 @@ std::map<std::string, json> all_entries(const std::filesystem::path& folder,
     }
   }
   return entries;
+}
+
+// This process's part of the pending points, in the order of the sweep. Ids are hashes: dealing the
+// points in the order of their ids gives every process about as much of each axis value.
+std::vector<const SweepPoint*> share_of(std::vector<const SweepPoint*> pending,
+                                        const SweepOptions& options) {
+  std::vector<const SweepPoint*> dealt = pending;
+  std::sort(dealt.begin(), dealt.end(),
+            [](const SweepPoint* a, const SweepPoint* b) { return a->id < b->id; });
+  std::set<const SweepPoint*> own;
+  for (std::size_t i = static_cast<std::size_t>(options.rank); i < dealt.size();
+       i += static_cast<std::size_t>(options.size)) {
+    own.insert(dealt[i]);
+  }
+  std::erase_if(pending, [&](const SweepPoint* point) { return own.count(point) == 0; });
+  return pending;
 }
 
 json run_point(const SweepSpec& spec, const SweepPoint& point, const SweepOptions& options,
@@ -128,7 +145,6 @@ SweepCounts run_points(const SweepSpec& spec, const SweepOptions& options,
   SweepCounts counts;
   counts.total = spec.points.size();
   std::vector<const SweepPoint*> pending;
-  std::size_t pending_position = 0;
   for (const SweepPoint& point : spec.points) {
     const auto found = recorded.find(point.id);
     const bool failed = found != recorded.end() && found->second.at("status") != "ok";
@@ -137,11 +153,10 @@ SweepCounts run_points(const SweepSpec& spec, const SweepOptions& options,
       if (failed) ++counts.failed;
       continue;
     }
-    if (pending_position++ % static_cast<std::size_t>(options.size) ==
-        static_cast<std::size_t>(options.rank)) {
-      pending.push_back(&point);
-    }
+    pending.push_back(&point);
   }
+  options.synchronise();
+  pending = share_of(std::move(pending), options);
 
   Journal journal(journal_path(options.folder, options.rank), spec.id);
   Progress progress("points", pending.size());

@@ -15,10 +15,14 @@ struct SweepOptions {
   unsigned num_jobs = 1;      // points at once in this process
   double timeout_s = 0.0;     // of one point; 0: none
   bool retry_failed = false;  // run points again that an earlier start recorded as failed
-  // Position among the processes of an MPI job that share the folder; each takes every size-th
-  // pending point and keeps a journal of its own.
+  // Position among the processes of an MPI job that share the folder. Each takes its share of the
+  // pending points, spread by their ids so that no process gets all the points of one axis value,
+  // and keeps a journal of its own.
   int rank = 0;
   int size = 1;
+  // Called once everything recorded has been read and before anything is written. All processes of
+  // a job must see the same records, or points would be left out or repeated: a barrier.
+  std::function<void()> synchronise = [] {};
 };
 
 struct SweepCounts {

@@ -1,8 +1,12 @@
 #include "sim/sweep/spec.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
+#include <charconv>
+#include <iterator>
+#include <optional>
 #include <set>
 
 #include "core/error.hpp"
@@ -93,43 +97,255 @@ std::vector<ZippedAxes> read_axes(const YamlValue& value) {
   return axes;
 }
 
-// A filter or a baseline: values of axes (and `run`, where allowed).
-Settings read_selection(const YamlValue& value, const std::vector<ZippedAxes>& axes,
-                        bool run_allowed) {
-  YamlMap map = value.as_map();
-  Settings selection;
-  for (const std::string& key : map.keys()) {
-    const YamlValue entry = map.required(key);
-    const std::string text = value_text(entry);
-    if (!(run_allowed && key == "run")) {
-      const Axis* found = nullptr;
-      for (const ZippedAxes& zip : axes) {
-        for (const Axis& axis : zip) {
-          if (axis.key == key) found = &axis;
-        }
-      }
-      if (found == nullptr) throw entry.error("a key that is no axis", "one of the axes' keys");
-      if (std::find(found->values.begin(), found->values.end(), text) == found->values.end()) {
-        throw entry.error(fmt::format("\"{}\"", text), "one of that axis's values");
-      }
-    }
-    selection.emplace_back(key, text);
-  }
-  if (selection.empty()) throw value.error("an empty map", "at least one key");
-  map.finish();
-  return selection;
-}
-
-bool matches(const Settings& settings, const Settings& selection) {
-  return std::all_of(selection.begin(), selection.end(), [&](const auto& wanted) {
-    return std::find(settings.begin(), settings.end(), wanted) != settings.end();
-  });
-}
-
 std::string canonical(const Settings& settings) {
   std::string text;
   for (const auto& [key, value] : settings) text += key + "=" + value + "\n";
   return text;
+}
+
+const Axis* find_axis(const std::vector<ZippedAxes>& axes, const std::string& key) {
+  for (const ZippedAxes& zip : axes) {
+    for (const Axis& axis : zip) {
+      if (axis.key == key) return &axis;
+    }
+  }
+  return nullptr;
+}
+
+bool contains(const std::vector<std::string>& values, const std::string& value) {
+  return std::find(values.begin(), values.end(), value) != values.end();
+}
+
+// A baseline: one value per axis named (and `run`).
+Settings read_baseline(const YamlValue& value, const std::vector<ZippedAxes>& axes) {
+  YamlMap map = value.as_map();
+  Settings baseline;
+  for (const std::string& key : map.keys()) {
+    const YamlValue entry = map.required(key);
+    const std::string text = value_text(entry);
+    if (key != "run") {
+      const Axis* axis = find_axis(axes, key);
+      if (axis == nullptr) throw entry.error("a key that is no axis", "one of the axes' keys");
+      if (!contains(axis->values, text)) {
+        throw entry.error(fmt::format("\"{}\"", text), "one of that axis's values");
+      }
+    }
+    baseline.emplace_back(key, text);
+  }
+  if (baseline.empty()) throw value.error("an empty map", "at least one key");
+  map.finish();
+  return baseline;
+}
+
+// What one entry of `skip` says about one axis: the values of the axis that it takes.
+struct Condition {
+  std::string key;
+  std::vector<std::string> values;
+};
+using Filter = std::vector<Condition>;
+
+// "400 Gb/s" as 400 and "Gb/s". Nothing where the text does not begin with a number.
+std::optional<std::pair<double, std::string>> number_and_unit(const std::string& text) {
+  double number = 0.0;
+  const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (status != std::errc{}) return std::nullopt;
+  std::string unit(end, text.data() + text.size());
+  unit.erase(0, unit.find_first_not_of(' ') == std::string::npos ? unit.size()
+                                                                 : unit.find_first_not_of(' '));
+  return std::pair{number, unit};
+}
+
+bool holds(const std::string& comparison, double left, double right) {
+  if (comparison == "<") return left < right;
+  if (comparison == "<=") return left <= right;
+  if (comparison == ">") return left > right;
+  return left >= right;
+}
+
+// The axis values for which e.g. "> 128" or "!= 1024" holds.
+std::vector<std::string> compared(const YamlValue& entry, const Axis& axis,
+                                  const std::string& comparison, const std::string& operand) {
+  std::vector<std::string> taken;
+  if (comparison == "!=") {
+    if (!contains(axis.values, operand)) {
+      throw entry.error(fmt::format("\"{}\"", operand), "one of that axis's values");
+    }
+    std::copy_if(axis.values.begin(), axis.values.end(), std::back_inserter(taken),
+                 [&](const std::string& value) { return value != operand; });
+    return taken;
+  }
+  const auto right = number_and_unit(operand);
+  if (!right) throw entry.error(fmt::format("\"{}\"", operand), "a number to compare with");
+  for (const std::string& value : axis.values) {
+    const auto left = number_and_unit(value);
+    if (!left || left->second != right->second) {
+      throw entry.error(fmt::format("\"{}\"", operand),
+                        fmt::format("what compares with \"{}\": a number in its unit", value));
+    }
+    if (holds(comparison, left->first, right->first)) taken.push_back(value);
+  }
+  return taken;
+}
+
+Condition read_condition(const YamlValue& entry, const std::string& key, const Axis& axis) {
+  Condition condition{key, {}};
+  const std::vector<YamlValue> items =
+      entry.is_list() ? entry.as_list() : std::vector<YamlValue>{entry};
+  // An axis over lists ("layers: [5, 20]") is matched by the whole list.
+  if (const std::string text = value_text(entry); contains(axis.values, text)) {
+    condition.values.push_back(text);
+    return condition;
+  }
+  for (const YamlValue& item : items) {
+    const std::string text = value_text(item);
+    const std::size_t length = std::min(text.find_first_not_of("<>=!"), text.size());
+    const std::string comparison = text.substr(0, length);
+    if (comparison == "<" || comparison == "<=" || comparison == ">" || comparison == ">=" ||
+        comparison == "!=") {
+      const std::size_t begin = text.find_first_not_of(' ', length);
+      const auto taken =
+          compared(item, axis, comparison, begin == std::string::npos ? "" : text.substr(begin));
+      condition.values.insert(condition.values.end(), taken.begin(), taken.end());
+    } else if (contains(axis.values, text)) {
+      condition.values.push_back(text);
+    } else {
+      throw item.error(fmt::format("\"{}\"", text),
+                       "one of that axis's values, or one after <, <=, >, >= or !=");
+    }
+  }
+  if (condition.values.empty()) {
+    throw entry.error(entry.excerpt(), "what holds for at least one value of that axis");
+  }
+  return condition;
+}
+
+Filter read_filter(const YamlValue& value, const std::vector<ZippedAxes>& axes) {
+  YamlMap map = value.as_map();
+  Filter filter;
+  for (const std::string& key : map.keys()) {
+    const YamlValue entry = map.required(key);
+    const Axis* axis = find_axis(axes, key);
+    if (axis == nullptr) throw entry.error("a key that is no axis", "one of the axes' keys");
+    filter.push_back(read_condition(entry, key, *axis));
+  }
+  if (filter.empty()) throw value.error("an empty map", "at least one key");
+  map.finish();
+  return filter;
+}
+
+bool takes(const Filter& filter, const Settings& settings) {
+  return std::all_of(filter.begin(), filter.end(), [&](const Condition& condition) {
+    return std::any_of(settings.begin(), settings.end(), [&](const auto& setting) {
+      return setting.first == condition.key && contains(condition.values, setting.second);
+    });
+  });
+}
+
+bool agrees(const Settings& settings, const Settings& baseline) {
+  return std::all_of(baseline.begin(), baseline.end(), [&](const auto& wanted) {
+    return wanted.first == "run" ||
+           std::find(settings.begin(), settings.end(), wanted) != settings.end();
+  });
+}
+
+void collect_scalars(const YamlValue& value, std::set<std::string>& texts) {
+  if (value.is_map()) {
+    YamlMap map = value.as_map();
+    for (const std::string& key : map.keys()) collect_scalars(map.required(key), texts);
+  } else if (value.is_list()) {
+    for (const YamlValue& item : value.as_list()) collect_scalars(item, texts);
+  } else if (value.is_scalar()) {
+    texts.insert(value_text(value));
+  }
+}
+
+// The files that the base, the overrides and the axes name (traces, topologies, placements), each
+// with a hash of its content: with another trace under the old name, old results do not count.
+std::string named_files(const SweepSpec& spec, const std::vector<ZippedAxes>& axes) {
+  std::set<std::string> texts;
+  collect_scalars(load_yaml(spec.base), texts);
+  for (const Override& override_ : spec.base_overrides) texts.insert(override_.value);
+  for (const ZippedAxes& zip : axes) {
+    for (const Axis& axis : zip) texts.insert(axis.values.begin(), axis.values.end());
+  }
+  std::string hashes;
+  for (const std::string& text : texts) {
+    std::error_code unusable;  // a text that is no path, too long a name
+    const std::filesystem::path file = spec.base.parent_path() / text;
+    if (std::filesystem::is_regular_file(file, unusable)) {
+      hashes += fmt::format("\n{} {}", text, hex64(content_hash(read_file(file))));
+    }
+  }
+  return hashes;
+}
+
+// Names of the base's runs with the overrides in place.
+std::vector<std::string> base_runs(const SweepSpec& spec) {
+  YamlMap map = load_yaml(spec.base, spec.base_overrides).as_map();
+  std::vector<std::string> names;
+  if (const auto runs = map.optional("runs")) {
+    for (const YamlValue& item : runs->as_list()) {
+      YamlMap run = item.as_map();
+      names.push_back(run.required("name").as_string());
+    }
+  }
+  return names;
+}
+
+// All points of the cross product that no filter takes. `num_taken` counts what each filter takes.
+std::vector<SweepPoint> cross(const std::vector<ZippedAxes>& axes,
+                              const std::vector<Filter>& filters, const std::string& common,
+                              std::vector<std::size_t>& num_taken) {
+  std::vector<SweepPoint> points;
+  num_taken.assign(filters.size(), 0);
+  // An odometer over the axes, the last one turning fastest.
+  std::vector<std::size_t> position(axes.size(), 0);
+  while (true) {
+    SweepPoint point;
+    for (std::size_t a = 0; a < axes.size(); ++a) {
+      for (const Axis& axis : axes[a]) {
+        point.settings.emplace_back(axis.key, axis.values[position[a]]);
+      }
+    }
+    bool skipped = false;
+    for (std::size_t f = 0; f < filters.size(); ++f) {
+      if (!takes(filters[f], point.settings)) continue;
+      ++num_taken[f];
+      skipped = true;
+    }
+    if (!skipped) {
+      point.id = hex64(content_hash(common + "\n" + canonical(point.settings)));
+      points.push_back(std::move(point));
+    }
+    std::size_t a = axes.size();
+    while (a > 0 && ++position[a - 1] == axes[a - 1].front().values.size()) position[--a] = 0;
+    if (a == 0) return points;
+  }
+}
+
+// `runs` and `baseline`, whose runs must be the base's.
+void read_runs(YamlMap& map, const std::vector<ZippedAxes>& axes, SweepSpec& spec) {
+  const std::vector<std::string> known = base_runs(spec);
+  const auto check = [](const YamlValue& value, const std::string& name,
+                        const std::vector<std::string>& names) {
+    if (!contains(names, name)) {
+      throw value.error(fmt::format("no run \"{}\"", name),
+                        fmt::format("one of {}", fmt::join(names, ", ")));
+    }
+  };
+  if (const auto runs = map.optional("runs")) {
+    for (const YamlValue& item : runs->as_list()) {
+      check(item, item.as_string(), known);
+      spec.runs.push_back(item.as_string());
+    }
+    if (spec.runs.empty()) throw runs->error("an empty list", "names of the base's runs");
+  }
+  if (const auto baseline = map.optional("baseline")) {
+    spec.baseline = read_baseline(*baseline, axes);
+    for (const auto& [key, name] : spec.baseline) {
+      if (key == "run") check(*baseline, name, spec.runs.empty() ? known : spec.runs);
+    }
+  }
 }
 
 }  // namespace
@@ -149,20 +365,12 @@ SweepSpec load_sweep(const std::filesystem::path& path, const std::vector<Overri
   for (const ZippedAxes& zip : axes) {
     for (const Axis& axis : zip) spec.keys.push_back(axis.key);
   }
-  std::vector<Settings> skip;
+  std::vector<YamlValue> skip;
+  std::vector<Filter> filters;
   const auto skip_value = map.optional("skip");
-  if (skip_value) {
-    for (const YamlValue& item : skip_value->as_list()) {
-      skip.push_back(read_selection(item, axes, false));
-    }
-  }
-  if (const auto runs = map.optional("runs")) {
-    for (const YamlValue& item : runs->as_list()) spec.runs.push_back(item.as_string());
-    if (spec.runs.empty()) throw runs->error("an empty list", "names of the base's runs");
-  }
-  if (const auto baseline = map.optional("baseline")) {
-    spec.baseline = read_selection(*baseline, axes, true);
-  }
+  if (skip_value) skip = skip_value->as_list();
+  for (const YamlValue& item : skip) filters.push_back(read_filter(item, axes));
+  read_runs(map, axes, spec);
   map.finish();
 
   std::size_t num_points = 1;
@@ -177,35 +385,55 @@ SweepSpec load_sweep(const std::filesystem::path& path, const std::vector<Overri
     common += fmt::format("\n{}={}", override_.key, override_.value);
   }
   for (const std::string& run : spec.runs) common += "\nrun " + run;
+  common += named_files(spec, axes);
 
-  // An odometer over the axes, the last one turning fastest.
-  std::vector<std::size_t> position(axes.size(), 0);
-  for (std::size_t n = 0; n < num_points; ++n) {
-    SweepPoint point;
-    for (std::size_t a = 0; a < axes.size(); ++a) {
-      for (const Axis& axis : axes[a])
-        point.settings.emplace_back(axis.key, axis.values[position[a]]);
-    }
-    const bool skipped = std::any_of(skip.begin(), skip.end(), [&](const Settings& selection) {
-      return matches(point.settings, selection);
-    });
-    if (!skipped) {
-      point.id = hex64(content_hash(common + "\n" + canonical(point.settings)));
-      spec.points.push_back(std::move(point));
-    }
-    for (std::size_t a = axes.size(); a-- > 0;) {
-      if (++position[a] < axes[a].front().values.size()) break;
-      position[a] = 0;
-    }
-  }
+  std::vector<std::size_t> num_taken;
+  spec.points = cross(axes, filters, common, num_taken);
   if (spec.points.empty()) {
     throw skip_value->error(fmt::format("filters that leave out all {} points", num_points),
                             "at least one point to remain");
+  }
+  for (std::size_t f = 0; f < filters.size(); ++f) {
+    if (num_taken[f] == 0) {
+      throw skip[f].error("a filter that no point fits", "conditions that occur together");
+    }
+  }
+  if (std::none_of(spec.points.begin(), spec.points.end(), [&](const SweepPoint& point) {
+        return agrees(point.settings, spec.baseline);
+      })) {
+    throw map.required("baseline")
+        .error("a baseline that `skip` or `zip` leaves out",
+               "values that occur together in a point");
   }
   std::string everything = common;
   for (const SweepPoint& point : spec.points) everything += point.id;
   spec.id = hex64(content_hash(everything));
   return spec;
+}
+
+void refuse_useless_values(const SweepSpec& spec, const std::filesystem::path& path,
+                           const std::function<void(const SweepPoint&)>& load) {
+  std::set<std::pair<std::string, std::string>> usable;
+  std::vector<std::pair<const SweepPoint*, std::string>> failures;
+  for (const SweepPoint& point : spec.points) {
+    if (std::all_of(point.settings.begin(), point.settings.end(),
+                    [&](const auto& setting) { return usable.count(setting) > 0; })) {
+      continue;
+    }
+    try {
+      load(point);
+      usable.insert(point.settings.begin(), point.settings.end());
+    } catch (const InputError& error) {
+      failures.emplace_back(&point, error.what());
+    }
+  }
+  for (const auto& [point, sentence] : failures) {
+    for (const auto& [key, value] : point->settings) {
+      if (usable.count({key, value}) > 0) continue;
+      throw InputError(fmt::format("{}: no point of the sweep can be loaded with {} = {}: {}",
+                                   path.string(), key, value, sentence));
+    }
+  }
 }
 
 std::vector<Override> overrides_of(const SweepSpec& spec, const SweepPoint& point) {
@@ -219,6 +447,10 @@ std::string command_of(const SweepSpec& spec, const SweepPoint& point) {
   for (const Override& override_ : overrides_of(spec, point)) {
     arguments.emplace_back("--set");
     arguments.push_back(override_.key + "=" + override_.value);
+  }
+  for (const std::string& run : spec.runs) {
+    arguments.emplace_back("--run");
+    arguments.push_back(run);
   }
   return shell_quote(arguments);
 }

@@ -8,14 +8,15 @@
 //     - zip:                             # vary together, position by position
 //         - {key: topology.nic.bandwidth, values: [200 Gb/s, 400 Gb/s]}
 //         - {key: topology.nic.latency, values: [1 us, 800 ns]}
-//   skip:                                # leaves out the points where all of these hold
+//   skip:                                # leaves out the points where all of an entry's hold
 //     - {ranks: 8, topology.nic.bandwidth: 200 Gb/s}
+//     - {ranks: [8, 16], topology.nic.bandwidth: "> 200 Gb/s"}   # any of a list; < <= > >= !=
 //   runs: [standard, dedup]              # of the base; absent: all
-//   baseline: {run: dedup}               # what ratios refer to: these values, everything else
-//   equal
+//   baseline: {run: dedup}               # what ratios refer to: these values, all else equal
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -28,7 +29,7 @@ using Settings =
     std::vector<std::pair<std::string, std::string>>;  // key and value text, in axis order
 
 struct SweepPoint {
-  std::string id;     // stable hash of the base's content and the settings
+  std::string id;     // stable hash of the base, the files it names, and the settings
   Settings settings;  // one per axis key
 };
 
@@ -43,9 +44,17 @@ struct SweepSpec {
 };
 
 // Throws InputError: unknown keys, axes without values, a key on two axes, zipped axes of unequal
-// length, filters or a baseline that name no axis or no value of it, filters that leave nothing.
+// length, runs that the base does not have, filters or a baseline that name no axis or no value of
+// it, filters that take nothing or leave nothing, a baseline that no point has.
 SweepSpec load_sweep(const std::filesystem::path& path,
                      const std::vector<Override>& overrides = {});
+
+// Calls `load` on points until every value of every axis has been part of a point that loads.
+// Throws InputError with the sentence of the first failure for a value that no point loads with: an
+// unknown key, a wrong unit, a preset that does not exist. What fails for some combinations only
+// does not count here; it is recorded point by point.
+void refuse_useless_values(const SweepSpec& spec, const std::filesystem::path& path,
+                           const std::function<void(const SweepPoint&)>& load);
 
 // The overrides that make a point from the base.
 std::vector<Override> overrides_of(const SweepSpec& spec, const SweepPoint& point);

@@ -25,7 +25,7 @@ class SweepRunnerTest : public ::testing::Test {
   void SetUp() override {
     folder_ = fs::temp_directory_path() / ("coterie_sweep_runner_" + std::to_string(::getpid()));
     make_folder(folder_);
-    write_file(folder_ / "base.yaml", "schema_version: 1\n");
+    write_file(folder_ / "base.yaml", "schema_version: 1\nruns: [{name: x}, {name: y}]\n");
     write_file(
         folder_ / "s.yaml",
         "schema_version: 1\nbase: base.yaml\nbaseline: {ranks: 1, run: x}\n"

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <functional>
 #include <set>
 
 #include "core/error.hpp"
@@ -19,9 +20,18 @@ class SweepSpecTest : public ::testing::Test {
   void SetUp() override {
     folder_ = fs::temp_directory_path() / ("coterie_sweep_spec_" + std::to_string(::getpid()));
     make_folder(folder_);
-    write_file(folder_ / "base.yaml", "schema_version: 1\n");
+    write_file(folder_ / "base.yaml",
+               "schema_version: 1\nruns: [{name: standard}, {name: dedup}]\n");
   }
   void TearDown() override { fs::remove_all(folder_); }
+  // The "bandwidth x ranks" sweep with a filter, and how many of its 12 points remain.
+  [[nodiscard]] std::size_t remaining(const std::string& filter) const {
+    return load(
+               "axes:\n  - {key: ranks, values: [8, 16, 32, 64]}\n"
+               "  - {key: nic, values: [100 Gb/s, 400 Gb/s, 1600 Gb/s]}\nskip: [" +
+               filter + "]\n")
+        .points.size();
+  }
   [[nodiscard]] SweepSpec load(const std::string& body) const {
     write_file(folder_ / "s.yaml", "schema_version: 1\nbase: base.yaml\n" + body);
     return load_sweep(folder_ / "s.yaml");
@@ -67,6 +77,69 @@ TEST_F(SweepSpecTest, ZipsAndSkips) {
   EXPECT_EQ(spec.baseline, (Settings{{"ranks", "8"}, {"run", "dedup"}}));
 }
 
+TEST_F(SweepSpecTest, FiltersTakeListsAndComparisons) {
+  EXPECT_EQ(remaining("{ranks: 8}"), 9U);
+  EXPECT_EQ(remaining("{ranks: [8, 64]}"), 6U);
+  EXPECT_EQ(remaining("{ranks: \"> 16\"}"), 6U);
+  EXPECT_EQ(remaining("{ranks: \">= 16\"}"), 3U);
+  EXPECT_EQ(remaining("{ranks: \"!= 8\"}"), 3U);
+  EXPECT_EQ(remaining("{ranks: [\"< 16\", 64]}"), 6U);
+  EXPECT_EQ(remaining("{nic: \"<= 400 Gb/s\"}"), 4U);
+  EXPECT_EQ(remaining("{ranks: \"> 8\", nic: \"!= 400 Gb/s\"}"), 6U);
+}
+
+TEST_F(SweepSpecTest, RefusesContradictions) {
+  const std::string axes =
+      "axes: [{key: ranks, values: [8, 16]}, {key: nic, values: [1 GB/s, 4 GB/s]}]\n";
+  EXPECT_EQ(
+      error_of(axes + "skip: [{ranks: \"> 16\"}]\n"),
+      "s.yaml:4:16: key \"skip.0.ranks\": found \"> 16\", expected what holds for at least one "
+      "value of that axis");
+  EXPECT_EQ(error_of(axes + "skip: [{nic: \"> 2 GiB/s\"}]\n"),
+            "s.yaml:4:14: key \"skip.0.nic\": found \"2 GiB/s\", expected what compares with "
+            "\"1 GB/s\": a number in its unit");
+  EXPECT_EQ(
+      error_of(axes + "skip: [{ranks: \"=> 8\"}]\n"),
+      "s.yaml:4:16: key \"skip.0.ranks\": found \"=> 8\", expected one of that axis's values, "
+      "or one after <, <=, >, >= or !=");
+  const std::string zipped =
+      "axes:\n  - zip: [{key: a, values: [1, 2]}, {key: b, values: [3, 4]}]\n";
+  EXPECT_EQ(
+      error_of(zipped + "skip: [{a: 1, b: 4}]\n"),
+      "s.yaml:5:8: key \"skip.0\": found a filter that no point fits, expected conditions that "
+      "occur together");
+  EXPECT_EQ(error_of(axes + "skip: [{ranks: 8}]\nbaseline: {ranks: 8}\n"),
+            "s.yaml:5:11: key \"baseline\": found a baseline that `skip` or `zip` leaves out, "
+            "expected values that occur together in a point");
+  EXPECT_EQ(
+      error_of(axes + "baseline: {run: nothing}\n"),
+      "s.yaml:4:11: key \"baseline\": found no run \"nothing\", expected one of standard, dedup");
+  EXPECT_EQ(
+      error_of(axes + "runs: [dedup, nothing]\n"),
+      "s.yaml:4:15: key \"runs.1\": found no run \"nothing\", expected one of standard, dedup");
+}
+
+TEST_F(SweepSpecTest, UselessValuesAreRefusedAndUselessCombinationsAreNot) {
+  const SweepSpec spec = load("axes: [{key: a, values: [1, 2, 3]}, {key: b, values: [1, 2, 3]}]\n");
+  const auto refuse =
+      [&](const std::function<bool(const std::string& a, const std::string& b)>& bad) {
+        try {
+          refuse_useless_values(spec, "s.yaml", [&](const SweepPoint& point) {
+            if (bad(point.settings[0].second, point.settings[1].second))
+              throw InputError("too bad");
+          });
+        } catch (const InputError& error) {
+          return std::string(error.what());
+        }
+        return std::string();
+      };
+  EXPECT_EQ(refuse([](const auto& a, const auto& b) { return a == b; }), "");
+  EXPECT_EQ(refuse([](const auto&, const auto& b) { return b == "2"; }),
+            "s.yaml: no point of the sweep can be loaded with b = 2: too bad");
+  EXPECT_EQ(refuse([](const auto&, const auto&) { return true; }),
+            "s.yaml: no point of the sweep can be loaded with a = 1: too bad");
+}
+
 TEST_F(SweepSpecTest, IdsChangeWithTheBaseAndNotWithTheOrderOfLoading) {
   const std::string body = "axes: [{key: ranks, values: [8]}]\n";
   const SweepSpec first = load(body);
@@ -88,8 +161,10 @@ TEST_F(SweepSpecTest, RefusesWhatMakesNoSense) {
   EXPECT_EQ(
       error_of("axes: [{key: a, values: [1]}]\nskip: [{b: 1}]\n"),
       "s.yaml:4:12: key \"skip.0.b\": found a key that is no axis, expected one of the axes' keys");
-  EXPECT_EQ(error_of("axes: [{key: a, values: [1]}]\nskip: [{a: 2}]\n"),
-            "s.yaml:4:12: key \"skip.0.a\": found \"2\", expected one of that axis's values");
+  EXPECT_EQ(
+      error_of("axes: [{key: a, values: [1]}]\nskip: [{a: 2}]\n"),
+      "s.yaml:4:12: key \"skip.0.a\": found \"2\", expected one of that axis's values, or one "
+      "after <, <=, >, >= or !=");
   EXPECT_EQ(
       error_of("axes: [{key: a, values: [1]}]\nskip: [{a: 1}]\n"),
       "s.yaml:4:7: key \"skip\": found filters that leave out all 1 points, expected at least one "
