@@ -1,6 +1,7 @@
 """What the notebooks share: running `coterie`, reading its files, and drawing.
 
-As a program it converts a sweep's table:  python notebooks/coterie_figures.py parquet sweep.csv sweep.parquet
+As a program it makes a sweep's table small enough to commit:
+  python notebooks/coterie_figures.py condense notebooks/out/scaling/sweep.csv notebooks/results/scaling.csv
 """
 
 from __future__ import annotations
@@ -109,6 +110,19 @@ def mean_layer(results: pd.DataFrame) -> pd.DataFrame:
 # ---------------------------------------------------------------------------------- sweep tables
 
 
+COMPUTE_PHASES = ["pack_s", "expand_s", "mlp_s", "merge_s", "sum_s"]
+BINDING = ["kernels and MLP", "NVLink", "NIC", "fabric"]
+
+
+def binding(table: pd.DataFrame) -> pd.Series:
+    """What sets the time of each row: kernels and MLP where they take half of it or more, else the tier
+    of the busiest link: NVLink (or PCIe), NIC (its port or what a rank can inject), or the fabric behind it."""
+    kind = table["busiest_link"].fillna("").str
+    tier = np.select([table["busiest_link_tier"] == "scale_up", kind.contains("network cap|nic")], ["NVLink", "NIC"], "fabric")
+    compute = table[COMPUTE_PHASES].sum(axis=1) >= 0.5 * table["time_s"]
+    return pd.Series(np.where(compute, "kernels and MLP", tier), index=table.index).where(table["time_s"].notna())
+
+
 def read_sweep(path: Path) -> pd.DataFrame:
     """A sweep's rows that succeeded, with derived columns.
 
@@ -123,7 +137,7 @@ def read_sweep(path: Path) -> pd.DataFrame:
         if len(failed):
             print(f"{path.name}: {len(failed)} failed rows left out; the first: {failed['error'].iloc[0]}")
         table = table[table["status"] == "ok"].copy()
-    parts = [name for name in ("pack_s", "expand_s", "mlp_s", "merge_s", "sum_s") if name in table]
+    parts = [name for name in COMPUTE_PHASES if name in table]
     if parts and "compute_s" not in table:
         table["compute_s"] = table[parts].sum(axis=1)
     if "compute_s" in table:
@@ -142,42 +156,33 @@ def with_ratio(table: pd.DataFrame, axes: list[str], baseline: str = "dedup") ->
     return result
 
 
-def condense(source: Path, target: Path, header: list[str], drop: tuple[str, ...] = ()) -> pd.DataFrame:
-    """A sweep's table made small enough to commit: 5 digits, constant text columns in the header."""
+# Of a sweep's columns, those that figures use, beside the axes (set.*).
+CONDENSED = ["status", "error", "run", "num_gpus", "fanout_ranks", "fanout_nodes", "rank_load_max_over_mean",
+             "time_s", "low_s", "high_s", "compute_s", "binding"]
+
+
+def condense(source: Path, target: Path, header: list[str]) -> pd.DataFrame:
+    """A sweep's table made small enough to commit: the columns of CONDENSED at four digits, the head's
+    lines as comments, and there what is equal in all rows. A trace's path becomes its stem."""
     table = pd.read_csv(source)
-    # Phases are kept as the two sums that figures use.
-    table["compute_s"] = table[["pack_s", "expand_s", "mlp_s", "merge_s", "sum_s"]].sum(axis=1)
-    unused = ["point", "weight_lost", "top1_changed", "exact", "busiest_link"]
-    # Intervals stand in the table only where the topology has them.
-    unused += [name for name in ("low_s", "high_s") if name in table and table[name].equals(table["time_s"])]
-    if "error" in table and not (table["status"] != "ok").any():
-        unused.append("error")
-    table = table.drop(columns=[name for name in (*unused, *drop) if name in table])
-    constant = [name for name in table if table[name].nunique(dropna=False) == 1 and name != "status"]
-    header = header + ["equal in all rows: " + ", ".join(f"{name} {table[name].iloc[0]}" for name in constant)]
+    table["compute_s"] = table[COMPUTE_PHASES].sum(axis=1)
+    table["binding"] = binding(table)
+    axes = [name for name in table if name.startswith("set.") and "max_imbalance" not in name]
+    if "set.trace.file" in axes:
+        table["set.trace.file"] = table["set.trace.file"].map(lambda path: Path(path).stem)
+    if (table["status"] == "ok").all():
+        table = table.drop(columns=["status", "error"], errors="ignore")
+    # Intervals are known only where the topology is calibrated.
+    table = table.drop(columns=[name for name in ("low_s", "high_s") if name in table and table[name].equals(table["time_s"])])
+    table = table[axes + [name for name in CONDENSED if name in table]]
+    constant = [name for name in table if table[name].nunique(dropna=False) == 1]
+    header = header + ["equal in all rows: " + ", ".join(f"{name} {table[name].iloc[0]}" for name in constant)] * bool(constant)
     table = table.drop(columns=constant)
     target.parent.mkdir(parents=True, exist_ok=True)
     with open(target, "w", encoding="utf-8") as out:
         out.writelines(f"# {line}\n" for line in header)
-        table.to_csv(out, index=False, float_format="%.5g")
+        table.to_csv(out, index=False, float_format="%.4g")
     return table
-
-
-def write_parquet(source: Path, target: Path) -> int:
-    """Converts a sweep's CSV to Parquet; units stay in the column names. Returns the rows."""
-    import pyarrow
-    import pyarrow.parquet
-
-    table = pd.read_csv(source, comment="#")
-    # Axis values are texts with units ("400 Gb/s"), also where a sweep's happen to be numbers.
-    for name in table:
-        if name.startswith("set."):
-            table[name] = table[name].astype(str)
-    arrow = pyarrow.Table.from_pandas(table, preserve_index=False)
-    unfinished = Path(f"{target}.part")
-    pyarrow.parquet.write_table(arrow, unfinished, compression="zstd")
-    unfinished.replace(target)
-    return arrow.num_rows
 
 
 # --------------------------------------------------------------------------------------- traces
@@ -403,16 +408,17 @@ def heat_map(axis, grid: pd.DataFrame, *, centre: float | None = None, low=None,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Converts a sweep's table.")
+    parser = argparse.ArgumentParser(description="Makes a sweep's table small enough to commit.")
     commands = parser.add_subparsers(dest="command", required=True)
-    convert = commands.add_parser("parquet", help="CSV to Parquet; units stay in the column names")
-    convert.add_argument("source", type=Path)
-    convert.add_argument("target", type=Path)
+    small = commands.add_parser("condense", help="the columns that figures use, at four digits")
+    small.add_argument("source", type=Path)
+    small.add_argument("target", type=Path)
+    small.add_argument("--note", action="append", default=[], help="a line for the table's head (repeatable)")
     arguments = parser.parse_args()
     if not arguments.source.is_file():
         parser.error(f"no table {arguments.source}")
-    rows = write_parquet(arguments.source, arguments.target)
-    print(f"{arguments.target}: {rows} rows")
+    rows = condense(arguments.source, arguments.target, arguments.note)
+    print(f"{arguments.target}: {len(rows)} rows")
 
 
 if __name__ == "__main__":

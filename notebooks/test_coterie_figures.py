@@ -57,6 +57,7 @@ class Tables(unittest.TestCase):
     ROWS = pd.DataFrame({
         "set.ranks": [8, 8, 16], "status": ["ok", "ok", "failed"], "error": ["", "", "too large"],
         "run": ["dedup", "placed", "dedup"], "time_s": [4.0, 2.0, np.nan], "pack_s": [0.5, 0.5, np.nan],
+        "busiest_link": "gpu 0 nic in", "busiest_link_tier": "network",
         "expand_s": [0.0, 0.0, np.nan], "mlp_s": [1.0, 0.5, np.nan], "merge_s": [0.0, 0.0, np.nan],
         "sum_s": [0.5, 0.0, np.nan]})
 
@@ -82,18 +83,29 @@ class Tables(unittest.TestCase):
             self.assertTrue(target.read_text().startswith("# from a test\n"))
             self.assertEqual(cf.read_sweep(target)["exposed_share"].tolist(), [0.5, 0.5])
 
-    def test_parquet_keeps_names_and_numbers(self):
+    def test_the_programs_parquet_is_its_csv(self):
         import pyarrow.parquet
 
         with tempfile.TemporaryDirectory() as folder:
-            source, target = Path(folder) / "sweep.csv", Path(folder) / "sweep.parquet"
-            self.ROWS.to_csv(source, index=False)
-            self.assertEqual(cf.write_parquet(source, target), 3)
-            table = pyarrow.parquet.read_table(target)
-        self.assertEqual(table.column_names, list(self.ROWS))
-        self.assertEqual(table["time_s"].to_pylist()[:2], [4.0, 2.0])
-        self.assertEqual(table["set.ranks"].to_pylist(), ["8", "8", "16"])
+            sweep = Path(folder) / "sweep.yaml"
+            sweep.write_text(f"schema_version: 1\nbase: {cf.ROOT}/workloads/examples/quickstart.yaml\nbaseline: {{run: dedup}}\n"
+                             "axes: [{key: ranks, values: [128, 8, 4]}, {key: tokens_per_rank, values: [64]}]\n")
+            cf.coterie("sweep", sweep, "-o", Path(folder) / "out", "--set", "engine=flow")
+            parquet = pyarrow.parquet.read_table(Path(folder) / "out" / "sweep.parquet").to_pandas()
+            csv = pd.read_csv(Path(folder) / "out" / "sweep.csv")
+        self.assertEqual(list(parquet), list(csv))
+        self.assertEqual(parquet["status"].tolist(), ["failed"] + ["ok"] * 12)
+        self.assertEqual(parquet["set.ranks"].tolist(), csv["set.ranks"].astype(str).tolist())
+        for name in csv.select_dtypes("number"):
+            if not name.startswith("set.") and csv[name].notna().any():
+                np.testing.assert_array_equal(parquet[name].to_numpy(dtype=float), csv[name].to_numpy(dtype=float), name)
+        self.assertEqual(parquet["run"].dropna().tolist(), csv["run"].dropna().tolist())
 
+    def test_what_binds(self):
+        table = pd.DataFrame({"busiest_link": ["gpu 3 scale-up in", "gpu 3 network cap out", "gpu 1 nic in", "leaf 0 to spine 2", "gpu 1 nic in"],
+                              "busiest_link_tier": ["scale_up"] + ["network"] * 4, "time_s": [1.0] * 5,
+                              "pack_s": [0, 0, 0, 0, 0.1], "expand_s": 0.0, "mlp_s": [0.2, 0.2, 0.2, 0.2, 0.4], "merge_s": 0.0, "sum_s": 0.0})
+        self.assertEqual(cf.binding(table).tolist(), ["NVLink", "NIC", "NIC", "fabric", "kernels and MLP"])
 
 class Notebooks(unittest.TestCase):
     def test_notebooks_are_committed_without_outputs(self):

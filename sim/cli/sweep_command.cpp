@@ -104,7 +104,7 @@ void run_sweep(SweepArguments& arguments, const Job& job) {
     // Under a launcher every rank stands for one core.
     options.num_jobs = job.size() > 1 ? 1 : std::max(1U, std::thread::hardware_concurrency());
   }
-  refuse_useless_values(spec, arguments.sweep, [&](const SweepPoint& point) {
+  check_some_point_loads(spec, arguments.sweep, [&](const SweepPoint& point) {
     (void)load_experiment(spec.base, overrides_of(spec, point));
   });
   make_folder(options.folder);

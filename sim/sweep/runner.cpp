@@ -14,6 +14,7 @@
 #include "core/file.hpp"
 #include "core/progress.hpp"
 #include "sim/child_process.hpp"
+#include "sim/sweep/parquet.hpp"
 
 namespace coterie {
 namespace {
@@ -122,6 +123,52 @@ std::string baseline_key(const Row& row, const Settings& baseline, bool replace)
   return text;
 }
 
+// The table column by column; axis values are texts, as they stand in the sweep.
+std::vector<ParquetColumn> as_columns(const SweepSpec& spec, const std::vector<Row>& rows,
+                                      const std::vector<std::string>& result_columns) {
+  std::vector<ParquetColumn> table;
+  const auto add = [&](const std::string& name, const auto& value_of) {
+    ParquetColumn column{name, {}};
+    for (const Row& row : rows) column.values.push_back(value_of(row));
+    table.push_back(std::move(column));
+  };
+  const auto text_or_null = [](const std::string& text) {
+    return text.empty() ? ordered_json(nullptr) : ordered_json(text);
+  };
+  add("point", [](const Row& row) -> ordered_json { return row.point->id; });
+  for (std::size_t idx = 0; idx < spec.keys.size(); ++idx) {
+    add("set." + spec.keys[idx],
+        [&](const Row& row) -> ordered_json { return row.point->settings[idx].second; });
+  }
+  add("status", [](const Row& row) -> ordered_json { return row.status; });
+  add("error", [&](const Row& row) { return text_or_null(row.error); });
+  for (const std::string& name : result_columns) {
+    add(name, [&](const Row& row) {
+      return row.columns.contains(name) ? row.columns.at(name) : ordered_json(nullptr);
+    });
+  }
+  return table;
+}
+
+// The table as sweep.csv and as sweep.parquet.
+void write_table(const std::filesystem::path& folder, const std::vector<ParquetColumn>& table) {
+  std::string csv;
+  const auto add_cell = [&](std::size_t idx, const std::string& text) {
+    if (idx > 0) csv += ',';
+    csv += csv_cell(text);
+  };
+  for (std::size_t idx = 0; idx < table.size(); ++idx) add_cell(idx, table[idx].name);
+  csv += '\n';
+  for (std::size_t row = 0; row < table.front().values.size(); ++row) {
+    for (std::size_t idx = 0; idx < table.size(); ++idx) {
+      add_cell(idx, cell_text(table[idx].values[row]));
+    }
+    csv += '\n';
+  }
+  write_file(folder / "sweep.csv", csv);
+  write_file(folder / "sweep.parquet", parquet_file(table));
+}
+
 void add_baseline_ratios(std::vector<Row>& rows, const Settings& baseline) {
   std::map<std::string, double> time_of;
   for (const Row& row : rows) {
@@ -228,23 +275,7 @@ void write_sweep_tables(const SweepSpec& spec, const std::filesystem::path& fold
       }
     }
   }
-  std::string csv = "point";
-  const auto add_cell = [&csv](const std::string& text) { csv += ',' + csv_cell(text); };
-  for (const std::string& key : spec.keys) add_cell("set." + key);
-  csv += ",status,error";
-  for (const std::string& column : columns) add_cell(column);
-  csv += "\n";
-  for (const Row& row : rows) {
-    csv += row.point->id;
-    for (const auto& [key, value] : row.point->settings) add_cell(value);
-    add_cell(row.status);
-    add_cell(row.error);
-    for (const std::string& column : columns) {
-      add_cell(row.columns.contains(column) ? cell_text(row.columns[column]) : "");
-    }
-    csv += "\n";
-  }
-  write_file(folder / "sweep.csv", csv);
+  write_table(folder, as_columns(spec, rows, columns));
   write_file(folder / "commands.txt", commands);
 }
 

@@ -45,9 +45,9 @@ SweepCounts run_points(const SweepSpec& spec, const SweepOptions& options,
 // out.
 std::vector<nlohmann::json> collect(const SweepSpec& spec, const std::filesystem::path& folder);
 
-// Writes sweep.csv (one row per point and run: point, the axes as set.KEY, `status`, `error`, the
-// columns of the rows, and `speedup_over_baseline` where the spec has one) and commands.txt (one
-// line per point).
+// Writes sweep.csv and the same as sweep.parquet (one row per point and run: point, the axes as
+// set.KEY, `status`, `error`, the columns of the rows, and `speedup_over_baseline` where the spec
+// has one) and commands.txt (one line per point).
 void write_sweep_tables(const SweepSpec& spec, const std::filesystem::path& folder);
 
 }  // namespace coterie

@@ -411,29 +411,19 @@ SweepSpec load_sweep(const std::filesystem::path& path, const std::vector<Overri
   return spec;
 }
 
-void refuse_useless_values(const SweepSpec& spec, const std::filesystem::path& path,
-                           const std::function<void(const SweepPoint&)>& load) {
-  std::set<std::pair<std::string, std::string>> usable;
-  std::vector<std::pair<const SweepPoint*, std::string>> failures;
+void check_some_point_loads(const SweepSpec& spec, const std::filesystem::path& path,
+                            const std::function<void(const SweepPoint&)>& load) {
+  std::string first;
   for (const SweepPoint& point : spec.points) {
-    if (std::all_of(point.settings.begin(), point.settings.end(),
-                    [&](const auto& setting) { return usable.count(setting) > 0; })) {
-      continue;
-    }
     try {
       load(point);
-      usable.insert(point.settings.begin(), point.settings.end());
+      return;
     } catch (const InputError& error) {
-      failures.emplace_back(&point, error.what());
+      if (first.empty()) first = error.what();
     }
   }
-  for (const auto& [point, sentence] : failures) {
-    for (const auto& [key, value] : point->settings) {
-      if (usable.count({key, value}) > 0) continue;
-      throw InputError(fmt::format("{}: no point of the sweep can be loaded with {} = {}: {}",
-                                   path.string(), key, value, sentence));
-    }
-  }
+  throw InputError(fmt::format("{}: none of the {} points can be loaded; the first: {}",
+                               path.string(), spec.points.size(), first));
 }
 
 std::vector<Override> overrides_of(const SweepSpec& spec, const SweepPoint& point) {

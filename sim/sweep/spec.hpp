@@ -49,12 +49,11 @@ struct SweepSpec {
 SweepSpec load_sweep(const std::filesystem::path& path,
                      const std::vector<Override>& overrides = {});
 
-// Calls `load` on points until every value of every axis has been part of a point that loads.
-// Throws InputError with the sentence of the first failure for a value that no point loads with: an
-// unknown key, a wrong unit, a preset that does not exist. What fails for some combinations only
-// does not count here; it is recorded point by point.
-void refuse_useless_values(const SweepSpec& spec, const std::filesystem::path& path,
-                           const std::function<void(const SweepPoint&)>& load);
+// Calls `load` on points until one of them loads. Throws InputError with the sentence of the first
+// if none does: an axis over a key that does not exist, say. What fails for some values only is no
+// fault of the sweep's; it is recorded point by point.
+void check_some_point_loads(const SweepSpec& spec, const std::filesystem::path& path,
+                            const std::function<void(const SweepPoint&)>& load);
 
 // The overrides that make a point from the base.
 std::vector<Override> overrides_of(const SweepSpec& spec, const SweepPoint& point);
