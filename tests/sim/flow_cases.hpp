@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <optional>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -49,6 +50,10 @@ struct FlowCase {
            kNames[static_cast<std::size_t>(pattern)];
   }
 };
+
+inline void PrintTo(const FlowCase& item, std::ostream* out) {
+  *out << item.name();
+}
 
 inline TrafficMatrix make_traffic(Pattern pattern, std::uint32_t num_ranks, double mean_bytes,
                                   std::uint64_t seed) {

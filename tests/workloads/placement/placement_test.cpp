@@ -104,7 +104,8 @@ TEST_P(EveryStrategy, RefusesMoreRanksThanExperts) {
             "load_balanced with at least 4 replicas");
 }
 
-INSTANTIATE_TEST_SUITE_P(Registry, EveryStrategy, ::testing::ValuesIn(placement_strategies()));
+INSTANTIATE_TEST_SUITE_P(Registry, EveryStrategy, ::testing::ValuesIn(placement_strategies()),
+                         [](const auto& test) { return test.param; });
 
 TEST(Strategies, AreThoseOfTheDesignInItsOrder) {
   EXPECT_THAT(placement_strategies(),
@@ -385,7 +386,8 @@ TEST_P(BalanceCap, SaysWhatCanBeReached) {
 
 INSTANTIATE_TEST_SUITE_P(Strategies, BalanceCap,
                          ::testing::Values("collaboration", "collaboration_refined",
-                                           "collaboration_two_level"));
+                                           "collaboration_two_level"),
+                         [](const auto& test) { return test.param; });
 
 // Two nodes of two ranks: tokens of one half of the experts never leave their node, though the
 // ranks inside cannot hold a group each.

@@ -155,7 +155,11 @@ TEST_P(PruneBudget, BoundsTheFanOutOfEveryToken) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Methods, PruneBudget,
-                         ::testing::Values(PruneMethod::kRouterScore, PruneMethod::kSimilarity));
+                         ::testing::Values(PruneMethod::kRouterScore, PruneMethod::kSimilarity),
+                         [](const auto& test) {
+                           return test.param == PruneMethod::kSimilarity ? "Similarity"
+                                                                         : "RouterScore";
+                         });
 
 }  // namespace
 }  // namespace coterie
