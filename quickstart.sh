@@ -17,6 +17,7 @@ packages=(
   libboost-graph-dev libyaml-cpp-dev libprotobuf-dev protobuf-compiler zlib1g-dev libzip-dev libdeflate-dev
   libfmt-dev libspdlog-dev nlohmann-json3-dev libcli11-dev
   libsimgrid-dev libopenmpi-dev openmpi-bin libceres-dev
+  libjs-chart.js
   libgtest-dev libgmock-dev
 )
 
@@ -47,9 +48,10 @@ run_example() {
   local out=out/quickstart
   say "simulating the bundled example"
   "build/$preset/bin/coterie" simulate workloads/examples/quickstart.yaml -o "$out"
+  "build/$preset/bin/coterie" report "$out"
   say "files to look at in $out"
   ls -l "$out"
-  echo "Open a timeline_*.json in https://ui.perfetto.dev, results.csv in a spreadsheet."
+  echo "Open report.html in a browser, a timeline-*.json in https://ui.perfetto.dev."
 }
 
 run_notebooks() {

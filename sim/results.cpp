@@ -127,7 +127,7 @@ const std::vector<std::string>& tiers() {
 bool belongs_to_results(const fs::path& file) {
   const std::string name = file.filename().string();
   return name == kResults || name == "results.csv" || name == "effective.yaml" ||
-         name == "command.txt" ||
+         name == "command.txt" || name == "report.html" ||
          (name.starts_with(kTimelinePrefix) && file.extension() == ".json");
 }
 

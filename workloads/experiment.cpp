@@ -219,6 +219,38 @@ std::vector<std::uint32_t> read_layers(const YamlValue& value) {
   return layers;
 }
 
+// The keys that make the cluster. `extra` are the overrides below `topology.`.
+struct ClusterPart {
+  YamlValue ranks;
+  std::uint32_t num_ranks = 1;
+  std::uint32_t num_groups = 1;
+  BaseReference topology;
+  Cluster cluster;
+};
+
+ClusterPart read_cluster_part(YamlMap& map, const fs::path& folder,
+                              const std::vector<Override>& extra) {
+  ClusterPart part{map.required("ranks"), 1, 1, {}, {}};
+  part.num_ranks = static_cast<std::uint32_t>(part.ranks.as_integer(1, 1 << 20));
+  if (const auto groups = map.optional("groups")) {
+    part.num_groups = static_cast<std::uint32_t>(groups->as_integer(1, 1 << 20));
+  }
+  const YamlValue topology = map.required("topology");
+  part.topology =
+      read_base(topology, folder, topology_presets(),
+                "a preset's name (`coterie topology list`) or the path of a topology file");
+  part.topology.overrides.insert(part.topology.overrides.end(), extra.begin(), extra.end());
+  const std::uint64_t num_gpus = std::uint64_t{part.num_ranks} * part.num_groups;
+  if (num_gpus > std::numeric_limits<std::uint32_t>::max()) {
+    throw part.ranks.error(fmt::format("{} GPUs in all groups", num_gpus), "less than 2^32");
+  }
+  part.cluster = load_based(topology, [&] {
+    return load_cluster(part.topology.name_or_path, part.topology.overrides,
+                        static_cast<std::uint32_t>(num_gpus));
+  });
+  return part;
+}
+
 // That they fit at all is load_cluster's business.
 void check_ranks(const Experiment& experiment, const YamlValue& ranks) {
   const Cluster& cluster = experiment.cluster;
@@ -278,36 +310,19 @@ Experiment load_experiment(const fs::path& path, const std::vector<Override>& ov
   const std::vector<Override> model_extra = split_off(own, "model.");
   const fs::path folder = path.parent_path();
   YamlMap map = load_yaml(path, own).as_map();
-  const auto count = [&](const std::string& key, std::uint32_t otherwise) {
-    const auto value = map.optional(key);
-    return value ? static_cast<std::uint32_t>(value->as_integer(1, 1 << 20)) : otherwise;
-  };
 
   const YamlValue version = map.required("schema_version");
   if (version.as_string() != "1") throw version.error(version.excerpt(), "1");
   Experiment experiment;
   experiment.name = path.stem().string();
   if (const auto name = map.optional("name")) experiment.name = name->as_string();
-  const YamlValue ranks = map.required("ranks");
-  experiment.num_ranks = static_cast<std::uint32_t>(ranks.as_integer(1, 1 << 20));
-  experiment.num_groups = count("groups", 1);
-
-  const YamlValue topology_value = map.required("topology");
-  BaseReference topology =
-      read_base(topology_value, folder, topology_presets(),
-                "a preset's name (`coterie topology list`) or the path of a topology file");
-  topology.overrides.insert(topology.overrides.end(), topology_extra.begin(), topology_extra.end());
-  experiment.topology = topology.name_or_path;
-  experiment.topology_overrides = topology.overrides;
-  const std::uint64_t num_gpus = std::uint64_t{experiment.num_ranks} * experiment.num_groups;
-  if (num_gpus > std::numeric_limits<std::uint32_t>::max()) {
-    throw ranks.error(fmt::format("{} GPUs in all groups", num_gpus), "less than 2^32");
-  }
-  experiment.cluster = load_based(topology_value, [&] {
-    return load_cluster(topology.name_or_path, topology.overrides,
-                        static_cast<std::uint32_t>(num_gpus));
-  });
-  check_ranks(experiment, ranks);
+  ClusterPart part = read_cluster_part(map, folder, topology_extra);
+  experiment.num_ranks = part.num_ranks;
+  experiment.num_groups = part.num_groups;
+  experiment.topology = part.topology.name_or_path;
+  experiment.topology_overrides = part.topology.overrides;
+  experiment.cluster = std::move(part.cluster);
+  check_ranks(experiment, part.ranks);
 
   const YamlValue model_value = map.required("model");
   BaseReference model =
@@ -352,8 +367,17 @@ Experiment load_experiment(const fs::path& path, const std::vector<Override>& ov
   map.finish();
 
   experiment.effective_yaml =
-      effective_yaml(path, own, experiment, topology, model, runs.as_list());
+      effective_yaml(path, own, experiment, part.topology, model, runs.as_list());
   return experiment;
+}
+
+Cluster load_experiment_cluster(const std::string& yaml, const fs::path& where,
+                                const std::vector<Override>& overrides) {
+  std::vector<Override> own = overrides;
+  const std::vector<Override> topology_extra = split_off(own, "topology.");
+  (void)split_off(own, "model.");
+  YamlMap map = parse_yaml(yaml, where.string(), own).as_map();
+  return read_cluster_part(map, where.parent_path(), topology_extra).cluster;
 }
 
 }  // namespace coterie

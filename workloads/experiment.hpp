@@ -70,6 +70,12 @@ struct Experiment {
 Experiment load_experiment(const std::filesystem::path& path,
                            const std::vector<Override>& overrides = {});
 
+// The cluster of an experiment given as YAML text, and nothing else: its trace and its model need
+// not be there. `where` stands in messages, and relative paths are relative to its folder. Throws
+// InputError.
+Cluster load_experiment_cluster(const std::string& yaml, const std::filesystem::path& where,
+                                const std::vector<Override>& overrides = {});
+
 // The experiment's trace, reduced to its layers. Throws InputError where trace and model do not
 // agree on the number of experts or on top-k, or where a layer is missing.
 Routing load_trace(const Experiment& experiment);

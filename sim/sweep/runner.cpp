@@ -13,6 +13,7 @@
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/progress.hpp"
+#include "core/provenance.hpp"
 #include "sim/child_process.hpp"
 #include "sim/sweep/parquet.hpp"
 
@@ -183,6 +184,24 @@ void add_baseline_ratios(std::vector<Row>& rows, const Settings& baseline) {
   }
 }
 
+// What the rows do not say about themselves.
+ordered_json facts_of(const SweepSpec& spec) {
+  ordered_json facts{{"schema_version", 1},
+                     {"coterie", version()},
+                     {"sweep", spec.id},
+                     {"base", spec.base.string()},
+                     {"base_yaml", read_file(spec.base)}};
+  facts["overrides"] = ordered_json::array();
+  for (const Override& override_ : spec.base_overrides) {
+    facts["overrides"].push_back(override_.key + "=" + override_.value);
+  }
+  facts["axes"] = spec.keys;
+  facts["baseline"] = ordered_json::object();
+  for (const auto& [key, value] : spec.baseline) facts["baseline"][key] = value;
+  facts["points"] = spec.points.size();
+  return facts;
+}
+
 }  // namespace
 
 SweepCounts run_points(const SweepSpec& spec, const SweepOptions& options,
@@ -277,6 +296,7 @@ void write_sweep_tables(const SweepSpec& spec, const std::filesystem::path& fold
   }
   write_table(folder, as_columns(spec, rows, columns));
   write_file(folder / "commands.txt", commands);
+  write_file(folder / "sweep.json", facts_of(spec).dump(1) + "\n");
 }
 
 }  // namespace coterie
