@@ -36,7 +36,9 @@ RUN_STYLES = {
     "standard": dict(color=BLACK, marker="o", linestyle="-"),
     "dedup": dict(color=SKY, marker="s", linestyle="--"),
     "placed": dict(color=BLUE, marker="^", linestyle="-"),
+    "balanced": dict(color=GREEN, marker="P", linestyle=":"),
     "hierarchical": dict(color=ORANGE, marker="D", linestyle="-."),
+    "hierarchical-balanced": dict(color=PURPLE, marker="X", linestyle=":"),
     "two-level": dict(color=VERMILLION, marker="v", linestyle="-"),
 }
 SERIES_STYLES = [
@@ -51,8 +53,10 @@ RUN_LABELS = {
     "standard": "standard (a copy per expert)",
     "dedup": "dedup, contiguous (baseline)",
     "placed": "dedup, collaboration placement",
+    "balanced": "dedup, load-balanced placement",
     "hierarchical": "hierarchical, contiguous",
-    "two-level": "hierarchical, two-level placement",
+    "hierarchical-balanced": "hierarchical, load-balanced",
+    "two-level": "hierarchical, collaboration placement",
 }
 
 
@@ -156,12 +160,23 @@ def with_ratio(table: pd.DataFrame, axes: list[str], baseline: str = "dedup") ->
     return result
 
 
+def gain(table: pd.DataFrame, axes: list[str], runs: list[str], over: list[str], across: str | None = None) -> pd.Series:
+    """How much faster the best of `runs` is than the best of `over`, per point of `axes`: time ratios, with
+    their geometric mean where `across` names an axis to average over (traces, layers)."""
+    points = axes + ([across] if across else [])
+    times = table.pivot(index=points, columns="run", values="time_s")
+    ratio = times[over].min(axis=1) / times[runs].min(axis=1)
+    if across is None:
+        return ratio
+    return np.exp(np.log(ratio).groupby(level=axes).mean())
+
+
 # Of a sweep's columns, those that figures use, beside the axes (set.*).
 CONDENSED = ["status", "error", "run", "num_gpus", "fanout_ranks", "fanout_nodes", "rank_load_max_over_mean",
              "time_s", "low_s", "high_s", "compute_s", "binding"]
 
 
-def condense(source: Path, target: Path, header: list[str]) -> pd.DataFrame:
+def condense(source: Path, target: Path, header: list[str], drop: tuple[str, ...] = ()) -> pd.DataFrame:
     """A sweep's table made small enough to commit: the columns of CONDENSED at four digits, the head's
     lines as comments, and there what is equal in all rows. A trace's path becomes its stem."""
     table = pd.read_csv(source)
@@ -174,7 +189,7 @@ def condense(source: Path, target: Path, header: list[str]) -> pd.DataFrame:
         table = table.drop(columns=["status", "error"], errors="ignore")
     # Intervals are known only where the topology is calibrated.
     table = table.drop(columns=[name for name in ("low_s", "high_s") if name in table and table[name].equals(table["time_s"])])
-    table = table[axes + [name for name in CONDENSED if name in table]]
+    table = table[[name for name in axes + CONDENSED if name in table and name not in drop]]
     constant = [name for name in table if table[name].nunique(dropna=False) == 1]
     header = header + ["equal in all rows: " + ", ".join(f"{name} {table[name].iloc[0]}" for name in constant)] * bool(constant)
     table = table.drop(columns=constant)
@@ -355,7 +370,8 @@ def save(figure, name: str) -> None:
     folder = Path(os.environ.get("COTERIE_FIGURES") or HERE / "out" / "figures")
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-    figure.savefig(folder / f"{name}.png", metadata={"Software": f"matplotlib {matplotlib.__version__}"})
+    figure.savefig(folder / f"{name}.png", metadata={"Software": f"matplotlib {matplotlib.__version__}"},
+                   pil_kwargs={"optimize": True})
 
 
 def gpu_axis(axis, sizes, label: str = "GPUs") -> None:
@@ -376,8 +392,49 @@ def lines(axis, table: pd.DataFrame, x: str, y: str, series: str = "run", names=
     return axis
 
 
+def bands(axis, table: pd.DataFrame, x: str, y: str, names, scale: float = 1.0, line: str | None = None):
+    """One line per run and, as a band, the range over everything else that varies (traces, seeds). The line
+    is their mean or, with `line`, that trace: a mean would jump where only some traces were simulated."""
+    for name in names:
+        rows = table[table["run"] == name]
+        style = RUN_STYLES[name]
+        spread = rows.groupby(x)[y].agg(["min", "max", "size"])
+        spread = spread[spread["size"] > 1] * scale
+        axis.fill_between(spread.index, spread["min"], spread["max"], color=style["color"], alpha=0.15, linewidth=0)
+        centre = (rows if line is None else rows[rows["trace.file"] == line]).groupby(x)[y].mean() * scale
+        axis.plot(centre.index, centre, label=RUN_LABELS[name], **style)
+    return axis
+
+
+def named_map(axis, names: pd.DataFrame, colours: dict[str, str], texts: pd.DataFrame):
+    """A table of categories as coloured cells with a text in each."""
+    order = list(colours)
+    codes = names.map(order.index).to_numpy()
+    axis.imshow(codes, cmap=matplotlib.colors.ListedColormap(list(colours.values())), vmin=-0.5, vmax=len(order) - 0.5, aspect="auto")
+    label_cells(axis, names)
+    for row in range(codes.shape[0]):
+        for column in range(codes.shape[1]):
+            axis.text(column, row, texts.iloc[row, column], ha="center", va="center", fontsize=7.5,
+                      color=_ink(matplotlib.colors.to_rgb(colours[order[codes[row, column]]])))
+
+
+def _ink(background) -> str:
+    return "white" if 0.299 * background[0] + 0.587 * background[1] + 0.114 * background[2] < 0.5 else "black"
+
+
+def label_cells(axis, grid: pd.DataFrame) -> None:
+    """Names rows and columns of a grid that imshow has drawn."""
+    axis.set_xticks(range(grid.shape[1]), [str(name) for name in grid.columns])
+    axis.set_yticks(range(grid.shape[0]), [str(name) for name in grid.index])
+    axis.grid(False)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    axis.tick_params(length=0)
+
+
 def heat_map(axis, grid: pd.DataFrame, *, centre: float | None = None, low=None, high=None, text="{:.2f}"):
-    """A table as a heat map with its numbers written in. With `centre`, blue is above, orange below."""
+    """A table as a heat map with its numbers written in. With `centre`, blue is above, orange below; give
+    `low` and `high` where several maps share a scale. `text` may also be a table of texts."""
     values = grid.to_numpy(dtype=float)
     if centre is None:
         colours, norm = "cividis", plt.Normalize(low, high)
@@ -389,21 +446,12 @@ def heat_map(axis, grid: pd.DataFrame, *, centre: float | None = None, low=None,
             "orange_blue", ["#B35806", "#FDB863", "#F7F7F7", "#67A9CF", "#08519C"]
         )
     image = axis.imshow(values, cmap=colours, norm=norm, aspect="auto")
-    axis.set_xticks(range(grid.shape[1]), [str(name) for name in grid.columns])
-    axis.set_yticks(range(grid.shape[0]), [str(name) for name in grid.index])
-    axis.grid(False)
-    for spine in axis.spines.values():
-        spine.set_visible(False)
-    axis.tick_params(length=0)
-    for row in range(grid.shape[0]):
-        for column in range(grid.shape[1]):
-            value = values[row, column]
-            if np.isnan(value):
-                continue
-            red, green, blue, _ = image.cmap(image.norm(value))
-            dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-            axis.text(column, row, text.format(value), ha="center", va="center", fontsize=7.5,
-                      color="white" if dark else "black")
+    label_cells(axis, grid)
+    texts = grid.map(text.format) if isinstance(text, str) else text
+    for (row, column), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            axis.text(column, row, texts.iloc[row, column], ha="center", va="center", fontsize=7.5,
+                      color=_ink(image.cmap(image.norm(value))))
     return image
 
 
@@ -414,10 +462,11 @@ def main() -> None:
     small.add_argument("source", type=Path)
     small.add_argument("target", type=Path)
     small.add_argument("--note", action="append", default=[], help="a line for the table's head (repeatable)")
+    small.add_argument("--drop", action="append", default=[], help="a column to leave out (repeatable)")
     arguments = parser.parse_args()
     if not arguments.source.is_file():
         parser.error(f"no table {arguments.source}")
-    rows = condense(arguments.source, arguments.target, arguments.note)
+    rows = condense(arguments.source, arguments.target, arguments.note, tuple(arguments.drop))
     print(f"{arguments.target}: {len(rows)} rows")
 
 

@@ -101,11 +101,37 @@ class Tables(unittest.TestCase):
                 np.testing.assert_array_equal(parquet[name].to_numpy(dtype=float), csv[name].to_numpy(dtype=float), name)
         self.assertEqual(parquet["run"].dropna().tolist(), csv["run"].dropna().tolist())
 
+    def test_gain_is_the_best_over_the_best_of_each_point(self):
+        table = pd.DataFrame({"ranks": [8] * 6, "layer": [5] * 3 + [20] * 3, "run": ["a", "b", "c"] * 2,
+                              "time_s": [4.0, 3.0, 1.5, 8.0, 9.0, 1.0]})
+        per_layer = cf.gain(table, ["ranks", "layer"], ["c"], ["a", "b"])
+        self.assertEqual(per_layer.tolist(), [2.0, 8.0])
+        self.assertAlmostEqual(cf.gain(table, ["ranks"], ["c"], ["a", "b"], across="layer").item(), 4.0)
+
     def test_what_binds(self):
         table = pd.DataFrame({"busiest_link": ["gpu 3 scale-up in", "gpu 3 network cap out", "gpu 1 nic in", "leaf 0 to spine 2", "gpu 1 nic in"],
                               "busiest_link_tier": ["scale_up"] + ["network"] * 4, "time_s": [1.0] * 5,
                               "pack_s": [0, 0, 0, 0, 0.1], "expand_s": 0.0, "mlp_s": [0.2, 0.2, 0.2, 0.2, 0.4], "merge_s": 0.0, "sum_s": 0.0})
         self.assertEqual(cf.binding(table).tolist(), ["NVLink", "NIC", "NIC", "fabric", "kernels and MLP"])
+
+class Drawing(unittest.TestCase):
+    def test_bands_draw_the_named_trace_and_the_range(self):
+        table = pd.DataFrame({"run": "dedup", "trace.file": ["law", "intent", "law"], "num_gpus": [8, 8, 16], "time_s": [1.0, 3.0, 2.0]})  # one trace only at 16
+        figure, axis = cf.plt.subplots()
+        cf.bands(axis, table, "num_gpus", "time_s", ["dedup"], scale=10.0, line="law")
+        self.assertEqual(axis.lines[0].get_ydata().tolist(), [10.0, 20.0])
+        band = axis.collections[0].get_paths()[0].vertices
+        self.assertEqual((band[:, 1].min(), band[:, 1].max()), (10.0, 30.0))
+        cf.plt.close(figure)
+
+    def test_named_map_colours_each_cell_by_its_name(self):
+        names = pd.DataFrame([["a", "b"]], index=["row"], columns=[1, 2])
+        figure, axis = cf.plt.subplots()
+        cf.named_map(axis, names, {"b": "#000000", "a": "#FFFFFF"}, names)
+        self.assertEqual(axis.images[0].get_array().tolist(), [[1, 0]])
+        self.assertEqual([text.get_color() for text in axis.texts], ["black", "white"])
+        cf.plt.close(figure)
+
 
 class Notebooks(unittest.TestCase):
     def test_notebooks_are_committed_without_outputs(self):
