@@ -9,6 +9,7 @@ namespace {
 // What one rank sends on one tier.
 struct Volume {
   double bytes = 0.0;
+  double received = 0.0;
   double largest = 0.0;
   std::uint32_t num_sends = 0;
 };
@@ -22,8 +23,10 @@ const Segment& by_size(const std::vector<Segment>& segments, double bytes) {
 }
 
 double capped(const Injection& injection, Bandwidth bandwidth) {
-  const auto cap = injection.rank_bandwidth;
-  return cap ? std::min(cap->value, bandwidth.value) : bandwidth.value;
+  double rate = bandwidth.value;
+  if (const auto cap = injection.rank_bandwidth) rate = std::min(rate, cap->value);
+  if (const auto cap = injection.rank_total_bandwidth) rate = std::min(rate, 0.5 * cap->value);
+  return rate;
 }
 
 // Delay of a rank: see StartCost. `shared` is the volume on the domain's shared link.
@@ -33,8 +36,10 @@ double delay_s(const Injection& injection, const Volume& volume, double rate, do
   const StartCost& cost = by_size(injection.start, volume.largest);
   const std::optional<Bandwidth> cap = by_size(injection.segments, volume.largest).bandwidth;
   const double single = cap ? volume.largest / cap->value : 0.0;
-  double ramped = std::max(single, ramp_time_s(cost.ramp, volume.bytes, rate));
-  double links = std::max(single, volume.bytes / rate);
+  const double bytes =
+      injection.rank_total_bandwidth ? 0.5 * (volume.bytes + volume.received) : volume.bytes;
+  double ramped = std::max(single, ramp_time_s(cost.ramp, bytes, rate));
+  double links = std::max(single, bytes / rate);
   if (shared > 0.0) {
     ramped = std::max(ramped, ramp_time_s(cost.shared_ramp, shared, shared_rate));
     links = std::max(links, shared / shared_rate);
@@ -82,6 +87,7 @@ StartDelays start_delays(const Cluster& cluster, std::span<const PhaseSend> send
     volume.bytes += send.bytes;
     volume.largest = std::max(volume.largest, send.bytes);
     ++volume.num_sends;
+    volumes[send.dst][tier].received += send.bytes;
     if (tier == 0 && cluster.scale_up->shared_bandwidth) {
       const std::uint32_t group = cluster.scale_up->shared_group;
       if (send.src / group != send.dst / group) shared[send.src / domain_gpus] += send.bytes;

@@ -195,6 +195,9 @@ Injection read_injection(LayeredMap& parent) {
   if (const auto rate = map->optional("rank_bandwidth")) {
     if (!says(*rate, "none")) injection.rank_bandwidth = positive_bandwidth(*rate);
   }
+  if (const auto rate = map->optional("rank_total_bandwidth")) {
+    if (!says(*rate, "none")) injection.rank_total_bandwidth = positive_bandwidth(*rate);
+  }
   map->finish();
   return injection;
 }

@@ -75,7 +75,8 @@ inline constexpr std::uint32_t kUnlimitedSends = 0xffffffff;
 //            - max(what the links alone take, single))
 // where `single` is the largest message at its segment's bandwidth and a ramp says how long a
 // volume takes beyond the launch: linear between its points, from zero at zero, and at the links'
-// rate after the last. An empty ramp is the links' rate throughout.
+// rate after the last. An empty ramp is the links' rate throughout. Under a rank_total_bandwidth a
+// rank's volume is half of what it sends and receives: as much as in an exchange of equal parts.
 struct RampPoint {
   Bytes volume;
   Seconds time;
@@ -94,6 +95,9 @@ struct Injection {
   std::vector<StartCost> start;             // ascending; empty: none
   std::uint32_t sends_in_flight = 8;        // per rank; further sends wait in order
   std::optional<Bandwidth> rank_bandwidth;  // cap of one rank's traffic, each direction
+  // Cap of what a rank sends and receives together: where one thread of the host moves both (NCCL's
+  // socket transport).
+  std::optional<Bandwidth> rank_total_bandwidth;
 };
 
 // Links inside a scale-up domain.

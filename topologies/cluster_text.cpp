@@ -57,6 +57,9 @@ std::string injection_text(const Injection& injection) {
   if (injection.rank_bandwidth) {
     text += "\n    rank_bandwidth: " + exact(*injection.rank_bandwidth);
   }
+  if (injection.rank_total_bandwidth) {
+    text += "\n    rank_total_bandwidth: " + exact(*injection.rank_total_bandwidth);
+  }
   text += "\n    segments:\n";
   for (const MessageSegment& segment : injection.segments) {
     text += "      - {";

@@ -52,7 +52,12 @@ struct Network::Impl {
                    std::vector<LinkId>& out) const {
     if (first) out.push_back(LinkId{*first + 2 * gpu + (in ? 1 : 0)});
   }
+  void append_total(std::optional<std::uint32_t> first, std::uint32_t gpu,
+                    std::vector<LinkId>& out) const {
+    if (first) out.push_back(LinkId{*first + gpu});
+  }
   [[nodiscard]] std::uint32_t add_caps(Tier tier, Bandwidth bandwidth);
+  [[nodiscard]] std::uint32_t add_totals(Tier tier, Bandwidth bandwidth);
   [[nodiscard]] Tier tier(std::uint32_t src, std::uint32_t dst) const {
     if (src == dst) return Tier::kLocal;
     return domain_gpus > 0 && src / domain_gpus == dst / domain_gpus ? Tier::kScaleUp
@@ -74,6 +79,7 @@ struct Network::Impl {
   bool change_rails = false;
   std::uint32_t shared_group = 1;
   std::optional<std::uint32_t> first_shared, first_scale_up_cap, first_network_cap;
+  std::optional<std::uint32_t> first_scale_up_total, first_network_total;
   std::vector<std::uint32_t> attach;       // [num_gpus] switch
   std::vector<std::uint32_t> port;         // [num_gpus] position among the GPUs of its switch
   std::vector<std::uint32_t> switch_gpus;  // [num_switches] GPUs attached
@@ -103,11 +109,17 @@ Network::Impl::Impl(const Cluster& cluster_, RouteChoice choice_)
     if (const auto cap = cluster.scale_up->injection.rank_bandwidth) {
       first_scale_up_cap = add_caps(Tier::kScaleUp, *cap);
     }
+    if (const auto cap = cluster.scale_up->injection.rank_total_bandwidth) {
+      first_scale_up_total = add_totals(Tier::kScaleUp, *cap);
+    }
   }
   if (cluster.nic) {
     links_per_gpu += 2;
     if (const auto cap = cluster.nic->injection.rank_bandwidth) {
       first_network_cap = add_caps(Tier::kNetwork, *cap);
+    }
+    if (const auto cap = cluster.nic->injection.rank_total_bandwidth) {
+      first_network_total = add_totals(Tier::kNetwork, *cap);
     }
     change_rails =
         cluster.scale_up &&
@@ -128,6 +140,15 @@ std::uint32_t Network::Impl::add_caps(Tier tier, Bandwidth bandwidth) {
     const std::string name = fmt::format("gpu {} {} cap", gpu, to_string(tier));
     links.push_back({name + " out", tier, bandwidth, {}});
     links.push_back({name + " in", tier, bandwidth, {}});
+  }
+  return first;
+}
+
+// One link that a GPU's traffic of both directions crosses.
+std::uint32_t Network::Impl::add_totals(Tier tier, Bandwidth bandwidth) {
+  const auto first = static_cast<std::uint32_t>(links.size());
+  for (std::uint32_t gpu = 0; gpu < cluster.num_gpus(); ++gpu) {
+    links.push_back({fmt::format("gpu {} {} cap", gpu, to_string(tier)), tier, bandwidth, {}});
   }
   return first;
 }
@@ -199,18 +220,22 @@ void Network::append_route(GpuId src, GpuId dst, std::uint64_t flow_key,
       return;
     case Tier::kScaleUp:
       impl.append_caps(impl.first_scale_up_cap, src.value, false, out);
+      impl.append_total(impl.first_scale_up_total, src.value, out);
       impl.append_scale_up(src.value, dst.value, out);
       impl.append_caps(impl.first_scale_up_cap, dst.value, true, out);
+      impl.append_total(impl.first_scale_up_total, dst.value, out);
       return;
     case Tier::kNetwork:
       break;
   }
   try {
     impl.append_caps(impl.first_network_cap, src.value, false, out);
+    impl.append_total(impl.first_network_total, src.value, out);
     const std::uint32_t via = impl.exit_gpu(src.value, dst.value);
     if (via != src.value) impl.append_scale_up(src.value, via, out);
     impl.append_network(src.value, via, dst.value, flow_key, out);
     impl.append_caps(impl.first_network_cap, dst.value, true, out);
+    impl.append_total(impl.first_network_total, dst.value, out);
   } catch (...) {
     out.resize(before);
     throw;

@@ -252,6 +252,7 @@ std::vector<AllToAllModel> structures(const std::vector<AllToAllPoint>& points,
         model.threshold = threshold;
         model.latency_s = options.latency_s;
         model.shared_group = options.shared_group;
+        model.rank_total = options.socket;
         model.knots = below(own, largest);
         if (model.knots.empty()) model.knots = {0.5 * largest};
         model.shared_knots = below(shared, largest_shared);
@@ -359,12 +360,20 @@ AllToAllOptions alltoall_options(const Cluster& base) {
 
 Cluster calibrated_cluster(const Cluster& base, const AllToAllModel& model) {
   Cluster out = base;
+  // The notify step exchanges counts, and nobody goes on before all have come.
+  const double notify_s = model.time_s(base.num_gpus(), 4.0 * base.num_gpus());
+  out.overheads.notify = std::max(base.overheads.notify, Seconds{notify_s});
   ScaleUp& scale_up = *out.scale_up;
   scale_up.bandwidth = Bandwidth{1.0 / model.slopes.back()};
   scale_up.shared_bandwidth.reset();
   scale_up.shared_group = 1;
   Injection& injection = scale_up.injection;
   injection.rank_bandwidth.reset();
+  injection.rank_total_bandwidth.reset();
+  if (model.rank_total) {
+    injection.rank_total_bandwidth = Bandwidth{2.0 / model.slopes.back()};
+    scale_up.bandwidth = std::max(base.scale_up->bandwidth, scale_up.bandwidth);
+  }
   injection.segments.clear();
   injection.start.clear();
   const auto rate = [](const std::optional<double>& value) {

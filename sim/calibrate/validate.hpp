@@ -22,8 +22,9 @@ struct ValidationSection {
   std::string title;
   std::string protocol;
   std::vector<ValidationPoint> points;
-  double target_median = 0.0;
+  std::optional<double> target_median;
   std::optional<double> target_worst;
+  std::string finding;  // what explains a miss, computed from the same points; may be empty
 };
 
 // Median and largest absolute error. Points may be empty: both zero.
@@ -35,19 +36,28 @@ struct ErrorSummary {
 };
 ErrorSummary summarise(const std::vector<ValidationPoint>& points);
 
-// The sections for the tables in `folder` (nccl_alltoall_one_node.csv, expert_mlp_h200_bf16.csv,
-// deepep_normal_h200_ep8.csv); tables that are missing are named in `skipped`. Deterministic.
+// Where the measurements are. Files that are missing are named in Validation::skipped.
+struct ValidationInputs {
+  // nccl_alltoall_one_node.csv, expert_mlp_h200_bf16.csv, deepep_normal_h200_ep8.csv
+  std::filesystem::path tables;
+  std::filesystem::path runs;    // see measured_runs.hpp
+  std::filesystem::path traces;  // likewise
+};
 struct Validation {
   std::vector<ValidationSection> sections;
   std::vector<std::string> skipped;
 };
-Validation validate(const std::filesystem::path& folder);
+// All protocols but compare_engines, in the order of the report. Deterministic.
+Validation validate(const ValidationInputs& inputs);
+
+// What the presets say about several nodes, against published behaviour and closed forms.
+ValidationSection multi_node_section();
 
 // Calibrated presets through both engines: a uniform and a skewed all-to-all each; the point's
 // "measured" time is simgrid's.
 ValidationSection compare_engines(const std::vector<std::string>& presets);
 
-// The sections as Markdown: a summary table, then every point.
+// The sections as Markdown: a summary table, then protocol, finding and every point of each.
 std::string to_markdown(const Validation& validation);
 
 }  // namespace coterie

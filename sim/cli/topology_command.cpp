@@ -97,6 +97,9 @@ std::string injection_text(const Injection& injection) {
   std::string text = injection.rank_bandwidth
                          ? fmt::format("rank cap {}", format_bandwidth(*injection.rank_bandwidth))
                          : "no rank cap";
+  if (injection.rank_total_bandwidth) {
+    text += ", both ways " + format_bandwidth(*injection.rank_total_bandwidth);
+  }
   text += injection.sends_in_flight == kUnlimitedSends
               ? ", sends in flight not limited"
               : fmt::format(", {} sends in flight", injection.sends_in_flight);

@@ -56,6 +56,26 @@ class PredictCommand : public ::testing::Test {
   std::filesystem::path folder_;
 };
 
+// A socket transport: 1 GB/s for what a rank sends and receives together. Two ranks that exchange
+// 1 MB take 2 ms, one direction alone takes 1 ms.
+TEST_F(PredictCommand, ARankTotalIsSharedByBothDirections) {
+  const auto topology = folder_ / "socket.yaml";
+  std::ofstream(topology)
+      << "schema_version: 1\nnodes: 1\ngpus_per_node: 2\n"
+         "gpu: {name: G, bf16_peak: 1 TFLOP/s, memory_bandwidth: 1 TB/s, num_sms: 1}\n"
+         "scale_up: {kind: socket, bandwidth: 4 GB/s, latency: 0 s,\n"
+         "  injection: {rank_total_bandwidth: 1 GB/s}}\n";
+  for (const std::string engine : {"flow", "simgrid", "bound"}) {
+    const std::string options = " --topology " + topology.string() + " --engine " + engine;
+    EXPECT_NEAR(predict(write("0 1000000\n1000000 0\n") + options)["makespan_s"].get<double>(),
+                2e-3, 1e-9)
+        << engine;
+    EXPECT_NEAR(predict(write("0 1000000\n0 0\n") + options)["makespan_s"].get<double>(), 1e-3,
+                1e-9)
+        << engine;
+  }
+}
+
 // Rank 0 sends 50,000 B to 1 and 100,000 B to 2: 1 us + 150,000 / 50e9 = 4 us on the shared port;
 // the smaller ends when 2 * 50,000 B have left: 1 + 2 = 3 us. Every engine agrees on the first.
 TEST_F(PredictCommand, KnownAnswerOnTheStarForEveryEngine) {

@@ -1,0 +1,72 @@
+"""Draws the figures of VALIDATION.md from what `coterie validate --json` prints.
+
+  COTERIE=build/release/bin/coterie COTERIE_FIGURES=notebooks/figures .venv/bin/python notebooks/draw_validation.py
+"""
+
+import json
+import re
+import statistics
+import subprocess
+
+import matplotlib.pyplot as plt
+
+import coterie_figures as cf
+
+UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def sections():
+    text = subprocess.run([str(cf.program()), "validate", "--json"], check=True, capture_output=True, text=True, cwd=cf.ROOT).stdout
+    return {section["title"]: section for section in json.loads(text)["sections"]}
+
+
+def draw_alltoall(section):
+    """One panel per machine: measured all-to-alls and what was predicted for each from the other half of the sizes."""
+    machines = sorted({point["group"] for point in section["points"]})
+    figure, axes = plt.subplots(2, 3, figsize=(9.6, 5.6), sharex=True)
+    for axis, machine in zip(axes.flat, machines):
+        counts = {}
+        for point in section["points"]:
+            if point["group"] != machine:
+                continue
+            gpus, size, unit = re.fullmatch(r"(\d+) GPUs, ([\d.]+) (\w+)", point["name"]).groups()
+            counts.setdefault(int(gpus), []).append((float(size) * UNITS[unit], point["measured_s"] * 1e6, point["predicted_s"] * 1e6))
+        for style, (gpus, rows) in zip(cf.SERIES_STYLES, sorted(counts.items())):
+            sizes, measured, predicted = zip(*sorted(rows))
+            axis.plot(sizes, measured, color=style["color"], marker=style["marker"], linestyle="", label=f"{gpus} GPUs, measured")
+            axis.plot(sizes, predicted, color=style["color"], linestyle=style["linestyle"], label=f"{gpus} GPUs, predicted")
+        error = statistics.median(abs(point["error"]) for point in section["points"] if point["group"] == machine)
+        axis.set(xscale="log", yscale="log", title=f"{machine}: median error {100 * error:.1f} %")
+        axis.legend(fontsize=7)
+    for axis in axes[-1]:
+        axis.set_xlabel("bytes per rank")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("all-to-all (us)")
+    cf.save(figure, "validation_alltoall")
+
+
+def draw_layers(by_part):
+    """Measured against predicted for our runs: dispatch, combine and the whole layer."""
+    figure, axes = plt.subplots(1, len(by_part), figsize=(9.6, 3.5))
+    for axis, (part, section) in zip(axes, by_part.items()):
+        ranks = sorted({point["group"] for point in section["points"]})
+        times = [point[key] * 1e3 for point in section["points"] for key in ("measured_s", "predicted_s")]
+        ends = [min(times) * 0.8, max(times) * 1.25]
+        axis.plot(ends, ends, color=cf.BLACK, linewidth=0.9)
+        axis.fill_between(ends, [0.9 * e for e in ends], [1.1 * e for e in ends], color="#999999", alpha=0.25, linewidth=0, label="within 10 %")
+        for style, group in zip(cf.SERIES_STYLES, ranks):
+            points = [point for point in section["points"] if point["group"] == group]
+            axis.plot([p["measured_s"] * 1e3 for p in points], [p["predicted_s"] * 1e3 for p in points], color=style["color"], marker=style["marker"],
+                      markersize=4, linestyle="", label=group)
+        error = statistics.median(abs(point["error"]) for point in section["points"])
+        axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="measured, two layers (ms)", title=f"{part}: median error {100 * error:.1f} %")
+    axes[0].set_ylabel("predicted (ms)")
+    axes[0].legend(fontsize=7)
+    cf.save(figure, "validation_layers")
+
+
+if __name__ == "__main__":
+    cf.use_style()
+    found = sections()
+    draw_alltoall(found["All-to-all, every other size left out"])
+    draw_layers({part: found[f"Our runs on a shared H200: {part}"] for part in ("dispatch", "combine", "whole layer")})
