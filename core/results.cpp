@@ -76,6 +76,8 @@ std::vector<std::string> csv_row(const RunReport& run, const LayerReport& layer)
   }
   cells.push_back(layer.busiest_link ? csv_cell(layer.busiest_link->name) : "");
   cells.push_back(layer.busiest_link ? fmt::format("{}", layer.busiest_link->utilization) : "");
+  cells.push_back(csv_optional(run.weight_lost));
+  cells.push_back(csv_optional(run.top1_changed));
   return cells;
 }
 
@@ -105,7 +107,7 @@ Results results_from_json(const nlohmann::json& document, const std::string& whe
   }
 }
 
-std::string to_csv(const Results& results) {
+std::string to_csv(const std::vector<RunReport>& runs) {
   std::vector<std::string> columns{"run",      "engine", "policy",  "placement", "exact",
                                    "topology", "model",  "trace",   "num_ranks", "num_groups",
                                    "layer",    "time_s", "bound_s", "low_s",     "high_s"};
@@ -120,9 +122,10 @@ std::string to_csv(const Results& results) {
     columns.push_back(fmt::format("dispatch_{}_bytes", tier));
     columns.push_back(fmt::format("combine_{}_bytes", tier));
   }
-  columns.insert(columns.end(), {"busiest_link", "busiest_link_utilization"});
+  columns.insert(columns.end(),
+                 {"busiest_link", "busiest_link_utilization", "weight_lost", "top1_changed"});
   std::string out = fmt::format("{}\n", fmt::join(columns, ","));
-  for (const RunReport& run : results.runs) {
+  for (const RunReport& run : runs) {
     for (const LayerReport& layer : run.layers) {
       out += fmt::format("{}\n", fmt::join(csv_row(run, layer), ","));
     }
@@ -131,7 +134,7 @@ std::string to_csv(const Results& results) {
 }
 
 void write_results(const std::filesystem::path& folder, const Results& results) {
-  write_file(folder / "results.csv", to_csv(results));
+  write_file(folder / "results.csv", to_csv(results.runs));
   write_file(folder / "results.json", to_json(results).dump(1) + "\n");
 }
 

@@ -19,7 +19,8 @@ struct Results {
 nlohmann::json to_json(const Results& results);
 // Throws InputError with `where` for other documents.
 Results results_from_json(const nlohmann::json& document, const std::string& where);
-std::string to_csv(const Results& results);
+// One line per run and layer; units in the column names, times on the slowest rank.
+std::string to_csv(const std::vector<RunReport>& runs);
 
 // Both files into the folder, which must exist.
 void write_results(const std::filesystem::path& folder, const Results& results);

@@ -1,12 +1,12 @@
 // What `coterie simulate` shows and leaves: table, JSON, CSV, the folder.
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
 
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/results.hpp"
 #include "sim/simulate.hpp"
 
 namespace coterie {
@@ -88,42 +88,6 @@ std::string link_cell(const RunReport& report) {
   return fmt::format("{} ({:.0f}%)", busiest->name, 100.0 * busiest->utilization);
 }
 
-std::string csv_cell(const std::string& text) {
-  if (text.find_first_of(",\"\n") == std::string::npos) return text;
-  std::string quoted = "\"";
-  for (const char c : text) {
-    if (c == '"') quoted += '"';
-    quoted += c;
-  }
-  return quoted + '"';
-}
-
-template <class T>
-std::string csv_optional(const std::optional<T>& value) {
-  return value ? fmt::format("{}", *value) : "";
-}
-
-double phase_slowest_s(const LayerReport& layer, Phase phase) {
-  for (const PhaseTimes& times : layer.phases) {
-    if (times.phase == phase) return times.slowest_s();
-  }
-  return 0.0;
-}
-
-std::int64_t bytes_of(const LayerReport& layer, const std::string& tier, bool dispatch) {
-  std::int64_t sum = 0;
-  for (const TransferGroup& group : layer.groups) {
-    const bool out = group.phase == Phase::kDispatch || group.phase == Phase::kForward;
-    if (group.tier == tier && out == dispatch) sum += group.bytes;
-  }
-  return sum;
-}
-
-const std::vector<std::string>& tiers() {
-  static const std::vector<std::string> names{"local", "scale_up", "network"};
-  return names;
-}
-
 bool belongs_to_results(const fs::path& file) {
   const std::string name = file.filename().string();
   return name == kResults || name == "results.csv" || name == "effective.yaml" ||
@@ -177,58 +141,22 @@ nlohmann::json results_json(const Experiment& experiment, const std::vector<Simu
 }
 
 std::string results_csv(const std::vector<SimulatedRun>& runs) {
-  std::vector<std::string> columns{"run",      "engine", "policy",  "placement", "exact",
-                                   "topology", "model",  "trace",   "num_ranks", "num_groups",
-                                   "layer",    "time_s", "bound_s", "low_s",     "high_s"};
-  for (int i = 0; i < kNumPhases; ++i) {
-    columns.push_back(to_string(static_cast<Phase>(i)) + "_slowest_rank_s");
-  }
-  for (const char* name : {"copies_per_token", "fanout_ranks", "remote_fanout_ranks",
-                           "fanout_nodes", "remote_fanout_nodes", "rank_load_max_over_mean"}) {
-    columns.emplace_back(name);
-  }
-  for (const std::string& tier : tiers()) {
-    columns.push_back("dispatch_" + tier + "_bytes");
-    columns.push_back("combine_" + tier + "_bytes");
-  }
-  columns.insert(columns.end(), {"busiest_link", "busiest_link_utilization"});
-  std::string out = fmt::format("{}\n", fmt::join(columns, ","));
+  std::vector<RunReport> reports;
+  for (const SimulatedRun& run : runs) reports.push_back(run.report);
+  return to_csv(reports);
+}
+
+std::vector<std::string> pruning_notes(const std::vector<SimulatedRun>& runs) {
+  std::vector<std::string> notes;
   for (const SimulatedRun& run : runs) {
     const RunReport& report = run.report;
-    for (const LayerReport& layer : report.layers) {
-      std::vector<std::string> cells{csv_cell(report.name),
-                                     report.engine,
-                                     report.policy,
-                                     csv_cell(report.placement),
-                                     report.exact ? "true" : "false",
-                                     csv_cell(report.topology),
-                                     csv_cell(report.model),
-                                     csv_cell(report.trace),
-                                     fmt::format("{}", report.num_ranks),
-                                     fmt::format("{}", report.num_groups),
-                                     fmt::format("{}", layer.layer),
-                                     fmt::format("{}", layer.time_s),
-                                     fmt::format("{}", layer.bound_s),
-                                     csv_optional(layer.low_s),
-                                     csv_optional(layer.high_s)};
-      for (int i = 0; i < kNumPhases; ++i) {
-        cells.push_back(fmt::format("{}", phase_slowest_s(layer, static_cast<Phase>(i))));
-      }
-      for (const double value :
-           {layer.copies, layer.fanout_ranks, layer.remote_fanout_ranks, layer.fanout_nodes,
-            layer.remote_fanout_nodes, layer.rank_load_max_over_mean}) {
-        cells.push_back(fmt::format("{}", value));
-      }
-      for (const std::string& tier : tiers()) {
-        cells.push_back(fmt::format("{}", bytes_of(layer, tier, true)));
-        cells.push_back(fmt::format("{}", bytes_of(layer, tier, false)));
-      }
-      cells.push_back(layer.busiest_link ? csv_cell(layer.busiest_link->name) : "");
-      cells.push_back(layer.busiest_link ? fmt::format("{}", layer.busiest_link->utilization) : "");
-      out += fmt::format("{}\n", fmt::join(cells, ","));
-    }
+    if (!report.weight_lost) continue;
+    notes.push_back(fmt::format(
+        "{} is not exact: experts with {:.1f}% of the router weight are replaced, the top-1 expert "
+        "of {:.1f}% of the tokens",
+        report.name, 100.0 * *report.weight_lost, 100.0 * report.top1_changed.value_or(0.0)));
   }
-  return out;
+  return notes;
 }
 
 void check_output_folder(const fs::path& folder) {

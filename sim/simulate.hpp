@@ -45,9 +45,12 @@ Speedups speedups(const std::vector<SimulatedRun>& runs, std::size_t run_idx);
 // The console table: one row per run, means over the layers.
 Table result_table(const std::vector<SimulatedRun>& runs);
 
+// One sentence per pruned run: the router weight lost and how often the top-1 expert changed.
+std::vector<std::string> pruning_notes(const std::vector<SimulatedRun>& runs);
+
 // {"schema_version": 1, "experiment": NAME, "runs": [reports with their speed-ups]}
 nlohmann::json results_json(const Experiment& experiment, const std::vector<SimulatedRun>& runs);
-// One row per run and layer, units in the column names, times on the slowest rank.
+// The table of core/results.hpp.
 std::string results_csv(const std::vector<SimulatedRun>& runs);
 
 // Throws InputError if `folder` is a file, or holds anything and no results of an earlier run.

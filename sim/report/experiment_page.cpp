@@ -124,7 +124,7 @@ class ExperimentPage {
     page.data["provenance"] = ordered_json(first.provenance);
     page.data["runs"] = ordered_json::array();
     for (std::size_t i = 0; i < runs_.size(); ++i) page.data["runs"].push_back(run_json(i));
-    const CsvTable table = parse_csv(to_csv(results_), "results.csv");
+    const CsvTable table = parse_csv(to_csv(results_.runs), "results.csv");
     page.data["csv"] = {{"columns", table.columns}, {"rows", table.rows}};
     return page;
   }
