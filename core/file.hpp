@@ -20,6 +20,10 @@ void write_file(const std::filesystem::path& path, std::string_view content);
 void write_file(const std::filesystem::path& path,
                 const std::function<void(std::ostream&)>& writer);
 
+// From now on SIGINT, SIGTERM and SIGHUP remove the temporary names of writes in progress and then
+// end the process as they would have. For programs' `main`.
+void remove_unfinished_files_on_signals();
+
 // Creates the folder and its parents; throws InputError if that fails or a file stands there.
 void make_folder(const std::filesystem::path& path);
 

@@ -1,15 +1,35 @@
 // The `coterie` program: parses the command line and hands over to the command.
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
+
 #include "core/command_line.hpp"
 #include "core/error.hpp"
+#include "core/file.hpp"
 #include "core/provenance.hpp"
 #include "sim/cli/commands.hpp"
 
+namespace {
+
+// CLI11 would only say that a subcommand is missing.
+void check_subcommand(const CLI::App& app, const std::string& name) {
+  std::vector<std::string> names;
+  for (const CLI::App* command : app.get_subcommands({})) names.push_back(command->get_name());
+  const bool known = std::find(names.begin(), names.end(), name) != names.end();
+  if (known || name.starts_with('-')) return;
+  throw coterie::InputError("command", fmt::format("\"{}\"", name),
+                            fmt::format("one of {}", fmt::join(names, ", ")));
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
   using namespace coterie;
+  remove_unfinished_files_on_signals();
   spdlog::set_default_logger(spdlog::stderr_color_mt("coterie"));
   spdlog::set_pattern("%^%l%$: %v");
 
@@ -30,6 +50,7 @@ int main(int argc, char** argv) {
   add_compare_command(app);
   add_validate_command(app);
   return run_guarded("coterie", [&] {
+    if (argc > 1) check_subcommand(app, argv[1]);
     try {
       app.parse(argc, argv);
     } catch (const CLI::Success& success) {
