@@ -3,6 +3,10 @@
 // callback; results go to stdout, log and progress to stderr, errors are thrown.
 
 #include <CLI/CLI.hpp>
+#include <string>
+#include <vector>
+
+#include "core/yaml.hpp"
 
 namespace coterie {
 
@@ -20,5 +24,11 @@ void add_model_command(CLI::App& app);
 void add_calibrate_command(CLI::App& app);
 void add_compare_command(CLI::App& app);
 void add_validate_command(CLI::App& app);
+
+// `--set KEY=VALUE`, repeatable. Each takes one value, so that it may stand before a positional
+// argument.
+void add_set_option(CLI::App& command, std::vector<std::string>& texts, const std::string& of_what);
+// Throws InputError for a text that is no KEY=VALUE.
+std::vector<Override> parse_overrides(const std::vector<std::string>& texts);
 
 }  // namespace coterie

@@ -105,14 +105,11 @@ void add_model_command(CLI::App& app) {
   auto show = std::make_shared<ModelArguments>();
   CLI::App* show_command = model->add_subcommand("show", "Shows one model");
   show_command->add_option("MODEL", show->name, "A preset's name or a YAML file")->required();
-  show_command->add_option("--set", show->overrides, "KEY=VALUE, overrides a key of the file");
+  add_set_option(*show_command, show->overrides, "the model");
   show_command->add_flag("--json", show->json, "Print JSON only");
   show_command->footer("Example:\n  coterie model show deepseek_v3");
-  show_command->callback([show] {
-    std::vector<Override> overrides;
-    for (const std::string& text : show->overrides) overrides.push_back(parse_override(text));
-    show_model(load_model(show->name, overrides), show->json);
-  });
+  show_command->callback(
+      [show] { show_model(load_model(show->name, parse_overrides(show->overrides)), show->json); });
 }
 
 }  // namespace coterie

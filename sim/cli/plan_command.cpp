@@ -46,9 +46,8 @@ const RunSpec& find_run(const Experiment& experiment, const std::string& name) {
 }
 
 void run_build(const BuildArguments& arguments) {
-  std::vector<Override> overrides;
-  for (const std::string& text : arguments.overrides) overrides.push_back(parse_override(text));
-  Experiment experiment = load_experiment(arguments.experiment, overrides);
+  Experiment experiment =
+      load_experiment(arguments.experiment, parse_overrides(arguments.overrides));
   if (arguments.layer) experiment.layers = {*arguments.layer};
   const RunSpec& spec = find_run(experiment, arguments.run);
   const PreparedRun run = prepare_run(experiment, spec, load_trace(experiment));
@@ -78,8 +77,7 @@ void add_build(CLI::App& plan) {
       ->required();
   command->add_option("--run", arguments->run, "Name of the run")->required();
   command->add_option("--layer", arguments->layer, "This layer only, by its number in the model");
-  command->add_option("--set", arguments->overrides, "KEY=VALUE: overrides a key (repeatable)")
-      ->allow_extra_args(false);
+  add_set_option(*command, arguments->overrides, "the experiment");
   command->add_option("-o,--output", arguments->output, "The plan file to write")->required();
   command->footer(
       "Example:\n  coterie plan build law.yaml --run dedup --layer 5 -o dedup.plan\n"

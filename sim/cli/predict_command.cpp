@@ -79,12 +79,10 @@ void predict(const PredictArguments& arguments) {
     throw InputError("--engine", fmt::format("'{}'", arguments.engine),
                      fmt::format("one of {}", fmt::join(engines, ", ")));
   }
-  std::vector<Override> overrides;
-  for (const std::string& text : arguments.overrides) overrides.push_back(parse_override(text));
-
   const Traffic traffic = read_input(arguments.input);
   const std::uint32_t num_gpus = arguments.ranks.value_or(num_ranks(traffic));
-  const Network network(load_cluster(arguments.topology, overrides, num_gpus));
+  const Network network(
+      load_cluster(arguments.topology, parse_overrides(arguments.overrides), num_gpus));
   if (network.num_gpus() < num_ranks(traffic)) {
     throw InputError(arguments.input, fmt::format("{} ranks", num_ranks(traffic)),
                      fmt::format("at most {}, the GPUs of topology {}", network.num_gpus(),
@@ -163,8 +161,7 @@ void add_predict_command(CLI::App& app) {
   command->add_option("--threads", arguments->threads, "Threads of the flow engine")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  command->add_option("--set", arguments->overrides,
-                      "KEY=VALUE, overrides a key of the topology (repeatable)");
+  add_set_option(*command, arguments->overrides, "the topology");
   command->add_flag("--json", arguments->json, "Print JSON only");
   command->footer(
       "Example:\n  coterie predict traffic.matrix --topology star --engine flow --json");

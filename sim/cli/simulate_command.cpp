@@ -44,8 +44,7 @@ std::string own_command_line() {
 }
 
 void run_simulate(SimulateArguments& arguments) {
-  std::vector<Override> overrides;
-  for (const std::string& text : arguments.overrides) overrides.push_back(parse_override(text));
+  std::vector<Override> overrides = parse_overrides(arguments.overrides);
   if (!arguments.engine.empty()) overrides.push_back({"engine", arguments.engine});
   check_output_folder(arguments.output);
   Experiment experiment = load_experiment(arguments.experiment, overrides);
@@ -66,6 +65,7 @@ void run_simulate(SimulateArguments& arguments) {
              report.tokens_per_rank, report.layers.size(), report.engine);
   fmt::print("{}", render(result_table(runs)));
   fmt::print("\nresults in {}\n", arguments.output.string());
+  for (const std::string& note : pruning_notes(runs)) fmt::print("{}\n", note);
 }
 
 }  // namespace
@@ -82,10 +82,11 @@ void add_simulate_command(CLI::App& app) {
                    "Folder for results.json, results.csv, timelines and configuration")
       ->required();
   command->add_option("--engine", arguments->engine, "simgrid, flow or bound; else the file's");
-  command->add_option("--set", arguments->overrides,
-                      "KEY=VALUE, overrides a key of the experiment (repeatable)");
-  command->add_option("--run", arguments->runs,
-                      "Simulate this run of the experiment only (repeatable); default: all");
+  add_set_option(*command, arguments->overrides, "the experiment");
+  command
+      ->add_option("--run", arguments->runs,
+                   "Simulate this run of the experiment only (repeatable); default: all")
+      ->allow_extra_args(false);
   command
       ->add_option("--jobs", arguments->options.num_jobs,
                    "Layers simulated at once (the results do not depend on it)")

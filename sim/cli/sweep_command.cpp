@@ -94,8 +94,7 @@ void print_summary(const SweepArguments& arguments, const SweepCounts& counts) {
 }
 
 void run_sweep(SweepArguments& arguments, const Job& job) {
-  std::vector<Override> overrides;
-  for (const std::string& text : arguments.overrides) overrides.push_back(parse_override(text));
+  const std::vector<Override> overrides = parse_overrides(arguments.overrides);
   const SweepSpec spec = load_sweep(arguments.sweep, overrides);
   SweepOptions& options = arguments.options;
   options.rank = job.rank();
@@ -140,8 +139,7 @@ void add_sweep_command(CLI::App& app) {
       ->add_option("-o,--output", arguments->options.folder,
                    "Folder for sweep.csv, commands.txt and the record of finished points")
       ->required();
-  command->add_option("--set", arguments->overrides,
-                      "KEY=VALUE, overrides a key of the base experiment (repeatable)");
+  add_set_option(*command, arguments->overrides, "the base experiment");
   command
       ->add_option("--jobs", arguments->options.num_jobs,
                    "Points at once (default: all cores; one per process under mpirun)")

@@ -162,9 +162,8 @@ void print(const Cluster& cluster, const FabricSummary& summary) {
 }
 
 void show(const ShowOptions& options) {
-  std::vector<Override> overrides;
-  for (const std::string& text : options.set) overrides.push_back(parse_override(text));
-  const Cluster cluster = load_cluster(options.topology, overrides, options.ranks);
+  const Cluster cluster =
+      load_cluster(options.topology, parse_overrides(options.set), options.ranks);
   const FabricModel model = build_fabric(cluster);
   const FabricSummary summary = summarize(cluster, model);
   if (!options.svg.empty()) write_file(options.svg, draw_svg(cluster, model, summary));
@@ -196,8 +195,7 @@ void add_topology_command(CLI::App& app) {
       ->required();
   show_app->add_option("--ranks", options->ranks, "GPUs to hold, for presets with nodes: auto")
       ->check(CLI::Range(1U, 1U << 22));
-  show_app->add_option("--set", options->set, "Override a key, KEY=VALUE (repeatable)")
-      ->allow_extra_args(false);
+  add_set_option(*show_app, options->set, "the topology");
   show_app->add_option("--svg", options->svg, "Draw the cluster to this file");
   show_app->add_flag("--json", options->json, "Print JSON only");
   show_app->footer(

@@ -55,6 +55,10 @@ void add_import(CLI::App& trace) {
       ->delimiter(',');
   command->add_option("--model", arguments->model,
                       "Model preset or file that gives the experts and layers");
+  command->add_option("--num-topk", arguments->options.num_topk,
+                      "hf-json: experts per token, where the input does not say");
+  command->add_option("--selection", arguments->options.selection,
+                      "hf-json: softmax_topk, topk_softmax or sigmoid_group; default: the model's");
   command->footer("Formats:" + formats +
                   "\n\nExample:\n  coterie trace import law.npz --format npz -o law.moet");
   command->callback([arguments] { run_import(*arguments); });
@@ -73,12 +77,11 @@ void add_generate(CLI::App& trace) {
   command->add_option("WORKLOAD", arguments->workload, "YAML file (workloads/README.md)")
       ->required();
   command->add_option("-o,--output", arguments->output, "The trace to write")->required();
-  command->add_option("--set", arguments->overrides, "KEY=VALUE, overrides a key of the file");
+  add_set_option(*command, arguments->overrides, "the workload");
   command->footer(
       "Example:\n  coterie trace generate workloads/examples/zipf.yaml --set seed=2 -o zipf.moet");
   command->callback([arguments] {
-    std::vector<Override> overrides;
-    for (const std::string& text : arguments->overrides) overrides.push_back(parse_override(text));
+    const std::vector<Override> overrides = parse_overrides(arguments->overrides);
     const Trace generated = generate(read_workload(load_yaml(arguments->workload, overrides)));
     write_moet(arguments->output, generated);
     fmt::print("{}: {}\n", arguments->output.string(), trace_summary(generated));

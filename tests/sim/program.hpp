@@ -49,7 +49,7 @@ class ProgramTest : public FolderTest {
     return std::filesystem::exists(folder_ / "work" / name);
   }
   // Files of the working folder, sorted, folders left out.
-  std::vector<std::string> files(const std::string& below = ".") const {
+  std::vector<std::string> files(const std::string& below = "") const {
     std::vector<std::string> names;
     for (const auto& entry :
          std::filesystem::recursive_directory_iterator(folder_ / "work" / below)) {

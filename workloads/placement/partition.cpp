@@ -1,6 +1,7 @@
 #include "workloads/placement/partition.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "core/error.hpp"
@@ -278,10 +279,12 @@ void enforce_balance(const LayerTask& layer, const PartitionTask& task,
     worst = std::max(worst, load[part] / task.max_load[part]);
   }
   const double asked = layer.request.max_imbalance.value_or(1.0);
+  const double reachable =
+      std::ceil(asked * worst * 1e3) / 1e3;  // rounded down it would be refused
   throw InputError(
       fmt::format("max-imbalance: found {}, expected at least {:.3f}, the best that "
                   "was found for layer {} on {} ranks without replicas",
-                  asked, asked * worst, layer.layer, layer.request.num_ranks));
+                  asked, reachable, layer.layer, layer.request.num_ranks));
 }
 
 void gather_in_nodes(const PartitionTask& task, const CoactivationGraph& graph,
