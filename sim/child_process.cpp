@@ -13,8 +13,8 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
-#include <optional>
 #include <string_view>
+#include <utility>
 
 #include "core/error.hpp"
 
@@ -74,37 +74,6 @@ bool write_all(int fd, std::string_view bytes) {
   ::_exit(written ? 0 : 1);
 }
 
-struct Outcome {
-  std::string bytes;
-  bool timed_out = false;
-};
-
-Outcome read_until_closed(int fd, double timeout_s) {
-  using Clock = std::chrono::steady_clock;
-  const auto start = Clock::now();
-  Outcome out;
-  char buffer[1 << 16];
-  while (true) {
-    int wait_ms = -1;
-    if (timeout_s > 0.0) {
-      const double left = timeout_s - std::chrono::duration<double>(Clock::now() - start).count();
-      if (left <= 0.0) {
-        out.timed_out = true;
-        return out;
-      }
-      wait_ms = static_cast<int>(std::min(left, 1e6) * 1e3) + 1;
-    }
-    pollfd poller{fd, POLLIN, 0};
-    const int ready = ::poll(&poller, 1, wait_ms);
-    if (ready < 0 && errno != EINTR) throw Error(ExitCode::kInternalError, std::strerror(errno));
-    if (ready <= 0) continue;
-    const ssize_t count = ::read(fd, buffer, sizeof buffer);
-    if (count < 0 && errno == EINTR) continue;
-    if (count <= 0) return out;
-    out.bytes.append(buffer, static_cast<std::size_t>(count));
-  }
-}
-
 // The first line that the child printed, without time stamps and source places; empty if none.
 std::string first_line(int log) {
   char buffer[512];
@@ -127,51 +96,105 @@ int wait_for(pid_t pid) {
 
 }  // namespace
 
-std::string run_in_child(const std::string& what, double timeout_s,
-                         const std::function<std::string()>& body) {
+ChildProcess::ChildProcess(std::string what, double timeout_s,
+                           const std::function<std::string()>& body)
+    : what_(std::move(what)), timeout_s_(timeout_s) {
   int ends[2];
   if (::pipe2(ends, O_CLOEXEC) != 0) {
     throw Error(ExitCode::kInternalError,
-                fmt::format("{}: cannot open a pipe: {}", what, std::strerror(errno)));
+                fmt::format("{}: cannot open a pipe: {}", what_, std::strerror(errno)));
   }
-  Descriptor read_end(ends[0]);
+  read_end_ = ends[0];
   Descriptor write_end(ends[1]);
-  const Descriptor log(::memfd_create("coterie-child", MFD_CLOEXEC));
+  log_ = ::memfd_create("coterie-child", MFD_CLOEXEC);
   const int parent = ::getpid();
-  const pid_t pid = ::fork();
-  if (pid < 0) {
+  pid_ = ::fork();
+  if (pid_ < 0) {
+    const int reason = errno;
+    ::close(read_end_);
+    ::close(log_);
     throw Error(ExitCode::kInternalError,
-                fmt::format("{}: cannot start a process: {}", what, std::strerror(errno)));
+                fmt::format("{}: cannot start a process: {}", what_, std::strerror(reason)));
   }
-  if (pid == 0) run_child(write_end.get(), log.get(), parent, body);
-  write_end.reset();
+  if (pid_ == 0) run_child(write_end.get(), log_, parent, body);
+}
 
-  Outcome outcome = read_until_closed(read_end.get(), timeout_s);
-  if (outcome.timed_out) ::kill(pid, SIGKILL);
-  const int status = wait_for(pid);
+ChildProcess::~ChildProcess() {
+  if (pid_ > 0) {
+    ::kill(pid_, SIGKILL);
+    wait_for(pid_);
+  }
+  ::close(read_end_);
+  ::close(log_);
+}
 
-  if (outcome.timed_out) {
+int ChildProcess::milliseconds_left() const {
+  if (timeout_s_ <= 0.0) return -1;
+  const double past = std::chrono::duration<double>(Clock::now() - start_).count();
+  return static_cast<int>(std::clamp(timeout_s_ - past, 0.0, 1e6) * 1e3);
+}
+
+bool ChildProcess::done() {
+  char buffer[1 << 16];
+  while (!closed_) {
+    pollfd poller{read_end_, POLLIN, 0};
+    const int ready = ::poll(&poller, 1, 0);
+    if (ready < 0 && errno == EINTR) continue;
+    if (ready < 0) throw Error(ExitCode::kInternalError, std::strerror(errno));
+    if (ready == 0) return milliseconds_left() == 0;
+    const ssize_t count = ::read(read_end_, buffer, sizeof buffer);
+    if (count < 0 && errno == EINTR) continue;
+    closed_ = count <= 0;
+    if (count > 0) bytes_.append(buffer, static_cast<std::size_t>(count));
+  }
+  return true;
+}
+
+std::string ChildProcess::result() {
+  if (!closed_) ::kill(pid_, SIGKILL);
+  const int status = wait_for(std::exchange(pid_, -1));
+  if (!closed_) {
     throw Error(ExitCode::kInternalError,
-                fmt::format("{}: not done after {} s; stopped", what, timeout_s));
+                fmt::format("{}: not done after {} s; stopped", what_, timeout_s_));
   }
   if (WIFSIGNALED(status)) {
-    const std::string said = first_line(log.get());
+    const std::string said = first_line(log_);
     throw Error(
         ExitCode::kInternalError,
-        fmt::format("{}: its process was ended by signal {} ({}){}{}", what, WTERMSIG(status),
+        fmt::format("{}: its process was ended by signal {} ({}){}{}", what_, WTERMSIG(status),
                     ::strsignal(WTERMSIG(status)), said.empty() ? "" : ": ", said));
   }
-  if (outcome.bytes.empty() || WEXITSTATUS(status) != 0) {
+  if (bytes_.empty() || WEXITSTATUS(status) != 0) {
     throw Error(ExitCode::kInternalError,
-                fmt::format("{}: its process exited with status {} and without a result", what,
+                fmt::format("{}: its process exited with status {} and without a result", what_,
                             WEXITSTATUS(status)));
   }
-  if (outcome.bytes[0] == kFailure) {
-    const auto code = static_cast<ExitCode>(outcome.bytes[1] - '0');
-    throw Error(code, outcome.bytes.substr(2));
+  if (bytes_[0] == kFailure) {
+    const auto code = static_cast<ExitCode>(bytes_[1] - '0');
+    throw Error(code, bytes_.substr(2));
   }
-  outcome.bytes.erase(0, 1);
-  return outcome.bytes;
+  bytes_.erase(0, 1);
+  return std::move(bytes_);
+}
+
+void wait_for_any(const std::vector<const ChildProcess*>& children) {
+  std::vector<pollfd> pollers;
+  int wait_ms = -1;
+  for (const ChildProcess* child : children) {
+    pollers.push_back({child->descriptor(), POLLIN, 0});
+    const int left = child->milliseconds_left();
+    // One more, so that it has overstayed when the sleep is over.
+    if (left >= 0) wait_ms = wait_ms < 0 ? left + 1 : std::min(wait_ms, left + 1);
+  }
+  (void)::poll(pollers.data(), pollers.size(),
+               wait_ms);  // interrupted: the caller looks and returns
+}
+
+std::string run_in_child(const std::string& what, double timeout_s,
+                         const std::function<std::string()>& body) {
+  ChildProcess child(what, timeout_s, body);
+  while (!child.done()) wait_for_any({&child});
+  return child.result();
 }
 
 }  // namespace coterie

@@ -2,15 +2,54 @@
 // Work in a process of its own: SimGrid keeps global state (a second simulation in one process
 // continues the first one's clock), and its failures end the process.
 
+#include <chrono>
 #include <functional>
 #include <string>
+#include <vector>
 
 namespace coterie {
 
-// Runs `body` in a forked child and returns the bytes it returns. `what` names the work in error
-// messages. An exception of the child is rethrown here as an Error with the same exit code and
-// sentence; a crash, an abort or a child that runs longer than `timeout_s` (0: no limit) becomes an
-// Error with ExitCode::kInternalError. May be called from several threads at once.
+// A forked child that computes bytes. A program without other threads may have any number of them
+// at once; see wait_for_any.
+class ChildProcess {
+ public:
+  // Starts `body` in a child. `what` names the work in error messages. A child that runs longer
+  // than `timeout_s` (0: no limit) is ended. Throws Error with ExitCode::kInternalError if none can
+  // be started.
+  ChildProcess(std::string what, double timeout_s, const std::function<std::string()>& body);
+  ~ChildProcess();  // ends a child that still runs
+  ChildProcess(const ChildProcess&) = delete;
+  ChildProcess& operator=(const ChildProcess&) = delete;
+
+  // Takes over what the child has written, without waiting. True once it has ended or overstayed.
+  bool done();
+  // What `body` returned. An exception of the child is rethrown here as an Error with the same exit
+  // code and sentence; a crash, an abort or a child that overstayed becomes an Error with
+  // ExitCode::kInternalError. Once only, after done().
+  std::string result();
+
+  [[nodiscard]] int descriptor() const { return read_end_; }
+  // Milliseconds until the child has overstayed; -1: no limit.
+  [[nodiscard]] int milliseconds_left() const;
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  std::string what_;
+  double timeout_s_;
+  Clock::time_point start_ = Clock::now();
+  int read_end_ = -1;
+  int log_ = -1;  // what the child prints
+  int pid_ = -1;  // -1 once it was waited for
+  bool closed_ = false;
+  std::string bytes_;
+};
+
+// Sleeps until one of the children may be done.
+void wait_for_any(const std::vector<const ChildProcess*>& children);
+
+// Runs `body` in a child, waits for it and returns its result(). May be called from several threads
+// at once as far as the allocator supports forks of programs with threads (glibc's does, that of
+// the address sanitizer does not).
 std::string run_in_child(const std::string& what, double timeout_s,
                          const std::function<std::string()>& body);
 

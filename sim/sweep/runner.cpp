@@ -3,12 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <atomic>
-#include <exception>
 #include <map>
+#include <memory>
 #include <optional>
 #include <set>
-#include <thread>
 
 #include "core/error.hpp"
 #include "core/file.hpp"
@@ -66,21 +64,37 @@ std::vector<const SweepPoint*> share_of(std::vector<const SweepPoint*> pending,
   return pending;
 }
 
-json run_point(const SweepSpec& spec, const SweepPoint& point, const SweepOptions& options,
-               const EvaluatePoint& evaluate) {
-  json entry{{"id", point.id}};
+// A point under way.
+struct Running {
+  const SweepPoint* point;
+  std::unique_ptr<ChildProcess> child;
+};
+
+Running start_point(const SweepPoint& point, const SweepOptions& options,
+                    const EvaluatePoint& evaluate) {
+  return {&point, std::make_unique<ChildProcess>("point " + point.id, options.timeout_s,
+                                                 [&] { return evaluate(point).dump(); })};
+}
+
+// The journal's entry of a point whose child is done.
+json finish_point(const SweepSpec& spec, Running& running) {
+  json entry{{"id", running.point->id}};
   try {
-    const std::string text = run_in_child("point " + point.id, options.timeout_s,
-                                          [&] { return evaluate(point).dump(); });
-    entry["status"] = "ok";
     // Kept as text: the order of the columns is the writer's, and json would sort them.
-    entry["rows"] = text;
+    entry["rows"] = running.child->result();
+    entry["status"] = "ok";
   } catch (const Error& error) {
     entry["status"] = "failed";
     entry["error"] = error.what();
   }
-  entry["command"] = command_of(spec, point);
+  entry["command"] = command_of(spec, *running.point);
   return entry;
+}
+
+void wait_for_any(const std::vector<Running>& running) {
+  std::vector<const ChildProcess*> children;
+  for (const Running& one : running) children.push_back(one.child.get());
+  wait_for_any(children);
 }
 
 std::string csv_cell(const std::string& text) {
@@ -226,32 +240,25 @@ SweepCounts run_points(const SweepSpec& spec, const SweepOptions& options,
 
   Journal journal(journal_path(options.folder, options.rank), spec.id);
   Progress progress("points", pending.size());
-  std::atomic<std::size_t> next{0};
-  std::atomic<bool> stop{false};
-  std::mutex mutex;
-  std::exception_ptr failure;
-  const auto work = [&] {
-    while (!stop) {
-      const std::size_t idx = next++;
-      if (idx >= pending.size()) return;
-      try {
-        const json entry = run_point(spec, *pending[idx], options, evaluate);
-        journal.append(entry);
-        const std::lock_guard guard(mutex);
-        ++counts.done;
-        if (entry.at("status") != "ok") ++counts.failed;
-        progress.advance();
-      } catch (...) {
-        const std::lock_guard guard(mutex);
-        if (!failure) failure = std::current_exception();
-        stop = true;
-      }
+  // One thread and many children: a fork of a process with threads copies locks that they hold.
+  const std::size_t num_jobs = std::max(1U, options.num_jobs);
+  std::vector<Running> running;
+  std::size_t next = 0;
+  while (next < pending.size() || !running.empty()) {
+    while (next < pending.size() && running.size() < num_jobs) {
+      running.push_back(start_point(*pending[next++], options, evaluate));
     }
-  };
-  std::vector<std::thread> workers;
-  for (unsigned i = 0; i < std::max(1U, options.num_jobs); ++i) workers.emplace_back(work);
-  for (std::thread& worker : workers) worker.join();
-  if (failure) std::rethrow_exception(failure);
+    wait_for_any(running);
+    std::erase_if(running, [&](Running& one) {
+      if (!one.child->done()) return false;
+      const json entry = finish_point(spec, one);
+      journal.append(entry);
+      ++counts.done;
+      if (entry.at("status") != "ok") ++counts.failed;
+      progress.advance();
+      return true;
+    });
+  }
   return counts;
 }
 

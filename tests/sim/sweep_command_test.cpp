@@ -176,8 +176,10 @@ TEST_F(SweepCommand, GoesOnAfterAFullDisk) {
 TEST_F(SweepCommand, SpreadsOverTheRanksOfMpirun) {
   if (run("mpirun --version").exit_code != 0) GTEST_SKIP() << "no mpirun";
   ASSERT_EQ(run(sweep("whole")).exit_code, 0);
+  // Open MPI's plug-ins leak; with the address sanitizer that would count as a failure.
   const std::string launcher =
-      "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun --oversubscribe -n 2 ";
+      "ASAN_OPTIONS=detect_leaks=0 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 "
+      "mpirun --oversubscribe -n 2 ";
   const Output out = run(launcher + sweep("spread"));
   ASSERT_EQ(out.exit_code, 0) << out.text;
   EXPECT_EQ(table("spread"), table("whole"));
