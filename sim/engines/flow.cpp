@@ -231,7 +231,7 @@ void ComponentRun::solve() {
     for (const std::uint32_t link : solver_.links()) {
       if (state_.link(link).extra > 0.0) touch(link);  // the credit is spent at the next solve
     }
-    state_.set_horizon(now_ + quantum_, touched_.empty(), quantum_);
+    state_.end_filing(touched_.empty(), quantum_);
   }
   ++stats.num_solves;
   stats.num_solved_flows += solver_.num_flows();

@@ -1,7 +1,9 @@
 #include "sim/engines/flow_maxmin.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <iterator>
 
 namespace coterie::flow {
 namespace {
@@ -11,6 +13,74 @@ constexpr double kSameRate = 1e-12;
 
 }  // namespace
 
+std::uint64_t ShareQueue::leading_bits(double level) {
+  // Of positive numbers, the larger has the larger bits: 11 of exponent, then 5 of mantissa.
+  return std::bit_cast<std::uint64_t>(level) >> 47U;
+}
+
+void ShareQueue::start(double lowest, std::size_t num_links) {
+  std::fill(std::begin(used_), std::end(used_), 0);
+  heap_.clear();
+  listed_.resize(std::max(listed_.size(), num_links));
+  base_ = leading_bits(lowest);
+  bucket_ = 0;
+}
+
+void ShareQueue::add(double level, std::uint32_t link) {
+  const std::uint64_t bits = std::max(leading_bits(level), base_) - base_;
+  const auto bucket = static_cast<std::uint32_t>(std::min<std::uint64_t>(bits, kNumBuckets - 1));
+  if (bucket <= bucket_) {
+    heap_.push_back({level, link});
+    sift_up(heap_.size() - 1);
+    return;
+  }
+  const std::uint64_t bit = std::uint64_t{1} << (bucket % 64);
+  const bool first = (used_[bucket / 64] & bit) == 0;
+  used_[bucket / 64] |= bit;
+  listed_[link] = {level, first ? kNoLink : head_[bucket]};
+  head_[bucket] = link;
+}
+
+bool ShareQueue::settle_front() {
+  if (!heap_.empty()) return true;
+  std::uint32_t word = bucket_ / 64;
+  while (word < kNumBuckets / 64 && used_[word] == 0) ++word;
+  if (word == kNumBuckets / 64) return false;
+  bucket_ = 64 * word + static_cast<std::uint32_t>(std::countr_zero(used_[word]));
+  used_[word] &= used_[word] - 1;
+  for (std::uint32_t link = head_[bucket_]; link != kNoLink; link = listed_[link].next) {
+    heap_.push_back({listed_[link].level, link});
+  }
+  for (std::size_t i = heap_.size() / 2; i-- > 0;) sift_down(i);
+  return true;
+}
+
+void ShareQueue::pop() {
+  heap_.front() = heap_.back();
+  heap_.pop_back();
+  if (!heap_.empty()) sift_down(0);
+}
+
+void ShareQueue::sift_down(std::size_t at) {
+  const Share moved = heap_[at];
+  const std::size_t size = heap_.size();
+  for (std::size_t child = 2 * at + 1; child < size; child = 2 * at + 1) {
+    if (child + 1 < size && heap_[child + 1].level < heap_[child].level) ++child;
+    if (heap_[child].level >= moved.level) break;
+    heap_[at] = heap_[child];
+    at = child;
+  }
+  heap_[at] = moved;
+}
+
+void ShareQueue::sift_up(std::size_t at) {
+  const Share moved = heap_[at];
+  for (; at > 0 && moved.level < heap_[(at - 1) / 2].level; at = (at - 1) / 2) {
+    heap_[at] = heap_[(at - 1) / 2];
+  }
+  heap_[at] = moved;
+}
+
 void MaxMinSolver::start(FlowState& state, double now, double allow_s) {
   ++round_;
   now_ = now;
@@ -18,7 +88,6 @@ void MaxMinSolver::start(FlowState& state, double now, double allow_s) {
   links_.clear();
   flows_.clear();
   capped_.clear();
-  heap_.clear();
   mark_.resize(state.num_slots(), 0);
   new_rate_.resize(state.num_slots());
 }
@@ -39,7 +108,7 @@ void MaxMinSolver::visit_link(FlowState& state, std::uint32_t link_id) {
     link.credit = link.freed = 0.0;
   }
   share.open = link.limit;
-  share.open_flows = static_cast<std::uint32_t>(link.entries.size());
+  share.open_flows = static_cast<double>(link.entries.size());
   share.level = kNever;
   links_.push_back(link_id);
 }
@@ -50,76 +119,84 @@ void MaxMinSolver::visit_flow(FlowState& state, std::uint32_t slot) {
   if (state.cap(slot) < kNever) capped_.push_back(slot);
 }
 
-void MaxMinSolver::sift_down(std::size_t at) {
-  const Share moved = heap_[at];
-  const std::size_t size = heap_.size();
-  for (std::size_t child = 2 * at + 1; child < size; child = 2 * at + 1) {
-    if (child + 1 < size && heap_[child + 1].level < heap_[child].level) ++child;
-    if (heap_[child].level >= moved.level) break;
-    heap_[at] = heap_[child];
-    at = child;
-  }
-  heap_[at] = moved;
-}
-
 void MaxMinSolver::settle(FlowState& state, std::uint32_t slot, double level) {
   new_rate_[slot] = level;
   for (const FlowState::Hop& hop : state.hops(slot)) {
     LinkShare& link = state.share(hop.link);
     link.open = std::max(0.0, link.open - level);
-    --link.open_flows;
+    link.open_flows -= 1.0;
   }
+  --num_unsettled_;
 }
 
-void MaxMinSolver::fill(FlowState& state) {
+// Settles the flows of a link that is saturated at `level`.
+void MaxMinSolver::saturate(FlowState& state, std::uint32_t link_id, double level) {
+  for (const Entry& entry : state.link(link_id).entries) {
+    if (entry.other[0] == kLookUp) {
+      const std::uint32_t slot = state.slot_of(entry);
+      if (new_rate_[slot] < 0.0) settle(state, slot, level);
+      continue;
+    }
+    LinkShare* shares[3];
+    std::uint32_t num_others = 0;
+    bool settled = false;
+    for (const std::uint32_t other : entry.other) {
+      if (other == kNoLink) break;
+      LinkShare& share = state.share(other);
+      settled = settled || share.level < kNever;
+      shares[num_others++] = &share;
+    }
+    if (settled) continue;
+    for (std::uint32_t i = 0; i < num_others; ++i) {
+      shares[i]->open = std::max(0.0, shares[i]->open - level);
+      shares[i]->open_flows -= 1.0;
+    }
+    --num_unsettled_;
+  }
+  LinkShare& link = state.share(link_id);
+  link.open = 0.0;  // what is left is rounding
+  link.open_flows = 0.0;
+  link.level = level;
+}
+
+void MaxMinSolver::fill(FlowState& state, std::size_t num_flows) {
+  num_unsettled_ = num_flows;
   std::sort(capped_.begin(), capped_.end(), [&](std::uint32_t a, std::uint32_t b) {
     return state.cap(a) != state.cap(b) ? state.cap(a) < state.cap(b) : a < b;
   });
+  double lowest = kNever;
+  for (const std::uint32_t link_id : links_) {
+    LinkShare& link = state.share(link_id);
+    if (link.open_flows > 0.0) lowest = std::min(lowest, link.open / link.open_flows);
+  }
+  queue_.start(lowest, state.links().size());
   for (const std::uint32_t link_id : links_) {
     const LinkShare& link = state.share(link_id);
-    if (link.open_flows > 0) heap_.push_back({link.open / link.open_flows, link_id});
+    if (link.open_flows > 0.0) queue_.add(link.open / link.open_flows, link_id);
   }
-  for (std::size_t i = heap_.size() / 2; i-- > 0;) sift_down(i);
 
   const auto settled = [&](std::uint32_t slot) { return new_rate_[slot] >= 0.0; };
   std::size_t next_capped = 0;
-  while (!heap_.empty()) {
-    const std::uint32_t link_id = heap_.front().link;
-    LinkShare& link = state.share(link_id);
-    if (link.open_flows == 0) {
-      heap_.front() = heap_.back();
-      heap_.pop_back();
-      if (!heap_.empty()) sift_down(0);
+  while (num_unsettled_ > 0 && queue_.settle_front()) {
+    const ShareQueue::Share front = queue_.front();
+    const LinkShare& link = state.share(front.link);
+    if (link.open_flows == 0.0) {
+      queue_.pop();
       continue;
     }
     const double level = link.open / link.open_flows;
-    if (level > heap_.front().level) {  // outdated
-      heap_.front().level = level;
-      sift_down(0);
-      if (heap_.front().link != link_id) continue;
+    if (level > front.level) {  // outdated
+      queue_.pop();
+      queue_.add(level, front.link);
+      continue;
     }
     while (next_capped < capped_.size() && settled(capped_[next_capped])) ++next_capped;
     if (next_capped < capped_.size() && state.cap(capped_[next_capped]) <= level) {
       settle(state, capped_[next_capped], state.cap(capped_[next_capped]));
       continue;
     }
-    for (const Entry& entry : state.link(link_id).entries) {
-      if (entry.other[0] == kNoLink) {
-        const std::uint32_t slot = state.slot_of(entry);
-        if (!settled(slot)) settle(state, slot, level);
-        continue;
-      }
-      LinkShare& a = state.share(entry.other[0]);
-      LinkShare& b = state.share(entry.other[1]);
-      if (std::min(a.level, b.level) < kNever) continue;
-      a.open = std::max(0.0, a.open - level);
-      --a.open_flows;
-      b.open = std::max(0.0, b.open - level);
-      --b.open_flows;
-    }
-    link.open = 0.0;  // what is left is rounding
-    link.open_flows = 0;
-    link.level = level;
+    saturate(state, front.link, level);
+    queue_.pop();
   }
 }
 
@@ -128,6 +205,8 @@ void MaxMinSolver::apply(FlowState& state, std::span<const std::uint32_t> flows)
   for (const std::uint32_t link_id : links_) {
     state.link(link_id).residual = state.share(link_id).open;
   }
+  const bool file = allow_s_ > 0.0 && flows.size() == state.num_flowing();
+  if (file) state.begin_filing(now_ + allow_s_);
   for (const std::uint32_t slot : flows) {
     double rate = kNever;
     if (state.plain(slot)) {
@@ -138,12 +217,18 @@ void MaxMinSolver::apply(FlowState& state, std::span<const std::uint32_t> flows)
       rate = new_rate_[slot];
     }
     const double old_rate = state.rate(slot);
-    if (std::abs(rate - old_rate) <= kSameRate * old_rate) continue;
-    if (allow_s_ > 0.0) {
-      state.change_rate(slot, rate, now_);
-    } else {
-      state.set_rate(slot, rate, now_);
+    if (std::abs(rate - old_rate) > kSameRate * old_rate) {
+      if (allow_s_ > 0.0) {
+        state.change_rate(slot, rate, now_);
+      } else {
+        state.set_rate(slot, rate, now_);
+      }
     }
+    if (file) state.file(slot);
+  }
+  if (allow_s_ > 0.0 && !file) {
+    state.begin_filing(now_ + allow_s_);
+    for (const std::uint32_t slot : state.active()) state.file(slot);
   }
 }
 
@@ -161,7 +246,7 @@ void MaxMinSolver::solve(FlowState& state, std::span<const std::uint32_t> seeds,
       for (const FlowState::Hop& hop : state.hops(slot)) visit_link(state, hop.link);
     }
   }
-  fill(state);
+  fill(state, flows_.size());
   apply(state, flows_);
 }
 
@@ -170,8 +255,10 @@ void MaxMinSolver::solve_all(FlowState& state, double now, double allow_s) {
   for (std::uint32_t link = 0; link < state.links().size(); ++link) {
     if (!state.link(link).entries.empty()) visit_link(state, link);
   }
-  for (const std::uint32_t slot : state.active()) visit_flow(state, slot);
-  fill(state);
+  if (!state.all_plain()) {
+    for (const std::uint32_t slot : state.active()) visit_flow(state, slot);
+  }
+  fill(state, state.active().size());
   apply(state, state.active());
 }
 

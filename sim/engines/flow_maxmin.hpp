@@ -23,12 +23,49 @@ namespace coterie::flow {
 // since those levels only grow. Flows without a cap and with few links are therefore not touched
 // while levels are found: their links' lists say which other links they cross (Entry).
 
+// Links by their shares while a solve raises the level: a monotone queue. A share belongs to the
+// bucket that its leading bits name, 32 buckets to a doubling; only the links of the lowest bucket
+// are kept in a heap. As shares only grow, a link moves up a few times, each in constant time, and
+// the heap stays small whatever the number of links.
+class ShareQueue {
+ public:
+  struct Share {
+    double level;
+    std::uint32_t link;
+  };
+  // Forgets all. No share below `lowest` will be added.
+  void start(double lowest, std::size_t num_links);
+  void add(double level, std::uint32_t link);
+  // The lowest share; false if there is none.
+  [[nodiscard]] bool settle_front();
+  [[nodiscard]] const Share& front() const { return heap_.front(); }
+  void pop();
+
+ private:
+  static constexpr std::uint32_t kNumBuckets = 1024;  // 32 doublings; the last holds all above
+  [[nodiscard]] static std::uint64_t leading_bits(double level);
+  void sift_down(std::size_t at);
+  void sift_up(std::size_t at);
+
+  std::uint64_t base_ = 0;                     // leading bits of the first bucket
+  std::uint32_t bucket_ = 0;                   // whose links are in the heap; those below are empty
+  std::uint64_t used_[kNumBuckets / 64] = {};  // bit set: the bucket has a list
+  std::uint32_t head_[kNumBuckets] = {};       // first of the bucket's list
+  struct Listed {
+    double level;
+    std::uint32_t next;
+  };
+  std::vector<Listed> listed_;  // [num_links]
+  std::vector<Share> heap_;     // by level
+};
+
 class MaxMinSolver {
  public:
   // Sets the rates of all flows that are connected to the links of `seeds` (through common links,
   // transitively) to their max-min fair shares of what the links allow, from `now` on. With an
   // `allow_s` of zero that is their capacity; else the links' credit is spent over the next
-  // `allow_s` seconds, and the caller moves the horizon, which files the finishes.
+  // `allow_s` seconds, the horizon moves to their end, and the caller ends the filing of finishes
+  // that this began.
   void solve(FlowState& state, std::span<const std::uint32_t> seeds, double now, double allow_s);
   // The same for all flows. Cheaper than walking from link to link where most of them changed.
   void solve_all(FlowState& state, double now, double allow_s);
@@ -37,17 +74,13 @@ class MaxMinSolver {
   [[nodiscard]] std::size_t num_flows() const { return num_flows_; }
 
  private:
-  struct Share {
-    double level;
-    std::uint32_t link;
-  };
   void start(FlowState& state, double now, double allow_s);
   void visit_link(FlowState& state, std::uint32_t link);
   void visit_flow(FlowState& state, std::uint32_t slot);
-  void fill(FlowState& state);
+  void fill(FlowState& state, std::size_t num_flows);
+  void saturate(FlowState& state, std::uint32_t link, double level);
   void settle(FlowState& state, std::uint32_t slot, double level);
   void apply(FlowState& state, std::span<const std::uint32_t> flows);
-  void sift_down(std::size_t at);
 
   std::uint32_t round_ = 0;
   double now_ = 0.0;
@@ -55,9 +88,10 @@ class MaxMinSolver {
   std::vector<std::uint32_t> links_;  // of this solve
   std::vector<std::uint32_t> flows_;  // slots of this solve, if not all
   std::size_t num_flows_ = 0;
-  std::vector<std::uint32_t> mark_;    // [slot] the round that last visited it
-  std::vector<double> new_rate_;       // [slot] of flows that are not plain; negative: not settled
-  std::vector<Share> heap_;            // by level
+  std::size_t num_unsettled_ = 0;
+  std::vector<std::uint32_t> mark_;  // [slot] the round that last visited it
+  std::vector<double> new_rate_;     // [slot] of flows that are not plain; negative: not settled
+  ShareQueue queue_;
   std::vector<std::uint32_t> capped_;  // slots whose cap may bind, by cap
 };
 

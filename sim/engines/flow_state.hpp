@@ -17,21 +17,23 @@ inline constexpr double kNever = std::numeric_limits<double>::infinity();
 // Links with more flows than this are not repaired between solves (flow_repair.hpp).
 inline constexpr std::size_t kRepairFlows = 64;
 
+// In Entry::other: no further link; and a flow that must be looked up.
 inline constexpr std::uint32_t kNoLink = std::numeric_limits<std::uint32_t>::max();
+inline constexpr std::uint32_t kLookUp = kNoLink - 1;
 
 // What a solve needs of a link: small, so that all links of a solve stay in the nearest caches.
-struct LinkShare {
-  double open = 0.0;      // capacity not yet given to a settled flow
-  double level = kNever;  // the share at which the last solve saturated it; never: it did not
-  std::uint32_t open_flows = 0;  // flows through it that are not settled
-  std::uint32_t mark = 0;        // the solve that last visited it
+struct alignas(32) LinkShare {
+  double open = 0.0;        // capacity not yet given to a settled flow
+  double open_flows = 0.0;  // flows through it that are not settled; a count
+  double level = kNever;    // the share at which the last solve saturated it; never: it did not
+  std::uint32_t mark = 0;   // the solve that last visited it
 };
 
-// One flow as one of its links sees it. A plain flow, without a cap and with at most three links,
+// One flow as one of its links sees it. A plain flow, without a cap and with at most four links,
 // is settled when one of its links is, so that a solve reads no more of it than this.
 struct Entry {
   std::uint32_t key;       // (slot << hop_bits) | hop
-  std::uint32_t other[2];  // plain: its other links or num_links, a dummy; else kNoLink
+  std::uint32_t other[3];  // plain: its other links, then kNoLink; else kLookUp first
 };
 
 struct LinkState {
@@ -142,7 +144,7 @@ class EventHeap {
 class FlowState {
  public:
   FlowState(std::span<const double> capacity, std::uint32_t max_hops)
-      : links_(capacity.size()), shares_(capacity.size() + 1) {
+      : links_(capacity.size()), shares_(capacity.size()) {
     while ((1U << hop_bits_) < max_hops) ++hop_bits_;
     for (std::size_t i = 0; i < capacity.size(); ++i) {
       links_[i].capacity = links_[i].residual = links_[i].limit = capacity[i];
@@ -172,21 +174,20 @@ class FlowState {
     flows_[slot] = {0.0, bytes, now, cap};
     Slot& place = slots_[slot];
     place.num_hops = static_cast<std::uint16_t>(route.size());
-    place.plain = cap == kNever && route.size() <= 3;
+    place.plain = cap == kNever && route.size() <= 4;
     if (!place.listed) {
       place.listed = true;
       active_.push_back(slot);
     }
     ++num_flowing_;
-    const auto dummy = static_cast<std::uint32_t>(links_.size());
+    if (!place.plain) ++num_looked_up_;
     for (std::uint32_t hop = 0; hop < route.size(); ++hop) {
-      Entry entry{(slot << hop_bits_) | hop, {kNoLink, kNoLink}};
+      Entry entry{(slot << hop_bits_) | hop, {place.plain ? kNoLink : kLookUp, kNoLink, kNoLink}};
       if (place.plain) {
         std::uint32_t num_others = 0;
         for (std::uint32_t i = 0; i < route.size(); ++i) {
           if (i != hop) entry.other[num_others++] = route[i];
         }
-        while (num_others < 2) entry.other[num_others++] = dummy;
       }
       LinkState& link = links_[route[hop]];
       link.credit = link.freed = 0.0;  // what others left is not for newcomers
@@ -212,6 +213,7 @@ class FlowState {
         link.credit = link.freed = link.extra = 0.0;
       }
     }
+    if (!slots_[slot].plain) --num_looked_up_;
     slots_[slot].num_hops = 0;
     flows_[slot].rate = 0.0;
     --num_flowing_;
@@ -233,7 +235,7 @@ class FlowState {
     const double finish = finish_s(slot);
     if (finish <= horizon_ || finishes_.contains(slot)) finishes_.set(slot, finish);
   }
-  // The same without filing, for callers that move the horizon afterwards.
+  // The same without filing, for callers that move the horizon.
   void change_rate(std::uint32_t slot, double rate, double now) {
     Flow& flow = flows_[slot];
     flow.remaining = std::max(0.0, flow.remaining - flow.rate * (now - flow.since_s));
@@ -241,16 +243,37 @@ class FlowState {
     flow.rate = rate;
   }
 
-  // Moves the horizon and files the flows that end before it. With `may_skip`, a horizon before the
-  // first finish moves on behind that. False if no flow will ever end at the present rates.
-  bool set_horizon(double horizon, bool may_skip, double margin) {
+  // Moves the horizon and files the flows that end before it: `begin_filing`, `file` for each flow,
+  // `end_filing`. With `may_skip`, a horizon before the first finish moves on to `margin` behind
+  // that. The last returns false if no flow will ever end at the present rates.
+  void begin_filing(double horizon) {
     horizon_ = horizon;
-    const double first = file_all();
-    if (may_skip && first > horizon && first < kNever) {
-      horizon_ = first + margin;
-      file_all();
+    finishes_.clear();
+  }
+  void file(std::uint32_t slot) {
+    // A product is cheaper than the quotient, which only flows near the horizon need.
+    constexpr double kRounding = 1.0 + 1e-9;
+    const Flow& flow = flows_[slot];
+    if (flow.remaining > flow.rate * (horizon_ - flow.since_s) * kRounding) return;
+    const double finish = finish_s(slot);
+    if (finish <= horizon_) finishes_.append(slot, finish);
+  }
+  bool end_filing(bool may_skip, double margin) {
+    finishes_.heapify();
+    if (!finishes_.empty()) return true;
+    double first = kNever;
+    for (const std::uint32_t slot : active()) first = std::min(first, finish_s(slot));
+    if (may_skip && first < kNever) {
+      begin_filing(first + margin);
+      for (const std::uint32_t slot : active()) file(slot);
+      finishes_.heapify();
     }
     return first < kNever;
+  }
+  bool set_horizon(double horizon, bool may_skip, double margin) {
+    begin_filing(horizon);
+    for (const std::uint32_t slot : active()) file(slot);
+    return end_filing(may_skip, margin);
   }
   // Only for a time before which no sleeping flow ends.
   void start_horizon(double horizon) { horizon_ = horizon; }
@@ -288,6 +311,7 @@ class FlowState {
   [[nodiscard]] LinkShare& share(std::uint32_t link) { return shares_[link]; }
   [[nodiscard]] double level(std::uint32_t link) const { return shares_[link].level; }
   [[nodiscard]] std::size_t num_flowing() const { return num_flowing_; }
+  [[nodiscard]] bool all_plain() const { return num_looked_up_ == 0; }
 
   // When the computation or the silence of a slot ends.
   [[nodiscard]] EventHeap& timers() { return timers_; }
@@ -303,21 +327,8 @@ class FlowState {
     const Flow& flow = flows_[slot];
     return flow.rate > 0.0 ? flow.since_s + flow.remaining / flow.rate : kNever;
   }
-  // Files all flows that end before the horizon anew; returns the first finish of any flow.
-  double file_all() {
-    finishes_.clear();
-    double first = kNever;
-    for (const std::uint32_t slot : active()) {
-      const double finish = finish_s(slot);
-      first = std::min(first, finish);
-      if (finish <= horizon_) finishes_.append(slot, finish);
-    }
-    finishes_.heapify();
-    return first;
-  }
-
   std::vector<LinkState> links_;
-  std::vector<LinkShare> shares_;  // [num_links + 1], the last a dummy that never saturates
+  std::vector<LinkShare> shares_;  // [num_links]
   std::uint32_t hop_bits_ = 0;
   struct Slot {
     std::uint32_t op;
@@ -340,6 +351,7 @@ class FlowState {
   EventHeap finishes_;
   double horizon_ = 0.0;  // flows that end later need not be filed
   std::size_t num_flowing_ = 0;
+  std::size_t num_looked_up_ = 0;  // of them, not plain
 };
 
 }  // namespace coterie::flow
