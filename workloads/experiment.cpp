@@ -219,6 +219,39 @@ std::vector<std::uint32_t> read_layers(const YamlValue& value) {
   return layers;
 }
 
+// The optional keys that say how the job runs: what is sent, with which engine.
+void read_settings(YamlMap& map, Experiment& experiment) {
+  if (const auto tokens = map.optional("tokens_per_rank")) {
+    experiment.tokens_per_rank = static_cast<std::uint32_t>(tokens->as_integer(1, 1 << 24));
+  }
+  if (const auto deal = map.optional("deal")) {
+    experiment.deal = deal->as_choice({"round_robin", "in_order"}) == 0 ? SequenceDeal::kRoundRobin
+                                                                        : SequenceDeal::kInOrder;
+  }
+  if (const auto layers = map.optional("layers")) experiment.layers = read_layers(*layers);
+  if (const auto payload = map.optional("payload")) {
+    YamlMap types = payload->as_map();
+    if (const auto dispatch = types.optional("dispatch")) {
+      experiment.dispatch_payload = read_payload(*dispatch);
+    }
+    if (const auto combine = types.optional("combine")) {
+      experiment.combine_payload = read_payload(*combine);
+    }
+    types.finish();
+  }
+  if (const auto chunk = map.optional("chunk")) {
+    experiment.chunk = chunk->as_bytes();
+    if (experiment.chunk.value < 1) throw chunk->error(chunk->excerpt(), "at least 1 B");
+  }
+  const std::vector<std::string> engines{"simgrid", "flow", "bound"};
+  const auto engine = map.optional("engine");
+  experiment.engine = engines[engine ? engine->as_choice(engines) : 0];
+  if (const auto seed = map.optional("seed")) {
+    experiment.seed =
+        static_cast<std::uint64_t>(seed->as_integer(0, std::numeric_limits<std::int64_t>::max()));
+  }
+}
+
 // The keys that make the cluster. `extra` are the overrides below `topology.`.
 struct ClusterPart {
   YamlValue ranks;
@@ -333,35 +366,7 @@ Experiment load_experiment(const fs::path& path, const std::vector<Override>& ov
       load_based(model_value, [&] { return load_model(model.name_or_path, model.overrides); });
 
   experiment.trace = read_trace(map.required("trace"), folder);
-  if (const auto tokens = map.optional("tokens_per_rank")) {
-    experiment.tokens_per_rank = static_cast<std::uint32_t>(tokens->as_integer(1, 1 << 24));
-  }
-  if (const auto deal = map.optional("deal")) {
-    experiment.deal = deal->as_choice({"round_robin", "in_order"}) == 0 ? SequenceDeal::kRoundRobin
-                                                                        : SequenceDeal::kInOrder;
-  }
-  if (const auto layers = map.optional("layers")) experiment.layers = read_layers(*layers);
-  if (const auto payload = map.optional("payload")) {
-    YamlMap types = payload->as_map();
-    if (const auto dispatch = types.optional("dispatch")) {
-      experiment.dispatch_payload = read_payload(*dispatch);
-    }
-    if (const auto combine = types.optional("combine")) {
-      experiment.combine_payload = read_payload(*combine);
-    }
-    types.finish();
-  }
-  if (const auto chunk = map.optional("chunk")) {
-    experiment.chunk = chunk->as_bytes();
-    if (experiment.chunk.value < 1) throw chunk->error(chunk->excerpt(), "at least 1 B");
-  }
-  const std::vector<std::string> engines{"simgrid", "flow", "bound"};
-  const auto engine = map.optional("engine");
-  experiment.engine = engines[engine ? engine->as_choice(engines) : 0];
-  if (const auto seed = map.optional("seed")) {
-    experiment.seed =
-        static_cast<std::uint64_t>(seed->as_integer(0, std::numeric_limits<std::int64_t>::max()));
-  }
+  read_settings(map, experiment);
   const YamlValue runs = map.required("runs");
   experiment.runs = read_runs(runs, folder, experiment.num_ranks);
   map.finish();

@@ -149,7 +149,7 @@ TEST_P(MalformedPlacement, GetsItsSentence) {
 
 INSTANTIATE_TEST_SUITE_P(
     Files, MalformedPlacement,
-    ::testing::Values(
+    ::testing::ValuesIn(std::vector<Malformed>{
         Malformed{"Empty", "",
                   "p.json:1:1: found the end of the file, expected a placement in JSON"},
         Malformed{"Truncated", "{\"schema_version\": 1,\n  \"strategy\": \"s",
@@ -229,7 +229,117 @@ INSTANTIATE_TEST_SUITE_P(
                   "p.json: layer 0: expert 1 is on no rank"},
         Malformed{"MapEmpty", "{\"physical_to_logical_map\": []}",
                   "p.json: physical_to_logical_map: found an empty list, expected at least one "
-                  "layer"}),
+                  "layer"},
+        Malformed{"TextAfterTheDocument",
+                  document(kHeader, "[{\"layer\": 1, \"rank_experts\": [[0, 1], [2, 3]]}]} {"),
+                  "p.json:1:173: found text that is not JSON, expected a placement in JSON"},
+        Malformed{"TrailingComma",
+                  document(kHeader, "[{\"layer\": 1, \"rank_experts\": [[0, 1], [2, 3]]}],"),
+                  "p.json:1:172: found text that is not JSON, expected a placement in JSON"},
+        Malformed{"SingleQuotes",
+                  "{\"schema_version\": 1, \"strategy\": 's', \"trained_on\": \"\", "
+                  "\"num_experts\": 4, \"num_ranks\": 2, \"ranks_per_node\": 2, \"layers\": "
+                  "[{\"layer\": 1, \"rank_experts\": [[0, 1], [2, 3]]}]}",
+                  "p.json:1:35: found text that is not JSON, expected a placement in JSON"},
+        Malformed{"ControlCharacter",
+                  "{\"schema_version\": 1, \"strategy\": \"s\n\", \"trained_on\": \"\", "
+                  "\"num_experts\": 4, \"num_ranks\": 2, \"ranks_per_node\": 2, \"layers\": "
+                  "[{\"layer\": 1, \"rank_experts\": [[0, 1], [2, 3]]}]}",
+                  "p.json:1:37: found text that is not JSON, expected a placement in JSON"},
+        Malformed{
+            "NotUtf8",
+            "{\"schema_version\": 1, \"strategy\": \"\xff"
+            "\", \"trained_on\": \"\", \"num_experts\": 4, \"num_ranks\": 2, \"ranks_per_node\": "
+            "2, \"layers\": [{\"layer\": 1, \"rank_experts\": [[0, 1], [2, 3]]}]}",
+            "p.json:1:36: found text that is not JSON, expected a placement in JSON"},
+        Malformed{"Null", "null", "p.json: found null, expected a map"},
+        Malformed{"Number", "17", "p.json: found 17, expected a map"},
+        Malformed{"NoSchemaVersion",
+                  "{\"strategy\": \"s\", \"trained_on\": \"\", \"num_experts\": 4, \"num_ranks\": "
+                  "2, \"ranks_per_node\": 2, \"layers\": [{\"layer\": 1, \"rank_experts\": [[0, "
+                  "1], [2, 3]]}]}",
+                  "p.json: found no key 'schema_version', expected the keys schema_version, "
+                  "strategy, trained_on, num_experts, num_ranks, ranks_per_node, layers"},
+        Malformed{"SchemaInWords",
+                  "{\"schema_version\": \"1\", \"strategy\": \"s\", \"trained_on\": \"\", "
+                  "\"num_experts\": 4, \"num_ranks\": 2, \"ranks_per_node\": 2, \"layers\": "
+                  "[{\"layer\": 1, \"rank_experts\": [[0, 1], [2, 3]]}]}",
+                  "p.json: schema_version: found \"1\", expected an integer from 1 to 1"},
+        Malformed{"TrainedOnNotAString",
+                  "{\"schema_version\": 1, \"strategy\": \"s\", \"trained_on\": [], "
+                  "\"num_experts\": 4, \"num_ranks\": 2, \"ranks_per_node\": 2, \"layers\": "
+                  "[{\"layer\": 1, \"rank_experts\": [[0, 1], [2, 3]]}]}",
+                  "p.json: trained_on: found [], expected a string"},
+        Malformed{"NoExperts",
+                  document("\"num_experts\": 0, \"num_ranks\": 2, \"ranks_per_node\": 2",
+                           "[{\"layer\": 1, \"rank_experts\": [[], []]}]"),
+                  "p.json: num_experts: found 0, expected an integer from 1 to 65535"},
+        Malformed{"ZeroRanks",
+                  document("\"num_experts\": 4, \"num_ranks\": 0, \"ranks_per_node\": 2", "[]"),
+                  "p.json: num_ranks: found 0, expected an integer from 1 to 1048576"},
+        Malformed{"ZeroRanksPerNode",
+                  document("\"num_experts\": 4, \"num_ranks\": 2, \"ranks_per_node\": 0",
+                           "[{\"layer\": 1, \"rank_experts\": [[0, 1], [2, 3]]}]"),
+                  "p.json: ranks_per_node: found 0, expected an integer from 1 to 1048576"},
+        Malformed{
+            "HugeRanks",
+            document(
+                "\"num_experts\": 4, \"num_ranks\": 18446744073709551616, \"ranks_per_node\": 2",
+                "[]"),
+            "p.json: num_ranks: found 1.8446744073709552e+19, expected an integer from 1 to "
+            "1048576"},
+        Malformed{"LayerIsAList", document(kHeader, "[[[0, 1], [2, 3]]]"),
+                  "p.json: layers[0]: found [[0,1],[2,3]], expected a map"},
+        Malformed{"LayerWithoutNumber", document(kHeader, "[{\"rank_experts\": [[0, 1], [2, 3]]}]"),
+                  "p.json: layers[0]: found no key 'layer', expected the keys layer, rank_experts"},
+        Malformed{
+            "LayerWithUnknownKey",
+            document(kHeader, "[{\"layer\": 1, \"rank_experts\": [[0, 1], [2, 3]], \"load\": 2}]"),
+            "p.json: layers[0]: found the key 'load', expected only the keys layer, rank_experts"},
+        Malformed{"NegativeLayer",
+                  document(kHeader, "[{\"layer\": -1, \"rank_experts\": [[0, 1], [2, 3]]}]"),
+                  "p.json: layers[0].layer: found -1, expected an integer from 0 to 1048576"},
+        Malformed{
+            "RanksAreAMap",
+            document(kHeader, "[{\"layer\": 1, \"rank_experts\": {\"0\": [0, 1], \"1\": [2, 3]}}]"),
+            "p.json: layers[0].rank_experts: found {\"0\":[0,1],\"1\":[2,3]}, expected a list"},
+        Malformed{"MoreRanksThanSaid",
+                  document(kHeader, "[{\"layer\": 1, \"rank_experts\": [[0], [1], [2, 3]]}]"),
+                  "p.json: layers[0].rank_experts: found 3 ranks, expected 2, as num_ranks says"},
+        Malformed{"RankIsANumber",
+                  document(kHeader, "[{\"layer\": 1, \"rank_experts\": [0, [2, 3]]}]"),
+                  "p.json: layers[0].rank_experts[0]: found 0, expected a list"},
+        Malformed{
+            "FractionalExpert",
+            document(kHeader, "[{\"layer\": 1, \"rank_experts\": [[0, 1.5], [2, 3]]}]"),
+            "p.json: layers[0].rank_experts[0][1]: found 1.5, expected an integer from 0 to 3"},
+        Malformed{
+            "NegativeExpert",
+            document(kHeader, "[{\"layer\": 1, \"rank_experts\": [[0, -1], [2, 3]]}]"),
+            "p.json: layers[0].rank_experts[0][1]: found -1, expected an integer from 0 to 3"},
+        Malformed{"EmptyRank",
+                  document(kHeader, "[{\"layer\": 1, \"rank_experts\": [[0, 1, 2, 3], []]}]"),
+                  "p.json: layer 1: found between 0 and 4 experts per rank, expected counts that "
+                  "differ by at most one"},
+        Malformed{
+            "DuplicateKeyInALayer",
+            document(kHeader, "[{\"layer\": 1, \"layer\": 2, \"rank_experts\": [[0, 1], [2, 3]]}]"),
+            "p.json: found the key 'layer' twice, expected every key once"},
+        Malformed{"MapWithOtherKeys", "{\"physical_to_logical_map\": [[0, 1]], \"seed\": 1}",
+                  "p.json: found the key 'seed', expected only the keys physical_to_logical_map"},
+        Malformed{"MapNotAList", "{\"physical_to_logical_map\": {}}",
+                  "p.json: physical_to_logical_map: found {}, expected a list"},
+        Malformed{"MapRowNotAList", "{\"physical_to_logical_map\": [0, 1]}",
+                  "p.json: physical_to_logical_map[0]: found 0, expected a list"},
+        Malformed{"MapRowEmpty", "{\"physical_to_logical_map\": [[]]}",
+                  "p.json: physical_to_logical_map[0]: found 0 slots, expected a multiple of the 2 "
+                  "ranks"},
+        Malformed{"MapExpertInWords", "{\"physical_to_logical_map\": [[\"a\", 1]]}",
+                  "p.json: physical_to_logical_map[0][0]: found \"a\", expected an integer from 0 "
+                  "to 65534"},
+        Malformed{"MapHugeExpert", "{\"physical_to_logical_map\": [[0, 70000]]}",
+                  "p.json: physical_to_logical_map[0][1]: found 70000, expected an integer from 0 "
+                  "to 65534"}}),
     [](const auto& row) { return row.param.name; });
 
 TEST(PlacementFile, MapNeedsTheNumberOfRanks) {

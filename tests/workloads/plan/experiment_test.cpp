@@ -346,9 +346,104 @@ const Malformed kMalformed[] = {
      "max_imbalance, name, placement, prune, replicas"},
     {"runs_not_a_list", "runs:\n", "runs: {}\nunused:\n",
      "e.yaml:9:7: key \"runs\": found a map, expected a list"},
+    {"ranks_missing", "ranks: 8\n", "",
+     "e.yaml:1:1: found no key \"ranks\", expected it to be given"},
+    {"topology_missing", "topology: h100_node\n", "",
+     "e.yaml:1:1: found no key \"topology\", expected it to be given"},
+    {"model_missing", "model: model.yaml\n", "",
+     "e.yaml:1:1: found no key \"model\", expected it to be given"},
+    {"trace_missing_block", "trace: {file: a.moet, train: even, eval: odd}\n", "",
+     "e.yaml:1:1: found no key \"trace\", expected it to be given"},
+    {"trace_without_file", "file: a.moet, ", "",
+     "e.yaml:4:8: key \"trace\": found no key \"file\", expected it to be given"},
+    {"trace_key", "eval: odd", "evaluate: odd",
+     "e.yaml:4:36: key \"trace\": found unknown key \"evaluate\", expected one of eval, "
+     "evaluate_on_training, file, train"},
+    {"run_without_name", "name: standard, ", "",
+     "e.yaml:10:5: key \"runs.0\": found no key \"name\", expected it to be given"},
+    {"run_without_dispatch", ", dispatch: standard}", "}",
+     "e.yaml:10:5: key \"runs.0\": found no key \"dispatch\", expected it to be given"},
+    {"run_without_placement", "placement: contiguous, ", "",
+     "e.yaml:10:5: key \"runs.0\": found no key \"placement\", expected it to be given"},
+    {"run_not_a_map", "- {name: standard, placement: contiguous, dispatch: standard}", "- standard",
+     "e.yaml:10:5: key \"runs.0\": found \"standard\", expected a map of keys and values"},
+    {"negative_seed", "engine: bound", "seed: -1",
+     "e.yaml:8:7: key \"seed\": found \"-1\", expected a whole number from 0 to "
+     "9223372036854775807"},
+    {"fractional_ranks", "ranks: 8", "ranks: 8.5",
+     "e.yaml:5:8: key \"ranks\": found \"8.5\", expected a whole number from 1 to 1048576"},
+    {"huge_ranks", "ranks: 8", "ranks: 99999999999999999999",
+     "e.yaml:5:8: key \"ranks\": found \"99999999999999999999\", expected a whole number from 1 to "
+     "1048576"},
+    {"no_groups", "ranks: 8", "ranks: 8\ngroups: 0",
+     "e.yaml:6:9: key \"groups\": found \"0\", expected a whole number from 1 to 1048576"},
+    {"empty_layers", "engine: bound", "layers: []",
+     "e.yaml:8:9: key \"layers\": found an empty list, expected layer numbers, or no key `layers`"},
+    {"layer_in_words", "engine: bound", "layers: [one]",
+     "e.yaml:8:10: key \"layers.0\": found \"one\", expected a whole number from 0 to 1048576"},
+    {"chunk_of_nothing", "engine: bound", "chunk: 0 B",
+     "e.yaml:8:8: key \"chunk\": found \"0 B\", expected at least 1 B"},
+    {"chunk_in_seconds", "engine: bound", "chunk: 3 us",
+     "e.yaml:8:8: key \"chunk\": found \"3 us\", expected a size with its unit, such as \"4 KiB\""},
+    {"payload_not_a_map", "payload: {dispatch: fp8, combine: bf16}", "payload: fp8",
+     "e.yaml:7:10: key \"payload\": found \"fp8\", expected a map of keys and values"},
+    {"imbalance_below_one", "dispatch: hierarchical", "dispatch: hierarchical, max_imbalance: 0.5",
+     "e.yaml:11:85: key \"runs.1.max_imbalance\": found \"0.5\", expected a number from 1 to "
+     "1000000"},
+    {"imbalance_not_a_number", "dispatch: hierarchical",
+     "dispatch: hierarchical, max_imbalance: nan",
+     "e.yaml:11:85: key \"runs.1.max_imbalance\": found \"nan\", expected a number from 1 to "
+     "1000000"},
+    {"prune_without_devices", "dispatch: standard", "dispatch: dedup, prune: {method: similarity}",
+     "e.yaml:10:69: key \"runs.0.prune\": found no key \"devices\", expected it to be given"},
+    {"prune_key", "dispatch: standard",
+     "dispatch: dedup, prune: {method: similarity, devices: 2, budget: 1}",
+     "e.yaml:10:102: key \"runs.0.prune\": found unknown key \"budget\", expected one of devices, "
+     "method"},
+    {"prune_of_no_device", "dispatch: standard",
+     "dispatch: dedup, prune: {method: similarity, devices: 0}",
+     "e.yaml:10:99: key \"runs.0.prune.devices\": found \"0\", expected a whole number from 1 to "
+     "8"},
+    {"topology_map_without_base", "topology: h100_node", "topology: {nodes: 4}",
+     "e.yaml:2:11: key \"topology\": found no key \"base\", expected it to be given"},
+    {"topology_bad_value", "topology: h100_node", "topology: {base: h100_node, nodes: none}",
+     "e.yaml:2:11: key \"topology\": --set nodes: found \"none\", expected auto or a whole number "
+     "from 1 to 1048576"},
+    {"model_key_in_map", "model: model.yaml", "model: {base: model.yaml, experts: 4}",
+     "e.yaml:3:8: key \"model\": model.yaml: found unknown key \"experts\", expected one of "
+     "description, expert_intermediate, hidden, moe_layers, name, num_experts, num_groups, "
+     "num_layers, num_shared_experts, num_topk, num_topk_groups, routing, schema_version, "
+     "shared_intermediate"},
+    {"model_more_topk_than_experts", "model: model.yaml", "model: {base: model.yaml, num_topk: 17}",
+     "e.yaml:3:8: key \"model\": --set num_topk: found \"17\", expected a whole number from 1 to "
+     "16"},
+    {"evaluate_flag", "eval: odd", "eval: odd, evaluate_on_training: maybe",
+     "e.yaml:4:69: key \"trace.evaluate_on_training\": found \"maybe\", expected true or false"},
+    {"deal_is_a_list", "engine: bound", "deal: [a]",
+     "e.yaml:8:7: key \"deal\": found a list, expected one of round_robin, in_order"},
+    {"name_of_dots", "name: learnt", "name: .learnt",
+     "e.yaml:11:12: key \"runs.1.name\": found \".learnt\", expected letters, digits and . _ + -, "
+     "as the files of the run carry its name"},
+    {"empty_name", "name: learnt", "name: \"\"",
+     "e.yaml:11:12: key \"runs.1.name\": found \"\", expected a text"},
+    {"no_runs", "runs:\n", "runs: []\nunused:\n",
+     "e.yaml:9:7: key \"runs\": found an empty list, expected at least one run"},
+    {"runs_absent", "runs:\n", "run:\n",
+     "e.yaml:1:1: found no key \"runs\", expected it to be given"},
 };
 INSTANTIATE_TEST_SUITE_P(Table, MalformedExperiment, ::testing::ValuesIn(kMalformed),
                          [](const auto& instance) { return instance.param.name; });
+
+TEST_F(ExperimentFile, DocumentsThatAreNoMapAreRefused) {
+  EXPECT_EQ(refusal([&] { load(""); }), "e.yaml: found an empty document, expected keys");
+  EXPECT_EQ(refusal([&] { load("- 1\n- 2\n"); }),
+            "e.yaml:1:1: found a list, expected a map of keys and values");
+  // What the parser says after the place depends on its version.
+  EXPECT_THAT(refusal([&] { load("ranks: 8\nruns:\n\t- {name: a}\n"); }),
+              HasSubstr("e.yaml:3:2: not valid YAML: "));
+  EXPECT_THAT(refusal([&] { load("schema_version: [1\nranks: 8\n"); }),
+              HasSubstr("not valid YAML: "));
+}
 
 TEST_F(ExperimentFile, OverrideIsNamedInItsError) {
   EXPECT_EQ(refusal([&] { load(kGood, {"runs.0.dispatch=both"}); }),

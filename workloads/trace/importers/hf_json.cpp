@@ -151,6 +151,42 @@ std::vector<std::uint64_t> sequence_of_token(const nlohmann::json& document, std
   return sequence;
 }
 
+std::vector<std::uint32_t> layers_of(const nlohmann::json& document, std::size_t num_layers,
+                                     const ImportOptions& options, const std::string& name) {
+  std::vector<std::uint32_t> layers;
+  if (document.contains("layers")) {
+    for (const nlohmann::json& layer : document["layers"]) {
+      layers.push_back(
+          static_cast<std::uint32_t>(json_integer(layer, 0, 100000, name + ": layers")));
+    }
+  } else {
+    layers = resolve_layers(num_layers, options, name);
+  }
+  if (layers.size() != num_layers) {
+    throw InputError(name + ": layers", fmt::format("{} numbers", layers.size()),
+                     fmt::format("{} as router_logits has layers", num_layers));
+  }
+  return layers;
+}
+
+// What DeepSeek-V3 and GLM add to the scores of one layer for the choice, [num_experts].
+std::vector<float> bias_of(const nlohmann::json& document, std::size_t layer_idx,
+                           std::size_t num_layers, std::uint32_t num_experts,
+                           const std::string& name) {
+  const std::string place = name + ": e_score_correction_bias";
+  const nlohmann::json& rows = document["e_score_correction_bias"];
+  if (!rows.is_array() || rows.size() != num_layers) {
+    throw InputError(place, fmt::format("{} rows", rows.size()),
+                     fmt::format("{} as router_logits has layers", num_layers));
+  }
+  std::vector<float> bias = json_numbers(rows[layer_idx], place);
+  if (bias.size() != num_experts) {
+    throw InputError(place, fmt::format("{} numbers", bias.size()),
+                     fmt::format("{} as there are experts", num_experts));
+  }
+  return bias;
+}
+
 }  // namespace
 
 Imported import_hf_json(const std::filesystem::path& path, const ImportOptions& options) {
@@ -174,36 +210,12 @@ Imported import_hf_json(const std::filesystem::path& path, const ImportOptions& 
                      "no more than there are, in equal groups");
   }
   const auto sequence = sequence_of_token(document, num_tokens, name);
-  std::vector<std::uint32_t> layers;
-  if (document.contains("layers")) {
-    for (const nlohmann::json& layer : document["layers"]) {
-      layers.push_back(
-          static_cast<std::uint32_t>(json_integer(layer, 0, 100000, name + ": layers")));
-    }
-  } else {
-    layers = resolve_layers(logits.size(), options, name);
-  }
-  if (layers.size() != logits.size()) {
-    throw InputError(name + ": layers", fmt::format("{} numbers", layers.size()),
-                     fmt::format("{} as router_logits has layers", logits.size()));
-  }
+  const std::vector<std::uint32_t> layers = layers_of(document, logits.size(), options, name);
   const bool biased = document.contains("e_score_correction_bias");
   RowTable table;
   for (std::size_t l = 0; l < logits.size(); ++l) {
-    std::vector<float> bias;
-    if (biased) {
-      const std::string place = name + ": e_score_correction_bias";
-      const nlohmann::json& rows = document["e_score_correction_bias"];
-      if (!rows.is_array() || rows.size() != logits.size()) {
-        throw InputError(place, fmt::format("{} rows", rows.size()),
-                         fmt::format("{} as router_logits has layers", logits.size()));
-      }
-      bias = json_numbers(rows[l], place);
-      if (bias.size() != num_experts) {
-        throw InputError(place, fmt::format("{} numbers", bias.size()),
-                         fmt::format("{} as there are experts", num_experts));
-      }
-    }
+    const std::vector<float> bias =
+        biased ? bias_of(document, l, logits.size(), num_experts, name) : std::vector<float>{};
     const std::string layer_place = fmt::format("{}: router_logits[{}]", name, l);
     if (!logits[l].is_array() || logits[l].size() != num_tokens) {
       throw InputError(layer_place, fmt::format("{} tokens", logits[l].size()),

@@ -112,13 +112,11 @@ std::vector<std::uint64_t> lengths_of(const TorchFile& file, const TorchValue* v
 
 void add_pass(const TorchFile& file, const TorchDict& record, const std::string& where,
               Passes& passes) {
-  const TorchTensor& tensor =
-      tensor_of(find_key(record, "topk_ids_of_layer"), where + ": topk_ids_of_layer");
-  const TorchFile::Array array = file.read(tensor);
+  const std::string place = where + ": topk_ids_of_layer";
+  const TorchFile::Array array = file.read(tensor_of(find_key(record, "topk_ids_of_layer"), place));
   const auto& shape = array.view.shape;
   if (shape.size() != 3) {
-    throw InputError(where + ": topk_ids_of_layer", fmt::format("shape {}", shape_text(shape)),
-                     "[layers, tokens, k]");
+    throw InputError(place, fmt::format("shape {}", shape_text(shape)), "[layers, tokens, k]");
   }
   if (passes.num_layers == 0) {
     passes.num_layers = shape[0];

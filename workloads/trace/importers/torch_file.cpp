@@ -112,7 +112,9 @@ class PickleReader {
     return stack_.back();
   }
 
+  // One opcode: structure, else a number or text, else the memo.
   void step(std::uint8_t opcode);
+  void step_value(std::uint8_t opcode);
   void step_memo(std::uint8_t opcode);
   void push_tuple(std::size_t count);
   void append(const std::vector<const TorchValue*>& values);
@@ -145,49 +147,6 @@ void PickleReader::step(std::uint8_t opcode) {
       return;
     case '(':
       marks_.push_back(stack_.size());
-      return;
-    case 'N':
-      push(std::monostate{});
-      return;
-    case 0x88:
-      push(true);
-      return;
-    case 0x89:
-      push(false);
-      return;
-    case 'K':
-      push(static_cast<std::int64_t>(number<std::uint8_t>()));
-      return;
-    case 'M':
-      push(static_cast<std::int64_t>(number<std::uint16_t>()));
-      return;
-    case 'J':
-      push(static_cast<std::int64_t>(number<std::int32_t>()));
-      return;
-    case 0x8a: {  // LONG1: two's complement of up to 8 bytes
-      const std::string_view raw = take(number<std::uint8_t>());
-      if (raw.size() > 8) fail("an integer of more than 64 bits");
-      std::uint64_t value = 0;
-      for (std::size_t i = 0; i < raw.size(); ++i) {
-        value |= static_cast<std::uint64_t>(static_cast<unsigned char>(raw[i])) << (8 * i);
-      }
-      if (!raw.empty() && raw.size() < 8 && (static_cast<unsigned char>(raw.back()) & 0x80U) != 0) {
-        value |= ~std::uint64_t{0} << (8 * raw.size());
-      }
-      push(std::bit_cast<std::int64_t>(value));
-      return;
-    }
-    case 'G': {  // BINFLOAT, big-endian
-      std::uint64_t value = 0;
-      for (const char byte : take(8)) value = value << 8 | static_cast<unsigned char>(byte);
-      push(std::bit_cast<double>(value));
-      return;
-    }
-    case 'X':
-      push(std::string(take(number<std::uint32_t>())));
-      return;
-    case 0x8c:  // SHORT_BINUNICODE
-      push(std::string(take(number<std::uint8_t>())));
       return;
     case '}':
       push(TorchDict{});
@@ -244,6 +203,56 @@ void PickleReader::step(std::uint8_t opcode) {
       return;
     case 'Q':
       persistent_id();
+      return;
+    default:
+      step_value(opcode);
+  }
+}
+
+void PickleReader::step_value(std::uint8_t opcode) {
+  switch (opcode) {
+    case 'N':
+      push(std::monostate{});
+      return;
+    case 0x88:
+      push(true);
+      return;
+    case 0x89:
+      push(false);
+      return;
+    case 'K':
+      push(static_cast<std::int64_t>(number<std::uint8_t>()));
+      return;
+    case 'M':
+      push(static_cast<std::int64_t>(number<std::uint16_t>()));
+      return;
+    case 'J':
+      push(static_cast<std::int64_t>(number<std::int32_t>()));
+      return;
+    case 0x8a: {  // LONG1: two's complement of up to 8 bytes
+      const std::string_view raw = take(number<std::uint8_t>());
+      if (raw.size() > 8) fail("an integer of more than 64 bits");
+      std::uint64_t value = 0;
+      for (std::size_t i = 0; i < raw.size(); ++i) {
+        value |= static_cast<std::uint64_t>(static_cast<unsigned char>(raw[i])) << (8 * i);
+      }
+      if (!raw.empty() && raw.size() < 8 && (static_cast<unsigned char>(raw.back()) & 0x80U) != 0) {
+        value |= ~std::uint64_t{0} << (8 * raw.size());
+      }
+      push(std::bit_cast<std::int64_t>(value));
+      return;
+    }
+    case 'G': {  // BINFLOAT, big-endian
+      std::uint64_t value = 0;
+      for (const char byte : take(8)) value = value << 8 | static_cast<unsigned char>(byte);
+      push(std::bit_cast<double>(value));
+      return;
+    }
+    case 'X':
+      push(std::string(take(number<std::uint32_t>())));
+      return;
+    case 0x8c:  // SHORT_BINUNICODE
+      push(std::string(take(number<std::uint8_t>())));
       return;
     default:
       step_memo(opcode);
