@@ -5,6 +5,7 @@
 //   base: law_h100_64.yaml               # an experiment; relative to this file
 //   axes:                                # cross product; the first axis varies slowest
 //     - {key: ranks, values: [8, 16, 64]}
+//     - {key: topology.fabric, values: [{kind: rail_only}, {kind: star}]}   # whole blocks, too
 //     - zip:                             # vary together, position by position
 //         - {key: topology.nic.bandwidth, values: [200 Gb/s, 400 Gb/s]}
 //         - {key: topology.nic.latency, values: [1 us, 800 ns]}

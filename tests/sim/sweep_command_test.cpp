@@ -131,6 +131,15 @@ TEST_F(SweepCommand, RecordsAFailedPointWithItsSentence) {
   EXPECT_THAT(table("out"), HasSubstr(",8,star,ok,"));
 }
 
+TEST_F(SweepCommand, AnAxisMayHoldWholeBlocks) {
+  write_sweep(
+      "axes:\n  - {key: topology, values: [h100_rail_optimised]}\n  - {key: ranks, values: [16]}\n"
+      "  - {key: topology.fabric, values: [{kind: rail_only}, {kind: star}]}\n");
+  ASSERT_EQ(run(sweep("out")).exit_code, 0);
+  EXPECT_THAT(table("out"), HasSubstr(",16,{kind: rail_only},ok,"));
+  EXPECT_THAT(table("out"), HasSubstr(",16,{kind: star},ok,"));
+}
+
 TEST_F(SweepCommand, GoesOnAfterKillMinusNine) {
   ASSERT_EQ(run(sweep("whole")).exit_code, 0);
   // One job and SimGrid's child per layer make the sweep last long enough to be hit.
