@@ -2,12 +2,14 @@
 // inputs. Agreement with SimGrid is tested in flow_agreement_test.cpp.
 
 #include "sim/engines/flow.hpp"
+#include "sim/engines/flow_maxmin.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <map>
+#include <set>
 
 #include "core/error.hpp"
 #include "core/random.hpp"
@@ -429,6 +431,37 @@ TEST(FlowProperties, CoarseRunsStayCloseToExactOnes) {
   }
 }
 
+// Shares come out in ascending order although they are put back higher, over more doublings than
+// the queue has buckets for, with ties. Against a multiset.
+TEST(FlowShareQueue, YieldsAscendingShares) {
+  Random random(5);
+  for (const double spread : {0.0, 1.0, 200.0}) {
+    flow::ShareQueue queue;
+    std::multiset<double> expected;
+    const auto level = [&](double lowest) {
+      return lowest * std::exp2(std::floor(8.0 * spread * random.uniform()) / 8.0);
+    };
+    queue.start(1e-30, 300);
+    for (std::uint32_t link = 0; link < 300; ++link) {
+      const double share = level(1e-30);
+      queue.add(share, link);
+      expected.insert(share);
+    }
+    while (queue.settle_front()) {
+      const flow::ShareQueue::Share front = queue.front();
+      ASSERT_FALSE(expected.empty());
+      ASSERT_EQ(front.level, *expected.begin());
+      expected.erase(expected.begin());
+      queue.pop();
+      if (random.index(3) > 0) continue;
+      const double share = level(front.level);
+      queue.add(share, front.link);
+      expected.insert(share);
+    }
+    EXPECT_TRUE(expected.empty());
+  }
+}
+
 // --- degenerate inputs ---------------------------------------------------------------------------
 
 TEST(FlowDegenerate, EmptyProgramTakesNoTime) {
@@ -446,6 +479,41 @@ TEST(FlowDegenerate, ZeroBytesTakeTheDelayOnly) {
   const Execution run = exact(program, input);
   EXPECT_EQ(run.finish_s[0], 0.75);
   EXPECT_EQ(run.finish_s[1], 0.0);
+}
+
+// Two pairs that share nothing, and two ranks that neither send nor receive: each transfer takes
+// the time it would take alone, 3 B at 1 B/s and 8 B at 2 B/s, at any precision.
+TEST(FlowDegenerate, DisconnectedRanksDoNotMeet) {
+  for (const double precision : {0.0, 0.01, 0.5}) {
+    Case input(6, {1.0, 2.0, 4.0}, 8);
+    input.transfer(0, 1, 3.0, {0});
+    input.transfer(2, 3, 8.0, {1});
+    const Program program = std::move(input.builder).finish();
+    FlowOptions options;
+    options.relative_precision = precision;
+    options.small_program = 0;
+    FlowStats stats;
+    const Execution run = simulate_flows(program, input.transfers, input.capacity, options, &stats);
+    EXPECT_DOUBLE_EQ(run.finish_s[0], 3.0);
+    EXPECT_DOUBLE_EQ(run.finish_s[1], 4.0);
+    EXPECT_EQ(stats.num_components, 2U);
+  }
+}
+
+// One byte, alone, over links of any speed: 1 B / 1 B/s, 1 B / 1e12 B/s.
+TEST(FlowDegenerate, ASingleByteTakesItsTime) {
+  for (const double capacity : {1e-12, 1.0, 1e12}) {
+    for (const double precision : {0.0, 0.01}) {
+      Case input(2, {capacity}, 8);
+      input.transfer(0, 1, 1.0, {0});
+      const Program program = std::move(input.builder).finish();
+      FlowOptions options;
+      options.relative_precision = precision;
+      options.small_program = 0;
+      EXPECT_DOUBLE_EQ(simulate_flows(program, input.transfers, input.capacity, options).makespan_s,
+                       1.0 / capacity);
+    }
+  }
 }
 
 // Twenty orders of magnitude in one program: 1e-9 B to 1e12 B over 1 B/s links.
