@@ -29,7 +29,9 @@ std::string render(const Table& table) {
     for (std::size_t i = 0; i < cells.size(); ++i) {
       const std::string padding(widths[i] - display_width(cells[i]), ' ');
       if (i > 0) line += "  ";
-      line += i == 0 ? cells[i] + padding : padding + cells[i];
+      const bool left = std::find(table.left_aligned.begin(), table.left_aligned.end(), i) !=
+                        table.left_aligned.end();
+      line += left ? cells[i] + padding : padding + cells[i];
     }
     while (!line.empty() && line.back() == ' ') line.pop_back();
     out += line + "\n";

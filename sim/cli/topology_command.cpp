@@ -30,7 +30,7 @@ std::string fabric_name(const Cluster& cluster) {
 }
 
 void list_presets(bool as_json) {
-  Table table{{"topology", "GPUs", "nodes", "fabric", "description"}, {}};
+  Table table{{"topology", "GPUs", "nodes", "fabric", "description"}, {}, {0, 3, 4}};
   json items = json::array();
   for (const Preset& preset : topology_presets()) {
     const Cluster cluster = load_cluster(preset.name);
