@@ -7,6 +7,7 @@
 #include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <regex>
 #include <set>
 #include <sstream>
 #include <tuple>
@@ -119,6 +120,51 @@ std::vector<AllToAllPoint> from_csv(const std::string& text, const std::string& 
   return points;
 }
 
+// Which test wrote a log. Newer versions name it ("# Collective test starting: alltoall_perf"),
+// older ones do not, but their busbw / algbw tells: (n - 1) / n for all-to-alls, 1 for
+// sendrecv_perf.
+class NcclTest {
+ public:
+  void read_header(const std::string& line) {
+    static const std::regex kName(
+        "(all_reduce|all_gather|alltoallv?|broadcast|gather|hypercube|reduce_scatter|reduce|"
+        "scatter|"
+        "sendrecv)_perf");
+    std::smatch match;
+    if (std::regex_search(line, match, kName)) program_ = match[1];
+  }
+  void read_row(const std::vector<std::string>& cells) {
+    double algbw = 0.0;
+    double busbw = 0.0;
+    if (parse_number(cells[6], algbw) && parse_number(cells[7], busbw) && algbw > algbw_) {
+      algbw_ = algbw;  // printed with two decimals: the largest is the most precise
+      ratio_ = busbw / algbw;
+    }
+    rooted_ = rooted_ || cells[4].front() != '-';
+  }
+  [[nodiscard]] bool send_receive(std::uint32_t num_ranks, const std::string& name) const {
+    constexpr const char* kExpected = "a log of alltoall_perf, alltoallv_perf or sendrecv_perf";
+    if (!program_.empty()) {
+      if (program_ == "sendrecv") return true;
+      if (program_ == "alltoall" || program_ == "alltoallv") return false;
+      throw InputError(name, "a log of " + program_ + "_perf", kExpected);
+    }
+    if (rooted_) throw InputError(name, "operations with a root", kExpected);
+    if (algbw_ < 1.0) return false;  // too few digits to tell
+    const double alltoall = (num_ranks - 1.0) / num_ranks;
+    const double tolerance = 0.01 / algbw_ + 1e-3;
+    if (std::abs(ratio_ - alltoall) <= tolerance) return false;
+    if (std::abs(ratio_ - 1.0) <= tolerance) return true;
+    throw InputError(name, fmt::format("busbw / algbw = {:.3f} with {} ranks", ratio_, num_ranks),
+                     fmt::format("{:.3f} (alltoall_perf) or 1 (sendrecv_perf)", alltoall));
+  }
+
+ private:
+  std::string program_;
+  double algbw_ = 0.0, ratio_ = 0.0;
+  bool rooted_ = false;
+};
+
 // nccl-tests: "# Rank 0 Group 0 Pid 1 on HOST device 0 [0000:01:00] NVIDIA H200" lines, then rows
 // of
 //   size count type redop root time algbw busbw #wrong [time algbw busbw #wrong]
@@ -127,13 +173,13 @@ std::vector<AllToAllPoint> from_nccl_tests(const std::string& text, const std::s
   std::vector<AllToAllPoint> points;
   AllToAllPoint common;
   common.num_ranks = 0;
-  bool send_receive = false;
+  NcclTest test;
   std::istringstream stream(text);
   std::string line;
   for (std::size_t number = 1; std::getline(stream, line); ++number) {
     const std::vector<std::string> cells = words(line);
     if (cells.empty()) continue;
-    send_receive = send_receive || line.find("sendrecv_perf") != std::string::npos;
+    test.read_header(line);
     if (cells[0] == "#" || cells[0].front() == '#') {
       if (cells.size() > 2 && cells[1] == "Rank" && line.find("device") != std::string::npos) {
         ++common.num_ranks;
@@ -154,11 +200,8 @@ std::vector<AllToAllPoint> from_nccl_tests(const std::string& text, const std::s
       throw InputError(fmt::format("{}:{}: time", name, number), fmt::format("\"{}\"", cells[5]),
                        "microseconds above zero");
     }
+    test.read_row(cells);
     AllToAllPoint point = common;
-    if (send_receive) {  // every rank sends its whole buffer to one other
-      point.num_ranks = 2;
-      size *= 2.0;
-    }
     point.bytes_per_rank = size;
     point.time_s = time_us * 1e-6;
     points.push_back(point);
@@ -167,7 +210,12 @@ std::vector<AllToAllPoint> from_nccl_tests(const std::string& text, const std::s
     throw InputError(name, fmt::format("{} lines \"# Rank ... device\"", common.num_ranks),
                      "one for each of at least two ranks");
   }
+  const bool send_receive = test.send_receive(common.num_ranks, name);
   for (AllToAllPoint& point : points) {
+    if (send_receive) {  // every rank sends its whole buffer to one other
+      point.num_ranks = 2;
+      point.bytes_per_rank *= 2.0;
+    }
     point.machine = common.device.empty() ? "nccl-tests" : common.device;
   }
   return points;
