@@ -13,8 +13,8 @@ double row_bytes(TokenKernel kernel, double hidden) {
 }
 
 TokenKernelCosts costs_from(std::span<const double> p) {
-  return {std::exp(p[0]), std::exp(p[1]), std::exp(p[2]),
-          std::exp(p[3]), std::exp(p[4]), 1.0 + std::exp(p[5])};
+  return {std::exp(p[0]), std::exp(p[1]),       std::exp(p[2]), std::exp(p[3]),
+          std::exp(p[4]), 1.0 + std::exp(p[5]), std::exp(p[6])};
 }
 
 }  // namespace
@@ -34,7 +34,9 @@ double token_kernel_time_s(const TokenKernelCosts& costs, TokenKernel kernel,
   const double q = costs.sharpness;
   const double rate =
       std::pow(std::pow(point.sms * costs.sm_rate, -q) + std::pow(costs.cap, -q), -1.0 / q);
-  return costs.launch_s + bytes / rate + point.tokens_per_rank * costs.token_cost_s / point.sms;
+  const double fill_s = costs.fill_rows * row_bytes(kernel, point.hidden) / costs.sm_rate;
+  return costs.launch_s + fill_s + bytes / rate +
+         point.tokens_per_rank * costs.token_cost_s / point.sms;
 }
 
 TokenKernelCosts fit_token_kernel(const std::vector<TokenKernelPoint>& points, TokenKernel kernel) {
@@ -42,7 +44,8 @@ TokenKernelCosts fit_token_kernel(const std::vector<TokenKernelPoint>& points, T
   problem.scale = 0.05;
   problem.parameters = {{"launch", std::log(30e-6), 3.0},    {"sm_rate", std::log(2e10), 3.0},
                         {"cap", std::log(4.5e11), 1.0},      {"row_overhead", std::log(100.0), 3.0},
-                        {"token_cost", std::log(1e-7), 3.0}, {"sharpness", 0.7, 1.0}};
+                        {"token_cost", std::log(1e-7), 3.0}, {"sharpness", 0.7, 1.0},
+                        {"fill_rows", std::log(10.0), 3.0}};
   for (const TokenKernelPoint& point : points) {
     problem.log_measured.push_back(
         std::log(kernel == TokenKernel::kDispatch ? point.dispatch_s : point.combine_s));
