@@ -322,13 +322,17 @@ void run_validate(const ValidateArguments& arguments) {
     write_file(arguments.output, std::string(kValidationHead) + to_markdown(validation));
   }
   if (!arguments.check) return;
+  std::vector<std::string> missed;
   for (const ValidationSection& section : validation.sections) {
     const ErrorSummary errors = summarise(section.points);
     if ((section.target_median && errors.median > *section.target_median) ||
         (section.target_worst && errors.worst > *section.target_worst)) {
-      throw CheckError(fmt::format("{}: median {}, worst {} miss the target", section.title,
+      missed.push_back(fmt::format("{} (median {}, worst {})", section.title,
                                    percent(errors.median), percent(errors.worst)));
     }
+  }
+  if (!missed.empty()) {
+    throw CheckError(fmt::format("missed targets: {}", fmt::join(missed, "; ")));
   }
 }
 
