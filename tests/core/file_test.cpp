@@ -1,6 +1,7 @@
 #include "core/file.hpp"
 
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -44,6 +45,22 @@ TEST_F(FileTest, AFailedWriteKeepsTheOldFileAndLeavesNothingElse) {
                std::runtime_error);
   EXPECT_EQ(read_file(folder_ / "x"), "old");
   EXPECT_EQ(num_files(), 1U);
+}
+
+TEST_F(FileTest, ASignalKeepsTheOldFileAndLeavesNothingElse) {
+  write_file(folder_ / "x", "old");
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) {
+    const auto interrupted_write = [&] {
+      remove_unfinished_files_on_signals();
+      write_file(folder_ / "x", [&](std::ostream& out) {
+        out << "half" << std::flush;
+        ::raise(signal);
+      });
+    };
+    EXPECT_EXIT(interrupted_write(), ::testing::KilledBySignal(signal), "");
+    EXPECT_EQ(read_file(folder_ / "x"), "old");
+    EXPECT_EQ(num_files(), 1U);
+  }
 }
 
 TEST_F(FileTest, SaysWhatIsWrong) {
