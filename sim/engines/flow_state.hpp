@@ -30,7 +30,8 @@ struct alignas(32) LinkShare {
 };
 
 // One flow as one of its links sees it. A plain flow, without a cap and with at most four links,
-// is settled when one of its links is, so that a solve reads no more of it than this.
+// all different, is settled when one of its links is, so that a solve reads no more of it than
+// this.
 struct Entry {
   std::uint32_t key;       // (slot << hop_bits) | hop
   std::uint32_t other[3];  // plain: its other links, then kNoLink; else kLookUp first
@@ -174,7 +175,7 @@ class FlowState {
     flows_[slot] = {0.0, bytes, now, cap};
     Slot& place = slots_[slot];
     place.num_hops = static_cast<std::uint16_t>(route.size());
-    place.plain = cap == kNever && route.size() <= 4;
+    place.plain = cap == kNever && route.size() <= 4 && distinct(route);
     if (!place.listed) {
       place.listed = true;
       active_.push_back(slot);
@@ -323,6 +324,15 @@ class FlowState {
   }
 
  private:
+  // Of at most four links.
+  [[nodiscard]] static bool distinct(std::span<const std::uint32_t> route) {
+    for (std::size_t i = 1; i < route.size(); ++i) {
+      for (std::size_t j = 0; j < i; ++j) {
+        if (route[i] == route[j]) return false;
+      }
+    }
+    return true;
+  }
   [[nodiscard]] double finish_s(std::uint32_t slot) const {
     const Flow& flow = flows_[slot];
     return flow.rate > 0.0 ? flow.since_s + flow.remaining / flow.rate : kNever;

@@ -500,6 +500,31 @@ TEST(FlowDegenerate, DisconnectedRanksDoNotMeet) {
   }
 }
 
+// A transfer that crosses a link of 1 B/s twice loads it twice: 4 B at 1/2 B/s. With two more of 2
+// B over the same link, which then has four places: all at 1/4 B/s until the two end at 8 s; then 2
+// B are left of the first, at 1/2 B/s. With and without batches.
+TEST(FlowDegenerate, ALinkCrossedTwiceIsLoadedTwice) {
+  for (const double precision : {0.0, 0.01}) {
+    FlowOptions options;
+    options.relative_precision = precision;
+    options.small_program = 0;
+    Case alone(2, {1.0}, 8);
+    alone.transfer(0, 1, 4.0, {0, 0});
+    const Program one = std::move(alone.builder).finish();
+    EXPECT_NEAR(simulate_flows(one, alone.transfers, alone.capacity, options).finish_s[0], 8.0,
+                1e-9);
+    Case input(2, {1.0}, 8);
+    input.transfer(0, 1, 4.0, {0, 0});
+    input.transfer(0, 1, 2.0, {0});
+    input.transfer(0, 1, 2.0, {0});
+    const Program three = std::move(input.builder).finish();
+    const Execution run = simulate_flows(three, input.transfers, input.capacity, options);
+    EXPECT_NEAR(run.finish_s[1], 8.0, 1e-9);
+    EXPECT_NEAR(run.finish_s[2], 8.0, 1e-9);
+    EXPECT_NEAR(run.finish_s[0], 12.0, precision == 0.0 ? 1e-9 : 0.1);
+  }
+}
+
 // One byte, alone, over links of any speed: 1 B / 1 B/s, 1 B / 1e12 B/s.
 TEST(FlowDegenerate, ASingleByteTakesItsTime) {
   for (const double capacity : {1e-12, 1.0, 1e12}) {
