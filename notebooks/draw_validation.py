@@ -45,9 +45,9 @@ def draw_alltoall(section):
     cf.save(figure, "validation_alltoall")
 
 
-def draw_layers(by_part):
-    """Measured against predicted for our runs: dispatch, combine and the whole layer."""
-    figure, axes = plt.subplots(1, len(by_part), figsize=(9.6, 3.5))
+def draw_scatter(by_part, name, size, measured):
+    """Predicted against measured, one panel per section, one marker per group; `measured` labels the horizontal axis."""
+    figure, axes = plt.subplots(1, len(by_part), figsize=size)
     for axis, (part, section) in zip(axes, by_part.items()):
         ranks = sorted({point["group"] for point in section["points"]})
         times = [point[key] * 1e3 for point in section["points"] for key in ("measured_s", "predicted_s")]
@@ -59,14 +59,20 @@ def draw_layers(by_part):
             axis.plot([p["measured_s"] * 1e3 for p in points], [p["predicted_s"] * 1e3 for p in points], color=style["color"], marker=style["marker"],
                       markersize=4, linestyle="", label=group)
         error = statistics.median(abs(point["error"]) for point in section["points"])
-        axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="measured, two layers (ms)", title=f"{part}: median error {100 * error:.1f} %")
+        axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel=measured, title=f"{part}: median error {100 * error:.1f} %")
+        if axis is axes[0] or ranks != shown:
+            axis.legend(fontsize=7)
+        shown = ranks
     axes[0].set_ylabel("predicted (ms)")
-    axes[0].legend(fontsize=7)
-    cf.save(figure, "validation_layers")
+    cf.save(figure, name)
 
 
 if __name__ == "__main__":
     cf.use_style()
     found = sections()
     draw_alltoall(found["All-to-all, every other size left out"])
-    draw_layers({part: found[f"Our runs on a shared H200: {part}"] for part in ("dispatch", "combine", "whole layer")})
+    draw_scatter({part: found[f"Our runs on a shared H200: {part}"] for part in ("dispatch", "combine", "whole layer")},
+                 "validation_layers", (9.6, 3.5), "measured, two layers (ms)")
+    draw_scatter({"expert MLP": found["Expert MLP (H200, BF16), every other batch size left out"],
+                  "DeepEP kernels": found["DeepEP normal kernels (one H200 node), a whole model shape left out"]},
+                 "validation_kernels", (7.6, 3.7), "measured (ms)")

@@ -250,6 +250,8 @@ from the public tables of `../shared/data/measurements` and our runs in `runtime
 
 ![Whole layers predicted from the probe's curves](notebooks/figures/validation_layers.png)
 
+![Expert MLPs on left-out batch sizes, DeepEP kernels on left-out model shapes](notebooks/figures/validation_kernels.png)
+
 )";
 
 struct ValidateArguments {
