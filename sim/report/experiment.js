@@ -56,6 +56,9 @@ function timeShares() {
 function layerTimes() {
   if (data.runs[0].layers.length < 2) return;
   const parent = section("Layer by layer", "Click a name to hide its line.");
+  const axis = seconds_axis("layer time");
+  const highs = data.runs.flatMap((run) => run.layers.map((layer) => layer.high_s)).filter((high) => high !== null);
+  if (highs.length) axis.suggestedMax = Math.max(...highs) * 1.02;
   chart(parent, 320, () => ({
     type: "line", plugins: [intervalPlugin],
     data: {
@@ -66,7 +69,7 @@ function layerTimes() {
       })),
     },
     options: {
-      scales: { x: { title: { display: true, text: "MoE layer" } }, y: { beginAtZero: true, ...seconds_axis("layer time") } },
+      scales: { x: { title: { display: true, text: "MoE layer" } }, y: { beginAtZero: true, ...axis } },
       plugins: { legend: { position: "bottom", labels: { usePointStyle: true } }, tooltip: { callbacks: { label: (item) => `${item.dataset.label}: ${formatSeconds(item.parsed.y)}` } } },
     },
   }))();

@@ -31,10 +31,15 @@ double rounded(double value) {
   return std::round(value * scale) / scale;
 }
 
-// Value below which `share` of the sorted samples lie.
+// The percentile 100 * share, interpolated between neighbours: rounding to a sample would make the
+// least and the most of ten iterations pass for their 5th and 95th percentile.
 double quantile(std::vector<double> samples, double share) {
   std::sort(samples.begin(), samples.end());
-  return samples[static_cast<std::size_t>(share * static_cast<double>(samples.size() - 1) + 0.5)];
+  const double position = share * static_cast<double>(samples.size() - 1);
+  const auto below = static_cast<std::size_t>(position);
+  const std::size_t above = std::min(below + 1, samples.size() - 1);
+  return samples[below] +
+         (position - static_cast<double>(below)) * (samples[above] - samples[below]);
 }
 
 ordered_json shares_json(const TimeShares& shares) {
@@ -47,7 +52,7 @@ ordered_json shares_json(const TimeShares& shares) {
   return out;
 }
 
-// Predicted: the interval of a calibrated topology. Measured: 5 to 95 percent of the iterations.
+// Predicted: the interval of a calibrated topology. Measured: 5th to 95th percentile.
 std::pair<std::optional<double>, std::optional<double>> interval(const LayerReport& layer) {
   if (layer.samples_s.size() > 1) {
     return {quantile(layer.samples_s, 0.05), quantile(layer.samples_s, 0.95)};

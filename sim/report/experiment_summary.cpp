@@ -183,8 +183,8 @@ class Summary {
     const LayerReport& layer = run.layers.front();
     if (run.kind == "measured") {
       paragraphs_.push_back(fmt::format(
-          "Times are measured: medians of {} iterations of the slowest rank; intervals hold 90 "
-          "percent of the iterations.",
+          "Times are measured: medians of {} iterations of the slowest rank; intervals go from the "
+          "5th to the 95th percentile of a layer's iterations, averaged over layers for a run.",
           layer.samples_s.size()));
     } else if (layer.high_s && layer.time_s > 0.0) {
       const double width = *layer.high_s / layer.time_s - 1.0;

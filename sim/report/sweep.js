@@ -127,7 +127,8 @@ function heatMap(xAxes, known) {
     }));
     const all = grid.flat().filter((v) => v !== null);
     const [least, most] = [Math.min(...all), Math.max(...all)];
-    const [left, top, cellW, cellH] = [150, 8, Math.max(62, Math.min(110, 820 / across.length)), 30];
+    const longest = Math.max(...across.map((a) => a.length)) * 7.2 + 10;  // of a label, in pixels
+    const [left, top, cellW, cellH] = [150, 8, Math.max(62, longest, Math.min(110, 820 / across.length)), 30];
     const [width, height] = [Math.max(left + across.length * cellW + 10, 760), top + down.length * cellH + 48];
     const svg = svgElement("svg", { viewBox: `0 0 ${width} ${height}`, width, role: "img", "aria-label": `${metric} over ${title(x)} and ${title(y)}` });
     down.forEach((b, j) => {
@@ -148,13 +149,20 @@ function heatMap(xAxes, known) {
   changed();
 }
 
+// One line per sentence: a limit that many points hit is one finding. All rows hold each of them.
 function failures() {
-  const failed = rows.map((_, r) => r).filter((r) => cells.status[r] !== "ok");
-  if (!failed.length) return;
-  const parent = section("Failed points", "Run them again with coterie sweep ... --retry-failed.");
-  parent.append(element("div", { class: "scroll" }, element("table", { id: "failed" },
-    element("thead", {}, element("tr", {}, element("th", { class: "text" }, "point"), element("th", { class: "text" }, "sentence"))),
-    element("tbody", {}, ...failed.map((r) => element("tr", {}, element("td", { class: "text" }, cells.point[r]), element("td", { class: "text" }, cells.error[r])))))));
+  const points = new Map();  // sentence -> points
+  rows.forEach((_, r) => {
+    if (cells.status[r] === "ok") return;
+    if (!points.has(cells.error[r])) points.set(cells.error[r], []);
+    points.get(cells.error[r]).push(cells.point[r]);
+  });
+  if (!points.size) return;
+  const parent = section("Failed points", "By sentence, most frequent first. Run them again with coterie sweep ... --retry-failed.");
+  const head = element("tr", {}, element("th", {}, "points"), element("th", { class: "text" }, "sentence"), element("th", { class: "text" }, "first point"));
+  const lines = [...points].sort((a, b) => b[1].length - a[1].length).map(([sentence, of]) => element("tr", {},
+    element("td", {}, String(of.length)), element("td", { class: "text sentence" }, sentence), element("td", { class: "text" }, of[0])));
+  parent.append(element("div", { class: "scroll" }, element("table", { id: "failed" }, element("thead", {}, head), element("tbody", {}, ...lines))));
 }
 
 if (okRows.length) {

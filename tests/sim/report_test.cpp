@@ -135,6 +135,9 @@ TEST_F(ReportPage, OfASweepShowsTheNumbersOfItsCsvAndWhatFailed) {
   expect_shows(shown, table, 26);
   EXPECT_THAT(shown.document, HasSubstr("found 8 GPUs, expected at least 64"));
   EXPECT_THAT(shown.document, HasSubstr("2 failed"));
+  // Both failed for one reason, which is said once beside their number.
+  EXPECT_THAT(shown.document, HasSubstr("<table id=\"failed\">"));
+  EXPECT_THAT(shown.document, HasSubstr("<td>2</td><td class=\"text sentence\">"));
   EXPECT_THAT(shown.document, HasSubstr("id=\"heat-map\""));
 }
 
@@ -167,6 +170,22 @@ TEST_F(ReportCommand, SameResultsSameBytes) {
   EXPECT_THAT(text("a.html"), HasSubstr("de-duplication gives"));
   EXPECT_THAT(text("a.html"), HasSubstr("<svg"));
   EXPECT_THAT(text("a.html"), HasSubstr("out/timeline-dedup.json"));
+}
+
+// A measured report of 10 iterations. Sorted, the first are 0.09357542 and 0.09736371 s, the last
+// 0.10484224 and 0.12486688 s; percentiles stand at positions 0.45 and 8.55 of 0 to 9.
+TEST_F(ReportCommand, IntervalsOfMeasurementsArePercentiles) {
+  put("out/results.json",
+      read_file(COTERIE_SOURCE_DIR
+                "/runtime/results/h200_shared/reports/law-ep8-t4096-start1.json"));
+  const auto outcome = run("report out");
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  const std::string page = text("out/report.html");
+  EXPECT_THAT(page, HasSubstr("from the 5th to the 95th percentile of a layer's iterations"));
+  std::smatch match;
+  ASSERT_TRUE(std::regex_search(page, match, std::regex(R"x("low_s":([^,]*),"high_s":([^,]*),)x")));
+  EXPECT_NEAR(std::stod(match[1]), 0.09357542 + 0.45 * (0.09736371 - 0.09357542), 1e-9);
+  EXPECT_NEAR(std::stod(match[2]), 0.10484224 + 0.55 * (0.12486688 - 0.10484224), 1e-9);
 }
 
 TEST_F(ReportCommand, RefusesWithOneSentence) {
