@@ -341,13 +341,6 @@ AllToAllFit fit_alltoall(const std::vector<AllToAllPoint>& points, const AllToAl
   return fit;
 }
 
-AllToAllModel fit_alltoall_like(const std::vector<AllToAllPoint>& points,
-                                const AllToAllOptions& options, const AllToAllModel& structure) {
-  AllToAllModel start = structure;
-  start.latency_s = options.latency_s;
-  return solve_structure(points, start).model;
-}
-
 AllToAllOptions alltoall_options(const Cluster& base) {
   AllToAllOptions options;
   if (!base.scale_up) throw InputError("topology " + base.name + " has no scale_up links to fit");

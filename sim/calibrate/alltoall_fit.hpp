@@ -76,10 +76,6 @@ struct AllToAllFit {
 // `points` as select_machine returns them. Deterministic.
 AllToAllFit fit_alltoall(const std::vector<AllToAllPoint>& points, const AllToAllOptions& options);
 
-// One fit with a given choice of knots and threshold, without cross-validation: for validation.
-AllToAllModel fit_alltoall_like(const std::vector<AllToAllPoint>& points,
-                                const AllToAllOptions& options, const AllToAllModel& structure);
-
 // `base` with the fitted scale-up links. The bandwidths, start costs and segments are replaced.
 Cluster calibrated_cluster(const Cluster& base, const AllToAllModel& model);
 
