@@ -17,7 +17,7 @@
 #include "core/file.hpp"
 #include "sim/calibrate/alltoall_fit.hpp"
 #include "sim/calibrate/compare.hpp"
-#include "sim/simulate.hpp"
+#include "sim/experiment/simulate.hpp"
 #include "workloads/trace/importer.hpp"
 
 namespace coterie {

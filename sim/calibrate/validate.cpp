@@ -14,7 +14,7 @@
 #include "sim/calibrate/measurements.hpp"
 #include "sim/calibrate/mlp_fit.hpp"
 #include "sim/calibrate/token_kernel_fit.hpp"
-#include "sim/traffic_program.hpp"
+#include "sim/program/traffic_program.hpp"
 #include "topologies/network.hpp"
 
 namespace coterie {

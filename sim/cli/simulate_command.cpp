@@ -12,8 +12,8 @@
 #include "core/error.hpp"
 #include "core/provenance.hpp"
 #include "sim/cli/commands.hpp"
-#include "sim/program.hpp"
-#include "sim/simulate.hpp"
+#include "sim/experiment/simulate.hpp"
+#include "sim/program/program.hpp"
 
 namespace coterie {
 namespace {

@@ -15,7 +15,7 @@
 #include "core/file.hpp"
 #include "core/table.hpp"
 #include "sim/cli/commands.hpp"
-#include "sim/simulate.hpp"
+#include "sim/experiment/simulate.hpp"
 #include "sim/sweep/rows.hpp"
 #include "sim/sweep/runner.hpp"
 

@@ -24,7 +24,7 @@
 #include <stdexcept>
 #include <utility>
 
-#include "sim/engines/engines.hpp"
+#include "sim/engines/engine.hpp"
 
 namespace coterie {
 namespace {

@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "sim/engines/flow_routes.hpp"
-#include "sim/program.hpp"
-#include "sim/routes.hpp"
+#include "sim/engines/resolved.hpp"
+#include "sim/program/program.hpp"
 
 namespace coterie::flow {
 

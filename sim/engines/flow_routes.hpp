@@ -13,8 +13,8 @@
 #include <span>
 #include <vector>
 
-#include "sim/program.hpp"
-#include "sim/routes.hpp"
+#include "sim/engines/resolved.hpp"
+#include "sim/program/program.hpp"
 
 namespace coterie::flow {
 

@@ -6,7 +6,7 @@
 #include <array>
 
 #include "core/error.hpp"
-#include "sim/program.hpp"
+#include "sim/program/program.hpp"
 
 namespace coterie {
 namespace {

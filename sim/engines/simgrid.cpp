@@ -27,10 +27,10 @@
 #include <string>
 #include <unordered_map>
 
+#include "core/child_process.hpp"
 #include "core/error.hpp"
-#include "sim/child_process.hpp"
-#include "sim/engines/engines.hpp"
-#include "sim/routes.hpp"
+#include "sim/engines/engine.hpp"
+#include "sim/engines/resolved.hpp"
 
 namespace coterie {
 namespace {

@@ -8,10 +8,10 @@
 
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "sim/experiment/simulate.hpp"
 #include "sim/report/link_loads.hpp"
 #include "sim/report/pages.hpp"
 #include "sim/report/shares.hpp"
-#include "sim/simulate.hpp"
 #include "topologies/network.hpp"
 
 namespace coterie {

@@ -4,7 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
-#include "sim/simulate.hpp"
+#include "sim/experiment/simulate.hpp"
 
 namespace coterie {
 

@@ -8,11 +8,11 @@
 #include <optional>
 #include <set>
 
+#include "core/child_process.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/progress.hpp"
 #include "core/provenance.hpp"
-#include "sim/child_process.hpp"
 #include "sim/sweep/parquet.hpp"
 
 namespace coterie {

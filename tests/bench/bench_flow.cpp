@@ -26,7 +26,7 @@
 
 #include "core/table.hpp"
 #include "sim/engines/flow.hpp"
-#include "sim/layer_program.hpp"
+#include "sim/program/layer_program.hpp"
 #include "tests/sim/flow_cases.hpp"
 #include "workloads/model.hpp"
 #include "workloads/trace/moet.hpp"

@@ -20,8 +20,8 @@
 #include <string>
 #include <vector>
 
+#include "core/child_process.hpp"
 #include "core/table.hpp"
-#include "sim/child_process.hpp"
 #include "tests/sim/flow_cases.hpp"
 
 namespace coterie {

@@ -9,10 +9,10 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "core/child_process.hpp"
 #include "core/error.hpp"
 #include "core/random.hpp"
-#include "sim/child_process.hpp"
-#include "sim/program.hpp"
+#include "sim/program/program.hpp"
 #include "tests/sim/networks.hpp"
 
 namespace coterie {

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "core/random.hpp"
-#include "sim/traffic_program.hpp"
+#include "sim/program/traffic_program.hpp"
 #include "topologies/network.hpp"
 #include "workloads/placement/placement.hpp"
 #include "workloads/plan/matrix.hpp"

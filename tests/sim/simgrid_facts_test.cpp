@@ -8,7 +8,7 @@
 
 #include <cstring>
 
-#include "sim/child_process.hpp"
+#include "core/child_process.hpp"
 
 namespace coterie {
 namespace {

@@ -1,4 +1,4 @@
-#include "sim/start_costs.hpp"
+#include "sim/transports/start_costs.hpp"
 
 #include <algorithm>
 #include <optional>

@@ -1,4 +1,4 @@
-#include "sim/layer_report.hpp"
+#include "sim/experiment/layer_report.hpp"
 
 #include <fmt/format.h>
 

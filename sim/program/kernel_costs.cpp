@@ -1,4 +1,4 @@
-#include "sim/kernel_costs.hpp"
+#include "sim/program/kernel_costs.hpp"
 
 #include <algorithm>
 #include <cmath>

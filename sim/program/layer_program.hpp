@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "core/report.hpp"
-#include "sim/program.hpp"
+#include "sim/program/program.hpp"
 #include "workloads/model.hpp"
 #include "workloads/plan/plan.hpp"
 

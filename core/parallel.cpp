@@ -1,4 +1,4 @@
-#include "sim/parallel.hpp"
+#include "core/parallel.hpp"
 
 #include <algorithm>
 #include <atomic>

@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "core/report.hpp"
-#include "sim/layer_program.hpp"
-#include "sim/routes.hpp"
+#include "sim/engines/resolved.hpp"
+#include "sim/program/layer_program.hpp"
 #include "topologies/network.hpp"
 
 namespace coterie {

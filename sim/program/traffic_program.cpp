@@ -1,4 +1,4 @@
-#include "sim/traffic_program.hpp"
+#include "sim/program/traffic_program.hpp"
 
 #include <algorithm>
 #include <array>
@@ -6,7 +6,7 @@
 #include <span>
 
 #include "core/error.hpp"
-#include "sim/start_costs.hpp"
+#include "sim/transports/start_costs.hpp"
 
 namespace coterie {
 namespace {

@@ -7,7 +7,7 @@
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/results.hpp"
-#include "sim/simulate.hpp"
+#include "sim/experiment/simulate.hpp"
 
 namespace coterie {
 namespace {

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "sim/program.hpp"
+#include "sim/program/program.hpp"
 #include "workloads/plan/matrix.hpp"
 #include "workloads/plan/plan.hpp"
 

@@ -1,4 +1,4 @@
-#include "sim/child_process.hpp"
+#include "core/child_process.hpp"
 
 #include <fcntl.h>
 #include <fmt/format.h>

@@ -1,4 +1,4 @@
-#include "sim/simulate.hpp"
+#include "sim/experiment/simulate.hpp"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -8,12 +8,12 @@
 #include <optional>
 
 #include "core/error.hpp"
+#include "core/parallel.hpp"
 #include "core/progress.hpp"
 #include "core/provenance.hpp"
-#include "sim/engines/engines.hpp"
-#include "sim/layer_program.hpp"
-#include "sim/layer_report.hpp"
-#include "sim/parallel.hpp"
+#include "sim/engines/engine.hpp"
+#include "sim/experiment/layer_report.hpp"
+#include "sim/program/layer_program.hpp"
 
 namespace coterie {
 namespace {

@@ -1,4 +1,4 @@
-#include "sim/layer_program.hpp"
+#include "sim/program/layer_program.hpp"
 
 #include <fmt/format.h>
 
@@ -7,8 +7,8 @@
 #include <initializer_list>
 
 #include "core/error.hpp"
-#include "sim/kernel_costs.hpp"
-#include "sim/start_costs.hpp"
+#include "sim/program/kernel_costs.hpp"
+#include "sim/transports/start_costs.hpp"
 
 namespace coterie {
 namespace {

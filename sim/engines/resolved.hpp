@@ -1,0 +1,67 @@
+#pragma once
+// A program on a network: routes, delays and rate caps of its operations, resolved once and shared
+// by the engines and the report, so that all of them see every transfer the same way; and the lower
+// bound on its makespan.
+//
+// Capacities are numbered through: first the network's links, then the program's resources. A
+// *route* lists what an operation's amount flows over: the links of its path, then the resources
+// it uses besides.
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "sim/program/program.hpp"
+#include "topologies/network.hpp"
+
+namespace coterie {
+
+// The key by which ECMP hashes a transfer: a function of its two GPUs alone, as with one connection
+// per pair. All transfers of a pair take one path, in every engine.
+constexpr std::uint64_t flow_key(std::uint32_t src, std::uint32_t dst, std::uint32_t num_gpus) {
+  return std::uint64_t{src} * num_gpus + dst;
+}
+
+struct Routes {
+  std::vector<std::uint64_t> begin;  // [num_ops + 1]
+  std::vector<std::uint32_t> links;  // capacities in use
+  std::vector<double> delay_s;       // [num_ops] silent time: duration, and the path's latency
+  std::vector<double> rate_cap;      // [num_ops] per second; infinite where there is none
+  std::vector<double> capacity;      // [num_links + num_resources] per second
+
+  [[nodiscard]] std::span<const std::uint32_t> of(std::size_t op) const {
+    return std::span(links).subspan(begin[op], begin[op + 1] - begin[op]);
+  }
+};
+
+// Throws InputError where a transfer's destination cannot be reached.
+Routes resolve_routes(const Program& program, const Network& network);
+
+// A view: program and network must outlive it.
+struct ResolvedProgram {
+  const Program& program;
+  const Network& network;
+  Routes routes;
+  Execution bound;  // earliest start and finish of every operation; a bound on the makespan
+};
+ResolvedProgram resolve(const Program& program, const Network& network);
+
+// The closed-form lower bounds (bound.cpp derives them): earliest start and finish of every
+// operation, and the bound on the makespan, which is at least the latest of those finishes.
+// Throws std::logic_error for a program whose operations wait for each other in a circle.
+Execution lower_bounds(const Program& program, const Routes& routes);
+
+// Seconds from leaving the queue to the end, were the operation alone.
+double uncontended_s(const Program& program, const Routes& routes, std::size_t op);
+
+// The operations that wait for each event, ascending: begin[num_events + 1] into ops.
+struct Waiters {
+  std::vector<std::uint64_t> begin;
+  std::vector<std::uint32_t> ops;
+  [[nodiscard]] std::span<const std::uint32_t> of(std::uint32_t event) const {
+    return std::span(ops).subspan(begin[event], begin[event + 1] - begin[event]);
+  }
+};
+Waiters waiters_of(std::span<const std::uint32_t> waits_for, std::size_t num_events);
+
+}  // namespace coterie
