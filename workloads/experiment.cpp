@@ -385,4 +385,13 @@ Cluster load_experiment_cluster(const std::string& yaml, const fs::path& where,
   return read_cluster_part(map, where.parent_path(), topology_extra).cluster;
 }
 
+PlanRequest plan_request(const Experiment& experiment, DispatchPolicy policy, PlanDetail detail) {
+  const Bytes row = row_payload(experiment.dispatch_payload, experiment.model.hidden);
+  const std::int64_t rows = experiment.chunk.value / (row.value + kRowMetadataBytes);
+  PlanRequest request{policy, experiment.ranks_per_node(), detail, {}};
+  request.rows_per_round = static_cast<std::uint32_t>(
+      std::clamp<std::int64_t>(rows, 1, std::numeric_limits<std::uint32_t>::max()));
+  return request;
+}
+
 }  // namespace coterie

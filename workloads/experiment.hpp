@@ -49,7 +49,7 @@ struct Experiment {
   std::vector<std::uint32_t> layers;  // layer numbers; empty: all of the trace
   PayloadType dispatch_payload = PayloadType::kBf16;
   PayloadType combine_payload = PayloadType::kBf16;
-  Bytes chunk{1 << 20};  // hierarchical: rows are forwarded in chunks of this size
+  Bytes chunk{1 << 20};  // hierarchical: about what one rank sends to another in a round
   std::string engine;    // simgrid, flow or bound
   std::uint64_t seed = 0;
   std::vector<RunSpec> runs;
@@ -65,6 +65,9 @@ struct Experiment {
     return std::min(cluster.gpus_per_node, num_ranks);
   }
 };
+
+// How the layers of a run are planned. A round carries about `chunk` bytes from one rank to another.
+PlanRequest plan_request(const Experiment& experiment, DispatchPolicy policy, PlanDetail detail);
 
 // Throws InputError. `overrides` are the --set options.
 Experiment load_experiment(const std::filesystem::path& path,

@@ -19,7 +19,7 @@
 #include "sim/program/traffic_program.hpp"
 #include "topologies/network.hpp"
 #include "workloads/plan/matrix.hpp"
-#include "workloads/plan/plan.hpp"
+#include "workloads/plan/plan_file.hpp"
 
 namespace coterie {
 namespace {

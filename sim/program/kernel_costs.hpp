@@ -8,7 +8,7 @@
 
 #include "topologies/cluster.hpp"
 #include "workloads/model.hpp"
-#include "workloads/plan/plan.hpp"
+#include "workloads/plan/payload.hpp"
 
 namespace coterie {
 

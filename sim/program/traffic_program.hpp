@@ -7,7 +7,7 @@
 
 #include "sim/program/program.hpp"
 #include "workloads/plan/matrix.hpp"
-#include "workloads/plan/plan.hpp"
+#include "workloads/plan/plan_file.hpp"
 
 namespace coterie {
 

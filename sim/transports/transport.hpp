@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "core/phase.hpp"
 #include "core/yaml.hpp"
 #include "sim/program/program.hpp"
 #include "topologies/cluster.hpp"
@@ -24,9 +25,6 @@ struct Message {
   double bytes = 0.0;
   std::uint32_t num_rows = 0;
 };
-
-// Which kernels of the library run: those that send tokens out, or those that bring results back.
-enum class Direction : std::uint8_t { kDispatch, kCombine };
 
 // What a transport is told before it sends: all messages of one phase of one EP group.
 struct PhaseTraffic {

@@ -14,7 +14,7 @@
 
 #include "core/table.hpp"
 #include "tests/workloads/placement/routings.hpp"
-#include "workloads/plan/plan.hpp"
+#include "workloads/plan/fan_out.hpp"
 
 namespace coterie {
 namespace {

@@ -12,7 +12,7 @@
 #include "workloads/placement/coactivation.hpp"
 #include "workloads/placement/partition.hpp"
 #include "workloads/placement/strategies.hpp"
-#include "workloads/plan/plan.hpp"
+#include "workloads/plan/fan_out.hpp"
 
 namespace coterie {
 namespace {
