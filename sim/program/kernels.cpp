@@ -1,7 +1,9 @@
-#include "sim/program/kernel_costs.hpp"
+#include "sim/program/kernels.hpp"
 
 #include <algorithm>
 #include <cmath>
+
+#include <fmt/format.h>
 
 namespace coterie {
 namespace {
@@ -67,6 +69,53 @@ Seconds mlp_time(const GpuModel& gpu, const MlpShape& shape,
   }
   if (seconds == 0.0) return {};
   return kMlpLaunches * gpu.kernel_launch + Seconds{seconds};
+}
+
+std::uint32_t GpuResources::memory(std::uint32_t gpu) {
+  const auto [found, is_new] = memory_.try_emplace(gpu, 0);
+  if (is_new) {
+    found->second = builder_.add_resource(fmt::format("gpu {} memory", gpu), memory_rate(gpu_));
+  }
+  return found->second;
+}
+
+std::uint32_t GpuResources::multiprocessors(std::uint32_t gpu) {
+  const auto [found, is_new] = multiprocessors_.try_emplace(gpu, 0);
+  if (is_new) {
+    found->second = builder_.add_resource(fmt::format("gpu {} multiprocessors", gpu), gpu_.num_sms);
+  }
+  return found->second;
+}
+
+void GpuResources::add_copy(const Copy& copy, std::uint32_t waits_for,
+                            std::span<const std::uint32_t> signals) {
+  if (copy.bytes <= 0.0) {
+    builder_.add_compute(copy.gpu, 0.0, waits_for, signals);
+    return;
+  }
+  const std::uint32_t uses[]{memory(copy.gpu)};
+  builder_.add({.src = copy.gpu,
+                .dst = copy.gpu,
+                .duration = copy.launched ? 0.0 : gpu_.kernel_launch.value,
+                .amount = copy.bytes,
+                .waits_for = waits_for,
+                .signals = signals,
+                .uses = uses});
+}
+
+void GpuResources::add_work(std::uint32_t gpu, Seconds duration, std::uint32_t waits_for,
+                            std::span<const std::uint32_t> signals) {
+  if (duration.value <= 0.0) {
+    builder_.add_compute(gpu, 0.0, waits_for, signals);
+    return;
+  }
+  const std::uint32_t uses[]{multiprocessors(gpu)};
+  builder_.add({.src = gpu,
+                .dst = gpu,
+                .amount = duration.value * gpu_.num_sms,
+                .waits_for = waits_for,
+                .signals = signals,
+                .uses = uses});
 }
 
 }  // namespace coterie
