@@ -16,9 +16,9 @@ struct EngineOptions {
   // simgrid: completions closer than this share of the bound happen at once (0: as exact as
   // SimGrid's arithmetic allows). flow: width of a completion batch relative to the bound. Absent:
   // the engine's documented default.
-  std::optional<double> relative_precision;
+  std::optional<double> relative_precision{};
   unsigned num_threads = 1;
-  std::optional<double> timeout_s;  // simgrid: its process is stopped after this time
+  std::optional<double> timeout_s{};  // simgrid: its process is stopped after this time
 };
 
 // All are deterministic. They throw InputError for programs whose numbers they cannot work with,

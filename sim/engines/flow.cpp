@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "core/error.hpp"
+#include "sim/engines/engine.hpp"
 #include "sim/engines/flow_components.hpp"
 #include "sim/engines/flow_maxmin.hpp"
 #include "sim/engines/flow_repair.hpp"
@@ -57,9 +58,9 @@ class ComponentRun {
         precision_(precision),
         change_scale_(precision / kFlowDefaultPrecision),
         pending_(part.event_count),
-        queue_head_(part.in_flight.size(), kNone),
-        queue_tail_(part.in_flight.size(), kNone),
-        queue_used_(part.in_flight.size(), 0),
+        queue_head_(part.queue_places.size(), kNone),
+        queue_tail_(part.queue_places.size(), kNone),
+        queue_used_(part.queue_places.size(), 0),
         next_op_(part.num_ops(), kNone) {
     const double busiest_link_s = part.busiest_link_s();
     same_time_ = kSameTime * busiest_link_s;
@@ -121,13 +122,13 @@ void ComponentRun::make_ready(std::uint32_t event) {
   for (const std::uint32_t op : waiters_.of(event)) ready_.push_back(op);
 }
 
-// Ready operations join their queues in order of their index; computations start at once.
+// Ready operations join their queues in order of their index; those without one start at once.
 void ComponentRun::enqueue_ready() {
   std::sort(ready_.begin(), ready_.end());
   for (const std::uint32_t op : ready_) {
     if (part_.queue[op] == kNone) {
       start_s[op] = now_;
-      state_.timers().set(state_.open_slot(op), now_ + part_.amount[op]);
+      state_.timers().set(state_.open_slot(op), now_ + part_.delay_s[op]);
       continue;
     }
     const std::uint32_t queue = part_.queue[op];
@@ -146,7 +147,7 @@ void ComponentRun::enqueue_ready() {
 }
 
 void ComponentRun::launch_queue(std::uint32_t queue) {
-  while (queue_head_[queue] != kNone && queue_used_[queue] < part_.in_flight[queue]) {
+  while (queue_head_[queue] != kNone && queue_used_[queue] < part_.queue_places[queue]) {
     const std::uint32_t op = queue_head_[queue];
     queue_head_[queue] = next_op_[op];
     ++queue_used_[queue];
@@ -204,7 +205,7 @@ void ComponentRun::take_events() {
     const std::uint32_t slot = timers.top_slot();
     timers.pop();
     const std::uint32_t op = state_.op(slot);
-    if (part_.queue[op] != kNone && part_.amount[op] > 0.0) {
+    if (part_.amount[op] > 0.0) {
       started_.push_back(slot);
     } else {
       finish_slot(slot);
@@ -327,36 +328,32 @@ void ComponentRun::observe(bool solved) {
   observer_->call({now_, solved, snapshot_, observer_->limits});
 }
 
-void check_inputs(const Program& program, const Transfers& transfers,
-                  std::span<const double> capacity) {
+void check_inputs(const Program& program, const Routes& routes) {
   for (std::size_t op = 0; op < program.num_ops(); ++op) {
-    if (!program.is_transfer(op)) {
-      if (!std::isfinite(program.duration[op]) || program.duration[op] < 0.0) {
-        throw InputError(fmt::format("computation {} on GPU {}", op, program.src[op]),
-                         fmt::format("a duration of {} s", program.duration[op]),
-                         "a finite time of at least 0");
-      }
-      continue;
-    }
     const auto where = [&] {
-      return fmt::format("transfer {} from GPU {} to GPU {}", op, program.src[op], program.dst[op]);
+      return program.is_transfer(op) ? fmt::format("transfer {} from GPU {} to GPU {}", op,
+                                                   program.src[op], program.dst[op])
+                                     : fmt::format("computation {} on GPU {}", op, program.src[op]);
     };
-    if (!std::isfinite(program.bytes[op]) || program.bytes[op] < 0.0) {
-      throw InputError(where(), fmt::format("{} bytes", program.bytes[op]), "a finite size");
+    if (!std::isfinite(program.amount[op]) || program.amount[op] < 0.0) {
+      throw InputError(where(), fmt::format("an amount of {}", program.amount[op]),
+                       "a finite amount of at least 0");
     }
-    if (!std::isfinite(transfers.delay_s[op]) || transfers.delay_s[op] < 0.0) {
-      throw InputError(where(), fmt::format("a latency of {} s", transfers.delay_s[op]),
+    if (!std::isfinite(routes.delay_s[op]) || routes.delay_s[op] < 0.0) {
+      throw InputError(where(), fmt::format("a silent time of {} s", routes.delay_s[op]),
                        "a finite time of at least 0");
     }
-    if (transfers.route(op).empty()) throw InputError(where(), "no links", "a route");
-    if (!(transfers.rate_cap[op] > 0.0)) {
-      throw InputError(where(), fmt::format("a message segment of {} B/s", transfers.rate_cap[op]),
-                       "a bandwidth above 0");
+    if (!(routes.rate_cap[op] > 0.0)) {
+      throw InputError(where(), fmt::format("a rate cap of {} per second", routes.rate_cap[op]),
+                       "a rate above 0");
     }
-    for (const std::uint32_t link : transfers.route(op)) {
-      if (!(capacity[link] > 0.0) || !std::isfinite(capacity[link])) {
+    if (program.is_transfer(op) && routes.of(op).empty()) {
+      throw InputError(where(), "no links", "a route");
+    }
+    for (const std::uint32_t link : routes.of(op)) {
+      if (!(routes.capacity[link] > 0.0) || !std::isfinite(routes.capacity[link])) {
         throw InputError(where(),
-                         fmt::format("link {} of {} B/s on its route", link, capacity[link]),
+                         fmt::format("link {} of {} B/s on its route", link, routes.capacity[link]),
                          "a finite bandwidth above 0");
       }
     }
@@ -411,24 +408,23 @@ std::vector<std::vector<std::uint32_t>> equal_candidates(
 }  // namespace
 }  // namespace flow
 
-Execution simulate_flows(const Program& program, const Transfers& transfers,
-                         std::span<const double> capacity, const FlowOptions& options,
+Execution simulate_flows(const Program& program, const Routes& all, const FlowOptions& options,
                          FlowStats* stats) {
   using namespace flow;
   if (!(options.relative_precision >= 0.0) || !std::isfinite(options.relative_precision)) {
     throw InputError("flow engine", fmt::format("a precision of {}", options.relative_precision),
                      "a number of at least 0");
   }
-  check_inputs(program, transfers, capacity);
+  check_inputs(program, all);
   const std::size_t num_ops = program.num_ops();
   Execution out;
   out.start_s.assign(num_ops, 0.0);
   out.finish_s.assign(num_ops, 0.0);
 
-  const BindingRoutes routes = binding_routes(program, transfers, capacity);
+  const BindingRoutes routes = binding_routes(all);
   const std::vector<std::vector<std::uint32_t>> components =
-      split_components(program, transfers, routes, capacity.size());
-  Renumbering renumbering(program, transfers, routes, capacity);
+      split_components(program, routes, all.capacity.size());
+  Renumbering renumbering(program, all, routes);
   const bool small = num_ops <= options.small_program;
   const auto give = [&](const ComponentRun& run, std::size_t component) {
     const std::vector<std::uint32_t>& ops = components[component];
@@ -439,7 +435,7 @@ Execution simulate_flows(const Program& program, const Transfers& transfers,
   };
   std::vector<FlowStats> component_stats(components.size());
   if (options.observer) {
-    std::vector<double> limits(capacity.begin(), capacity.end());
+    std::vector<double> limits(all.capacity);
     for (std::size_t i = 0; i < components.size(); ++i) {
       std::vector<std::uint32_t> links;
       const Part part = renumbering.part(components[i], &links);
@@ -448,7 +444,7 @@ Execution simulate_flows(const Program& program, const Transfers& transfers,
       run.run();
       give(run, i);
       component_stats[i] = run.stats;
-      for (const std::uint32_t link : links) limits[link] = capacity[link];
+      for (const std::uint32_t link : links) limits[link] = all.capacity[link];
     }
   } else {
     const std::vector<std::vector<std::uint32_t>> families =
@@ -488,16 +484,11 @@ Execution simulate_flows(const Program& program, const Transfers& transfers,
   return out;
 }
 
-Execution run_flow(const Program& program, const Network& network, const EngineOptions& options) {
-  std::vector<double> capacity;
-  capacity.reserve(network.links().size());
-  for (const Link& link : network.links()) capacity.push_back(link.bandwidth.value);
+Execution run_flow(const ResolvedProgram& program, const EngineOptions& options) {
   FlowOptions flow_options;
-  if (options.relative_precision >= 0.0) {
-    flow_options.relative_precision = options.relative_precision;
-  }
+  flow_options.relative_precision = options.relative_precision.value_or(kFlowDefaultPrecision);
   flow_options.num_threads = options.num_threads;
-  return simulate_flows(program, resolve_transfers(program, network), capacity, flow_options);
+  return simulate_flows(program.program, program.routes, flow_options);
 }
 
 }  // namespace coterie

@@ -1,10 +1,10 @@
 #pragma once
 // The flow engine: a max-min fair fluid model of a program's transfers, made for dispatch traffic
 // of thousands of ranks. This header is what the engine offers to tests and benchmarks; everybody
-// else calls `run_flow` (sim/program.hpp).
+// else calls `run_flow` (engine.hpp).
 //
 // Between two events every flow f moves bytes at a constant rate r_f. With C_l the bandwidth of
-// link l and c_f the cap of f's message segment, the rates are *feasible* when
+// link l and c_f f's own rate cap, the rates are *feasible* when
 //
 //   sum over f through l of r_f <= C_l   for every link l,      0 <= r_f <= c_f,
 //
@@ -75,11 +75,9 @@ struct FlowOptions {
   std::function<void(const FlowSnapshot&)> observer;
 };
 
-// `capacity`: bytes per second of each link that `transfers` names. Throws InputError for a
-// transfer over a link without capacity, for sizes that are not finite, and for operations that
-// wait for each other in a circle.
-Execution simulate_flows(const Program& program, const Transfers& transfers,
-                         std::span<const double> capacity, const FlowOptions& options,
+// Throws InputError for a transfer over a link without capacity, for sizes that are not finite, and
+// for operations that wait for each other in a circle.
+Execution simulate_flows(const Program& program, const Routes& routes, const FlowOptions& options,
                          FlowStats* stats = nullptr);
 
 }  // namespace coterie

@@ -54,16 +54,16 @@ class Hash {
 }  // namespace
 
 std::vector<std::vector<std::uint32_t>> split_components(const Program& program,
-                                                         const Transfers& transfers,
                                                          const BindingRoutes& routes,
-                                                         std::size_t num_links) {
-  // Items: links, then queues, then events.
-  const auto first_queue = static_cast<std::uint32_t>(num_links);
-  const auto first_event = static_cast<std::uint32_t>(first_queue + transfers.num_queues());
+                                                         std::size_t num_capacities) {
+  // Items: links and resources, then queues, then events.
+  const auto first_queue = static_cast<std::uint32_t>(num_capacities);
+  const auto first_event = static_cast<std::uint32_t>(first_queue + program.queue_places.size());
   DisjointSets sets(first_event + program.event_count.size());
 
   const auto anchor = [&](std::size_t op) {
-    if (program.is_transfer(op)) return first_queue + transfers.queue[op];
+    if (const auto route = routes.of(op); !route.empty()) return route.front();
+    if (program.queue[op] != kFreeQueue) return first_queue + program.queue[op];
     if (program.waits_for[op] != kStartEvent) return first_event + program.waits_for[op];
     if (program.signal_begin[op] < program.signal_begin[op + 1]) {
       return first_event + program.signals[program.signal_begin[op]];
@@ -74,6 +74,7 @@ std::vector<std::vector<std::uint32_t>> split_components(const Program& program,
     const std::uint32_t item = anchor(op);
     if (item == kNone) continue;
     for (const std::uint32_t link : routes.of(op)) sets.join(item, link);
+    if (program.queue[op] != kFreeQueue) sets.join(item, first_queue + program.queue[op]);
     if (program.waits_for[op] != kStartEvent) sets.join(item, first_event + program.waits_for[op]);
     for (std::uint32_t i = program.signal_begin[op]; i < program.signal_begin[op + 1]; ++i) {
       sets.join(item, first_event + program.signals[i]);
@@ -112,20 +113,18 @@ std::uint64_t Part::hash() const {
   Hash hash;
   for (const auto* values : {&amount, &delay_s, &cap, &capacity}) hash.add(*values);
   for (const auto* values : {&queue, &waits_for, &route_begin, &route, &signal_begin, &signals,
-                             &event_count, &in_flight}) {
+                             &event_count, &queue_places}) {
     hash.add(*values);
   }
   return hash.value();
 }
 
-Renumbering::Renumbering(const Program& program, const Transfers& transfers,
-                         const BindingRoutes& routes, std::span<const double> capacity)
+Renumbering::Renumbering(const Program& program, const Routes& all, const BindingRoutes& routes)
     : program_(program),
-      transfers_(transfers),
+      all_(all),
       routes_(routes),
-      capacity_(capacity),
-      link_(capacity.size(), kNone),
-      queue_(transfers.num_queues(), kNone),
+      link_(all.capacity.size(), kNone),
+      queue_(program.queue_places.size(), kNone),
       event_(program.event_count.size(), kNone) {}
 
 Part Renumbering::part(std::span<const std::uint32_t> ops, std::vector<std::uint32_t>* links) {
@@ -152,11 +151,11 @@ Part Renumbering::part(std::span<const std::uint32_t> ops, std::vector<std::uint
     values->push_back(0);
   }
   for (const std::uint32_t op : ops) {
-    const bool is_transfer = program_.is_transfer(op);
-    out.amount.push_back(is_transfer ? program_.bytes[op] : program_.duration[op]);
-    out.delay_s.push_back(transfers_.delay_s[op]);
+    out.amount.push_back(program_.flows(op) ? program_.amount[op] : 0.0);
+    out.delay_s.push_back(all_.delay_s[op]);
     out.cap.push_back(routes_.cap[op]);
-    out.queue.push_back(is_transfer ? number(queue_, used_queues, transfers_.queue[op]) : kNone);
+    const std::uint32_t queue = program_.queue[op];
+    out.queue.push_back(queue == kFreeQueue ? kNone : number(queue_, used_queues, queue));
     out.waits_for.push_back(event_number(program_.waits_for[op]));
     const std::span<const std::uint32_t> route = routes_.of(op);
     for (const std::uint32_t link : route) out.route.push_back(number(link_, used_links, link));
@@ -168,11 +167,11 @@ Part Renumbering::part(std::span<const std::uint32_t> ops, std::vector<std::uint
     out.signal_begin.push_back(static_cast<std::uint32_t>(out.signals.size()));
   }
   for (const std::uint32_t link : used_links) {
-    out.capacity.push_back(capacity_[link]);
+    out.capacity.push_back(all_.capacity[link]);
     link_[link] = kNone;
   }
   for (const std::uint32_t queue : used_queues) {
-    out.in_flight.push_back(transfers_.in_flight[queue]);
+    out.queue_places.push_back(program_.queue_places[queue]);
     queue_[queue] = kNone;
   }
   out.event_count.push_back(0);

@@ -1,5 +1,5 @@
 #pragma once
-// Splits a program into parts that cannot influence each other: no common link, send queue or event
+// Splits a program into parts that cannot influence each other: no common link, resource, queue or event
 // (the start event apart). Each part is then renumbered by itself, in the order in which its
 // operations first name a thing. A run of the renumbered part depends on nothing else, so parts
 // that are equal number for number (groups with the same plan on the same kind of nodes) need one
@@ -21,23 +21,22 @@ inline constexpr std::uint32_t kNone = std::numeric_limits<std::uint32_t>::max()
 
 // The operations of every component, ascending; components in the order of their first operations.
 std::vector<std::vector<std::uint32_t>> split_components(const Program& program,
-                                                         const Transfers& transfers,
                                                          const BindingRoutes& routes,
-                                                         std::size_t num_links);
+                                                         std::size_t num_capacities);
 
 // A component with operations, links, queues and events numbered from zero.
 struct Part {
   // [num_ops]
-  std::vector<double> amount;                        // bytes, of computations seconds
-  std::vector<double> delay_s;                       // silent time of transfers
-  std::vector<double> cap;                           // bytes per second
-  std::vector<std::uint32_t> queue;                  // of transfers; kNone for computations
+  std::vector<double> amount;                        // that flows; zero: nothing does
+  std::vector<double> delay_s;                       // silent time
+  std::vector<double> cap;                           // per second
+  std::vector<std::uint32_t> queue;                  // kNone: no limit
   std::vector<std::uint32_t> waits_for;              // event; 0 is the start
   std::vector<std::uint32_t> route_begin, route;     // [num_ops + 1], links
   std::vector<std::uint32_t> signal_begin, signals;  // [num_ops + 1], events
   std::vector<std::uint32_t> event_count;
-  std::vector<std::uint32_t> in_flight;  // [num_queues]
-  std::vector<double> capacity;          // [num_links]
+  std::vector<std::uint32_t> queue_places;  // [num_queues]
+  std::vector<double> capacity;             // [num_links]
   std::uint32_t max_hops = 1;
 
   [[nodiscard]] std::size_t num_ops() const { return amount.size(); }
@@ -54,16 +53,14 @@ struct Part {
 // once.
 class Renumbering {
  public:
-  Renumbering(const Program& program, const Transfers& transfers, const BindingRoutes& routes,
-              std::span<const double> capacity);
+  Renumbering(const Program& program, const Routes& all, const BindingRoutes& routes);
   // `links`, if given, receives the original number of each link.
   Part part(std::span<const std::uint32_t> ops, std::vector<std::uint32_t>* links = nullptr);
 
  private:
   const Program& program_;
-  const Transfers& transfers_;
+  const Routes& all_;
   const BindingRoutes& routes_;
-  std::span<const double> capacity_;
   std::vector<std::uint32_t> link_;   // [num_links] number within its component
   std::vector<std::uint32_t> queue_;  // [num_queues]
   std::vector<std::uint32_t> event_;  // [num_events]

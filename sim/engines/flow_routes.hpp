@@ -14,7 +14,6 @@
 #include <vector>
 
 #include "sim/engines/resolved.hpp"
-#include "sim/program/program.hpp"
 
 namespace coterie::flow {
 
@@ -30,7 +29,6 @@ struct BindingRoutes {
   }
 };
 
-BindingRoutes binding_routes(const Program& program, const Transfers& transfers,
-                             std::span<const double> capacity);
+BindingRoutes binding_routes(const Routes& routes);
 
 }  // namespace coterie::flow

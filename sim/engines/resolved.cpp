@@ -12,6 +12,10 @@ Routes resolve_routes(const Program& program, const Network& network) {
   out.capacity.reserve(num_links + program.resources.size());
   for (const Link& link : network.links()) out.capacity.push_back(link.bandwidth.value);
   for (const Resource& resource : program.resources) out.capacity.push_back(resource.capacity);
+  out.largest = out.capacity;
+  for (const CapacityChange& change : program.changes) {
+    out.largest.at(change.link) = std::max(out.largest.at(change.link), change.capacity);
+  }
   out.begin.assign(1, 0);
   out.begin.reserve(num_ops + 1);
   out.delay_s = program.duration;
@@ -45,7 +49,7 @@ ResolvedProgram resolve(const Program& program, const Network& network) {
 double uncontended_s(const Program& program, const Routes& routes, std::size_t op) {
   if (!program.flows(op)) return routes.delay_s[op];
   double rate = routes.rate_cap[op];
-  for (const std::uint32_t link : routes.of(op)) rate = std::min(rate, routes.capacity[link]);
+  for (const std::uint32_t link : routes.of(op)) rate = std::min(rate, routes.largest[link]);
   return routes.delay_s[op] + program.amount[op] / rate;
 }
 

@@ -27,7 +27,8 @@ struct Routes {
   std::vector<std::uint32_t> links;  // capacities in use
   std::vector<double> delay_s;       // [num_ops] silent time: duration, and the path's latency
   std::vector<double> rate_cap;      // [num_ops] per second; infinite where there is none
-  std::vector<double> capacity;      // [num_links + num_resources] per second
+  std::vector<double> capacity;      // [num_links + num_resources] per second, at the start
+  std::vector<double> largest;       // [num_links + num_resources] ever; as capacity if constant
 
   [[nodiscard]] std::span<const std::uint32_t> of(std::size_t op) const {
     return std::span(links).subspan(begin[op], begin[op + 1] - begin[op]);
@@ -51,7 +52,8 @@ ResolvedProgram resolve(const Program& program, const Network& network);
 // Throws std::logic_error for a program whose operations wait for each other in a circle.
 Execution lower_bounds(const Program& program, const Routes& routes);
 
-// Seconds from leaving the queue to the end, were the operation alone.
+// Seconds from leaving the queue to the end, were the operation alone, nothing held, and every
+// capacity the largest that it ever is.
 double uncontended_s(const Program& program, const Routes& routes, std::size_t op);
 
 // The operations that wait for each event, ascending: begin[num_events + 1] into ops.

@@ -87,25 +87,24 @@ void add_route(ZoneT* zone, sg::Host* src, sg::Host* dst,
 // shared (FATPIPE) at the head of the route; a GPU is one source host for every cap it sends under.
 class Platform {
  public:
-  Platform(sg::Engine& engine, const Program& program, const Transfers& transfers,
-           std::span<const Link> links)
+  Platform(sg::Engine& engine, const Program& program, const Routes& routes)
       : zone_(root_zone(engine)),
-        link_list_(links),
-        links_(links.size(), nullptr),
+        capacity_(routes.capacity),
+        links_(routes.capacity.size(), nullptr),
         source_(program.num_ops(), nullptr),
         destination_(program.num_ops(), nullptr) {
     std::set<std::pair<sg::Host*, sg::Host*>> routed;
     for (std::size_t op = 0; op < program.num_ops(); ++op) {
       // Also for computations: SimGrid refuses a platform without hosts.
       destination_[op] = host(program.dst[op], kUncapped);
-      if (!program.is_transfer(op) || program.bytes[op] <= 0.0) continue;
-      source_[op] = host(program.src[op], transfers.rate_cap[op]);
+      if (!program.flows(op)) continue;
+      source_[op] = host(program.src[op], routes.rate_cap[op]);
       if (!routed.emplace(source_[op], destination_[op]).second) continue;
       std::vector<sg::LinkInRoute> route;
-      if (transfers.rate_cap[op] != kUncapped) {
-        route.emplace_back(cap(program.src[op], transfers.rate_cap[op]));
+      if (routes.rate_cap[op] != kUncapped) {
+        route.emplace_back(cap(program.src[op], routes.rate_cap[op]));
       }
-      for (const std::uint32_t idx : transfers.route(op)) route.emplace_back(link(idx));
+      for (const std::uint32_t idx : routes.of(op)) route.emplace_back(link(idx));
       add_route(zone_, source_[op], destination_[op], route);
     }
     zone_->seal();
@@ -125,7 +124,7 @@ class Platform {
   }
   sg::Link* link(std::uint32_t idx) {
     if (links_[idx] == nullptr) {
-      links_[idx] = add_link(zone_, std::to_string(idx), link_list_[idx].bandwidth.value);
+      links_[idx] = add_link(zone_, std::to_string(idx), capacity_[idx]);
       links_[idx]->set_latency(0.0);
       links_[idx]->seal();
     }
@@ -144,7 +143,7 @@ class Platform {
   }
 
   sg::NetZone* zone_;
-  std::span<const Link> link_list_;
+  std::span<const double> capacity_;
   std::vector<sg::Link*> links_;  // null: not in use
   std::map<std::pair<std::uint32_t, double>, sg::Link*> caps_;
   std::map<std::pair<std::uint32_t, double>, sg::Host*> hosts_;
@@ -157,14 +156,14 @@ class Platform {
 // broken by operation index and not by the order in which SimGrid reports completions.
 class Run {
  public:
-  Run(const Program& program, const Transfers& transfers, const Platform& platform)
+  Run(const Program& program, const Routes& routes, const Platform& platform)
       : program_(program),
-        transfers_(transfers),
+        routes_(routes),
         platform_(platform),
         waiters_(waiters_of(program.waits_for, program.event_count.size())),
         remaining_(program.event_count),
-        queues_(transfers.num_queues()),
-        in_flight_(transfers.num_queues(), 0) {
+        queues_(program.queue_places.size()),
+        in_flight_(program.queue_places.size(), 0) {
     execution_.start_s.assign(program.num_ops(), 0.0);
     execution_.finish_s.assign(program.num_ops(), 0.0);
     comms_.reserve(program.num_ops());
@@ -204,8 +203,7 @@ class Run {
     execution_.finish_s[op] = sg::Engine::get_clock();
     execution_.makespan_s = std::max(execution_.makespan_s, execution_.finish_s[op]);
     ++num_finished_;
-    if (program_.is_transfer(op)) {
-      const std::uint32_t queue = transfers_.queue[op];
+    if (const std::uint32_t queue = program_.queue[op]; queue != kFreeQueue) {
       --in_flight_[queue];
       touched_.push_back(queue);
     }
@@ -224,13 +222,13 @@ class Run {
     while (!ready_.empty()) {
       const std::vector<std::uint32_t> ready = std::exchange(ready_, {});
       for (const std::uint32_t op : ready) {
-        if (program_.is_transfer(op)) {
+        if (program_.is_transfer(op) || program_.queue[op] != kFreeQueue) {
           sends.push_back(op);
           continue;
         }
         execution_.start_s[op] = now;
-        if (program_.duration[op] > 0.0) {
-          due_.push({now + program_.duration[op], op});
+        if (routes_.delay_s[op] > 0.0) {
+          due_.push({now + routes_.delay_s[op], op});
         } else {
           finish(op);
         }
@@ -238,19 +236,19 @@ class Run {
     }
     std::sort(sends.begin(), sends.end());
     for (const std::uint32_t op : sends) {
-      queues_[transfers_.queue[op]].push(op);
-      touched_.push_back(transfers_.queue[op]);
+      queues_[program_.queue[op]].push(op);
+      touched_.push_back(program_.queue[op]);
     }
     std::sort(touched_.begin(), touched_.end());
     touched_.erase(std::unique(touched_.begin(), touched_.end()), touched_.end());
     for (const std::uint32_t queue : touched_) {
-      while (in_flight_[queue] < transfers_.in_flight[queue] && !queues_[queue].empty()) {
+      while (in_flight_[queue] < program_.queue_places[queue] && !queues_[queue].empty()) {
         const std::uint32_t op = queues_[queue].front();
         queues_[queue].pop();
         ++in_flight_[queue];
         execution_.start_s[op] = now;
-        if (transfers_.delay_s[op] > 0.0 || program_.bytes[op] <= 0.0) {
-          due_.push({now + transfers_.delay_s[op], op});
+        if (routes_.delay_s[op] > 0.0 || program_.amount[op] <= 0.0) {
+          due_.push({now + routes_.delay_s[op], op});
         } else {
           communicate(op);
         }
@@ -262,7 +260,7 @@ class Run {
 
   void communicate(std::uint32_t op) {
     sg::CommPtr comm = sg::Comm::sendto_init(platform_.source(op), platform_.destination(op));
-    comm->set_payload_size(static_cast<std::uint64_t>(std::llround(program_.bytes[op])));
+    comm->set_payload_size(static_cast<std::uint64_t>(std::llround(program_.amount[op])));
     operation_of_.emplace(comm.get(), op);
     comm->start();
     // SimGrid touches a communication after its completion was reported; it must live on.
@@ -284,7 +282,7 @@ class Run {
     while (!due_.empty() && due_.top().time_s <= now) {
       const std::uint32_t op = due_.top().op;
       due_.pop();
-      if (program_.is_transfer(op) && program_.bytes[op] > 0.0) {
+      if (program_.flows(op)) {
         communicate(op);
       } else {
         finish(op);
@@ -294,7 +292,7 @@ class Run {
   }
 
   const Program& program_;
-  const Transfers& transfers_;
+  const Routes& routes_;
   const Platform& platform_;
   Waiters waiters_;
   std::vector<std::uint32_t> remaining_;  // [num_events] operations each event still waits for
@@ -310,8 +308,7 @@ class Run {
   Execution execution_;
 };
 
-Execution simulate(const Program& program, const Network& network, const Transfers& transfers,
-                   double precision_s) {
+Execution simulate(const Program& program, const Routes& routes, double precision_s) {
   std::vector<std::string> arguments{"coterie", "--log=root.thresh:critical"};
   std::vector<char*> argv;
   for (std::string& argument : arguments) argv.push_back(argument.data());
@@ -321,8 +318,8 @@ Execution simulate(const Program& program, const Network& network, const Transfe
   sg::Engine::set_config("network/crosstraffic", false);
   sg::Engine::set_config("network/TCP-gamma", 1e30);
   sg::Engine::set_config(kPrecisionSetting, precision_s);
-  const Platform platform(engine, program, transfers, network.links());
-  return Run(program, transfers, platform).execute(engine);
+  const Platform platform(engine, program, routes);
+  return Run(program, routes, platform).execute(engine);
 }
 
 void append(std::string& bytes, const std::vector<double>& values) {
@@ -336,20 +333,16 @@ void extract(const std::string& bytes, std::size_t& position, std::vector<double
 
 }  // namespace
 
-Execution run_simgrid(const Program& program, const Network& network,
-                      const EngineOptions& options) {
+Execution run_simgrid(const ResolvedProgram& resolved, const EngineOptions& options) {
+  const Program& program = resolved.program;
   if (program.num_ops() == 0) return {};
-  // Resolved in the parent: an unreachable destination is an error of the input.
-  const Transfers transfers = resolve_transfers(program, network);
-  const double relative =
-      options.relative_precision < 0.0 ? kDefaultPrecision : options.relative_precision;
-  const double bound_s = lower_bounds(program, transfers, network.links()).makespan_s;
+  const double relative = options.relative_precision.value_or(kDefaultPrecision);
   // Exact means as fine as SimGrid's arithmetic carries: its times are doubles, and a precision
   // below their rounding would leave flows that never end.
-  const double precision_s = std::max(relative, 1e-9) * bound_s;
+  const double precision_s = std::max(relative, 1e-9) * resolved.bound.makespan_s;
 
-  const std::string bytes = run_in_child("simgrid", options.timeout_s, [&] {
-    const Execution execution = simulate(program, network, transfers, precision_s);
+  const std::string bytes = run_in_child("simgrid", options.timeout_s.value_or(0.0), [&] {
+    const Execution execution = simulate(program, resolved.routes, precision_s);
     std::string out;
     out.reserve((2 * program.num_ops() + 1) * sizeof(double));
     append(out, execution.start_s);

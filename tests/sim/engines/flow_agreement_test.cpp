@@ -8,8 +8,8 @@
 
 #include <cstdlib>
 
-#include "sim/engines/flow.hpp"
-#include "tests/sim/flow_cases.hpp"
+#include "sim/engines/engine.hpp"
+#include "tests/sim/engines/flow_cases.hpp"
 
 namespace coterie {
 namespace {
@@ -23,17 +23,18 @@ class FlowAgreement : public ::testing::TestWithParam<FlowCase> {};
 
 TEST_P(FlowAgreement, WithExactSimgrid) {
   const FlowCase& item = GetParam();
-  const std::optional<Program> program = testing::make_program(item, COTERIE_SHARED_DATA);
-  if (!program) GTEST_SKIP() << "the recorded trace is not there";
   const Network network = testing::make_network(item);
+  const std::optional<Program> program = testing::make_program(item, network, COTERIE_SHARED_DATA);
+  if (!program) GTEST_SKIP() << "the recorded trace is not there";
+  const ResolvedProgram resolved = resolve(*program, network);
   EngineOptions exact;
   exact.relative_precision = 0.0;
-  const Execution reference = run_simgrid(*program, network, exact);
-  const double bound_s = lower_bound(*program, network);
+  const Execution reference = run_simgrid(resolved, exact);
+  const double bound_s = resolved.bound.makespan_s;
 
-  const Execution coarse = run_flow(*program, network, {});
+  const Execution coarse = run_flow(resolved, {});
   const Difference with_default = compare(*program, coarse, reference, item.num_ranks);
-  const Execution fine = run_flow(*program, network, exact);
+  const Execution fine = run_flow(resolved, exact);
   const Difference with_exact = compare(*program, fine, reference, item.num_ranks);
   fmt::print(
       "{}: {} transfers and computations, makespan {:.3f} us; default {:+.4f}% rank "

@@ -6,8 +6,8 @@
 
 namespace coterie::testing {
 
-// n GPUs on a non-blocking star, each with one link in each direction; no fixed costs, no rate
-// caps, no limit on the sends in flight. Kernels cost nothing to speak of.
+// n GPUs on a non-blocking star, each with one link in each direction. Kernels cost nothing to
+// speak of.
 inline Cluster star(std::uint32_t n, double bandwidth = 1e9, double latency = 1e-6) {
   Cluster cluster;
   cluster.name = "test star";
@@ -23,8 +23,6 @@ inline Cluster star(std::uint32_t n, double bandwidth = 1e9, double latency = 1e
   Nic nic;
   nic.bandwidth = Bandwidth{bandwidth};
   nic.latency = Seconds{latency};
-  nic.injection.segments = {MessageSegment{}};
-  nic.injection.sends_in_flight = kUnlimitedSends;
   cluster.nic = nic;
   cluster.fabric = Fabric{StarFabric{}, Seconds{0.0}};
   return cluster;
@@ -38,7 +36,6 @@ inline Cluster two_tiers(std::uint32_t nodes, std::uint32_t gpus, double network
   ScaleUp scale_up;
   scale_up.bandwidth = Bandwidth{scale_up_bandwidth};
   scale_up.latency = Seconds{latency};
-  scale_up.injection = cluster.nic->injection;
   cluster.scale_up = scale_up;
   return cluster;
 }

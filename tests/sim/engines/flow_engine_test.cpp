@@ -13,7 +13,7 @@
 
 #include "core/error.hpp"
 #include "core/random.hpp"
-#include "tests/sim/flow_reference.hpp"
+#include "tests/sim/engines/flow_reference.hpp"
 
 namespace coterie {
 namespace {
@@ -27,42 +27,54 @@ using testing::why_not_max_min;
 constexpr double kUnlimited = std::numeric_limits<double>::infinity();
 constexpr std::uint32_t kNoLimit = 1U << 30;
 
-// A program whose routes, delays and caps are given by hand instead of by a Network.
+// A program whose routes, delays and caps are given by hand instead of by a Network. Every GPU
+// sends through a queue of `in_flight` places.
 struct Case {
   ProgramBuilder builder;
-  Transfers transfers;
-  std::vector<double> capacity;
+  Routes routes;
+  std::vector<std::uint32_t> queue;  // [num_gpus]
 
-  Case(std::uint32_t num_gpus, std::vector<double> link_capacity, std::uint32_t in_flight)
-      : capacity(std::move(link_capacity)) {
-    transfers.route_begin.push_back(0);
-    transfers.in_flight.assign(num_gpus, in_flight);
+  Case(std::uint32_t num_gpus, std::vector<double> link_capacity, std::uint32_t in_flight) {
+    routes.begin.push_back(0);
+    routes.capacity = routes.largest = std::move(link_capacity);
+    for (std::uint32_t gpu = 0; gpu < num_gpus; ++gpu) {
+      queue.push_back(builder.add_queue(in_flight));
+    }
   }
   std::uint32_t transfer(std::uint32_t src, std::uint32_t dst, double bytes,
                          const std::vector<std::uint32_t>& route, double delay = 0.0,
                          double cap = kUnlimited, std::uint32_t waits_for = kStartEvent,
                          const std::vector<std::uint32_t>& signals = {}) {
-    transfers.route_links.insert(transfers.route_links.end(), route.begin(), route.end());
-    transfers.route_begin.push_back(transfers.route_links.size());
-    transfers.delay_s.push_back(delay);
-    transfers.rate_cap.push_back(cap);
-    transfers.queue.push_back(src);
-    return builder.add_transfer(src, dst, bytes, waits_for, signals);
+    return add({.src = src,
+                .dst = dst,
+                .duration = delay,
+                .amount = bytes,
+                .rate_cap = builder.add_rate_cap(cap),
+                .queue = queue[src],
+                .waits_for = waits_for,
+                .signals = signals},
+               route, cap);
   }
   std::uint32_t compute(std::uint32_t gpu, double duration, std::uint32_t waits_for,
                         const std::vector<std::uint32_t>& signals) {
-    transfers.route_begin.push_back(transfers.route_links.size());
-    transfers.delay_s.push_back(0.0);
-    transfers.rate_cap.push_back(kUnlimited);
-    transfers.queue.push_back(0);
-    return builder.add_compute(gpu, duration, waits_for, signals);
+    return add(
+        {.src = gpu, .dst = gpu, .duration = duration, .waits_for = waits_for, .signals = signals},
+        {}, kUnlimited);
+  }
+  std::uint32_t add(const Operation& operation, const std::vector<std::uint32_t>& route,
+                    double cap) {
+    routes.links.insert(routes.links.end(), route.begin(), route.end());
+    routes.begin.push_back(routes.links.size());
+    routes.delay_s.push_back(operation.duration);
+    routes.rate_cap.push_back(cap);
+    return builder.add(operation);
   }
 };
 
 Execution exact(const Program& program, const Case& input) {
   FlowOptions options;
   options.relative_precision = 0.0;
-  return simulate_flows(program, input.transfers, input.capacity, options);
+  return simulate_flows(program, input.routes, options);
 }
 
 // n GPUs, each with a link out (2g) and a link in (2g + 1) of 1 B/s; every pair exchanges a
@@ -93,13 +105,13 @@ Case all_to_all(const AllToAll& shape) {
 }
 
 double busiest_link_s(const Program& program, const Case& input) {
-  std::vector<double> load(input.capacity.size(), 0.0);
+  std::vector<double> load(input.routes.capacity.size(), 0.0);
   for (std::size_t op = 0; op < program.num_ops(); ++op) {
-    for (const std::uint32_t link : input.transfers.route(op)) load[link] += program.bytes[op];
+    for (const std::uint32_t link : input.routes.of(op)) load[link] += program.amount[op];
   }
   double worst = 0.0;
   for (std::size_t link = 0; link < load.size(); ++link) {
-    worst = std::max(worst, load[link] / input.capacity[link]);
+    worst = std::max(worst, load[link] / input.routes.capacity[link]);
   }
   return worst;
 }
@@ -114,15 +126,15 @@ TEST(FlowKnownAnswers, OneTransferTakesDelayPlusBytesOverNarrowestLink) {
   EXPECT_NEAR(exact(program, input).makespan_s, 5.5, 1e-12);
 }
 
-// The cap of the message segment holds although the link is idle: 10 / 0.5.
-TEST(FlowKnownAnswers, SegmentCapsASingleTransfer) {
+// The rate cap holds although the link is idle: 10 / 0.5.
+TEST(FlowKnownAnswers, RateCapHoldsOnAnIdleLink) {
   Case input(2, {2.0}, 8);
   input.transfer(0, 1, 10.0, {0}, 0.0, 0.5);
   const Program program = std::move(input.builder).finish();
   EXPECT_NEAR(exact(program, input).makespan_s, 20.0, 1e-12);
 }
 
-// DESIGN section 9: incast of n senders takes n * size / bandwidth + latency.
+// Incast of n senders takes n * size / bandwidth + latency.
 TEST(FlowKnownAnswers, IncastSharesTheReceiversLink) {
   Case input(9, std::vector<double>(9, 1.0), 8);
   for (std::uint32_t src = 0; src < 8; ++src) input.transfer(src, 8, 3.0, {src, 8}, 0.25);
@@ -221,8 +233,8 @@ Collected collect(const FlowSnapshot& snapshot, const Case& input) {
   Collected out;
   out.limit.assign(snapshot.link_limit.begin(), snapshot.link_limit.end());
   for (const FlowRate& flow : snapshot.flows) {
-    const auto route = input.transfers.route(flow.op);
-    out.flows.push_back({{route.begin(), route.end()}, input.transfers.rate_cap[flow.op]});
+    const auto route = input.routes.of(flow.op);
+    out.flows.push_back({{route.begin(), route.end()}, input.routes.rate_cap[flow.op]});
     out.rate.push_back(flow.rate);
   }
   return out;
@@ -256,7 +268,7 @@ TEST(FlowProperties, RatesAreMaxMinFairAtEverySolveAndFeasibleAlways) {
           ASSERT_NEAR(now.rate[i], slow[i], 1e-9 * slow[i]) << "seed " << seed;
         }
       };
-      const Execution run = simulate_flows(program, input.transfers, input.capacity, options);
+      const Execution run = simulate_flows(program, input.routes, options);
       EXPECT_GE(run.makespan_s, busiest_link_s(program, input) * (1.0 - 1e-9));
     }
   }
@@ -270,10 +282,12 @@ TEST(FlowProperties, SlowSolverIsMaxMinFair) {
     Case input = random_case(seed);
     std::vector<SlowFlow> flows;
     for (std::size_t op = 0; op < 60; ++op) {
-      const auto route = input.transfers.route(op);
-      flows.push_back({{route.begin(), route.end()}, input.transfers.rate_cap[op]});
+      const auto route = input.routes.of(op);
+      flows.push_back({{route.begin(), route.end()}, input.routes.rate_cap[op]});
     }
-    EXPECT_EQ(why_not_max_min(flows, slow_max_min(flows, input.capacity), input.capacity), "");
+    EXPECT_EQ(
+        why_not_max_min(flows, slow_max_min(flows, input.routes.capacity), input.routes.capacity),
+        "");
   }
 }
 
@@ -298,10 +312,10 @@ TEST(FlowProperties, EveryByteIsDeliveredOnce) {
       rate.clear();
       for (const FlowRate& flow : snapshot.flows) rate[flow.op] = flow.rate;
     };
-    const Execution run = simulate_flows(program, input.transfers, input.capacity, options);
+    const Execution run = simulate_flows(program, input.routes, options);
     advance(run.makespan_s);
     for (std::size_t op = 0; op < program.num_ops(); ++op) {
-      EXPECT_NEAR(delivered[op], program.bytes[op], 1e-6 * program.bytes[op] + 1e-9) << op;
+      EXPECT_NEAR(delivered[op], program.amount[op], 1e-6 * program.amount[op] + 1e-9) << op;
     }
   }
 }
@@ -314,7 +328,7 @@ TEST(FlowProperties, NoLinkCarriesMoreThanItsCapacityAllowsByAnyTime) {
     for (const double precision : {0.01, 0.05}) {
       Case input = all_to_all({.num_gpus = 100, .in_flight = kNoLimit, .delay = 0.0, .seed = seed});
       const Program program = std::move(input.builder).finish();
-      std::vector<double> carried(input.capacity.size(), 0.0);
+      std::vector<double> carried(input.routes.capacity.size(), 0.0);
       std::vector<FlowRate> rates;
       double since = 0.0;
       double worst = 0.0;
@@ -323,17 +337,17 @@ TEST(FlowProperties, NoLinkCarriesMoreThanItsCapacityAllowsByAnyTime) {
       options.small_program = 0;
       options.observer = [&](const FlowSnapshot& snapshot) {
         for (const FlowRate& flow : rates) {
-          for (const std::uint32_t link : input.transfers.route(flow.op)) {
+          for (const std::uint32_t link : input.routes.of(flow.op)) {
             carried[link] += flow.rate * (snapshot.time_s - since);
           }
         }
         since = snapshot.time_s;
         rates.assign(snapshot.flows.begin(), snapshot.flows.end());
         for (std::size_t link = 0; link < carried.size(); ++link) {
-          worst = std::max(worst, carried[link] - input.capacity[link] * since);
+          worst = std::max(worst, carried[link] - input.routes.capacity[link] * since);
         }
       };
-      const Execution run = simulate_flows(program, input.transfers, input.capacity, options);
+      const Execution run = simulate_flows(program, input.routes, options);
       const double bound = busiest_link_s(program, input);
       EXPECT_LE(worst, 1e-9 * bound) << seed << " " << precision;
       EXPECT_GE(run.makespan_s, bound * (1.0 - 1e-9)) << seed << " " << precision;
@@ -357,8 +371,7 @@ TEST(FlowProperties, IncastKeepsTheReceiverBusy) {
     FlowOptions options;
     options.relative_precision = precision;
     options.small_program = 0;
-    EXPECT_NEAR(simulate_flows(program, input.transfers, input.capacity, options).makespan_s, total,
-                0.002 * total);
+    EXPECT_NEAR(simulate_flows(program, input.routes, options).makespan_s, total, 0.002 * total);
   }
 }
 
@@ -371,17 +384,15 @@ TEST(FlowProperties, ScalingSizesAndBandwidthsChangesNothing) {
     options.small_program = 0;
     Case base = all_to_all({});
     const Program base_program = std::move(base.builder).finish();
-    const Execution expected = simulate_flows(base_program, base.transfers, base.capacity, options);
+    const Execution expected = simulate_flows(base_program, base.routes, options);
 
     Case wider = all_to_all({.size = 0x1p30, .bandwidth = 0x1p30});
     const Program wider_program = std::move(wider.builder).finish();
-    EXPECT_EQ(simulate_flows(wider_program, wider.transfers, wider.capacity, options).finish_s,
-              expected.finish_s);
+    EXPECT_EQ(simulate_flows(wider_program, wider.routes, options).finish_s, expected.finish_s);
 
     Case longer = all_to_all({.size = 0x1p20, .delay = 0.01 * 0x1p20});
     const Program longer_program = std::move(longer.builder).finish();
-    const Execution scaled =
-        simulate_flows(longer_program, longer.transfers, longer.capacity, options);
+    const Execution scaled = simulate_flows(longer_program, longer.routes, options);
     for (std::size_t op = 0; op < expected.finish_s.size(); ++op) {
       EXPECT_EQ(scaled.finish_s[op], expected.finish_s[op] * 0x1p20);
     }
@@ -403,12 +414,11 @@ TEST(FlowProperties, ThreadsChangeNothing) {
   const Program program = std::move(together.builder).finish();
   FlowOptions options;
   FlowStats stats;
-  const Execution one =
-      simulate_flows(program, together.transfers, together.capacity, options, &stats);
+  const Execution one = simulate_flows(program, together.routes, options, &stats);
   EXPECT_EQ(stats.num_components, 8U);
   for (const unsigned threads : {2U, 3U, 16U}) {
     options.num_threads = threads;
-    const Execution many = simulate_flows(program, together.transfers, together.capacity, options);
+    const Execution many = simulate_flows(program, together.routes, options);
     EXPECT_EQ(one.finish_s, many.finish_s) << threads;
     EXPECT_EQ(one.start_s, many.start_s) << threads;
   }
@@ -423,8 +433,7 @@ TEST(FlowProperties, CoarseRunsStayCloseToExactOnes) {
       const double reference = exact(program, input).makespan_s;
       FlowOptions options;
       options.small_program = 0;
-      const double coarse =
-          simulate_flows(program, input.transfers, input.capacity, options).makespan_s;
+      const double coarse = simulate_flows(program, input.routes, options).makespan_s;
       EXPECT_NEAR(coarse, reference, 0.01 * reference) << in_flight << " " << sigma;
       EXPECT_GE(coarse, busiest_link_s(program, input));
     }
@@ -470,7 +479,7 @@ TEST(FlowDegenerate, EmptyProgramTakesNoTime) {
   EXPECT_EQ(exact(program, input).makespan_s, 0.0);
 }
 
-// program.hpp: a transfer of zero bytes takes its alpha and latency.
+// program.hpp: a transfer of zero bytes takes its silent time alone.
 TEST(FlowDegenerate, ZeroBytesTakeTheDelayOnly) {
   Case input(2, {1.0}, 8);
   input.transfer(0, 1, 0.0, {0}, 0.75);
@@ -493,7 +502,7 @@ TEST(FlowDegenerate, DisconnectedRanksDoNotMeet) {
     options.relative_precision = precision;
     options.small_program = 0;
     FlowStats stats;
-    const Execution run = simulate_flows(program, input.transfers, input.capacity, options, &stats);
+    const Execution run = simulate_flows(program, input.routes, options, &stats);
     EXPECT_DOUBLE_EQ(run.finish_s[0], 3.0);
     EXPECT_DOUBLE_EQ(run.finish_s[1], 4.0);
     EXPECT_EQ(stats.num_components, 2U);
@@ -511,14 +520,13 @@ TEST(FlowDegenerate, ALinkCrossedTwiceIsLoadedTwice) {
     Case alone(2, {1.0}, 8);
     alone.transfer(0, 1, 4.0, {0, 0});
     const Program one = std::move(alone.builder).finish();
-    EXPECT_NEAR(simulate_flows(one, alone.transfers, alone.capacity, options).finish_s[0], 8.0,
-                1e-9);
+    EXPECT_NEAR(simulate_flows(one, alone.routes, options).finish_s[0], 8.0, 1e-9);
     Case input(2, {1.0}, 8);
     input.transfer(0, 1, 4.0, {0, 0});
     input.transfer(0, 1, 2.0, {0});
     input.transfer(0, 1, 2.0, {0});
     const Program three = std::move(input.builder).finish();
-    const Execution run = simulate_flows(three, input.transfers, input.capacity, options);
+    const Execution run = simulate_flows(three, input.routes, options);
     EXPECT_NEAR(run.finish_s[1], 8.0, 1e-9);
     EXPECT_NEAR(run.finish_s[2], 8.0, 1e-9);
     EXPECT_NEAR(run.finish_s[0], 12.0, precision == 0.0 ? 1e-9 : 0.1);
@@ -535,8 +543,7 @@ TEST(FlowDegenerate, ASingleByteTakesItsTime) {
       FlowOptions options;
       options.relative_precision = precision;
       options.small_program = 0;
-      EXPECT_DOUBLE_EQ(simulate_flows(program, input.transfers, input.capacity, options).makespan_s,
-                       1.0 / capacity);
+      EXPECT_DOUBLE_EQ(simulate_flows(program, input.routes, options).makespan_s, 1.0 / capacity);
     }
   }
 }
@@ -557,8 +564,7 @@ TEST(FlowDegenerate, VeryUnequalSizesEnd) {
     FlowOptions options;
     options.relative_precision = precision;
     options.small_program = 0;
-    const double makespan =
-        simulate_flows(program, input.transfers, input.capacity, options).makespan_s;
+    const double makespan = simulate_flows(program, input.routes, options).makespan_s;
     EXPECT_GE(makespan, busiest_link_s(program, input) * (1.0 - 1e-9));
     EXPECT_LE(makespan, 8.0 * busiest_link_s(program, input));
   }
@@ -606,7 +612,7 @@ TEST(FlowDegenerate, NegativePrecisionIsRefused) {
   const Program program = std::move(input.builder).finish();
   FlowOptions options;
   options.relative_precision = -0.5;
-  EXPECT_THROW(simulate_flows(program, input.transfers, input.capacity, options), InputError);
+  EXPECT_THROW(simulate_flows(program, input.routes, options), InputError);
 }
 
 }  // namespace
