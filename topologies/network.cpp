@@ -79,7 +79,7 @@ struct Network::Impl {
   std::uint32_t nic_offset = 0;
   bool change_rails = false;
   std::uint32_t shared_group = 1;
-  std::uint32_t socket_gpus = 1;  // GPUs of a socket
+  std::uint32_t socket_gpus = 1;                       // GPUs of a socket
   std::optional<std::uint32_t> first_between_sockets;  // one per domain
   std::optional<std::uint32_t> first_shared, first_scale_up_cap, first_network_cap;
   std::optional<std::uint32_t> first_scale_up_total, first_network_total;

@@ -198,7 +198,8 @@ TransportParameters described(const Cluster& cluster, const std::string& name) {
     there.emplace_back(kNames[0]);
   }
   throw InputError(
-      "transport", fmt::format("\"{}\", which topology {} has no parameters for", name, cluster.name),
+      "transport",
+      fmt::format("\"{}\", which topology {} has no parameters for", name, cluster.name),
       fmt::format("one of {}, or a topology that describes it under \"transports\"",
                   fmt::join(there, ", ")));
 }
@@ -226,8 +227,8 @@ TransportParameters chosen_transport(const Cluster& cluster, const TransportChoi
   for (const Override& setting : choice.settings) {
     settings.push_back({"transport." + setting.key, setting.value});
   }
-  std::string text = std::visit([](const auto& alternative) { return text_of(alternative); },
-                                parameters);
+  std::string text =
+      std::visit([](const auto& alternative) { return text_of(alternative); }, parameters);
   text = text.empty() ? "transport: {}\n" : "transport:\n" + text;
   const std::string name =
       fmt::format("transport {} of topology {}", transport_name(parameters), cluster.name);

@@ -21,13 +21,13 @@ class IdealPhase : public PhaseTransport {
                                     std::span<const std::uint32_t> signals) override {
     if (message.src == message.dst) return std::nullopt;
     const Tier tier = tier_of(cluster_, message.src, message.dst);
-    return builder_.add({.src = message.src,
-                         .dst = message.dst,
-                         .amount = message.bytes,
-                         .queue = queues_.of(builder_, message.src, tier),
-                         .waits_for = when_both(builder_, message.src,
-                                                ready_[message.src - first_gpu_], after),
-                         .signals = signals});
+    return builder_.add(
+        {.src = message.src,
+         .dst = message.dst,
+         .amount = message.bytes,
+         .queue = queues_.of(builder_, message.src, tier),
+         .waits_for = when_both(builder_, message.src, ready_[message.src - first_gpu_], after),
+         .signals = signals});
   }
 
  private:

@@ -77,10 +77,10 @@ std::vector<std::array<double, 2>> start_delays(const Cluster& cluster,
   const std::size_t num_ranks = traffic.ready.size();
   std::vector<std::array<Volume, 2>> volumes(num_ranks);
   // Volumes on the sockets' shared links; a single "socket" where there is no scale-up.
-  const std::uint32_t socket_gpus = cluster.scale_up ? cluster.scale_up->nodes_per_domain *
-                                                           cluster.gpus_per_node /
-                                                           cluster.scale_up->num_sockets
-                                                     : cluster.num_gpus();
+  const std::uint32_t socket_gpus = cluster.scale_up
+                                        ? cluster.scale_up->nodes_per_domain *
+                                              cluster.gpus_per_node / cluster.scale_up->num_sockets
+                                        : cluster.num_gpus();
   std::vector<double> shared(cluster.num_gpus() / socket_gpus, 0.0);
   for (const Message& message : traffic.messages) {
     if (message.src == message.dst) continue;
@@ -103,10 +103,9 @@ std::vector<std::array<double, 2>> start_delays(const Cluster& cluster,
     if (const auto& scale_up = cluster.scale_up; scale_up && parameters.scale_up) {
       const double shared_rate =
           scale_up->shared_bandwidth ? scale_up->shared_bandwidth->value : 1.0;
-      delays[rank][0] =
-          delay_s(*parameters.scale_up, scale_up->injection, volumes[rank][0],
-                  capped(scale_up->injection, scale_up->bandwidth),
-                  shared[(traffic.first_gpu + rank) / socket_gpus], shared_rate);
+      delays[rank][0] = delay_s(*parameters.scale_up, scale_up->injection, volumes[rank][0],
+                                capped(scale_up->injection, scale_up->bandwidth),
+                                shared[(traffic.first_gpu + rank) / socket_gpus], shared_rate);
     }
     if (const auto& nic = cluster.nic; nic && parameters.network) {
       delays[rank][1] = delay_s(*parameters.network, nic->injection, volumes[rank][1],

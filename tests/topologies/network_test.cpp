@@ -76,9 +76,8 @@ TEST(Network, RailOnlyAlwaysChangesRails) {
 // Two sockets of two GPUs: each has a bridge of its own, and what joins them lies between. GPUs 0
 // and 1 are on socket 0, 2 and 3 on socket 1 of domain 0; 4 is on the first socket of domain 1.
 TEST(Network, SocketsHaveABridgeEach) {
-  const Network network(
-      node_cluster(2, 4, "kind: star",
-                   ", shared_bandwidth: 20 GB/s, sockets: 2, socket_bandwidth: 5 GB/s"));
+  const Network network(node_cluster(
+      2, 4, "kind: star", ", shared_bandwidth: 20 GB/s, sockets: 2, socket_bandwidth: 5 GB/s"));
   EXPECT_EQ(route(network, 0, 1),
             (Names{"gpu 0 scale-up out", "domain 0 socket 0 shared", "gpu 1 scale-up in"}));
   EXPECT_EQ(route(network, 5, 6),

@@ -61,8 +61,8 @@ TEST(Transports, TheFirstIsTheDefault) {
 }
 
 TEST(Transports, SettingsReplaceParameters) {
-  const auto chosen = chosen_transport(
-      load_cluster("h100_rail_optimised"), {"nccl", {{"network.segments", "[{alpha: 5 us}]"}}});
+  const auto chosen = chosen_transport(load_cluster("h100_rail_optimised"),
+                                       {"nccl", {{"network.segments", "[{alpha: 5 us}]"}}});
   const auto& nccl = std::get<NcclParameters>(chosen);
   ASSERT_EQ(nccl.network.value().segments.size(), 1U);
   EXPECT_DOUBLE_EQ(nccl.network.value().segments[0].alpha.value, 5e-6);
@@ -71,14 +71,18 @@ TEST(Transports, SettingsReplaceParameters) {
 
 TEST(Transports, BadChoicesGetOneSentence) {
   const Cluster star = load_cluster("star");
-  EXPECT_NE(message_of([&] { (void)chosen_transport(star, {"ncl", {}}); })
-                .find("transport: found \"ncl\", expected one of ideal, nccl"),
+  EXPECT_NE(message_of([&] {
+              (void)chosen_transport(star, {"ncl", {}});
+            }).find("transport: found \"ncl\", expected one of ideal, nccl"),
             std::string::npos);
-  EXPECT_EQ(message_of([&] { (void)chosen_transport(star, {"nccl", {}}); }),
+  EXPECT_EQ(message_of([&] {
+              (void)chosen_transport(star, {"nccl", {}});
+            }),
             "transport: found \"nccl\", which topology star has no parameters for, expected one of "
             "ideal, or a topology that describes it under \"transports\"");
-  EXPECT_NE(message_of([&] { (void)chosen_transport(star, {{}, {{"sms", "24"}}}); })
-                .find("found unknown key \"sms\", expected no keys here"),
+  EXPECT_NE(message_of([&] {
+              (void)chosen_transport(star, {{}, {{"sms", "24"}}});
+            }).find("found unknown key \"sms\", expected no keys here"),
             std::string::npos);
   EXPECT_NE(message_of([&] {
               (void)chosen_transport(load_cluster("h100_node"),
