@@ -204,7 +204,7 @@ MeasuredRuns predict_measured_runs(const fs::path& folder, const fs::path& trace
     const fs::path topology = fitted_topology(folder, key.num_ranks, scratch.path());
     const Experiment experiment =
         load_experiment(folder / fmt::format("ep{}.yaml", key.num_ranks),
-                        {{"topology.base", topology.string()},
+                        {{"topology.extends", topology.string()},
                          {"trace.file", trace_file(traces, key.trace, scratch.path()).string()},
                          {"tokens_per_rank", std::to_string(key.tokens_per_rank)},
                          {"engine", "flow"}});

@@ -1,18 +1,14 @@
 #pragma once
 // Transports: how a library moves a plan's rows over the hardware. A transport turns the messages
-// of a phase into operations of a program; the engines know nothing of it. One file each, one line
-// of the registry (README.md has the recipe).
+// of a phase into operations of a program; the engines know nothing of it. One file each
+// (README.md has the recipe).
 
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <span>
-#include <string>
-#include <string_view>
-#include <vector>
 
 #include "core/phase.hpp"
-#include "core/yaml.hpp"
 #include "sim/program/program.hpp"
 #include "topologies/cluster.hpp"
 
@@ -63,21 +59,18 @@ class Transport {
   Transport(const Transport&) = delete;
   Transport& operator=(const Transport&) = delete;
 
-  // The builder must outlive what is returned. Operations that belong to the phase as a whole (a
-  // start cost, a kernel's hold) are added here.
+  // All phases of a program are begun with one object and one builder: what outlives a phase (the
+  // queues of a GPU's sends, its kernels) is shared by them. The builder must outlive what is
+  // returned. Operations that belong to the phase as a whole (a start cost, a kernel's hold) are
+  // added here.
   virtual std::unique_ptr<PhaseTransport> begin(ProgramBuilder& builder,
                                                 const PhaseTraffic& traffic) = 0;
 };
 
-// What an experiment, or a command's options, says of the transport.
-struct TransportChoice {
-  std::optional<std::string> name;  // absent: the topology's first, else `ideal`
-  std::vector<Override> settings;   // parameters that replace the topology's
-};
-
-std::vector<std::string> transport_names();
-// The parameters come from the cluster's `transports` block. Throws InputError for a name that no
-// transport has, for one whose parameters the cluster lacks, and for settings that do not fit.
+// The parameters come from the cluster's `transports` block (chosen_transport in
+// topologies/transports.hpp). Throws InputError for a name that no transport has, for one whose
+// parameters the cluster lacks, and for settings that do not fit. The cluster must outlive what is
+// returned.
 std::unique_ptr<Transport> make_transport(const Cluster& cluster, const TransportChoice& choice);
 
 }  // namespace coterie

@@ -81,7 +81,10 @@ TEST(Probe, TheSkeletonIsATopology) {
   EXPECT_EQ(one.scale_up->kind, ScaleUpKind::kSocket);
   EXPECT_DOUBLE_EQ(one.scale_up->bandwidth.value, 4.2e9);
   ASSERT_TRUE(one.scale_up->shared_bandwidth.has_value());
-  EXPECT_DOUBLE_EQ(one.scale_up->injection.segments[0].alpha.value, 30e-6);
+  ASSERT_EQ(one.transports.size(), 1U);
+  const auto& nccl = std::get<NcclParameters>(one.transports[0]);
+  EXPECT_DOUBLE_EQ(nccl.scale_up.value().segments[0].alpha.value, 30e-6);
+  EXPECT_FALSE(nccl.network.has_value());
 
   facts.num_nodes = 2;
   facts.link_kind = "nvlink";
@@ -91,6 +94,9 @@ TEST(Probe, TheSkeletonIsATopology) {
   EXPECT_EQ(two.num_gpus(), 16U);
   ASSERT_TRUE(two.nic.has_value());
   EXPECT_DOUBLE_EQ(two.nic->bandwidth.value, 40e9);
+  EXPECT_DOUBLE_EQ(
+      std::get<NcclParameters>(two.transports.at(0)).network.value().segments[0].alpha.value,
+      20e-6);
 }
 
 }  // namespace

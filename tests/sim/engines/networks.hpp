@@ -23,6 +23,7 @@ inline Cluster star(std::uint32_t n, double bandwidth = 1e9, double latency = 1e
   Nic nic;
   nic.bandwidth = Bandwidth{bandwidth};
   nic.latency = Seconds{latency};
+  nic.injection.sends_in_flight = kUnlimitedSends;
   cluster.nic = nic;
   cluster.fabric = Fabric{StarFabric{}, Seconds{0.0}};
   return cluster;
