@@ -56,9 +56,6 @@ struct Experiment {
   std::string engine;         // simgrid, flow or bound
   std::uint64_t seed = 0;
   std::vector<RunSpec> runs;
-  // Where learnt placements are kept between processes, by the content they were learnt from;
-  // absent: nowhere. Set by programs that prepare the same runs many times, not by the file.
-  std::optional<std::filesystem::path> cache;
   // The file with the overrides in place, its name given and its paths made absolute, so that it
   // loads to the same experiment from anywhere.
   std::string effective_yaml;
@@ -86,23 +83,5 @@ Experiment load_experiment(const std::filesystem::path& path,
 // InputError.
 Cluster load_experiment_cluster(const std::string& yaml, const std::filesystem::path& where,
                                 const std::vector<Override>& overrides = {});
-
-// The experiment's trace, reduced to its layers. Throws InputError where trace and model do not
-// agree on the number of experts or on top-k, or where a layer is missing.
-Routing load_trace(const Experiment& experiment);
-
-// A run made ready: what a predictor or the runtime starts from.
-struct PreparedRun {
-  RunSpec spec;
-  Placement placement;
-  Routing routing;    // the evaluated part, pruned where asked for
-  RankTokens tokens;  // of group 0
-  bool exact = true;
-  std::optional<double> weight_lost, top1_changed;
-};
-// Learns (or reads) the placement, selects the evaluated part, prunes it where asked for and deals
-// its tokens. `trace` is what load_trace returned. placement.layers are those of the routing, in
-// its order. Throws InputError where a placement file does not fit the experiment.
-PreparedRun prepare_run(const Experiment& experiment, const RunSpec& spec, const Routing& trace);
 
 }  // namespace coterie

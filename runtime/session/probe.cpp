@@ -15,6 +15,7 @@
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/provenance.hpp"
+#include "core/statistics.hpp"
 #include "core/table.hpp"
 #include "kernels/cuda.hpp"
 #include "runtime/control/channel.hpp"

@@ -15,6 +15,7 @@
 
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/statistics.hpp"
 #include "sim/calibrate/alltoall_fit.hpp"
 #include "sim/calibrate/compare.hpp"
 #include "sim/experiment/simulate.hpp"
@@ -119,12 +120,6 @@ double span_s(const RunReport& run, std::span<const Phase> phases) {
     sum += slowest;
   }
   return sum;
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const std::size_t n = values.size();
-  return n % 2 == 1 ? values[n / 2] : 0.5 * (values[n / 2 - 1] + values[n / 2]);
 }
 
 const RunReport& run_named(const Results& results, const std::string& name) {

@@ -9,6 +9,7 @@
 #include <set>
 
 #include "core/error.hpp"
+#include "core/statistics.hpp"
 #include "sim/calibrate/alltoall_fit.hpp"
 #include "sim/calibrate/measured_runs.hpp"
 #include "sim/calibrate/measurements.hpp"
@@ -268,7 +269,7 @@ ErrorSummary summarise(const std::vector<ValidationPoint>& points) {
   std::sort(errors.begin(), errors.end());
   const std::size_t n = errors.size();
   summary.num_points = n;
-  summary.median = n % 2 == 1 ? errors[n / 2] : 0.5 * (errors[n / 2 - 1] + errors[n / 2]);
+  summary.median = median(errors);
   summary.worst = errors.back();
   summary.within_10 =
       static_cast<double>(std::upper_bound(errors.begin(), errors.end(), 0.10) - errors.begin()) /

@@ -15,7 +15,7 @@
 #include "core/table.hpp"
 #include "core/units.hpp"
 #include "sim/cli/commands.hpp"
-#include "workloads/experiment.hpp"
+#include "workloads/prepare.hpp"
 #include "workloads/plan/check.hpp"
 #include "workloads/plan/matrix.hpp"
 
@@ -57,9 +57,9 @@ void run_build(const BuildArguments& arguments) {
   plan.hidden = experiment.model.hidden;
   plan.dispatch_payload = experiment.dispatch_payload;
   plan.combine_payload = experiment.combine_payload;
-  Progress progress("planning", run.routing.num_layers());
-  for (std::size_t i = 0; i < run.routing.num_layers(); ++i) {
-    plan.layers.push_back(make_plan(run.routing, i, run.placement.layers[i], run.tokens,
+  Progress progress("planning", run.routing->num_layers());
+  for (std::size_t i = 0; i < run.routing->num_layers(); ++i) {
+    plan.layers.push_back(make_plan(*run.routing, i, run.placement.layers[i], run.tokens(),
                                     plan_request(experiment, spec.policy, PlanDetail::kRows)));
     plan.layers.back().exact = run.exact;
     progress.advance();

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "core/error.hpp"
+#include "core/statistics.hpp"
 #include "core/table.hpp"
 #include "sim/cli/commands.hpp"
 #include "sim/program/program.hpp"
@@ -129,7 +130,7 @@ void predict(const PredictArguments& arguments) {
   if (!sorted.empty()) {
     table.rows.push_back({"slowest rank", std::to_string(slowest)});
     table.rows.push_back({"first rank done", format_seconds({sorted.front()})});
-    table.rows.push_back({"median rank done", format_seconds({sorted[sorted.size() / 2]})});
+    table.rows.push_back({"median rank done", format_seconds({median(sorted)})});
   }
   fmt::print("{}", render(table));
 }

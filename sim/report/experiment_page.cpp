@@ -8,6 +8,7 @@
 
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/statistics.hpp"
 #include "sim/experiment/simulate.hpp"
 #include "sim/report/link_loads.hpp"
 #include "sim/report/pages.hpp"
@@ -29,17 +30,6 @@ double rounded(double value) {
   if (value == 0.0) return 0.0;
   const double scale = std::pow(10.0, 3.0 - std::floor(std::log10(std::abs(value))));
   return std::round(value * scale) / scale;
-}
-
-// The percentile 100 * share, interpolated between neighbours: rounding to a sample would make the
-// least and the most of ten iterations pass for their 5th and 95th percentile.
-double quantile(std::vector<double> samples, double share) {
-  std::sort(samples.begin(), samples.end());
-  const double position = share * static_cast<double>(samples.size() - 1);
-  const auto below = static_cast<std::size_t>(position);
-  const std::size_t above = std::min(below + 1, samples.size() - 1);
-  return samples[below] +
-         (position - static_cast<double>(below)) * (samples[above] - samples[below]);
 }
 
 ordered_json shares_json(const TimeShares& shares) {

@@ -9,6 +9,7 @@
 #include <set>
 
 #include "core/child_process.hpp"
+#include "core/csv.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/progress.hpp"
@@ -97,17 +98,6 @@ void wait_for_any(const std::vector<Running>& running) {
   wait_for_any(children);
 }
 
-std::string csv_cell(const std::string& text) {
-  if (text.find_first_of(",\"\n") == std::string::npos) return text;
-  std::string quoted(1, '"');
-  for (const char c : text) {
-    if (c == '"') quoted += '"';
-    quoted += c;
-  }
-  quoted += '"';
-  return quoted;
-}
-
 std::string cell_text(const ordered_json& value) {
   if (value.is_null()) return "";
   return value.is_string() ? value.get<std::string>() : value.dump();
@@ -167,18 +157,14 @@ std::vector<ParquetColumn> as_columns(const SweepSpec& spec, const std::vector<R
 
 // The table as sweep.csv and as sweep.parquet.
 void write_table(const std::filesystem::path& folder, const std::vector<ParquetColumn>& table) {
-  std::string csv;
-  const auto add_cell = [&](std::size_t idx, const std::string& text) {
-    if (idx > 0) csv += ',';
-    csv += csv_cell(text);
-  };
-  for (std::size_t idx = 0; idx < table.size(); ++idx) add_cell(idx, table[idx].name);
-  csv += '\n';
+  std::vector<std::string> cells;
+  for (const ParquetColumn& column : table) cells.push_back(column.name);
+  std::string csv = csv_line(cells);
   for (std::size_t row = 0; row < table.front().values.size(); ++row) {
     for (std::size_t idx = 0; idx < table.size(); ++idx) {
-      add_cell(idx, cell_text(table[idx].values[row]));
+      cells[idx] = cell_text(table[idx].values[row]);
     }
-    csv += '\n';
+    csv += csv_line(cells);
   }
   write_file(folder / "sweep.csv", csv);
   write_file(folder / "sweep.parquet", parquet_file(table));

@@ -16,14 +16,6 @@ LayerTimes layer(double dispatch_s, double combine_s) {
       {{Phase::kDispatch, 0.0, dispatch_s}, {Phase::kCombine, dispatch_s, dispatch_s + combine_s}}};
 }
 
-TEST(Measure, MedianAndSpread) {
-  EXPECT_EQ(median({}), 0.0);
-  EXPECT_EQ(median({3.0, 1.0, 2.0}), 2.0);
-  EXPECT_EQ(median({4.0, 1.0, 3.0, 2.0}), 2.0);  // the lower of the middle two
-  // Sorted 1 2 3 4 5: quartiles 2 and 4, half their distance is 1, relative to 3.
-  EXPECT_DOUBLE_EQ(relative_spread({5.0, 1.0, 2.0, 4.0, 3.0}), 1.0 / 3.0);
-}
-
 // Two ranks, three iterations. Slowest rank per iteration: 3, 5, 4; the median is 4 (iteration 2).
 TEST(Measure, TheSlowestRankCountsInEveryIteration) {
   const std::vector<RankTimes> ranks{{{layer(1.0, 1.0)}, {layer(4.0, 1.0)}, {layer(1.0, 1.0)}},

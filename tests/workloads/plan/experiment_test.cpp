@@ -6,7 +6,7 @@
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "tests/workloads/trace/sample.hpp"
-#include "workloads/experiment.hpp"
+#include "workloads/prepare.hpp"
 #include "workloads/plan/check.hpp"
 #include "workloads/trace/moet.hpp"
 
@@ -179,16 +179,16 @@ TEST_F(ExperimentFile, EffectiveConfigurationIsTheSameExperiment) {
 
 TEST_F(ExperimentFile, RunsArePreparedSoThatTheirPlansAreSound) {
   const Experiment experiment = load(kGood);
-  const Routing trace = load_trace(experiment);
+  const TraceParts trace = load_trace(experiment);
   for (const RunSpec& spec : experiment.runs) {
     const PreparedRun run = prepare_run(experiment, spec, trace);
     EXPECT_TRUE(run.exact);
-    EXPECT_EQ(run.routing.num_tokens(), 30u + 50 + 25);  // the odd sequences
-    EXPECT_EQ(run.tokens.token_begin.back(), 8u * 32);
+    EXPECT_EQ(run.routing->num_tokens(), 30u + 50 + 25);  // the odd sequences
+    EXPECT_EQ(run.tokens().token_begin.back(), 8u * 32);
     for (std::size_t layer = 0; layer < 2; ++layer) {
-      EXPECT_EQ(run.placement.layers[layer].layer, run.routing.layers[layer]);
+      EXPECT_EQ(run.placement.layers[layer].layer, run.routing->layers[layer]);
       const LayerPlan plan =
-          make_plan(run.routing, layer, run.placement.layers[layer], run.tokens,
+          make_plan(*run.routing, layer, run.placement.layers[layer], run.tokens(),
                     {spec.policy, experiment.ranks_per_node(), PlanDetail::kRows});
       EXPECT_EQ(check_plan(plan, {Bytes{264}, Bytes{512}}).num_violations, 0u);
     }
@@ -197,11 +197,14 @@ TEST_F(ExperimentFile, RunsArePreparedSoThatTheirPlansAreSound) {
 
 TEST_F(ExperimentFile, PreparingTwiceGivesTheSame) {
   const Experiment experiment = load(kGood);
-  const Routing trace = load_trace(experiment);
+  const TraceParts trace = load_trace(experiment);
   const PreparedRun a = prepare_run(experiment, experiment.runs[1], trace);
   const PreparedRun b = prepare_run(experiment, experiment.runs[1], trace);
   EXPECT_EQ(a.placement.layers[0].rank_experts, b.placement.layers[0].rank_experts);
-  EXPECT_EQ(a.tokens.trace_token, b.tokens.trace_token);
+  // The parts of the trace and the tokens are shared, not copied.
+  EXPECT_EQ(a.routing.get(), trace.eval.get());
+  EXPECT_EQ(b.routing.get(), trace.eval.get());
+  EXPECT_EQ(&a.tokens(), &b.tokens());
 }
 
 TEST_F(ExperimentFile, PlacementFilesAreRead) {
@@ -222,38 +225,44 @@ TEST_F(ExperimentFile, PlacementFilesAreRead) {
 
 TEST_F(ExperimentFile, APlacementFileIsNotEvaluatedOnWhatItLearnt) {
   const Experiment first = load(kGood);
-  const Routing trace = load_trace(first);
+  const TraceParts trace = load_trace(first);
   Placement placement = prepare_run(first, first.runs[1], trace).placement;
-  placement.trained_on = training_label(trace, first.trace.eval);
+  placement.trained_on = training_label(read_routing(first.trace.file), first.trace.eval);
   write_placement(folder_ / "p.json", placement);
   const Experiment second = load(kGood, {"runs.0.placement=" + (folder_ / "p.json").string()});
   EXPECT_THAT(refusal([&] { prepare_run(second, second.runs[0], trace); }),
               HasSubstr("p.json: found a placement learnt on sequences that the experiment "
                         "evaluates"));
-  placement.trained_on = training_label(trace, first.trace.train);
+  placement.trained_on = training_label(read_routing(first.trace.file), first.trace.train);
   write_placement(folder_ / "p.json", placement);
   EXPECT_NO_THROW(prepare_run(second, second.runs[0], trace));
+  // Reducing the experiment to some layers does not hide it.
+  placement.trained_on = training_label(read_routing(first.trace.file), first.trace.eval);
+  write_placement(folder_ / "p.json", placement);
+  const Experiment layer = load(kGood, {"runs.0.placement=p.json", "layers=[2]"});
+  EXPECT_THAT(refusal([&] { prepare_run(layer, layer.runs[0], load_trace(layer)); }),
+              HasSubstr("learnt on sequences that the experiment evaluates"));
 }
 
 TEST_F(ExperimentFile, LearntPlacementsComeFromTheCache) {
   Experiment experiment = load(kGood);
-  const Routing trace = load_trace(experiment);
+  const TraceParts trace = load_trace(experiment);
   const Placement fresh = prepare_run(experiment, experiment.runs[1], trace).placement;
-  experiment.cache = folder_;
+  const PrepareOptions options{folder_};
   const auto num_cached = [&] {
     return std::count_if(std::filesystem::directory_iterator(folder_), {}, [](const auto& entry) {
       return entry.path().filename().string().starts_with("placement-");
     });
   };
   for (int repeat = 0; repeat < 2; ++repeat) {
-    const Placement placement = prepare_run(experiment, experiment.runs[1], trace).placement;
+    const Placement placement = prepare_run(experiment, experiment.runs[1], trace, options).placement;
     for (std::size_t layer = 0; layer < fresh.layers.size(); ++layer) {
       EXPECT_EQ(placement.layers[layer].rank_experts, fresh.layers[layer].rank_experts);
     }
     EXPECT_EQ(num_cached(), 1);
   }
   experiment.seed += 1;  // decides what is learnt, so it gets an entry of its own
-  prepare_run(experiment, experiment.runs[1], trace);
+  prepare_run(experiment, experiment.runs[1], trace, options);
   EXPECT_EQ(num_cached(), 2);
 }
 
