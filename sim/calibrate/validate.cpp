@@ -15,7 +15,8 @@
 #include "sim/calibrate/measurements.hpp"
 #include "sim/calibrate/mlp_fit.hpp"
 #include "sim/calibrate/token_kernel_fit.hpp"
-#include "sim/program/traffic_program.hpp"
+#include "sim/engines/engine.hpp"
+#include "sim/program/layer_program.hpp"
 #include "topologies/network.hpp"
 
 namespace coterie {
@@ -359,7 +360,8 @@ ValidationSection multi_node_section() {
     traffic.num_ranks = num_ranks;
     traffic.entries = entries;
     const Network network(load_cluster(preset, overrides, num_ranks));
-    return run_engine("flow", traffic_program(traffic, &network.cluster()), network, {}).makespan_s;
+    const LayerProgram program = build_traffic(traffic, {}, network.cluster());
+    return run_engine("flow", resolve(program.program, network), {}).makespan_s;
   };
   using Entries = std::vector<TrafficEntry>;
   constexpr std::int64_t kMessage = 4'000'000;
@@ -408,10 +410,11 @@ ValidationSection compare_engines(const std::vector<std::string>& presets) {
     const Network network(load_cluster(preset));
     for (const bool skewed : {false, true}) {
       for (const std::int64_t bytes : {std::int64_t{4} << 10, std::int64_t{1} << 20}) {
-        const Program program = traffic_program(
-            all_to_all(network.cluster().num_gpus(), bytes, skewed), &network.cluster());
-        const double simgrid = run_engine("simgrid", program, network, {}).makespan_s;
-        const double flow = run_engine("flow", program, network, {}).makespan_s;
+        const LayerProgram program = build_traffic(
+            all_to_all(network.cluster().num_gpus(), bytes, skewed), {}, network.cluster());
+        const ResolvedProgram resolved = resolve(program.program, network);
+        const double simgrid = run_engine("simgrid", resolved, {}).makespan_s;
+        const double flow = run_engine("flow", resolved, {}).makespan_s;
         section.points.push_back({preset,
                                   fmt::format("{}, {} per pair", skewed ? "skewed" : "uniform",
                                               format_bytes(static_cast<double>(bytes))),

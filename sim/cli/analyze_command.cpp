@@ -14,6 +14,7 @@
 #include "sim/cli/placement_options.hpp"
 #include "workloads/model.hpp"
 #include "workloads/plan/fan_out.hpp"
+#include "workloads/plan/payload.hpp"
 #include "workloads/trace/moet.hpp"
 
 namespace coterie {

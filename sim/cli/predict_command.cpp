@@ -16,8 +16,8 @@
 #include "core/statistics.hpp"
 #include "core/table.hpp"
 #include "sim/cli/commands.hpp"
-#include "sim/program/program.hpp"
-#include "sim/program/traffic_program.hpp"
+#include "sim/engines/engine.hpp"
+#include "sim/program/layer_program.hpp"
 #include "topologies/network.hpp"
 #include "workloads/plan/matrix.hpp"
 #include "workloads/plan/plan_file.hpp"
@@ -34,11 +34,6 @@ struct PredictArguments {
   unsigned threads = 1;
   std::vector<std::string> overrides;
   bool json = false;
-};
-
-struct Communication {
-  std::uint32_t num_ranks = 0;
-  Program program;
 };
 
 // Plan files start with a binary mark that holds a zero byte, the two matrix formats are text.
@@ -67,11 +62,11 @@ std::uint32_t num_ranks(const Traffic& traffic) {
   return std::get<TrafficMatrix>(traffic).num_ranks;
 }
 
-Program build_program(const Traffic& traffic, const Cluster& cluster) {
+LayerProgram build_program(const Traffic& traffic, const Cluster& cluster) {
   if (const auto* plan = std::get_if<DispatchPlan>(&traffic)) {
-    return plan_communication(*plan, &cluster);
+    return build_communication(*plan, cluster, {});
   }
-  return traffic_program(std::get<TrafficMatrix>(traffic), &cluster);
+  return build_traffic(std::get<TrafficMatrix>(traffic), {}, cluster);
 }
 
 void predict(const PredictArguments& arguments) {
@@ -89,15 +84,16 @@ void predict(const PredictArguments& arguments) {
                      fmt::format("at most {}, the GPUs of topology {}", network.num_gpus(),
                                  network.cluster().name));
   }
-  const Communication communication{num_ranks(traffic), build_program(traffic, network.cluster())};
+  const LayerProgram built = build_program(traffic, network.cluster());
+  const ResolvedProgram program = resolve(built.program, network);
 
   EngineOptions options;
   options.num_threads = arguments.threads;
   if (arguments.precision) options.relative_precision = *arguments.precision;
-  const Execution execution = run_engine(arguments.engine, communication.program, network, options);
-  const double bound_s = lower_bound(communication.program, network);
+  const Execution execution = run_engine(arguments.engine, program, options);
+  const double bound_s = program.bound.makespan_s;
   const std::vector<double> finish_s =
-      rank_finish_s(communication.program, execution, communication.num_ranks);
+      rank_finish_s(built.program, execution, num_ranks(traffic));
 
   if (arguments.json) {
     nlohmann::ordered_json document{{"schema_version", 1},
@@ -117,7 +113,7 @@ void predict(const PredictArguments& arguments) {
   const auto slowest = std::max_element(finish_s.begin(), finish_s.end()) - finish_s.begin();
   Table table{{"quantity", "value"}, {}};
   table.rows.push_back({"engine", arguments.engine});
-  table.rows.push_back({"ranks", std::to_string(communication.num_ranks)});
+  table.rows.push_back({"ranks", std::to_string(num_ranks(traffic))});
   table.rows.push_back({"makespan", format_seconds({execution.makespan_s})});
   if (const auto uncertainty = network.cluster().relative_uncertainty) {
     table.rows.push_back({"interval", fmt::format("+-{:.0f} %", 100.0 * *uncertainty)});

@@ -66,10 +66,10 @@ class Job {
 nlohmann::ordered_json evaluate(const SweepSpec& spec, const SweepOptions& options,
                                 const SweepPoint& point) {
   Experiment experiment = load_experiment(spec.base, overrides_of(spec, point));
-  experiment.cache = options.folder / "cache";
   keep_runs(experiment, spec.runs);
   SimulateOptions simulation;
   simulation.timelines = false;
+  simulation.cache = options.folder / "cache";
   return sweep_rows(experiment, simulate(experiment, simulation));
 }
 

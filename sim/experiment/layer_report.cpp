@@ -121,20 +121,16 @@ class Groups {
 
 // Rows that stay on their rank are in the plan but not in the program.
 void add_local_rows(const LayerRun& run, Groups& groups) {
-  const PayloadSizes sizes{row_payload(run.setup.dispatch_payload, run.setup.model.hidden),
-                           row_payload(run.setup.combine_payload, run.setup.model.hidden)};
+  const PayloadSizes& sizes = run.setup.sizes;
   std::uint32_t first_gpu = 0;
   for (const LayerPlan& plan : run.setup.groups) {
-    for (std::size_t level = 0; level < plan.stages.size(); ++level) {
-      const Stage& stage = plan.stages[level];
-      const Phase out = level == 0 ? Phase::kDispatch : Phase::kForward;
-      const Phase back = level == 0 ? Phase::kCombine : Phase::kGather;
+    for (const Stage& stage : plan.stages) {
       for (std::size_t i = 0; i < stage.num_transfers(); ++i) {
         if (stage.src[i] != stage.dst[i]) continue;
         const std::uint32_t gpu = first_gpu + stage.src[i];
-        groups.add({out, Tier::kLocal, gpu, gpu, stage.num_rows[i],
+        groups.add({stage.out, Tier::kLocal, gpu, gpu, stage.num_rows[i],
                     dispatch_bytes(stage, i, sizes).value, 0.0, 0.0});
-        groups.add({back, Tier::kLocal, gpu, gpu, stage.num_rows[i],
+        groups.add({stage.back, Tier::kLocal, gpu, gpu, stage.num_rows[i],
                     combine_bytes(stage, i, sizes).value, 0.0, 0.0});
       }
     }
@@ -148,8 +144,8 @@ std::vector<TransferGroup> transfer_groups(const LayerRun& run) {
   for (std::size_t op = 0; op < program.num_ops(); ++op) {
     if (!program.is_transfer(op)) continue;
     groups.add({run.layer.phase[op],
-                run.network.tier(GpuId{program.src[op]}, GpuId{program.dst[op]}), program.src[op],
-                program.dst[op], run.layer.num_rows[op], std::llround(program.bytes[op]),
+                run.resolved.network.tier(GpuId{program.src[op]}, GpuId{program.dst[op]}), program.src[op],
+                program.dst[op], run.layer.num_rows[op], std::llround(program.amount[op]),
                 run.execution.start_s[op] + run.shift_s, run.execution.finish_s[op] + run.shift_s});
   }
   add_local_rows(run, groups);
@@ -157,10 +153,11 @@ std::vector<TransferGroup> transfer_groups(const LayerRun& run) {
 }
 
 std::vector<double> link_bytes(const LayerRun& run) {
-  std::vector<double> bytes(run.network.links().size(), 0.0);
+  const std::size_t num_links = run.resolved.network.links().size();
+  std::vector<double> bytes(num_links, 0.0);
   for (std::size_t op = 0; op < run.layer.program.num_ops(); ++op) {
-    for (const std::uint32_t link : run.transfers.route(op)) {
-      bytes[link] += run.layer.program.bytes[op];
+    for (const std::uint32_t link : run.resolved.routes.of(op)) {
+      if (link < num_links) bytes[link] += run.layer.program.amount[op];
     }
   }
   return bytes;
@@ -173,7 +170,7 @@ std::vector<std::uint32_t> busiest_links(const LayerRun& run, const std::vector<
     if (bytes[link] > 0.0) order.push_back(link);
   }
   const auto seconds = [&](std::uint32_t link) {
-    return bytes[link] / run.network.links()[link].bandwidth.value;
+    return bytes[link] / run.resolved.network.links()[link].bandwidth.value;
   };
   std::stable_sort(order.begin(), order.end(),
                    [&](std::uint32_t a, std::uint32_t b) { return seconds(a) > seconds(b); });
@@ -202,7 +199,7 @@ std::optional<LinkLoad> busiest_link(const LayerRun& run) {
   const std::vector<double> bytes = link_bytes(run);
   const std::vector<std::uint32_t> order = busiest_links(run, bytes);
   if (order.empty()) return std::nullopt;
-  const Link& link = run.network.links()[order.front()];
+  const Link& link = run.resolved.network.links()[order.front()];
   LinkLoad load;
   load.name = link.name;
   load.tier = to_string(link.tier);
@@ -252,7 +249,7 @@ Timeline layer_timeline(const LayerRun& run, const LayerReport& report, std::siz
 
   std::vector<std::uint32_t> links = busiest_links(run, link_bytes(run));
   links.resize(std::min(links.size(), num_links));
-  std::vector<std::size_t> row_of(run.network.links().size(), links.size());
+  std::vector<std::size_t> row_of(run.resolved.network.links().size(), links.size());
   for (std::size_t row = 0; row < links.size(); ++row) row_of[links[row]] = row;
   const double first_s = run.shift_s;
   const double bin_s = run.execution.makespan_s / static_cast<double>(num_bins);
@@ -260,28 +257,28 @@ Timeline layer_timeline(const LayerRun& run, const LayerReport& report, std::siz
   std::vector<double> bytes(links.size() * num_bins, 0.0);
   const Program& program = run.layer.program;
   for (std::size_t op = 0; op < program.num_ops(); ++op) {
-    if (!program.is_transfer(op) || program.bytes[op] <= 0.0) continue;
+    if (!program.is_transfer(op) || program.amount[op] <= 0.0) continue;
     // Evenly from the end of its silence to its last byte; its rate in between is not recorded.
     const double finish_s = run.execution.finish_s[op];
     const double begin_s =
-        std::min(run.execution.start_s[op] + run.transfers.delay_s[op], finish_s);
+        std::min(run.execution.start_s[op] + run.resolved.routes.delay_s[op], finish_s);
     const double length_s = std::max(finish_s - begin_s, 1e-15);
     const auto bin_of = [&](double time_s) {
       return std::min(static_cast<std::size_t>(std::max(time_s, 0.0) / bin_s), num_bins - 1);
     };
-    for (const std::uint32_t link : run.transfers.route(op)) {
-      if (row_of[link] == links.size()) continue;
+    for (const std::uint32_t link : run.resolved.routes.of(op)) {
+      if (link >= row_of.size() || row_of[link] == links.size()) continue;
       for (std::size_t bin = bin_of(begin_s); bin <= bin_of(finish_s); ++bin) {
         const double from = std::max(begin_s, static_cast<double>(bin) * bin_s);
         const double to = std::min(begin_s + length_s, static_cast<double>(bin + 1) * bin_s);
         if (to > from) {
-          bytes[row_of[link] * num_bins + bin] += program.bytes[op] * (to - from) / length_s;
+          bytes[row_of[link] * num_bins + bin] += program.amount[op] * (to - from) / length_s;
         }
       }
     }
   }
   for (std::size_t row = 0; row < links.size(); ++row) {
-    const std::string& name = run.network.links()[links[row]].name;
+    const std::string& name = run.resolved.network.links()[links[row]].name;
     double last = -1.0;
     for (std::size_t bin = 0; bin < num_bins; ++bin) {
       const double value = bytes[row * num_bins + bin] / bin_s * 1e-9;

@@ -14,8 +14,7 @@ namespace coterie {
 struct LayerRun {
   const LayerSetup& setup;
   const LayerProgram& layer;
-  const Transfers& transfers;
-  const Network& network;
+  const ResolvedProgram& resolved;
   const Execution& execution;
   // Added to every time, so that the layer starts at zero where its ranks do not.
   double shift_s = 0.0;

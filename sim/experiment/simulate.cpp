@@ -14,20 +14,14 @@
 #include "sim/engines/engine.hpp"
 #include "sim/experiment/layer_report.hpp"
 #include "sim/program/layer_program.hpp"
+#include "workloads/plan/fan_out.hpp"
+#include "workloads/prepare.hpp"
 
 namespace coterie {
 namespace {
 
 constexpr std::size_t kTimelineLinks = 8;  // per layer
 constexpr std::size_t kTimelineBins = 100;
-
-// The tokens of one EP group. Groups start at different sequences, so that they are not copies.
-RankTokens group_tokens(const Experiment& experiment, const PreparedRun& run, std::uint32_t group) {
-  if (group == 0) return run.tokens;
-  const std::uint64_t first = run.routing.num_sequences() * group / experiment.num_groups;
-  return deal_tokens(run.routing, experiment.num_ranks, experiment.tokens_per_rank, experiment.deal,
-                     first);
-}
 
 struct LayerResult {
   LayerReport report;
@@ -43,7 +37,7 @@ class Simulation {
   std::vector<SimulatedRun> compute() {
     prepare();
     const std::size_t num_runs = experiment_.runs.size();
-    const std::size_t num_layers = runs_.front().routing.num_layers();
+    const std::size_t num_layers = runs_.front().routing->num_layers();
     results_.assign(num_runs, std::vector<LayerResult>(num_layers));
     std::optional<Progress> progress;
     if (options_.progress) progress.emplace("simulating layers", num_runs * num_layers);
@@ -82,19 +76,11 @@ class Simulation {
 
  private:
   void prepare() {
-    const Routing trace = load_trace(experiment_);
+    const TraceParts parts = load_trace(experiment_);
     runs_.resize(experiment_.runs.size());
-    tokens_.resize(runs_.size());
     parallel_for(options_.num_jobs, runs_.size(), [&](std::size_t run) {
-      runs_[run] = prepare_run(experiment_, experiment_.runs[run], trace);
-      for (std::uint32_t group = 0; group < experiment_.num_groups; ++group) {
-        tokens_[run].push_back(group_tokens(experiment_, runs_[run], group));
-      }
+      runs_[run] = prepare_run(experiment_, experiment_.runs[run], parts, {options_.cache});
     });
-    if (runs_.front().routing.num_tokens() == 0 || runs_.front().routing.num_layers() == 0) {
-      throw InputError(experiment_.trace.file.string(), "no tokens in the evaluated part",
-                       "at least one sequence there");
-    }
   }
 
   // Puts run and layer before the message of an engine that failed.
@@ -106,16 +92,16 @@ class Simulation {
       throw;
     } catch (const Error& error) {
       throw Error(error.exit_code(), fmt::format("run {}, layer {}: {}", experiment_.runs[run].name,
-                                                 runs_[run].routing.layers[layer], error.what()));
+                                                 runs_[run].routing->layers[layer], error.what()));
     }
   }
 
   std::vector<LayerPlan> plan_groups(std::size_t run, std::size_t layer) const {
     std::vector<LayerPlan> plans;
-    for (const RankTokens& tokens : tokens_[run]) {
+    for (const RankTokens& tokens : *runs_[run].group_tokens) {
       plans.push_back(
-          make_plan(runs_[run].routing, layer, runs_[run].placement.layers[layer], tokens,
-                    {runs_[run].spec.policy, experiment_.ranks_per_node(), PlanDetail::kCounts}));
+          make_plan(*runs_[run].routing, layer, runs_[run].placement.layers[layer], tokens,
+                    plan_request(experiment_, runs_[run].spec.policy, PlanDetail::kCounts)));
     }
     return plans;
   }
@@ -127,17 +113,19 @@ class Simulation {
     const double shift_s =
         ready_s.empty() ? 0.0 : -*std::max_element(ready_s.begin(), ready_s.end());
     const LayerSetup setup{plans,
-                           experiment_.model,
-                           experiment_.dispatch_payload,
-                           experiment_.combine_payload,
-                           experiment_.chunk,
+                           {row_payload(experiment_.dispatch_payload, experiment_.model.hidden),
+                            row_payload(experiment_.combine_payload, experiment_.model.hidden)},
+                           LayerKernels{experiment_.model, experiment_.dispatch_payload},
+                           experiment_.transport_of(runs_[run].spec),
                            std::move(ready_s)};
     const LayerProgram program = build_layer(setup, experiment_.cluster);
-    const Transfers transfers = resolve_transfers(program.program, network_);
-    const EngineOptions engine{options_.relative_precision, 1, options_.timeout_s};
-    const Execution execution = run_engine(experiment_.engine, program.program, network_, engine);
+    const ResolvedProgram resolved = resolve(program.program, network_);
+    EngineOptions engine;
+    engine.relative_precision = options_.relative_precision;
+    engine.timeout_s = options_.timeout_s;
+    const Execution execution = run_engine(experiment_.engine, resolved, engine);
 
-    const LayerRun layer_run{setup, program, transfers, network_, execution, shift_s};
+    const LayerRun layer_run{setup, program, resolved, execution, shift_s};
     LayerResult result;
     result.report = report_layer(layer_run);
     result.rank_end_s = rank_ends(layer_run);
@@ -145,7 +133,7 @@ class Simulation {
       result.timeline = layer_timeline(layer_run, result.report, kTimelineLinks, kTimelineBins);
     }
     result.report.bound_s =
-        lower_bounds(program.program, transfers, network_.links()).makespan_s + shift_s;
+        resolved.bound.makespan_s + shift_s;
     if (const auto uncertainty = experiment_.cluster.relative_uncertainty) {
       result.report.low_s = result.report.time_s * (1.0 - *uncertainty);
       result.report.high_s = result.report.time_s * (1.0 + *uncertainty);
@@ -157,11 +145,11 @@ class Simulation {
   // Means per token over all groups, which own equally many or nearly so.
   void add_fan_out(std::size_t run, std::size_t layer, LayerReport& report) const {
     double num_tokens = 0.0;
-    for (const RankTokens& tokens : tokens_[run]) {
+    for (const RankTokens& tokens : *runs_[run].group_tokens) {
       num_tokens += static_cast<double>(tokens.token_begin.back());
     }
-    for (const RankTokens& tokens : tokens_[run]) {
-      const FanOut counts = fan_out(runs_[run].routing, layer, runs_[run].placement.layers[layer],
+    for (const RankTokens& tokens : *runs_[run].group_tokens) {
+      const FanOut counts = fan_out(*runs_[run].routing, layer, runs_[run].placement.layers[layer],
                                     experiment_.ranks_per_node(), tokens);
       const double weight = static_cast<double>(tokens.token_begin.back()) / num_tokens;
       report.copies += weight * counts.copies;
@@ -189,7 +177,7 @@ class Simulation {
     report.trace = experiment_.trace.file.filename().string();
     report.num_ranks = experiment_.num_ranks;
     report.num_groups = experiment_.num_groups;
-    for (const RankTokens& tokens : tokens_[run]) {
+    for (const RankTokens& tokens : *runs_[run].group_tokens) {
       for (std::size_t rank = 0; rank + 1 < tokens.token_begin.size(); ++rank) {
         report.tokens_per_rank = std::max(
             report.tokens_per_rank,
@@ -231,7 +219,6 @@ class Simulation {
   const SimulateOptions& options_;
   Network network_;
   std::vector<PreparedRun> runs_;
-  std::vector<std::vector<RankTokens>> tokens_;    // [run][group]
   std::vector<std::vector<LayerResult>> results_;  // [run][layer]
 };
 

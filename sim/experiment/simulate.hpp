@@ -14,8 +14,9 @@ namespace coterie {
 
 struct SimulateOptions {
   unsigned num_jobs = 1;             // runs and layers simulated at once
-  double relative_precision = -1.0;  // see EngineOptions
-  double timeout_s = 0.0;            // of one layer's simulation; 0: none
+  std::optional<double> relative_precision;  // see EngineOptions
+  std::optional<double> timeout_s;           // of one layer's simulation
+  std::optional<std::filesystem::path> cache;  // see PrepareOptions
   bool timelines = true;
   bool progress = false;  // on stderr
 };
