@@ -236,6 +236,23 @@ TransportParameters chosen_transport(const Cluster& cluster, const TransportChoi
   return read_one(map, parameters.index());
 }
 
+std::vector<std::string> transport_warnings(const Cluster& cluster) {
+  std::vector<std::string> warnings;
+  const auto add = [&](std::string_view block, std::string_view tier) {
+    warnings.push_back(
+        fmt::format("transport nccl has no costs for \"{}\": its messages take what the links take "
+                    "(transports.nccl.{} gives them)",
+                    block, tier));
+  };
+  for (const TransportParameters& parameters : cluster.transports) {
+    const auto* nccl = std::get_if<NcclParameters>(&parameters);
+    if (nccl == nullptr) continue;
+    if (cluster.scale_up && !nccl->scale_up) add("scale_up", "scale_up");
+    if (cluster.nic && !nccl->network) add("nic", "network");
+  }
+  return warnings;
+}
+
 std::vector<TransportParameters> read_transports(LayeredMap& map) {
   std::vector<TransportParameters> transports;
   for (const std::string& key : map.keys()) {

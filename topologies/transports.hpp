@@ -85,6 +85,10 @@ struct TransportChoice {
 // parameters for, and for settings that do not fit.
 TransportParameters chosen_transport(const Cluster& cluster, const TransportChoice& choice);
 
+// What a reader of the topology should know: tiers of the hardware that a described transport has
+// no costs for, whose messages take the links' time alone. One sentence each.
+std::vector<std::string> transport_warnings(const Cluster& cluster);
+
 // Reads the `transports` block, in the order of its keys: those of the topmost layer first.
 std::vector<TransportParameters> read_transports(LayeredMap& map);
 // The block as YAML text; empty where there are none.
