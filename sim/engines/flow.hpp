@@ -1,10 +1,10 @@
 #pragma once
-// The flow engine: a max-min fair fluid model of a program's transfers, made for dispatch traffic
+// The flow engine: a max-min fair fluid model of a program, made for dispatch traffic
 // of thousands of ranks. This header is what the engine offers to tests and benchmarks; everybody
 // else calls `run_flow` (engine.hpp).
 //
-// Between two events every flow f moves bytes at a constant rate r_f. With C_l the bandwidth of
-// link l and c_f f's own rate cap, the rates are *feasible* when
+// Between two events every flow f moves its amount at a constant rate r_f. With C_l the capacity of
+// link or resource l (below, all are called links), less what is held of it, and c_f f's own rate cap, the rates are *feasible* when
 //
 //   sum over f through l of r_f <= C_l   for every link l,      0 <= r_f <= c_f,
 //
@@ -71,12 +71,14 @@ struct FlowOptions {
   unsigned num_threads = 1;
   // Components that are equal but for the numbers of their GPUs, links and events run once.
   bool share_equal_components = true;
+  std::span<const Link> links;  // for the names in messages; may be missing
   // For tests: called whenever rates have changed; forces one thread.
   std::function<void(const FlowSnapshot&)> observer;
 };
 
-// Throws InputError for a transfer over a link without capacity, for sizes that are not finite, and
-// for operations that wait for each other in a circle.
+// Throws InputError as check_numbers does (resolved.hpp), for a program that cannot end (operations
+// that wait for each other, a flow that stands still for ever), and for times so large beside the
+// steps of the run that double precision does not tell them apart.
 Execution simulate_flows(const Program& program, const Routes& routes, const FlowOptions& options,
                          FlowStats* stats = nullptr);
 

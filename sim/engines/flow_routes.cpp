@@ -33,13 +33,16 @@ Users users_of(const Routes& routes) {
 
 class Pruner {
  public:
-  explicit Pruner(const Routes& routes)
+  Pruner(const Program& program, const Routes& routes)
       : routes_(routes),
-        capacity_(routes.capacity),
+        capacity_(routes.largest),
         users_(users_of(routes)),
         dropped_(capacity_.size(), 0),
         pinned_(capacity_.size(), 0),
-        seen_(capacity_.size(), 0) {}
+        seen_(capacity_.size(), 0) {
+    for (const CapacityChange& change : program.changes) pinned_[change.link] = 1;
+    for (const Hold& hold : program.holds) pinned_[routes.num_links(program) + hold.resource] = 1;
+  }
 
   // For each link, whether it is redundant.
   std::vector<std::uint8_t> run() {
@@ -87,17 +90,17 @@ class Pruner {
   std::span<const double> capacity_;
   Users users_;
   std::vector<std::uint8_t> dropped_;
-  std::vector<std::uint8_t> pinned_;
-  std::vector<std::uint32_t> seen_;  // [num_links] the last round in which it was counted
+  std::vector<std::uint8_t> pinned_;  // never dropped
+  std::vector<std::uint32_t> seen_;   // [num_links] the last round in which it was counted
   std::vector<std::uint32_t> feeders_;
   std::uint32_t round_ = 0;
 };
 
 }  // namespace
 
-BindingRoutes binding_routes(const Routes& routes) {
+BindingRoutes binding_routes(const Program& program, const Routes& routes) {
   const std::size_t num_ops = routes.begin.size() - 1;
-  const std::vector<std::uint8_t> dropped = Pruner(routes).run();
+  const std::vector<std::uint8_t> dropped = Pruner(program, routes).run();
   BindingRoutes out;
   out.num_dropped = static_cast<std::uint64_t>(std::count(dropped.begin(), dropped.end(), 1));
   out.begin.reserve(num_ops + 1);
@@ -109,7 +112,7 @@ BindingRoutes binding_routes(const Routes& routes) {
   for (std::size_t op = 0; op < num_ops; ++op) {
     double narrowest = std::numeric_limits<double>::infinity();
     for (const std::uint32_t link : routes.of(op)) {
-      narrowest = std::min(narrowest, routes.capacity[link]);
+      narrowest = std::min(narrowest, routes.largest[link]);
       if (dropped[link] == 0) out.links.push_back(link);
     }
     out.begin.push_back(out.links.size());

@@ -18,7 +18,9 @@
 //    `queue_places` operations of a queue are under way; an operation leaves its place when it
 //    finishes. Queue 0 holds nobody back.
 //  - An operation that begins a *hold* (below) then waits until the resource has that much left,
-//    behind all that wait for the same resource already. It starts once it has it.
+//    behind all that wait for the same resource already. It starts once it has it; one with several
+//    holds takes them together, when it is the first in all its lines. A hold whose event has fired
+//    by then takes nothing.
 //  - The amount flows at the operation's max-min fair share of everything it uses, never above its
 //    rate cap. An amount of zero takes the silent time alone.
 //  - A hold takes part of a resource's capacity away from everybody else, from the start of an
@@ -51,6 +53,7 @@ struct Hold {
   double amount = 0.0;
   std::uint32_t begin_op = 0;
   std::uint32_t end_event = 0;
+  bool operator==(const Hold&) const = default;
 };
 
 // From `time_s` on, a link of the network has this capacity. Zero: nothing passes.
@@ -58,6 +61,7 @@ struct CapacityChange {
   double time_s = 0.0;
   std::uint32_t link = 0;  // position in Network::links()
   double capacity = 0.0;   // bytes per second
+  bool operator==(const CapacityChange&) const = default;
 };
 
 inline constexpr std::uint32_t kStartEvent = 0;
