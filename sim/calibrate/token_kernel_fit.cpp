@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "sim/calibrate/optimiser.hpp"
-#include "workloads/plan/plan.hpp"
+#include "workloads/plan/fan_out.hpp"
 
 namespace coterie {
 namespace {
