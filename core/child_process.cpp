@@ -13,6 +13,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <memory>
 #include <string_view>
 #include <utility>
 
@@ -188,6 +189,32 @@ void wait_for_any(const std::vector<const ChildProcess*>& children) {
   }
   (void)::poll(pollers.data(), pollers.size(),
                wait_ms);  // interrupted: the caller looks and returns
+}
+
+void run_in_children(unsigned num_jobs, std::size_t count, double timeout_s,
+                     const ChildWork& work) {
+  struct Running {
+    std::size_t item;
+    std::unique_ptr<ChildProcess> child;
+  };
+  std::vector<Running> running;
+  std::size_t next = 0;
+  while (next < count || !running.empty()) {
+    while (next < count && running.size() < std::max(1U, num_jobs)) {
+      const std::size_t item = next++;
+      running.push_back({item, std::make_unique<ChildProcess>(work.name(item), timeout_s, [&] {
+                           return work.body(item);
+                         })});
+    }
+    std::vector<const ChildProcess*> children;
+    for (const Running& one : running) children.push_back(one.child.get());
+    wait_for_any(children);
+    std::erase_if(running, [&](Running& one) {
+      if (!one.child->done()) return false;
+      work.done(one.item, *one.child);
+      return true;
+    });
+  }
 }
 
 std::string run_in_child(const std::string& what, double timeout_s,

@@ -47,6 +47,19 @@ class ChildProcess {
 // Sleeps until one of the children may be done.
 void wait_for_any(const std::vector<const ChildProcess*>& children);
 
+// What a number of children do; items are numbered from zero.
+struct ChildWork {
+  std::function<std::string(std::size_t)> name;  // of an item, for messages
+  std::function<std::string(std::size_t)> body;  // in the child: the item's result
+  // In the parent, as each ends, in no particular order: takes child.result(), which may throw.
+  std::function<void(std::size_t, ChildProcess&)> done;
+};
+
+// Does the items 0 ... count - 1, at most `num_jobs` at once, each in a child of its own. The calling
+// thread forks them all and starts no other: a fork of a program with threads copies locks that they
+// hold. What `done` throws ends the children that still run and is passed on.
+void run_in_children(unsigned num_jobs, std::size_t count, double timeout_s, const ChildWork& work);
+
 // Runs `body` in a child, waits for it and returns its result(). May be called from several threads
 // at once as far as the allocator supports forks of programs with threads (glibc's does, that of
 // the address sanitizer does not).

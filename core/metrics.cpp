@@ -174,6 +174,12 @@ double combine_s(const LayerReport& layer) {
   return slowest_s(layer, [&](std::size_t rank) { return combine_interval(layer, rank); });
 }
 
+double combine_span_s(const LayerReport& layer) {
+  return slowest_s(layer, [&](std::size_t rank) {
+    return interval_of(layer, rank, {Phase::kGather, Phase::kCombine});
+  });
+}
+
 std::string to_string(Part part) {
   constexpr std::array<const char*, kNumParts> kNames{"notify", "pack",    "dispatch", "expand", "mlp",
                                                       "merge",  "combine", "sum",      "wait"};

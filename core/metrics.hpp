@@ -48,6 +48,9 @@ double mlp_s(const LayerReport& layer);
 // (LayerReport::combine_ready_s) to the end of the rank's last transfer; on the slowest rank. In
 // reports without that moment it lasts from the rank's first transfer.
 double combine_s(const LayerReport& layer);
+// The same with the wait: from a rank's first transfer to its last. For comparisons with reports
+// that do not say when the slowest MLP had ended.
+double combine_span_s(const LayerReport& layer);
 
 // ------------------------------------------------------------ the critical rank
 
@@ -117,7 +120,7 @@ class TransferSums {
 
   struct Transfer {
     Phase phase = Phase::kDispatch;
-    std::string_view tier;  // one of kTierNames
+    std::string tier;  // one of kTierNames
     std::uint32_t src = 0, dst = 0;
     std::uint64_t num_rows = 0;
     std::int64_t bytes = 0;

@@ -59,8 +59,9 @@ void add_layer(const LayerReport& layer, Sums& sums) {
     sums.add("phase " + to_string(phase.phase), phase.slowest_s());
   }
   for (const TransferGroup& group : layer.groups) {
+    if (!group.begin_s || !group.end_s) continue;
     sums.add(fmt::format("group {} {}", to_string(group.phase), group.tier),
-             group.end_s - group.begin_s);
+             *group.end_s - *group.begin_s);
   }
 }
 

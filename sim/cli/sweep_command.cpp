@@ -68,9 +68,9 @@ nlohmann::ordered_json evaluate(const SweepSpec& spec, const SweepOptions& optio
   Experiment experiment = load_experiment(spec.base, overrides_of(spec, point));
   keep_runs(experiment, spec.runs);
   SimulateOptions simulation;
-  simulation.timelines = false;
   simulation.cache = options.folder / "cache";
-  return sweep_rows(experiment, simulate(experiment, simulation));
+  simulation.timelines = false;
+  return sweep_rows(experiment, results_of(experiment, simulate(experiment, simulation)).runs);
 }
 
 void print_summary(const SweepArguments& arguments, const SweepCounts& counts) {

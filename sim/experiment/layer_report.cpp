@@ -5,7 +5,10 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <map>
+#include <span>
+
+#include "core/metrics.hpp"
+#include "workloads/run_report.hpp"
 
 namespace coterie {
 namespace {
@@ -68,59 +71,8 @@ std::vector<PhaseTimes> phase_times(const LayerRun& run) {
   return phases;
 }
 
-// Sums per (phase, tier).
-class Groups {
- public:
-  explicit Groups(std::size_t ranks) : ranks_(ranks) {}
-
-  struct Entry {
-    Phase phase;
-    Tier tier;
-    std::uint32_t src, dst;  // GPUs
-    std::uint64_t num_rows;
-    std::int64_t bytes;
-    double begin_s, end_s;
-  };
-  void add(const Entry& entry) {
-    const auto [found, added] = sums_.try_emplace({entry.phase, entry.tier});
-    Sum& sum = found->second;
-    if (added) {
-      sum.group.phase = entry.phase;
-      sum.group.tier = to_string(entry.tier);
-      sum.group.begin_s = entry.begin_s;
-      sum.group.end_s = entry.end_s;
-      sum.sent.assign(ranks_, 0);
-      sum.received.assign(ranks_, 0);
-    }
-    ++sum.group.num_transfers;
-    sum.group.num_rows += entry.num_rows;
-    sum.group.bytes += entry.bytes;
-    sum.group.begin_s = std::min(sum.group.begin_s, entry.begin_s);
-    sum.group.end_s = std::max(sum.group.end_s, entry.end_s);
-    sum.sent[entry.src] += entry.bytes;
-    sum.received[entry.dst] += entry.bytes;
-  }
-  std::vector<TransferGroup> take() {
-    std::vector<TransferGroup> out;
-    for (auto& [key, sum] : sums_) {
-      sum.group.max_rank_send = *std::max_element(sum.sent.begin(), sum.sent.end());
-      sum.group.max_rank_receive = *std::max_element(sum.received.begin(), sum.received.end());
-      out.push_back(std::move(sum.group));
-    }
-    return out;
-  }
-
- private:
-  struct Sum {
-    TransferGroup group;
-    std::vector<std::int64_t> sent, received;
-  };
-  std::size_t ranks_;
-  std::map<std::pair<Phase, Tier>, Sum> sums_;
-};
-
-// Rows that stay on their rank are in the plan but not in the program.
-void add_local_rows(const LayerRun& run, Groups& groups) {
+// Rows that stay on their rank are in the plan but may not be in the program.
+void add_local_rows(const LayerRun& run, TransferSums& sums) {
   const PayloadSizes& sizes = run.setup.sizes;
   std::uint32_t first_gpu = 0;
   for (const LayerPlan& plan : run.setup.groups) {
@@ -128,10 +80,11 @@ void add_local_rows(const LayerRun& run, Groups& groups) {
       for (std::size_t i = 0; i < stage.num_transfers(); ++i) {
         if (stage.src[i] != stage.dst[i]) continue;
         const std::uint32_t gpu = first_gpu + stage.src[i];
-        groups.add({stage.out, Tier::kLocal, gpu, gpu, stage.num_rows[i],
-                    dispatch_bytes(stage, i, sizes).value, 0.0, 0.0});
-        groups.add({stage.back, Tier::kLocal, gpu, gpu, stage.num_rows[i],
-                    combine_bytes(stage, i, sizes).value, 0.0, 0.0});
+        const std::uint64_t rows = stage.num_rows[i];
+        sums.add({stage.out, to_string(Tier::kLocal), gpu, gpu, rows,
+                  dispatch_bytes(stage, i, sizes).value, {}, {}});
+        sums.add({stage.back, to_string(Tier::kLocal), gpu, gpu, rows,
+                  combine_bytes(stage, i, sizes).value, {}, {}});
       }
     }
     first_gpu += plan.num_ranks;
@@ -140,24 +93,43 @@ void add_local_rows(const LayerRun& run, Groups& groups) {
 
 std::vector<TransferGroup> transfer_groups(const LayerRun& run) {
   const Program& program = run.layer.program;
-  Groups groups(num_ranks(run));
+  TransferSums sums(num_ranks(run));
   for (std::size_t op = 0; op < program.num_ops(); ++op) {
     if (!program.is_transfer(op)) continue;
-    groups.add({run.layer.phase[op],
-                run.resolved.network.tier(GpuId{program.src[op]}, GpuId{program.dst[op]}), program.src[op],
-                program.dst[op], run.layer.num_rows[op], std::llround(program.amount[op]),
-                run.execution.start_s[op] + run.shift_s, run.execution.finish_s[op] + run.shift_s});
+    const Tier tier =
+        run.resolved.network.tier(GpuId{program.src[op]}, GpuId{program.dst[op]});
+    TransferSums::Transfer transfer{run.layer.phase[op],
+                                    to_string(tier),
+                                    program.src[op],
+                                    program.dst[op],
+                                    run.layer.num_rows[op],
+                                    std::llround(program.amount[op]),
+                                    {},
+                                    {}};
+    if (run.times_known) {
+      transfer.begin_s = run.execution.start_s[op] + run.shift_s;
+      transfer.end_s = run.execution.finish_s[op] + run.shift_s;
+    }
+    sums.add(transfer);
   }
-  add_local_rows(run, groups);
-  return groups.take();
+  add_local_rows(run, sums);
+  return sums.take();
+}
+
+// The links among the capacities that an operation's amount flows over: they come first.
+std::span<const std::uint32_t> links_of(const LayerRun& run, std::size_t op) {
+  const std::span<const std::uint32_t> route = run.resolved.routes.of(op);
+  const auto num_links = static_cast<std::uint32_t>(run.resolved.network.links().size());
+  const auto end = std::find_if(route.begin(), route.end(),
+                                [&](std::uint32_t capacity) { return capacity >= num_links; });
+  return route.first(static_cast<std::size_t>(end - route.begin()));
 }
 
 std::vector<double> link_bytes(const LayerRun& run) {
-  const std::size_t num_links = run.resolved.network.links().size();
-  std::vector<double> bytes(num_links, 0.0);
+  std::vector<double> bytes(run.resolved.network.links().size(), 0.0);
   for (std::size_t op = 0; op < run.layer.program.num_ops(); ++op) {
-    for (const std::uint32_t link : run.resolved.routes.of(op)) {
-      if (link < num_links) bytes[link] += run.layer.program.amount[op];
+    for (const std::uint32_t link : links_of(run, op)) {
+      bytes[link] += run.layer.program.amount[op];
     }
   }
   return bytes;
@@ -204,7 +176,7 @@ std::optional<LinkLoad> busiest_link(const LayerRun& run) {
   load.name = link.name;
   load.tier = to_string(link.tier);
   load.bytes = std::llround(bytes[order.front()]);
-  const double seconds = time_with_traffic(run);
+  const double seconds = run.times_known ? time_with_traffic(run) : 0.0;
   if (seconds > 0.0) load.utilization = bytes[order.front()] / (link.bandwidth.value * seconds);
   return load;
 }
@@ -215,18 +187,25 @@ LayerReport report_layer(const LayerRun& run) {
   LayerReport report;
   report.layer = run.setup.groups.front().layer;
   report.time_s = run.execution.makespan_s + run.shift_s;
-  report.phases = phase_times(run);
+  if (run.times_known) {
+    report.phases = phase_times(run);
+    for (const PhaseTimes& times : report.phases) {
+      if (times.phase != Phase::kMerge) continue;
+      report.combine_ready_s = combine_ready_s(run.setup.groups, times.end_s);
+    }
+  }
   report.groups = transfer_groups(run);
   report.busiest_link = busiest_link(run);
   return report;
 }
 
 std::vector<double> rank_ends(const LayerRun& run) {
-  std::vector<double> ends(num_ranks(run), 0.0);
+  std::vector<double> ends(num_ranks(run), -kInfinity);
   const Program& program = run.layer.program;
   for (std::size_t op = 0; op < program.num_ops(); ++op) {
     if (run.layer.phase[op] == Phase::kSum) {
-      ends[program.src[op]] = run.execution.finish_s[op] + run.shift_s;
+      double& end_s = ends[program.src[op]];
+      end_s = std::max(end_s, run.execution.finish_s[op] + run.shift_s);
     }
   }
   return ends;
@@ -266,8 +245,8 @@ Timeline layer_timeline(const LayerRun& run, const LayerReport& report, std::siz
     const auto bin_of = [&](double time_s) {
       return std::min(static_cast<std::size_t>(std::max(time_s, 0.0) / bin_s), num_bins - 1);
     };
-    for (const std::uint32_t link : run.resolved.routes.of(op)) {
-      if (link >= row_of.size() || row_of[link] == links.size()) continue;
+    for (const std::uint32_t link : links_of(run, op)) {
+      if (row_of[link] == links.size()) continue;
       for (std::size_t bin = bin_of(begin_s); bin <= bin_of(finish_s); ++bin) {
         const double from = std::max(begin_s, static_cast<double>(bin) * bin_s);
         const double to = std::min(begin_s + length_s, static_cast<double>(bin + 1) * bin_s);

@@ -16,12 +16,15 @@ struct LayerRun {
   const LayerProgram& layer;
   const ResolvedProgram& resolved;
   const Execution& execution;
+  // False for lower bounds: the makespan's is one of the layer's time, but those of single operations
+  // say nothing of when they happen.
+  bool times_known = true;
   // Added to every time, so that the layer starts at zero where its ranks do not.
   double shift_s = 0.0;
 };
 
-// Phases, transfer groups, busiest link and time_s; the counts of rows per token, the bound and the
-// interval are left for the caller.
+// Phases, transfer groups, busiest link and time_s, with phases and times left out where they are
+// not known; the counts of rows per token, the bound and the interval are left for the caller.
 LayerReport report_layer(const LayerRun& run);
 
 // When each rank ends the layer, seconds, [num_groups * num_ranks]; shifted.
