@@ -34,8 +34,7 @@ class Product {
  public:
   Product() = default;
   // By CUTLASS.
-  Product(const GroupedProduct& product, const GemmTile& tile)
-      : gemm_(tile.make(product)), text_(tile.name) {}
+  Product(const GroupedProduct& product, const GemmTile& tile) : gemm_(tile.make(product)) {}
   // By cuBLAS; kAuto measures.
   Product(const GroupedProduct& product, std::span<const std::uint32_t> begin,
           const CublasHandle& blas, GemmMethod method)
@@ -95,23 +94,6 @@ void check_options(const MlpOptions& options) {
 
 }  // namespace
 
-std::size_t choose_tile(GemmType type, double rows_per_group, std::uint32_t columns) {
-  const std::span<const GemmTile> tiles = gemm_tiles();
-  static_cast<void>(columns);
-  // The tallest tile that the rows fill; without one, the lowest.
-  std::optional<std::size_t> best;
-  for (std::size_t i = 0; i < tiles.size(); ++i) {
-    if (tiles[i].type != type) continue;
-    if (!best.has_value()) best = i;
-    const bool filled = rows_per_group >= tiles[i].rows;
-    const bool best_filled = rows_per_group >= tiles[*best].rows;
-    if (filled && (!best_filled || tiles[i].rows > tiles[*best].rows)) best = i;
-    if (!filled && !best_filled && tiles[i].rows < tiles[*best].rows) best = i;
-  }
-  if (!best.has_value()) throw std::invalid_argument("choose_tile: this build has no such tile");
-  return *best;
-}
-
 struct MlpScratch::State {
   MlpShape shape{};
   std::uint32_t max_rows = 0;
@@ -161,7 +143,7 @@ struct ExpertMlp::State {
   [[nodiscard]] bool fp8() const { return options.type == GemmType::kFp8; }
   void draw(std::uint64_t seed, std::uint32_t layer, std::span<const std::uint32_t> experts);
   [[nodiscard]] GroupedProduct product(bool is_second, Bf16* outputs) const;
-  void make_cutlass(std::uint32_t expected_rows, Bf16* outputs);
+  void make_cutlass(std::span<const std::uint32_t> expert_rows, Bf16* outputs);
 };
 
 void ExpertMlp::State::draw(std::uint64_t seed, std::uint32_t layer,
@@ -217,18 +199,14 @@ GroupedProduct ExpertMlp::State::product(bool is_second, Bf16* outputs) const {
   return result;
 }
 
-void ExpertMlp::State::make_cutlass(std::uint32_t expected_rows, Bf16* outputs) {
-  const double mean = static_cast<double>(expected_rows) / num_experts;
-  const auto tile = [&](std::uint32_t columns) -> const GemmTile& {
-    return gemm_tiles()[options.tile.has_value() ? *options.tile
-                                                 : choose_tile(options.type, mean, columns)];
-  };
-  const GroupedProduct up = product(false, outputs);
-  const GroupedProduct last = product(true, outputs);
-  first = Product(up, tile(up.n));
-  second = Product(last, tile(last.n));
-  implementation = cutlass_version() + " sm_90a grouped " + (fp8() ? "FP8" : "BF16") +
-                   ", gate and up by " + first.text() + ", down by " + second.text();
+void ExpertMlp::State::make_cutlass(std::span<const std::uint32_t> expert_rows, Bf16* outputs) {
+  const GemmTile& tile =
+      gemm_tiles()[options.tile.has_value() ? *options.tile
+                                            : choose_tile(options.type, expert_rows)];
+  first = Product(product(false, outputs), tile);
+  second = Product(product(true, outputs), tile);
+  implementation =
+      cutlass_version() + " sm_90a grouped " + (fp8() ? "FP8" : "BF16") + ", " + tile.name;
 }
 
 ExpertMlp::ExpertMlp(const MlpShape& shape, std::uint64_t seed, std::uint32_t layer,
@@ -290,7 +268,11 @@ void ExpertMlp::prepare(std::span<const std::uint32_t> expert_begin, const Bf16*
       state.fp8() || method == GemmMethod::kCutlass || state.options.tile.has_value();
   if (needs_cutlass ||
       (method == GemmMethod::kAuto && state.num_experts > 1 && grouped_gemm_available())) {
-    state.make_cutlass(num_rows, outputs);
+    std::vector<std::uint32_t> expert_rows;
+    for (std::size_t e = 0; e < state.num_experts; ++e) {
+      expert_rows.push_back(expert_begin[e + 1] - expert_begin[e]);
+    }
+    state.make_cutlass(expert_rows, outputs);
     state.first.set_rows(state.rows.begin, nullptr);
     state.second.set_rows(state.rows.begin, nullptr);
     check(cudaStreamSynchronize(nullptr), "ExpertMlp");
@@ -304,8 +286,9 @@ void ExpertMlp::prepare(std::span<const std::uint32_t> expert_begin, const Bf16*
       "cuBLAS BF16, gate and up by " + state.first.text() + ", down by " + state.second.text();
 }
 
-void ExpertMlp::prepare_on_device(const std::uint32_t* expert_begin, std::uint32_t expected_rows,
-                                  const Bf16* inputs, Bf16* outputs) {
+void ExpertMlp::prepare_on_device(const std::uint32_t* expert_begin,
+                                  std::uint32_t expected_rows_per_expert, const Bf16* inputs,
+                                  Bf16* outputs) {
   State& state = *state_;
   const GemmMethod method = state.options.method;
   if ((method != GemmMethod::kAuto && method != GemmMethod::kCutlass) ||
@@ -318,7 +301,8 @@ void ExpertMlp::prepare_on_device(const std::uint32_t* expert_begin, std::uint32
   state.inputs = inputs;
   state.rows = {expert_begin, state.num_experts, state.scratch->state_->max_rows};
   state.rows_change = true;
-  state.make_cutlass(expected_rows, outputs);
+  const std::uint32_t expert_rows[] = {expected_rows_per_expert};
+  state.make_cutlass(expert_rows, outputs);
 }
 
 void ExpertMlp::run(cudaStream_t stream) {

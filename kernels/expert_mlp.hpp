@@ -44,10 +44,6 @@ struct MlpOptions {
   std::optional<std::size_t> tile = std::nullopt;  // into gemm_tiles(), instead of choose_tile()
 };
 
-// The tile for a product of `columns` columns with this mean number of rows per group, by the
-// measurements in results/h200_mlp.md: an index into gemm_tiles(). Needs CUTLASS in the build.
-std::size_t choose_tile(GemmType type, double rows_per_group, std::uint32_t columns);
-
 // What the layers of one rank can share, because they run one after the other: a cuBLAS handle and
 // the memory for what lies between the products, 6 * max_rows * intermediate bytes for BF16.
 class MlpScratch {
@@ -85,18 +81,18 @@ class ExpertMlp {
   // Where it measures (kAuto), it overwrites the outputs.
   void prepare(std::span<const std::uint32_t> expert_begin, const Bf16* inputs, Bf16* outputs);
   // The same with expert_begin in device memory, read by every run; expert_begin[experts] must not
-  // exceed the scratch's rows. `expected_rows`, of all experts together, only guides the choice of
-  // the tile. For CUTLASS alone: throws std::invalid_argument where the options or the GPU give
-  // another method.
-  void prepare_on_device(const std::uint32_t* expert_begin, std::uint32_t expected_rows,
+  // exceed the scratch's rows. `expected_rows_per_expert` only guides the choice of the tile. For
+  // CUTLASS alone: throws std::invalid_argument where the options or the GPU give another method.
+  void prepare_on_device(const std::uint32_t* expert_begin, std::uint32_t expected_rows_per_expert,
                          const Bf16* inputs, Bf16* outputs);
   // Enqueues outputs[s] = MLP of the slot's expert (inputs[s]). Experts without slots are skipped.
   // Layers that share scratch must run on one stream, or be ordered by events. By CUTLASS, and by
   // one cuBLAS product per expert, it can be captured in a CUDA graph.
   void run(cudaStream_t stream);
 
-  // How the prepared products are computed, for reports: "CUTLASS 4.2.0 sm_90a grouped BF16, gate
-  // and up by 128x256 ..., down by ..."; "cuBLAS ...". "no slots" where there is nothing to do.
+  // How the prepared products are computed, for reports: "CUTLASS 4.2.0 sm_90a grouped BF16,
+  // 128x256 cooperative, cluster 2x1"; "cuBLAS BF16, gate and up by one grouped product, down by
+  // ...". "no slots" where there is nothing to do.
   [[nodiscard]] std::string implementation() const;
 
  private:

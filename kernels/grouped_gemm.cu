@@ -1,4 +1,5 @@
 #include <array>
+#include <stdexcept>
 
 #include "kernels/grouped_gemm.hpp"
 
@@ -39,18 +40,11 @@ void write_group_tables(const GroupedProduct& product, GemmType type, const Grou
 }
 
 #ifdef COTERIE_CUTLASS_VERSION
-#define COTERIE_TILE(name) std::unique_ptr<GroupedGemm> make_##name(const GroupedProduct&)
-COTERIE_TILE(bf16_128x256_c21);
-COTERIE_TILE(bf16_128x256_c12);
-COTERIE_TILE(bf16_256x128_c12);
-COTERIE_TILE(bf16_128x256_c11);
-COTERIE_TILE(bf16_128x128_pp_c21);
-COTERIE_TILE(bf16_128x128_pp_c12);
-COTERIE_TILE(bf16_64x256_pp_c12);
-COTERIE_TILE(bf16_64x128_pp_c12);
-COTERIE_TILE(fp8_128x128_c12);
-COTERIE_TILE(fp8_64x128_pp_c12);
-#undef COTERIE_TILE
+std::unique_ptr<GroupedGemm> make_bf16_128x256_c21(const GroupedProduct& product);
+std::unique_ptr<GroupedGemm> make_bf16_128x128_pp_c12(const GroupedProduct& product);
+std::unique_ptr<GroupedGemm> make_bf16_64x128_pp_c12(const GroupedProduct& product);
+std::unique_ptr<GroupedGemm> make_fp8_128x128_c12(const GroupedProduct& product);
+std::unique_ptr<GroupedGemm> make_fp8_64x128_pp_c12(const GroupedProduct& product);
 #endif
 
 }  // namespace sm90
@@ -58,25 +52,15 @@ COTERIE_TILE(fp8_64x128_pp_c12);
 #ifdef COTERIE_CUTLASS_VERSION
 std::span<const GemmTile> gemm_tiles() {
   static const std::array tiles{
-      GemmTile{"128x256 cooperative, cluster 2x1", GemmType::kBf16, 128, 256,
+      GemmTile{"128x256 cooperative, cluster 2x1", GemmType::kBf16, 256, 690.0,
                &sm90::make_bf16_128x256_c21},
-      GemmTile{"128x256 cooperative, cluster 1x2", GemmType::kBf16, 128, 256,
-               &sm90::make_bf16_128x256_c12},
-      GemmTile{"256x128 cooperative, cluster 1x2", GemmType::kBf16, 256, 128,
-               &sm90::make_bf16_256x128_c12},
-      GemmTile{"128x256 cooperative, cluster 1x1", GemmType::kBf16, 128, 256,
-               &sm90::make_bf16_128x256_c11},
-      GemmTile{"128x128 pingpong, cluster 2x1", GemmType::kBf16, 128, 128,
-               &sm90::make_bf16_128x128_pp_c21},
-      GemmTile{"128x128 pingpong, cluster 1x2", GemmType::kBf16, 128, 128,
+      GemmTile{"128x128 pingpong, cluster 1x2", GemmType::kBf16, 128, 610.0,
                &sm90::make_bf16_128x128_pp_c12},
-      GemmTile{"64x256 pingpong, cluster 1x2", GemmType::kBf16, 64, 256,
-               &sm90::make_bf16_64x256_pp_c12},
-      GemmTile{"64x128 pingpong, cluster 1x2", GemmType::kBf16, 64, 128,
+      GemmTile{"64x128 pingpong, cluster 1x2", GemmType::kBf16, 64, 440.0,
                &sm90::make_bf16_64x128_pp_c12},
-      GemmTile{"128x128 cooperative, cluster 1x2", GemmType::kFp8, 128, 128,
+      GemmTile{"128x128 cooperative, cluster 1x2", GemmType::kFp8, 128, 900.0,
                &sm90::make_fp8_128x128_c12},
-      GemmTile{"64x128 pingpong, cluster 1x2", GemmType::kFp8, 64, 128,
+      GemmTile{"64x128 pingpong, cluster 1x2", GemmType::kFp8, 64, 760.0,
                &sm90::make_fp8_64x128_pp_c12},
   };
   return tiles;
@@ -107,5 +91,25 @@ bool grouped_gemm_available() {
   return false;
 }
 #endif
+
+std::size_t choose_tile(GemmType type, std::span<const std::uint32_t> group_rows) {
+  const std::span<const GemmTile> tiles = gemm_tiles();
+  std::size_t best = tiles.size();
+  double least = 0.0;
+  for (std::size_t t = 0; t < tiles.size(); ++t) {
+    if (tiles[t].type != type) continue;
+    std::uint64_t filled = 0;
+    for (const std::uint64_t rows : group_rows) {
+      filled += (rows + tiles[t].rows - 1) / tiles[t].rows * tiles[t].rows;
+    }
+    const double time = static_cast<double>(filled) / tiles[t].tflops;
+    if (best == tiles.size() || time < least) {
+      best = t;
+      least = time;
+    }
+  }
+  if (best == tiles.size()) throw std::invalid_argument("choose_tile: the build has no such tile");
+  return best;
+}
 
 }  // namespace coterie::kernels

@@ -62,15 +62,22 @@ class GroupedGemm {
   virtual void run(cudaStream_t stream) = 0;
 };
 
-// A compiled kernel: rows and columns of y that a block of threads computes at a time, and how the
-// warp groups of a block share them (cooperative: one tile at a time; pingpong: one each, in turn).
+// A compiled kernel. The name gives rows x columns of y per block of threads, how the warp groups
+// of a block share them (cooperative: one tile at a time; pingpong: one each, in turn), and the
+// cluster of blocks that share what they load.
 struct GemmTile {
   std::string name;
   GemmType type;
+  // Rows that a cluster computes at a time: a group's rows are filled up to a multiple of this.
   std::uint32_t rows;
-  std::uint32_t columns;
+  // Where all rows are filled and the arithmetic decides; measured, results/h200_mlp.md.
+  double tflops;
   std::unique_ptr<GroupedGemm> (*make)(const GroupedProduct& product);
 };
+
+// The tile of that type whose filled rows take the least time at its rate, for groups of that many
+// rows: an index into gemm_tiles(). Throws std::invalid_argument where the build has none.
+std::size_t choose_tile(GemmType type, std::span<const std::uint32_t> group_rows);
 
 // True if CUTLASS was found at build time and the current GPU has compute capability 9.0.
 bool grouped_gemm_available();

@@ -79,12 +79,23 @@ __device__ inline float largest_of(const float2& pair, float largest) {
 __device__ inline float scale_for(float largest) {
   return largest >= 0x1p-100F ? largest / kLargestE4m3 : 1.0F;  // as pack() does
 }
-__device__ inline std::uint32_t quantise4(const float2& a, const float2& b, float scale) {
-  const auto low = static_cast<std::uint32_t>(
-      __nv_cvt_float2_to_fp8x2(make_float2(a.x / scale, a.y / scale), __NV_SATFINITE, __NV_E4M3));
-  const auto high = static_cast<std::uint32_t>(
-      __nv_cvt_float2_to_fp8x2(make_float2(b.x / scale, b.y / scale), __NV_SATFINITE, __NV_E4M3));
-  return low | high << 16;
+// x / scale with one rounding, for normal numbers: a product with the reciprocal, corrected by the
+// residual (Markstein), at a third of the cost of a division.
+__device__ inline float divide(float x, float scale, float reciprocal) {
+  const float quotient = x * reciprocal;
+  return fmaf(fmaf(-quotient, scale, x), reciprocal, quotient);
+}
+__device__ inline std::uint32_t quantise2(const float2& pair, float scale, float reciprocal) {
+  return __nv_cvt_float2_to_fp8x2(
+      make_float2(divide(pair.x, scale, reciprocal), divide(pair.y, scale, reciprocal)),
+      __NV_SATFINITE, __NV_E4M3);
+}
+__device__ inline uint2 quantise8(const uint4& eight, float scale) {
+  const float reciprocal = 1.0F / scale;
+  return make_uint2(quantise2(unpack(eight.x), scale, reciprocal) |
+                        quantise2(unpack(eight.y), scale, reciprocal) << 16,
+                    quantise2(unpack(eight.z), scale, reciprocal) |
+                        quantise2(unpack(eight.w), scale, reciprocal) << 16);
 }
 
 // The expert that slot `row` belongs to: the last e with begin[e] <= row.
@@ -114,19 +125,15 @@ __global__ void quantise_slots(const uint4* x, uint2* q, float* scales, unsigned
       eight = __ldcs(from);
       if constexpr (kGated) eight = gated(eight, __ldcs(from + vectors_per_row));
     }
-    const float2 a = unpack(eight.x);
-    const float2 b = unpack(eight.y);
-    const float2 c = unpack(eight.z);
-    const float2 d = unpack(eight.w);
-    float largest = largest_of(a, largest_of(b, largest_of(c, largest_of(d, 0.0F))));
+    float largest = largest_of(unpack(eight.x), largest_of(unpack(eight.y), 0.0F));
+    largest = largest_of(unpack(eight.z), largest_of(unpack(eight.w), largest));
 #pragma unroll
     for (int lane = 8; lane > 0; lane /= 2) {
       largest = fmaxf(largest, __shfl_xor_sync(0xffffffffU, largest, lane, 16));
     }
     if (!inside) continue;
     const float scale = scale_for(largest);
-    q[std::size_t{row} * vectors_per_row + v] =
-        make_uint2(quantise4(a, b, scale), quantise4(c, d, scale));
+    q[std::size_t{row} * vectors_per_row + v] = quantise8(eight, scale);
     if (v % 16 == 0) {
       const unsigned e = expert_of(rows.begin, rows.num_experts, row);
       const std::size_t first = rows.begin[e];
@@ -161,9 +168,7 @@ __global__ void __launch_bounds__(256)
   const float scale = scale_for(largest);
 #pragma unroll
   for (unsigned i = 0; i < 8; ++i) {
-    q[std::size_t{first_row + 16 * i} * vectors_per_row + column] =
-        make_uint2(quantise4(unpack(eight[i].x), unpack(eight[i].y), scale),
-                   quantise4(unpack(eight[i].z), unpack(eight[i].w), scale));
+    q[std::size_t{first_row + 16 * i} * vectors_per_row + column] = quantise8(eight[i], scale);
   }
   if (threadIdx.x == 0) scales[std::size_t{blockIdx.x} * gridDim.y + blockIdx.y] = scale;
 }

@@ -22,6 +22,7 @@
 // program with code 4.
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -216,7 +217,7 @@ void time_product(const Settings& settings, const Stream& stream, const CublasHa
   for (std::size_t t = 0; t < gemm_tiles().size(); ++t) {
     const GemmTile& tile = gemm_tiles()[t];
     const bool fp8 = tile.type == GemmType::kFp8;
-    const bool chosen = choose_tile(tile.type, rows, n) == t;
+    const bool chosen = choose_tile(tile.type, std::array{rows}) == t;
     if (!chosen && !settings.tiles) continue;
     std::vector<std::unique_ptr<GroupedGemm>> gemms;
     for (const Operands& set : sets) {

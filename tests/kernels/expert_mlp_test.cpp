@@ -341,19 +341,27 @@ TEST(ExpertMlp, RefusesWhatTheBuildOrTheGpuCannotDo) {
                std::invalid_argument);
 }
 
-// No GPU needed. Rows that fill a taller tile get it; few rows get the lowest tile of the type.
-TEST(ChooseTile, FollowsTheRows) {
+// No GPU needed. What the rule says for rows counted by hand: 100 rows fill 128 of the middle tile,
+// 128 of the low one and 256 of the tall one, so the fastest tile of 128 wins; 512 rows fill every
+// tile, so the tall one wins; 1 row goes to the low one; and 300 rows are 384 (middle) or 512
+// (tall), which the tall tile's higher rate does not make up for.
+TEST(ChooseTile, WeighsFilledRowsAgainstTheRate) {
+  using Rows = std::vector<std::uint32_t>;
   if (gemm_tiles().empty()) {
-    EXPECT_THROW(choose_tile(GemmType::kBf16, 100.0, 4096), std::invalid_argument);
+    EXPECT_THROW(choose_tile(GemmType::kBf16, Rows{100}), std::invalid_argument);
     return;
   }
-  for (const GemmType type : {GemmType::kBf16, GemmType::kFp8}) {
-    const GemmTile& few = gemm_tiles()[choose_tile(type, 1.0, 4096)];
-    const GemmTile& many = gemm_tiles()[choose_tile(type, 4096.0, 4096)];
-    EXPECT_EQ(few.type, type);
-    EXPECT_EQ(many.type, type);
-    EXPECT_LE(few.rows, many.rows);
-  }
+  const auto rows_of = [](GemmType type, const Rows& rows) {
+    const GemmTile& tile = gemm_tiles()[choose_tile(type, rows)];
+    EXPECT_EQ(tile.type, type);
+    return tile.rows;
+  };
+  EXPECT_EQ(rows_of(GemmType::kBf16, {1, 0, 64}), 64U);
+  EXPECT_EQ(rows_of(GemmType::kBf16, {100, 128}), 128U);
+  EXPECT_EQ(rows_of(GemmType::kBf16, {512, 768}), 256U);
+  EXPECT_EQ(rows_of(GemmType::kBf16, {300, 300}), 128U);
+  EXPECT_EQ(rows_of(GemmType::kFp8, {1}), 64U);
+  EXPECT_EQ(rows_of(GemmType::kFp8, {128}), 128U);
 }
 
 }  // namespace
