@@ -1,6 +1,6 @@
 // How fast the products of the expert MLP are, and the MLP as a whole.
 //
-//   bench_mlp [--json OUT] [--quick] [--tiles]
+//   bench_mlp [--json OUT] [--quick] [--tiles] [--pause MS]
 //
 // For every shape and number of rows per expert (all experts alike) it times, in this run and on
 // this GPU:
@@ -17,12 +17,14 @@
 // A time is the median over 7 (--quick: 3) batches, the spread (largest - smallest) / median. A
 // batch is a series of calls on one stream between two events, long enough for the launches to
 // hide, over several sets of weights and rows of together at least 256 MiB, so that the L2 keeps
-// nothing. Operands are uniform random. Every kernel's result is compared with cuBLAS's (BF16: 1
+// nothing; with --pause the GPU rests before every batch, which keeps its clock from giving way.
+// Operands are uniform random. Every kernel's result is compared with cuBLAS's (BF16: 1
 // percent in the norm, FP8: 6 percent) on rows spread over all experts; a wrong one ends the
 // program with code 4.
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -30,6 +32,7 @@
 #include <fstream>
 #include <functional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "kernels/cublas_product.hpp"
@@ -66,13 +69,22 @@ DeviceBuffer<Bf16> random_values(std::size_t count, std::uint64_t seed, float li
   return buffer;
 }
 
+struct Settings {
+  std::string json;
+  bool quick = false;
+  bool tiles = false;
+  int pause_ms = 0;
+  [[nodiscard]] int batches() const { return quick ? 3 : 7; }
+};
+
 struct Time {
   double median_s = 0.0;
   double spread = 0.0;
 };
 
 // Per call of call(0), call(1), ...
-Time time_calls(const Stream& stream, int batches, const std::function<void(std::size_t)>& call) {
+Time time_calls(const Stream& stream, const Settings& settings,
+                const std::function<void(std::size_t)>& call) {
   const Event begin;
   const Event end;
   const auto batch = [&](std::size_t calls) {
@@ -87,7 +99,10 @@ Time time_calls(const Stream& stream, int batches, const std::function<void(std:
   constexpr double kBatchSeconds = 8e-3;
   const auto calls = static_cast<std::size_t>(std::clamp(kBatchSeconds / guess, 4.0, 200.0));
   std::vector<double> times;
-  for (int i = 0; i < batches; ++i) times.push_back(batch(calls));
+  for (int i = 0; i < settings.batches(); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(settings.pause_ms));
+    times.push_back(batch(calls));
+  }
   std::sort(times.begin(), times.end());
   const double median = times[times.size() / 2];
   return {median, (times.back() - times.front()) / median};
@@ -122,13 +137,6 @@ struct Line {
   double flops;
   Time time;
   [[nodiscard]] double tflops() const { return flops / time.median_s * 1e-12; }
-};
-
-struct Settings {
-  std::string json;
-  bool quick = false;
-  bool tiles = false;
-  [[nodiscard]] int batches() const { return quick ? 3 : 7; }
 };
 
 // Operands of one product, in BF16 and FP8.
@@ -200,8 +208,7 @@ void time_product(const Settings& settings, const Stream& stream, const CublasHa
   const char* name = up ? "up" : "down";
   const double flops = 2.0 * num_rows * n * k;
   const auto add = [&](const std::string& method, const std::function<void(std::size_t)>& call) {
-    lines.push_back(
-        {name, shape, rows, method, flops, time_calls(stream, settings.batches(), call)});
+    lines.push_back({name, shape, rows, method, flops, time_calls(stream, settings, call)});
   };
   add("cuBLAS grouped",
       [&](std::size_t i) { by_cublas[i % num_sets].run_grouped(blas, stream.get()); });
@@ -250,9 +257,8 @@ void time_mlp(const Settings& settings, const Stream& stream, const Shape& shape
   const auto add = [&](const std::string& method, const MlpOptions& options) {
     ExpertMlp mlp({shape.hidden, shape.intermediate}, 1, 0, experts, num_rows, options);
     mlp.prepare(begin, inputs.data(), outputs.data());
-    lines.push_back(
-        {"mlp", shape, rows, method, flops,
-         time_calls(stream, settings.batches(), [&](std::size_t) { mlp.run(stream.get()); })});
+    lines.push_back({"mlp", shape, rows, method, flops,
+                     time_calls(stream, settings, [&](std::size_t) { mlp.run(stream.get()); })});
   };
   add("cuBLAS grouped", {GemmMethod::kGrouped, GemmType::kBf16, std::nullopt});
   add("cuBLAS per expert", {GemmMethod::kPerExpert, GemmType::kBf16, std::nullopt});
@@ -317,8 +323,10 @@ Settings read_settings(int argc, char** argv) {
       settings.tiles = true;
     } else if (argument == "--json" && i + 1 < argc) {
       settings.json = argv[++i];
+    } else if (argument == "--pause" && i + 1 < argc) {
+      settings.pause_ms = std::clamp(std::atoi(argv[++i]), 0, 10000);
     } else {
-      throw std::runtime_error("usage: bench_mlp [--json OUT] [--quick] [--tiles]");
+      throw std::runtime_error("usage: bench_mlp [--json OUT] [--quick] [--tiles] [--pause MS]");
     }
   }
   return settings;
