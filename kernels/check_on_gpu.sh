@@ -21,9 +21,10 @@ fi
 mkdir -p build/gpu
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 "$bin/kernels_tests" --gtest_brief=1
-for tool in memcheck racecheck; do
-  compute-sanitizer --tool $tool --error-exitcode 9 "$bin/kernels_tests" --gtest_brief=1
-done
+compute-sanitizer --tool memcheck --error-exitcode 9 "$bin/kernels_tests" --gtest_brief=1
+# Over our own kernels; the products of the expert MLP are CUTLASS's and cuBLAS's.
+compute-sanitizer --tool racecheck --error-exitcode 9 "$bin/kernels_tests" --gtest_brief=1 \
+  --gtest_filter='-Ways/*'
 # shellcheck disable=SC2086  # an absent routing is no argument
 "$bin/bench_kernels" $routing --json build/gpu/bench_kernels.json
 "$bin/bench_mlp" --json build/gpu/bench_mlp.json
