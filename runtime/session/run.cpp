@@ -37,6 +37,12 @@ struct RunCheck {
   std::optional<std::string> failure;
 };
 
+// What became of a run; with a code where it failed (report.failure has the sentence).
+struct RunOutcome {
+  RunReport report;
+  std::optional<ExitCode> failure_code;
+};
+
 // The sampled tokens of a layer and what the CPU makes of them.
 struct Samples {
   std::vector<std::size_t> tokens;
@@ -68,6 +74,7 @@ class Session {
     spec.placement = "contiguous";
     spec.policy = DispatchPolicy::kStandard;
     const Planned planned = plan(spec);
+    if (planned.infeasible) throw InputError(*planned.infeasible);
     executor_.load(make_run_layers(shape_, planned.plans, group_.rank()));
     executor_.iterate(Iteration::kVerification, 0);
     exact_samples_ = sample(planned);
@@ -77,8 +84,14 @@ class Session {
     }
   }
 
-  RunReport run(const RunSpec& spec) {
+  RunOutcome run(const RunSpec& spec) {
     const Planned planned = plan(spec);
+    if (planned.infeasible) {
+      RunOutcome outcome{failed_run(experiment_, spec, *planned.infeasible), ExitCode::kBadInput};
+      outcome.report.kind = kKind;
+      outcome.report.engine = outcome.report.transport = "nccl";
+      return outcome;
+    }
     if (group_.rank() == 0) spdlog::info("run {}: loading", spec.name);
     executor_.load(make_run_layers(shape_, planned.plans, group_.rank()));
     executor_.iterate(Iteration::kVerification, 0);
@@ -99,45 +112,58 @@ class Session {
     for (const std::string& bytes : group_.gather("collection of the times", pack_times(times))) {
       ranks.push_back(unpack_times(bytes));
     }
-    RunReport report = describe(planned, check);
+    RunOutcome outcome{describe(planned, check), {}};
+    if (check.failure) outcome.failure_code = ExitCode::kCheckFailed;
     if (group_.rank() == 0 && !check.failure) {
       for (std::size_t i = 0; i < planned.plans.size(); ++i) {
-        report.layers.push_back(describe_layer(planned, i, ranks));
+        outcome.report.layers.push_back(describe_layer(planned, i, ranks));
       }
     }
-    return report;
+    return outcome;
   }
 
  private:
   struct Planned {
     PreparedRun prepared;
     std::vector<LayerPlan> plans;
+    std::optional<std::string> infeasible;  // why the run cannot be carried out, on all ranks alike
   };
 
   Planned plan(const RunSpec& spec) {
     group_.set_stage(fmt::format("planning of run {}", spec.name));
-    Planned planned{prepare_run(experiment_, spec, trace_), {}};
+    Planned planned;
+    try {
+      planned = plan_layers(spec);
+    } catch (const InputError& error) {
+      planned.infeasible = error.what();
+    }
+    compare_across_ranks(planned);
+    return planned;
+  }
+
+  Planned plan_layers(const RunSpec& spec) const {
+    Planned planned{prepare_run(experiment_, spec, trace_), {}, {}};
     const PlanRequest request = plan_request(experiment_, spec.policy, PlanDetail::kRows);
     for (std::size_t i = 0; i < planned.prepared.routing->num_layers(); ++i) {
       planned.plans.push_back(make_plan(*planned.prepared.routing, i,
                                         planned.prepared.placement.layers[i],
                                         planned.prepared.tokens(), request));
     }
-    compare_across_ranks(planned.plans);
     return planned;
   }
 
   // Every rank plans on its own; a rank with other inputs would send what nobody expects.
-  void compare_across_ranks(const std::vector<LayerPlan>& plans) {
+  void compare_across_ranks(const Planned& planned) {
     ContentHash hash;
-    for (const LayerPlan& layer : plans) {
+    for (const LayerPlan& layer : planned.plans) {
       for (const Stage& stage : layer.stages) {
-        hash.add(stage.src).add(stage.dst).add(stage.round);
+        hash.add(stage.src).add(stage.dst).add(stage.round).add(stage.parent);
         hash.add(stage.row_token).add(stage.row_mask);
       }
       hash.add(layer.rank_experts).add(layer.weights);
     }
-    const auto digests = group_.all_gather("comparison of the plans", hex64(hash.digest()));
+    const auto digests = group_.all_gather(
+        "comparison of the plans", planned.infeasible ? "infeasible" : hex64(hash.digest()));
     for (std::size_t r = 1; r < digests.size(); ++r) {
       if (digests[r] != digests[0]) {
         throw InputError("dispatch plans", fmt::format("another plan on rank {} than on rank 0", r),
@@ -331,7 +357,7 @@ void print_table(const std::vector<RunReport>& reports) {
     table.rows[i].push_back(error("reference_error"));
     table.rows[i].push_back(report.exact ? error("standard_contiguous_error") : "-");
   }
-  fmt::print("means over {} layers\n\n{}", reports.front().layers.size(), render(table));
+  fmt::print("{}", render(table));
   if (const Table parts = breakdown_table(reports); !parts.rows.empty()) {
     fmt::print("\nwhere the time of the rank that ends a layer goes:\n\n{}", render(parts));
   }
@@ -345,10 +371,11 @@ void write_outputs(const RunOptions& options, const Experiment& experiment,
     nlohmann::json document{
         {"schema_version", 1}, {"kind", "dry_run"}, {"runs", nlohmann::json::array()}};
     for (const RunReport& report : reports) {
-      document["runs"].push_back({{"name", report.name},
-                                  {"policy", report.policy},
-                                  {"placement", report.placement},
-                                  {"correctness", report.provenance.at("correctness")}});
+      nlohmann::json& entry = document["runs"].emplace_back();
+      entry = {{"name", report.name}, {"policy", report.policy}, {"placement", report.placement}};
+      if (report.failure) entry["failure"] = *report.failure;
+      const auto correctness = report.provenance.find("correctness");
+      if (correctness != report.provenance.end()) entry["correctness"] = correctness->second;
     }
     make_folder(options.output);
     write_file(options.output / "effective.yaml", experiment.effective_yaml);
@@ -401,7 +428,7 @@ void run_experiment(const RunOptions& options, const RankEnvironment& environmen
   if (environment.rank == 0) check_results_folder(options.output, experiment.name, kKind);
 
   ControlGroup group(environment, options.group);
-  std::optional<std::string> failure;
+  std::optional<Error> failure;  // of the first run that failed
   const auto body = [&] {
     group.barrier("rendezvous");
     fault_point(environment.rank, "rendezvous");
@@ -413,8 +440,11 @@ void run_experiment(const RunOptions& options, const RankEnvironment& environmen
     session.run_baseline();
     std::vector<RunReport> reports;
     for (const RunSpec& spec : experiment.runs) {
-      reports.push_back(session.run(spec));
-      if (!failure) failure = reports.back().failure;
+      RunOutcome outcome = session.run(spec);
+      if (outcome.failure_code && !failure) {
+        failure.emplace(*outcome.failure_code, *outcome.report.failure);
+      }
+      reports.push_back(std::move(outcome.report));
     }
     fault_point(environment.rank, "report");
     // Nothing is written before every rank has come this far.
@@ -433,7 +463,7 @@ void run_experiment(const RunOptions& options, const RankEnvironment& environmen
     group.finish();
   };
   run_in_group(group, [&] { with_device_errors(body); });
-  if (failure) throw CheckError(*failure);
+  if (failure) throw Error(*failure);
 }
 
 }  // namespace coterie
