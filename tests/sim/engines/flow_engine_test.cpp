@@ -358,19 +358,20 @@ TEST(FlowProperties, NoLinkCarriesMoreThanItsCapacityAllowsByAnyTime) {
 // The same while links fail, recover and lose capacity: what a link has carried by any time is never
 // more than the integral of its capacity until then, in spite of the credit for idle time.
 TEST(FlowProperties, NoLinkCarriesMoreThanItsChangingCapacityAllows) {
-  for (const std::uint64_t seed : {1U, 2U, 3U}) {
+  for (const std::uint64_t seed : {1U, 2U}) {
+    double exact_s = 0.0;
     for (const double precision : {0.01, 0.05}) {
-      Case input = all_to_all({.num_gpus = 100, .in_flight = kNoLimit, .delay = 0.0, .seed = seed});
+      Case input = all_to_all({.num_gpus = 70, .in_flight = kNoLimit, .delay = 0.0, .seed = seed});
       Random random(seed);
       for (int i = 0; i < 40; ++i) {
-        const auto link = static_cast<std::uint32_t>(random.index(200));
-        const double down_s = 100.0 * random.uniform();
+        const auto link = static_cast<std::uint32_t>(random.index(140));
+        const double down_s = 60.0 * random.uniform();
         input.builder.add_change({down_s, link, random.index(2) == 0 ? 0.0 : 0.5});
         input.builder.add_change({down_s + 20.0 * random.uniform(), link, 1.0});
       }
       const Program program = std::move(input.builder).finish();
-      std::vector<double> carried(200, 0.0);
-      std::vector<double> allowed(200, 0.0);
+      std::vector<double> carried(140, 0.0);
+      std::vector<double> allowed(140, 0.0);
       std::vector<double> capacity = input.routes.capacity;
       std::size_t next_change = 0;
       const auto allow_until = [&](double from, double until) {
@@ -378,7 +379,7 @@ TEST(FlowProperties, NoLinkCarriesMoreThanItsChangingCapacityAllows) {
           const bool changes =
               next_change < program.changes.size() && program.changes[next_change].time_s < until;
           const double end = changes ? std::max(from, program.changes[next_change].time_s) : until;
-          for (std::size_t link = 0; link < 200; ++link) {
+          for (std::size_t link = 0; link < 140; ++link) {
             allowed[link] += capacity[link] * (end - from);
           }
           if (!changes) return;
@@ -402,14 +403,14 @@ TEST(FlowProperties, NoLinkCarriesMoreThanItsChangingCapacityAllows) {
         allow_until(since, snapshot.time_s);
         since = snapshot.time_s;
         rates.assign(snapshot.flows.begin(), snapshot.flows.end());
-        for (std::size_t link = 0; link < 200; ++link) {
+        for (std::size_t link = 0; link < 140; ++link) {
           worst = std::max(worst, carried[link] - allowed[link]);
         }
       };
       const Execution run = simulate_flows(program, input.routes, options);
       EXPECT_GT(next_change, 40U) << "the changes must come while flows run";
       EXPECT_LE(worst, 1e-9 * run.makespan_s) << seed << " " << precision;
-      const double exact_s = exact(program, input).makespan_s;
+      if (exact_s == 0.0) exact_s = exact(program, input).makespan_s;
       EXPECT_NEAR(run.makespan_s, exact_s, 0.02 * exact_s) << seed << " " << precision;
     }
   }
