@@ -24,7 +24,7 @@ LayerPlan plan_of(DispatchPolicy policy, const std::string& strategy,
   request.num_replicas = num_replicas;
   const Placement placement = make_placement(routing, request);
   const RankTokens tokens = deal_tokens(routing, kRanks, 50, SequenceDeal::kRoundRobin);
-  return make_plan(routing, 1, placement.layers[1], tokens, {policy, 4, PlanDetail::kRows});
+  return make_plan(routing, 1, placement.layers[1], tokens, {policy, 4, PlanDetail::kRows, 9});
 }
 
 class Layouts : public testing::TestWithParam<DispatchPolicy> {};
@@ -40,13 +40,16 @@ TEST_P(Layouts, SendersAndReceiversAgree) {
       const Hop& hop = layouts[rank].hops[h];
       EXPECT_EQ(hop.send_ranks[0], rank);
       EXPECT_EQ(hop.recv_ranks[hop.recv_self], rank);
-      for (std::size_t p = 0; p < hop.send.size(); ++p) {
+      for (std::size_t p = 0; p < hop.send_ranks.size(); ++p) {
         const Hop& other = layouts[hop.send_ranks[p]].hops[h];
         const auto at = std::find(other.recv_ranks.begin(), other.recv_ranks.end(), rank);
         ASSERT_NE(at, other.recv_ranks.end());
-        const auto& expected = other.recv[static_cast<std::size_t>(at - other.recv_ranks.begin())];
-        EXPECT_EQ(hop.send[p].num_rows, expected.num_rows);
-        EXPECT_EQ(hop.send[p].num_copies, expected.num_copies);
+        const auto source = static_cast<std::size_t>(at - other.recv_ranks.begin());
+        for (std::size_t r = 0; r < hop.rounds.size(); ++r) {
+          const auto& expected = other.rounds[r].recv[source];
+          EXPECT_EQ(hop.rounds[r].send[p].num_rows, expected.num_rows);
+          EXPECT_EQ(hop.rounds[r].send[p].num_copies, expected.num_copies);
+        }
       }
     }
   }
@@ -66,8 +69,10 @@ TEST_P(Layouts, BlocksHoldThePlansBytes) {
       std::size_t laid_out = 0;
       for (std::uint32_t rank = 0; rank < kRanks; ++rank) {
         const RankLayout layout = make_rank_layout(plan, rank);
-        for (const auto& [rows, copies] : layout.hops[h].send) {
-          laid_out += kernels::block_bytes(type, kHidden, rows, copies);
+        for (const HopRound& round : layout.hops[h].rounds) {
+          for (const auto& [rows, copies] : round.send) {
+            laid_out += kernels::block_bytes(type, kHidden, rows, copies);
+          }
         }
       }
       EXPECT_EQ(laid_out, static_cast<std::size_t>(planned));
@@ -139,7 +144,7 @@ TEST(Layout, PlansOfCountsAndHalfNodesAreRefused) {
                                      {DispatchPolicy::kDedup, 4, PlanDetail::kCounts});
   EXPECT_THROW((void)make_rank_layout(counts, 0), InputError);
   LayerPlan half = plan_of(DispatchPolicy::kHierarchical, "contiguous");
-  half.ranks_per_node = 3;
+  half.ranks_per_node = 3;  // two nodes and a part of one
   EXPECT_THROW((void)make_rank_layout(half, 0), InputError);
 }
 
