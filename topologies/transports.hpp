@@ -69,13 +69,13 @@ struct NcclParameters {
 // channels. With n tokens and r rows per channel, rows of b bytes, and f rows per token, a rank
 //
 //   starts   fixed + b / first_row + f * b / first_rows + fill * (1 - exp(-n / fill_tokens))
-//   sends    n * token + r * max(row_floor, row + b / bandwidth)
-//   receives receive_share * (r' * max(row_floor, row + b / bandwidth)), and where results are
-//            added up no faster than n' * b / token_bandwidth
+//   sends    n * token + r * row(b)        with row(b) = max(row_floor, row + b / bandwidth)
+//   receives receive_share * r' * row(b) + n' * b / token_bandwidth
 //
-// where r' and n' are the rows it receives and the tokens that they belong to. A pair of ranks alone
-// reaches pair_gain / P of the sender's rate, as the warps are dealt to P destinations. What crosses
-// links is limited by port_bandwidth too, each direction.
+// where r' rows come in, and the last term counts the n' tokens whose results are added up (combine).
+// To one destination alone it sends r" rows in n * token + r" * row(b) * P / pair_gain: the warps are
+// dealt to P destinations. What goes to other GPUs is limited by port_bandwidth too, each direction;
+// of kernels that work in two hops, what goes to other nodes.
 struct CopyKernel {
   Seconds fixed;
   std::optional<Bandwidth> first_row;   // absent: no time

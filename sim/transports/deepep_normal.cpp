@@ -33,19 +33,18 @@ KernelModel copy_kernel_model(const CopyKernel& kernel, Direction direction, dou
         kernel.fixed.value + kernel.fill.value * (1.0 - std::exp(-tokens / kernel.fill_tokens));
     if (kernel.first_row) times.start_s += bytes / kernel.first_row->value;
     if (kernel.first_rows) times.start_s += per_token * bytes / kernel.first_rows->value;
-    // Tokens are scanned by whoever sends them; results are added up by whoever gets them back. A
-    // second hop scans nothing anew.
-    const double scanned = volumes.reuses_kernel ? 0.0 : tokens * kernel.token.value;
-    times.send_s = volume.rows_out / channels * row_s + (dispatch ? scanned : 0.0);
+    // Every sender looks at the tokens once; a second hop scans nothing anew.
+    const double scan_s = volumes.reuses_kernel ? 0.0 : tokens * kernel.token.value;
+    times.send_s = scan_s + volume.rows_out / channels * row_s;
     times.receive_s = kernel.receive_share * volume.rows_in / channels * row_s;
-    if (!dispatch) {
-      times.send_s += scanned;
-      if (kernel.token_bandwidth) {
-        times.receive_s = std::max(times.receive_s, tokens * bytes / kernel.token_bandwidth->value);
-      }
+    if (!dispatch && kernel.token_bandwidth) {
+      times.receive_s += tokens * bytes / kernel.token_bandwidth->value;
     }
-    if (row_s > 0.0 && bytes > 0.0) {
-      times.pair_rate = channels * bytes / row_s * kernel.pair_gain / volumes.num_destinations;
+    // The warps of a pair look at all tokens too, and have their part of the multiprocessor.
+    if (volume.largest_out > 0.0 && bytes > 0.0) {
+      const double pair_s = scan_s + volume.largest_out / bytes / channels * row_s *
+                                         volumes.num_destinations / kernel.pair_gain;
+      if (pair_s > 0.0) times.pair_rate = volume.largest_out / pair_s;
     }
     if (kernel.port_bandwidth) times.port_rate = kernel.port_bandwidth->value;
     return times;

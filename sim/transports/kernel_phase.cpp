@@ -56,12 +56,14 @@ double rate_of(double bytes, double seconds) {
 class KernelPhase : public PhaseTransport {
  public:
   // `ends[rank]`: counted down by all messages from and to the rank.
-  KernelPhase(ProgramBuilder& builder, GpuResources& gpus, const PhaseTraffic& traffic,
-              const KernelModel& model, const PhaseVolumes& volumes,
+  KernelPhase(ProgramBuilder& builder, GpuResources& gpus, const Cluster& cluster,
+              const PhaseTraffic& traffic, const KernelModel& model, const PhaseVolumes& volumes,
               std::vector<std::uint32_t> starts, std::vector<std::uint32_t> ends,
               std::function<Message(const Message&)> adapted)
       : builder_(builder),
         gpus_(gpus),
+        cluster_(cluster),
+        two_hops_(volumes.crosses_nodes || volumes.reuses_kernel),
         first_gpu_(traffic.first_gpu),
         starts_(std::move(starts)),
         ends_(std::move(ends)),
@@ -94,8 +96,10 @@ class KernelPhase : public PhaseTransport {
     receivers_.use(dst, uses);
     uses.push_back(gpus_.memory(message.src));  // rows are read once,
     if (src != dst) {
-      ports_out_.use(src, uses);
-      ports_in_.use(dst, uses);
+      if (!two_hops_ || tier_of(cluster_, message.src, message.dst) == Tier::kNetwork) {
+        ports_out_.use(src, uses);
+        ports_in_.use(dst, uses);
+      }
       uses.push_back(gpus_.memory(message.dst));  // and written once
     } else {
       const std::array<std::uint32_t, 1> memory{gpus_.memory(message.dst)};
@@ -118,6 +122,8 @@ class KernelPhase : public PhaseTransport {
  private:
   ProgramBuilder& builder_;
   GpuResources& gpus_;
+  const Cluster& cluster_;
+  bool two_hops_;
   std::uint32_t first_gpu_;
   std::vector<std::uint32_t> starts_, ends_;  // [num_ranks] events
   RankResources senders_, receivers_, ports_out_, ports_in_;
@@ -132,6 +138,12 @@ PhaseVolumes phase_volumes(const Cluster& cluster, const PhaseTraffic& traffic) 
   volumes.ranks.resize(traffic.ready.size());
   volumes.num_destinations = destinations(cluster, traffic);
   volumes.reuses_kernel = traffic.continues;
+  // The port of a kernel that works in two hops is the one out of the node.
+  const bool in_two_hops =
+      traffic.continues ||
+      std::any_of(traffic.messages.begin(), traffic.messages.end(), [&](const Message& message) {
+        return tier_of(cluster, message.src, message.dst) == Tier::kNetwork;
+      });
   double bytes = 0.0;
   double rows = 0.0;
   for (const Message& message : traffic.messages) {
@@ -147,7 +159,7 @@ PhaseVolumes phase_volumes(const Cluster& cluster, const PhaseTraffic& traffic) 
     bytes += message.bytes;
     const Tier tier = tier_of(cluster, message.src, message.dst);
     volumes.crosses_nodes |= tier == Tier::kNetwork;
-    if (tier != Tier::kLocal) {
+    if (tier == Tier::kNetwork || (tier == Tier::kScaleUp && !in_two_hops)) {
       from.port_out += message.bytes;
       to.port_in += message.bytes;
     }
@@ -204,7 +216,8 @@ std::unique_ptr<PhaseTransport> KernelTransport::begin(ProgramBuilder& builder, 
     builder.add_hold({gpus.multiprocessors(gpu), static_cast<double>(sms_), launch, end});
   }
   const auto first = kernel_ends_.begin() + traffic.first_gpu;
-  return std::make_unique<KernelPhase>(builder, gpus, traffic, times_of, volumes, std::move(starts),
+  return std::make_unique<KernelPhase>(builder, gpus, cluster_, traffic, times_of, volumes,
+                                       std::move(starts),
                                        std::vector<std::uint32_t>(first, first + num_ranks),
                                        [this](const Message& message) { return adapted(message); });
 }

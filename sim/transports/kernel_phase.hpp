@@ -22,7 +22,8 @@ namespace coterie {
 struct RankVolume {
   double rows_out = 0.0, rows_in = 0.0;
   double bytes_out = 0.0, bytes_in = 0.0;
-  double port_out = 0.0, port_in = 0.0;  // bytes to and from other GPUs
+  // Bytes to and from other GPUs; of kernels that work in two hops, other nodes.
+  double port_out = 0.0, port_in = 0.0;
   double largest_out = 0.0;              // bytes of the largest message that it sends
   double tokens = 0.0;                   // whose rows these are: its own in both directions
 };

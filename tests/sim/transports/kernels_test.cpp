@@ -94,8 +94,8 @@ TEST(DeepepNormal, ThePortLimitsWhatLeaves) {
 }
 
 // 400 tokens of rank 0, of which 100 go to each of two ranks: every one is looked at for 1 us,
-// 200 us in a channel, before 100 rows take 200 us. Combine adds 400 tokens up at 1000 B / 2 GB/s
-// each, 100 us in a channel, which is less than the 200 us of the rows that come back.
+// 200 us in a channel, and 200 rows take 200 us. Combine adds 400 tokens up at 1000 B / 2 GB/s each,
+// 100 us in a channel, beside the 200 us of the rows that come back.
 TEST(DeepepNormal, TokensAreScannedAndAddedUp) {
   DeepepNormalParameters parameters = normal();
   parameters.dispatch.token = Seconds{1e-6};
@@ -108,12 +108,12 @@ TEST(DeepepNormal, TokensAreScannedAndAddedUp) {
               450e-6, 1e-10);
   const std::vector<Message> back{rows(0, 0, 100), rows(1, 0, 100)};
   EXPECT_NEAR(run_phase(cluster, {}, back, Direction::kCombine, false, tokens).execution.makespan_s,
-              280e-6, 1e-10);
-  // At 0.5 GB/s a token takes 2 us: 400 us in a channel.
-  parameters.combine.token_bandwidth = Bandwidth{0.5e9};
+              380e-6, 1e-10);
+  // With a quarter of the rows' time, 150 us; the senders' 100 rows each take 100 us.
+  parameters.combine.receive_share = 0.25;
   EXPECT_NEAR(run_phase(with(node(2), parameters), {}, back, Direction::kCombine, false, tokens)
                   .execution.makespan_s,
-              480e-6, 1e-10);
+              230e-6, 1e-10);
 }
 
 // The kernel holds its multiprocessors from its launch to the end of its last row (450 us): work
