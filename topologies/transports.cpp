@@ -95,6 +95,9 @@ std::optional<NcclTier> read_nccl_tier(LayeredMap& parent, const std::string& ke
   if (const auto list = map->optional("start")) {
     if (!says(*list, "none")) tier.start = read_segments(*list, read_start_cost);
   }
+  if (const auto rate = map->optional("rank_bandwidth")) {
+    if (!says(*rate, "none")) tier.rank_bandwidth = positive_bandwidth(*rate);
+  }
   map->finish();
   return tier;
 }
@@ -111,7 +114,11 @@ std::string ramp_text(std::string_view key, const std::vector<RampPoint>& ramp,
 }
 
 std::string nccl_tier_text(std::string_view key, const NcclTier& tier, std::size_t indent) {
-  std::string text = fmt::format("{}{}:\n{}segments:\n", spaces(indent), key, spaces(indent + 2));
+  std::string text = fmt::format("{}{}:\n", spaces(indent), key);
+  if (tier.rank_bandwidth) {
+    text += fmt::format("{}rank_bandwidth: {}\n", spaces(indent + 2), exact(*tier.rank_bandwidth));
+  }
+  text += spaces(indent + 2) + "segments:\n";
   for (const MessageSegment& segment : tier.segments) {
     text += spaces(indent + 4) + "- {";
     if (segment.up_to) text += fmt::format("up_to: {} B, ", segment.up_to->value);

@@ -58,6 +58,8 @@ struct StartCost {
 struct NcclTier {
   std::vector<MessageSegment> segments{MessageSegment{}};  // ascending; never empty
   std::vector<StartCost> start;                            // ascending; empty: none
+  // What a rank's messages reach together, each direction; absent: what the links carry.
+  std::optional<Bandwidth> rank_bandwidth;
 };
 struct NcclParameters {
   // Absent: messages of the tier cost what the links take.

@@ -33,9 +33,15 @@ double hidden_s(double launch_s, double time_s, double q) {
   return larger * std::pow(1.0 + std::pow(smaller / larger, q), 1.0 / q) - launch_s;
 }
 
-double shared_volume(std::uint32_t num_ranks, std::uint32_t group, double volume) {
+// Bytes over the shared link of one socket, where every rank sends `volume` in equal parts to the
+// others. Ranks of one group do not use it; what goes to another socket uses both sockets' links.
+double shared_volume(std::uint32_t num_ranks, std::uint32_t group,
+                     std::optional<std::uint32_t> socket_gpus, double volume) {
   if (num_ranks <= group) return 0.0;
-  return num_ranks * volume * (num_ranks - group) / (num_ranks - 1.0);
+  const double message = volume / (num_ranks - 1.0);
+  if (!socket_gpus || num_ranks <= *socket_gpus) return num_ranks * message * (num_ranks - group);
+  const double here = *socket_gpus;
+  return here * message * ((here - group) + 2.0 * (num_ranks - here));
 }
 
 // Which parameters exist and where they stand in the parameter vector.
@@ -92,9 +98,9 @@ class Start {
       if (structure.shared_knots.empty() || unshared) {
         rate_ = std::max(rate_, rate);
       } else {
-        shared_rate_ = std::max(
-            shared_rate_,
-            shared_volume(point.num_ranks, structure.shared_group, point.volume()) / point.time_s);
+        shared_rate_ = std::max(shared_rate_, shared_volume(point.num_ranks, structure.shared_group,
+                                                            structure.socket_gpus, point.volume()) /
+                                                  point.time_s);
       }
     }
     for (const AllToAllPoint& point : points) {
@@ -216,6 +222,17 @@ double score(const std::vector<double>& errors) {
   return sum / static_cast<double>(errors.size());
 }
 
+// All pairs.
+std::vector<std::pair<std::vector<double>, std::optional<std::uint32_t>>> with_sockets(
+    const std::vector<std::vector<double>>& shared_knots,
+    const std::vector<std::optional<std::uint32_t>>& sockets) {
+  std::vector<std::pair<std::vector<double>, std::optional<std::uint32_t>>> pairs;
+  for (const auto& shared : shared_knots) {
+    for (const auto& socket_gpus : sockets) pairs.emplace_back(shared, socket_gpus);
+  }
+  return pairs;
+}
+
 std::vector<AllToAllModel> structures(const std::vector<AllToAllPoint>& points,
                                       const AllToAllOptions& options) {
   double largest = 0.0;
@@ -226,8 +243,8 @@ std::vector<AllToAllModel> structures(const std::vector<AllToAllPoint>& points,
     largest = std::max(largest, point.volume());
     largest_message = std::max(largest_message, point.message());
     smallest_message = std::min(smallest_message, point.message());
-    largest_shared = std::max(largest_shared,
-                              shared_volume(point.num_ranks, options.shared_group, point.volume()));
+    largest_shared = std::max(largest_shared, shared_volume(point.num_ranks, options.shared_group,
+                                                            std::nullopt, point.volume()));
   }
   const auto below = [](std::vector<double> knots, double limit) {
     std::erase_if(knots, [&](double knot) { return knot > 0.5 * limit; });
@@ -244,11 +261,17 @@ std::vector<AllToAllModel> structures(const std::vector<AllToAllPoint>& points,
   if (options.socket) {
     knots = {{1e6}, {128e3, 2e6}, {64e3, 512e3, 8e6}};
   }
+  // One bridge for all, or one per socket: 2 and 8 GPUs alone cannot tell.
+  std::vector<std::optional<std::uint32_t>> sockets{std::nullopt};
+  const bool has_four = std::any_of(points.begin(), points.end(),
+                                    [](const auto& point) { return point.num_ranks == 4; });
+  if (options.shared_link && largest_shared > 0.0 && has_four) sockets.emplace_back(4);
   for (const double threshold : {kNcclThreshold, 0.0}) {
     if (threshold > 0.0 && !straddles) continue;
     for (const auto& own : knots) {
-      for (const auto& shared : shared_knots) {
+      for (const auto& [shared, socket_gpus] : with_sockets(shared_knots, sockets)) {
         AllToAllModel model;
+        model.socket_gpus = socket_gpus;
         model.threshold = threshold;
         model.latency_s = options.latency_s;
         model.shared_group = options.shared_group;
@@ -261,7 +284,7 @@ std::vector<AllToAllModel> structures(const std::vector<AllToAllPoint>& points,
         }
         const bool known = std::any_of(out.begin(), out.end(), [&](const AllToAllModel& other) {
           return other.threshold == model.threshold && other.knots == model.knots &&
-                 other.shared_knots == model.shared_knots;
+                 other.shared_knots == model.shared_knots && other.socket_gpus == model.socket_gpus;
         });
         if (!known) out.push_back(std::move(model));
       }
@@ -304,7 +327,7 @@ double AllToAllModel::time_s(std::uint32_t num_ranks, double bytes_per_rank) con
   double ramped = std::max(single, is_small ? volume * slopes.back() : ramp_s(volume));
   double links = std::max(single, volume * slopes.back());
   if (!shared_slopes.empty()) {
-    const double shared = shared_volume(num_ranks, shared_group, volume);
+    const double shared = shared_volume(num_ranks, shared_group, socket_gpus, volume);
     if (shared > 0.0) {
       ramped = std::max(ramped, is_small ? small_shared_ramp_s(shared) : shared_ramp_s(shared));
       links = std::max(links, shared * shared_slopes.back());
@@ -370,7 +393,6 @@ Cluster calibrated_cluster(const Cluster& base, const AllToAllModel& model) {
   const double notify_s = model.time_s(base.num_gpus(), 4.0 * base.num_gpus());
   out.overheads.notify = std::max(base.overheads.notify, Seconds{notify_s});
   ScaleUp& scale_up = *out.scale_up;
-  scale_up.bandwidth = Bandwidth{1.0 / model.slopes.back()};
   scale_up.shared_bandwidth.reset();
   scale_up.shared_group = 1;
   scale_up.num_sockets = 1;
@@ -378,12 +400,14 @@ Cluster calibrated_cluster(const Cluster& base, const AllToAllModel& model) {
   Injection& injection = scale_up.injection;
   injection.rank_bandwidth.reset();
   injection.rank_total_bandwidth.reset();
+  scale_up.bandwidth = std::max(base.scale_up->bandwidth, Bandwidth{1.0 / model.slopes.back()});
   if (model.rank_total) {
     injection.rank_total_bandwidth = Bandwidth{2.0 / model.slopes.back()};
-    scale_up.bandwidth = std::max(base.scale_up->bandwidth, scale_up.bandwidth);
   }
   NcclTier tier;
   tier.segments.clear();
+  // The links stay what they are: other transports may reach more of them.
+  if (!model.rank_total) tier.rank_bandwidth = Bandwidth{1.0 / model.slopes.back()};
   const auto rate = [](const std::optional<double>& value) {
     return value ? std::optional(Bandwidth{*value}) : std::nullopt;
   };
@@ -392,6 +416,10 @@ Cluster calibrated_cluster(const Cluster& base, const AllToAllModel& model) {
   if (!model.shared_slopes.empty()) {
     scale_up.shared_bandwidth = Bandwidth{1.0 / model.shared_slopes.back()};
     scale_up.shared_group = model.shared_group;
+    const std::uint32_t domain_gpus = scale_up.nodes_per_domain * out.gpus_per_node;
+    if (model.socket_gpus && domain_gpus % *model.socket_gpus == 0) {
+      scale_up.num_sockets = domain_gpus / *model.socket_gpus;
+    }
     large.shared_ramp = tabulate([&](double volume) { return model.shared_ramp_s(volume); });
   }
   if (model.threshold > 0.0) {

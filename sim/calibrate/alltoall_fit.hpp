@@ -43,7 +43,8 @@ struct AllToAllModel {
   std::vector<double> shared_knots, shared_slopes;
   double small_shared_slope = 0.0;
   std::uint32_t shared_group = 1;
-  double latency_s = 0.0;   // of the two links between two GPUs
+  std::optional<std::uint32_t> socket_gpus;  // GPUs with a shared link of their own; absent: all
+  double latency_s = 0.0;                    // of the two links between two GPUs
   bool rank_total = false;  // a rank's two directions share 2 / slopes.back() (socket transports)
 
   [[nodiscard]] double time_s(std::uint32_t num_ranks, double bytes_per_rank) const;

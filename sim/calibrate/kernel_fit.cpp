@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "core/error.hpp"
 #include "core/statistics.hpp"
@@ -58,6 +59,101 @@ double shortest_s(const std::vector<RowExchange>& exchanges) {
   double time_s = 1.0;
   for (const RowExchange& exchange : exchanges) time_s = std::min(time_s, exchange.time_s);
   return time_s;
+}
+
+// What the hardware's links carry per rank and direction.
+double port_limit_of(const Cluster& cluster, bool between) {
+  if (between && cluster.nic) return cluster.nic->bandwidth.value * cluster.nic->per_gpu;
+  return cluster.scale_up ? cluster.scale_up->bandwidth.value : cluster.nic->bandwidth.value;
+}
+
+std::vector<RowExchange> of_kind(const std::vector<RowExchange>& exchanges, Direction direction,
+                                 bool between) {
+  std::vector<RowExchange> out;
+  for (const RowExchange& exchange : exchanges) {
+    if (exchange.direction == direction && (exchange.num_nodes > 1) == between) {
+      out.push_back(exchange);
+    }
+  }
+  return out;
+}
+
+// Errors of every fourth exchange, were it left out, for each of the four.
+template <class Fit, class Time>
+void add_held_out(const std::vector<RowExchange>& exchanges, const Fit& fit_of, const Time& time_s,
+                  std::vector<double>& errors) {
+  constexpr std::size_t kFolds = 4;
+  std::vector<double> found(exchanges.size(), 0.0);
+  for (std::size_t fold = 0; fold < kFolds; ++fold) {
+    std::vector<RowExchange> training;
+    for (std::size_t i = 0; i < exchanges.size(); ++i) {
+      if (i % kFolds != fold) training.push_back(exchanges[i]);
+    }
+    if (training.size() < 8) return;
+    const auto kernel = fit_of(training).kernel;
+    for (std::size_t i = fold; i < exchanges.size(); i += kFolds) {
+      found[i] = time_s(kernel, exchanges[i]) / exchanges[i].time_s - 1.0;
+    }
+  }
+  errors.insert(errors.end(), found.begin(), found.end());
+}
+
+// Fits one kernel of a transport where there are exchanges of it. Returns whether there were.
+template <class Kernel>
+bool fit_one(const Cluster& cluster, const std::vector<RowExchange>& all, Direction direction,
+             bool between, Kernel& kernel, TransportFit& out) {
+  const std::vector<RowExchange> exchanges = of_kind(all, direction, between);
+  if (exchanges.empty()) return false;
+  const double limit = port_limit_of(cluster, between);
+  const auto fit_of = [&](const std::vector<RowExchange>& points) {
+    if constexpr (std::is_same_v<Kernel, CopyKernel>) return fit_copy_kernel(points, limit);
+    if constexpr (std::is_same_v<Kernel, PutKernel>) return fit_put_kernel(points, limit);
+  };
+  const auto time_s = [&](const Kernel& costs, const RowExchange& exchange) {
+    if constexpr (std::is_same_v<Kernel, CopyKernel>) return copy_kernel_s(costs, exchange, limit);
+    if constexpr (std::is_same_v<Kernel, PutKernel>) return put_kernel_s(costs, exchange, limit);
+  };
+  const auto fitted = fit_of(exchanges);
+  kernel = fitted.kernel;
+  const std::string name =
+      fmt::format("{}{}.", direction == Direction::kDispatch ? "dispatch" : "combine",
+                  between ? "_between" : "");
+  for (const std::string& parameter : fitted.undetermined) {
+    out.undetermined.push_back(name + parameter);
+  }
+  add_held_out(exchanges, fit_of, time_s, out.held_out);
+  return true;
+}
+
+// The transport's parameters on the cluster, if it knows any.
+template <class Parameters>
+std::optional<Parameters> known(const Cluster& cluster) {
+  for (const TransportParameters& parameters : cluster.transports) {
+    if (const auto* found = std::get_if<Parameters>(&parameters)) return *found;
+  }
+  return std::nullopt;
+}
+
+std::uint32_t most_sms(const std::vector<RowExchange>& exchanges) {
+  double sms = 1.0;
+  for (const RowExchange& exchange : exchanges) sms = std::max(sms, exchange.sms);
+  return static_cast<std::uint32_t>(sms);
+}
+
+template <class Parameters>
+void fit_both(const Cluster& cluster, const std::vector<RowExchange>& exchanges,
+              Parameters& parameters, TransportFit& out) {
+  const bool knows = known<Parameters>(cluster).has_value();
+  if (!knows) parameters.sms = most_sms(exchanges);
+  for (const Direction direction : {Direction::kDispatch, Direction::kCombine}) {
+    auto& kernel = direction == Direction::kDispatch ? parameters.dispatch : parameters.combine;
+    if (!fit_one(cluster, exchanges, direction, false, kernel, out) && !knows) {
+      throw InputError("fit of transport " + exchanges[0].transport,
+                       fmt::format("no {} inside a node",
+                                   direction == Direction::kDispatch ? "dispatch" : "combine"),
+                       "both directions, or a topology that knows the transport already");
+    }
+  }
 }
 
 }  // namespace
@@ -139,6 +235,41 @@ KernelFit<PutKernel> fit_put_kernel(const std::vector<RowExchange>& exchanges, d
                         [&](const PutKernel& kernel, const RowExchange& exchange) {
                           return put_kernel_s(kernel, exchange, port_limit);
                         });
+}
+
+TransportFit fit_transport(const Cluster& cluster, const std::vector<RowExchange>& exchanges) {
+  TransportFit out;
+  const std::string& transport = exchanges.at(0).transport;
+  if (transport == "deepep_normal") {
+    auto parameters = known<DeepepNormalParameters>(cluster).value_or(DeepepNormalParameters{});
+    fit_both(cluster, exchanges, parameters, out);
+    CopyKernel between;
+    if (fit_one(cluster, exchanges, Direction::kDispatch, true, between, out)) {
+      parameters.dispatch_between = between;
+    }
+    if (fit_one(cluster, exchanges, Direction::kCombine, true, between, out)) {
+      parameters.combine_between = between;
+    }
+    if (const auto notify = notify_of(exchanges)) parameters.notify = Seconds{*notify};
+    out.parameters = parameters;
+  } else if (transport == "deepep_low_latency") {
+    auto parameters =
+        known<DeepepLowLatencyParameters>(cluster).value_or(DeepepLowLatencyParameters{});
+    fit_both(cluster, exchanges, parameters, out);
+    for (const RowExchange& exchange : exchanges) {
+      parameters.max_tokens_per_rank = std::max(
+          parameters.max_tokens_per_rank, static_cast<std::uint32_t>(exchange.tokens_per_rank));
+    }
+    out.parameters = parameters;
+  } else if (transport == "nvlink_one_sided") {
+    auto parameters = known<NvlinkOneSidedParameters>(cluster).value_or(NvlinkOneSidedParameters{});
+    fit_both(cluster, exchanges, parameters, out);
+    out.parameters = parameters;
+  } else {
+    throw InputError("fit of a transport", fmt::format("\"{}\"", transport),
+                     "deepep_normal, deepep_low_latency or nvlink_one_sided");
+  }
+  return out;
 }
 
 std::optional<double> notify_of(const std::vector<RowExchange>& exchanges) {

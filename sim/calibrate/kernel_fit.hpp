@@ -26,6 +26,20 @@ double put_kernel_s(const PutKernel& kernel, const RowExchange& exchange, double
 KernelFit<CopyKernel> fit_copy_kernel(const std::vector<RowExchange>& exchanges, double port_limit);
 KernelFit<PutKernel> fit_put_kernel(const std::vector<RowExchange>& exchanges, double port_limit);
 
+// Parameters of a whole transport, and how far they are off.
+struct TransportFit {
+  TransportParameters parameters;
+  std::vector<std::string> undetermined;  // "dispatch.fill"
+  // Signed relative errors of exchanges that a fit did not see: every fourth was left out in turn.
+  // In the order of the exchanges that were fitted.
+  std::vector<double> held_out;
+};
+// All exchanges of one transport (`deepep_normal`, `deepep_low_latency`, `nvlink_one_sided`), both
+// directions, over one node or several. What the cluster knows of the transport is kept
+// where the exchanges say nothing of it. Throws InputError for other transports, and where the
+// exchanges lack a direction that nothing is known of.
+TransportFit fit_transport(const Cluster& cluster, const std::vector<RowExchange>& exchanges);
+
 // The median of the notify steps that exchanges were measured with, seconds; absent without any.
 std::optional<double> notify_of(const std::vector<RowExchange>& exchanges);
 

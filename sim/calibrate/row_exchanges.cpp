@@ -15,6 +15,9 @@ namespace coterie {
 namespace {
 
 constexpr double kNodeRanks = 8.0;  // of the public tables
+// TensorRT-LLM's one-sided kernels start one block per token and fill the GPU with them; what its
+// table does not say. Costs per token are relative to this number.
+constexpr double kOneSidedSms = 148.0;
 
 double fp8_row(double hidden) {
   return hidden + hidden / 128.0 * 4.0;
@@ -253,6 +256,7 @@ void add_nvlink(const PointTable& table, std::size_t row, std::vector<RowExchang
   exchange.row_bytes = !dispatch || payload == "bfloat16" ? bf16_row(hidden)
                        : payload == "fp8"                 ? hidden
                                                           : hidden / 2.0 + hidden / 16.0;
+  exchange.sms = kOneSidedSms;
   exchange.num_ranks = exchange.num_gpus = table.count(row, "ep_size");
   const std::uint32_t topk = table.count(row, "topk");
   exchange.tokens_per_rank = table.positive(row, "num_tokens_per_rank");

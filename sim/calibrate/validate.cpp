@@ -11,10 +11,10 @@
 #include "core/error.hpp"
 #include "core/statistics.hpp"
 #include "sim/calibrate/alltoall_fit.hpp"
+#include "sim/calibrate/kernel_fit.hpp"
 #include "sim/calibrate/measured_runs.hpp"
 #include "sim/calibrate/measurements.hpp"
 #include "sim/calibrate/mlp_fit.hpp"
-#include "sim/calibrate/token_kernel_fit.hpp"
 #include "sim/engines/engine.hpp"
 #include "sim/program/layer_program.hpp"
 #include "topologies/network.hpp"
@@ -60,7 +60,7 @@ void add_alltoall(const std::vector<AllToAllPoint>& points, const std::string& g
   for (const AllToAllPoint& point : points) {
     if (!left_out(point)) continue;
     out.push_back({group, size_name(point.num_ranks, point.bytes_per_rank), point.time_s,
-                   model.time_s(point.num_ranks, point.bytes_per_rank)});
+                   model.time_s(point.num_ranks, point.bytes_per_rank), point.bytes_per_rank});
   }
 }
 
@@ -152,16 +152,29 @@ ValidationSection alltoall_sizes(const std::vector<AllToAllPoint>& all) {
   return section;
 }
 
+// The points of at least, or less than, 64 KiB per rank.
+ValidationSection part_by_size(const ValidationSection& section, const std::string& name,
+                               double target_median, double target_worst, bool large) {
+  ValidationSection part = section;
+  part.title += ", " + name;
+  part.target_median = target_median;
+  part.target_worst = target_worst;
+  std::erase_if(part.points, [&](const ValidationPoint& point) {
+    return (point.size_bytes >= 65536.0) != large;
+  });
+  if (!large) part.finding.clear();
+  return part;
+}
+
 ValidationSection alltoall_counts(const std::vector<AllToAllPoint>& all) {
-  ValidationSection section{
-      "All-to-all, a whole GPU count left out",
-      "Per machine: fitted on one GPU count, predicted on the other. With two counts in the table "
-      "this extrapolates from a single one; the growth per peer then stays at its prior. PCIe "
-      "machines are left out of it: one count says nothing about their shared bottleneck.",
-      {},
-      0.05,
-      0.15,
-      {}};
+  ValidationSection section{"All-to-all, a whole GPU count left out",
+                            "Per machine: fitted on the other GPU counts, predicted on the one "
+                            "left out. PCIe machines are left "
+                            "out of it: two counts say little about their shared bottlenecks.",
+                            {},
+                            0.05,
+                            0.15,
+                            {}};
   for (const std::string& machine : machines(all)) {
     if (options_of(machine).shared_link) continue;
     const std::vector<AllToAllPoint> points = select_machine(all, machine, "table");
@@ -213,34 +226,145 @@ ValidationSection mlp_section(const std::vector<MlpPoint>& all) {
   return section;
 }
 
-std::string config_name(const TokenKernelPoint& point) {
-  return fmt::format("hidden {}, top-{}, {} experts", point.hidden, point.topk, point.num_experts);
+// Dispatch libraries -----------------------------------------------------------------------------
+
+std::string direction_name(Direction direction) {
+  return direction == Direction::kDispatch ? "dispatch" : "combine";
 }
 
-// `key` says which points are left out together.
-ValidationSection token_kernel_section(
-    const std::vector<TokenKernelPoint>& all, const std::string& title, const std::string& protocol,
-    const std::function<std::string(const TokenKernelPoint&)>& key) {
-  ValidationSection section{title, protocol, {}, 0.10, std::nullopt, {}};
+double link_bandwidth(const std::string& preset) {
+  return load_cluster(preset).scale_up->bandwidth.value;
+}
+
+// Seconds of an exchange by a kernel fitted to others of its direction.
+class FittedKernel {
+ public:
+  FittedKernel(const std::vector<RowExchange>& training, double port_limit)
+      : port_limit_(port_limit) {
+    if (training.at(0).transport == "deepep_normal") {
+      copy_ = fit_copy_kernel(training, port_limit).kernel;
+    } else {
+      put_ = fit_put_kernel(training, port_limit).kernel;
+    }
+  }
+  [[nodiscard]] double time_s(const RowExchange& exchange) const {
+    return copy_ ? copy_kernel_s(*copy_, exchange, port_limit_)
+                 : put_kernel_s(*put_, exchange, port_limit_);
+  }
+  [[nodiscard]] const CopyKernel& copy() const { return copy_.value(); }
+
+ private:
+  double port_limit_;
+  std::optional<CopyKernel> copy_;
+  std::optional<PutKernel> put_;
+};
+
+struct KernelProtocol {
+  std::string title, protocol;
+  std::optional<double> target_median, target_worst;
+  std::function<std::string(const RowExchange&)> key;  // what is left out together
+  std::function<bool(const RowExchange&)> counts;      // whose errors the section shows
+};
+
+// Fits on all exchanges but those of one key, for each key in turn.
+ValidationSection left_out_section(const std::vector<RowExchange>& all, double port_limit,
+                                   const KernelProtocol& protocol) {
+  ValidationSection section{protocol.title,         protocol.protocol,     {},
+                            protocol.target_median, protocol.target_worst, {}};
+  std::set<std::string> machines_there;
   std::set<std::string> keys;
-  for (const TokenKernelPoint& point : all) keys.insert(key(point));
-  for (const TokenKernel kernel : {TokenKernel::kDispatch, TokenKernel::kCombine}) {
-    for (const std::string& out : keys) {
-      std::vector<TokenKernelPoint> training;
-      for (const TokenKernelPoint& point : all) {
-        if (key(point) != out) training.push_back(point);
+  for (const RowExchange& exchange : all) {
+    machines_there.insert(exchange.machine);
+    keys.insert(protocol.key(exchange));
+  }
+  for (const std::string& machine : machines_there) {
+    for (const Direction direction : {Direction::kDispatch, Direction::kCombine}) {
+      for (const std::string& key : keys) {
+        std::vector<RowExchange> training, test;
+        for (const RowExchange& exchange : all) {
+          if (exchange.machine != machine || exchange.direction != direction) continue;
+          if (protocol.key(exchange) != key) {
+            training.push_back(exchange);
+          } else if (protocol.counts(exchange)) {
+            test.push_back(exchange);
+          }
+        }
+        if (training.size() < 8 || test.empty()) continue;
+        const FittedKernel kernel(training, port_limit);
+        for (const RowExchange& exchange : test) {
+          section.points.push_back({machine.empty() ? direction_name(direction)
+                                                    : machine + ", " + direction_name(direction),
+                                    exchange.name, exchange.time_s, kernel.time_s(exchange)});
+        }
       }
-      if (training.empty()) continue;
-      const TokenKernelCosts costs = fit_token_kernel(training, kernel);
-      for (const TokenKernelPoint& point : all) {
-        if (key(point) != out) continue;
-        const bool dispatch = kernel == TokenKernel::kDispatch;
-        section.points.push_back(
-            {fmt::format("{}, {} SMs", dispatch ? "dispatch" : "combine", point.sms),
-             fmt::format("{}, {} tokens", config_name(point), point.tokens_per_rank),
-             dispatch ? point.dispatch_s : point.combine_s,
-             token_kernel_time_s(costs, kernel, point)});
-      }
+    }
+  }
+  return section;
+}
+
+// "hidden 7168, top-8 of 256".
+std::string shape_of(const RowExchange& exchange) {
+  const std::size_t first = exchange.name.find(',');
+  return exchange.name.substr(0, exchange.name.find(',', first + 1));
+}
+
+bool from_64_tokens(const RowExchange& exchange) {
+  return exchange.tokens_per_rank >= 64.0;
+}
+
+void add_one_node(const std::filesystem::path& path, Validation& validation) {
+  const std::vector<RowExchange> all = read_row_exchanges(path);
+  const std::string protocol =
+      "Uniform routing on one node of 8 GPUs. Per machine: fitted on the other model shapes, "
+      "predicted on the one left out, for each; 4 to 24 multiprocessors together.";
+  validation.sections.push_back(left_out_section(all, link_bandwidth("h200_node"),
+                                                 {"DeepEP normal kernels, one node, from 64 tokens",
+                                                  protocol, 0.05, 0.20, shape_of, from_64_tokens}));
+  validation.sections.push_back(left_out_section(
+      all, link_bandwidth("h200_node"),
+      {"DeepEP normal kernels, one node, below 64 tokens", protocol, 0.15, 0.30, shape_of,
+       [](const RowExchange& exchange) { return !from_64_tokens(exchange); }}));
+}
+
+// Fitted on the routing that says least of skew, tested on the rest through the flow engine.
+ValidationSection skewed_section(const std::vector<RowExchange>& all, const std::string& title) {
+  ValidationSection section{
+      title,
+      "Fitted on uniform routing and on the patterns in which every row crosses NVLink, predicted "
+      "on recorded routing, on all rows to one rank and on rows that stay, through the transport "
+      "and the flow engine. Groups of ranks and GPUs are fitted each on its own; where two ranks "
+      "share a GPU, each counts as a GPU.",
+      {},
+      0.08,
+      0.20,
+      {}};
+  std::map<std::pair<std::uint32_t, std::uint32_t>, std::vector<RowExchange>> groups;
+  for (const RowExchange& exchange : all) {
+    groups[{exchange.num_ranks, exchange.num_gpus}].push_back(exchange);
+  }
+  for (const auto& [key, exchanges] : groups) {
+    Cluster cluster = load_cluster("h200_node", {{"gpus_per_node", std::to_string(key.first)},
+                                                 {"scale_up.injection.rank_bandwidth", "none"},
+                                                 {"scale_up.latency", "0 s"}});
+    const auto trains = [](const RowExchange& exchange) {
+      return exchange.pattern == "uniform" || exchange.pattern.starts_with("shift");
+    };
+    std::map<Direction, std::vector<RowExchange>> training;
+    for (const RowExchange& exchange : exchanges) {
+      if (trains(exchange)) training[exchange.direction].push_back(exchange);
+    }
+    const double limit = cluster.scale_up->bandwidth.value;
+    DeepepNormalParameters parameters;
+    parameters.dispatch = FittedKernel(training[Direction::kDispatch], limit).copy();
+    parameters.combine = FittedKernel(training[Direction::kCombine], limit).copy();
+    for (const RowExchange& exchange : exchanges) {
+      if (trains(exchange)) continue;
+      parameters.sms = static_cast<std::uint32_t>(exchange.sms);
+      cluster.transports = {parameters};
+      const double time_s = predicted_exchange_s(cluster, exchange);
+      section.points.push_back({fmt::format("{} ranks on {} GPUs, {}, {}", key.first, key.second,
+                                            exchange.pattern, direction_name(exchange.direction)),
+                                exchange.name, exchange.time_s, time_s});
     }
   }
   return section;
@@ -261,6 +385,22 @@ TrafficMatrix all_to_all(std::uint32_t num_ranks, std::int64_t bytes, bool skewe
 }
 
 }  // namespace
+
+double predicted_exchange_s(const Cluster& cluster, const RowExchange& exchange) {
+  TrafficMatrix traffic;
+  traffic.num_ranks = exchange.num_ranks;
+  for (const Message& message : messages_of(exchange)) {
+    traffic.entries.push_back(
+        {message.src, message.dst, static_cast<std::int64_t>(std::llround(message.bytes)), 0.0});
+  }
+  TrafficSetup setup;
+  setup.direction = exchange.direction;
+  setup.row_bytes = exchange.row_bytes;
+  setup.tokens_per_rank = static_cast<std::uint32_t>(exchange.tokens_per_rank);
+  const LayerProgram program = build_traffic(traffic, setup, cluster);
+  const Network network(cluster);
+  return run_engine("flow", resolve(program.program, network), {}).makespan_s;
+}
 
 ErrorSummary summarise(const std::vector<ValidationPoint>& points) {
   ErrorSummary summary;
@@ -287,38 +427,50 @@ Validation validate(const ValidationInputs& inputs) {
       validation.skipped.push_back((inputs.tables / file).string());
     }
   };
-  with("nccl_alltoall_one_node.csv", [&](const std::filesystem::path& path) {
+  with("nccl_alltoall_repeats.csv", [&](const std::filesystem::path& path) {
     const std::vector<AllToAllPoint> points = read_alltoall(path);
-    validation.sections.push_back(alltoall_sizes(points));
+    ValidationSection sizes = alltoall_sizes(points);
+    validation.sections.push_back(part_by_size(sizes, "from 64 KiB", 0.05, 0.15, true));
+    validation.sections.push_back(part_by_size(sizes, "below 64 KiB", 0.10, 0.30, false));
     validation.sections.push_back(alltoall_counts(points));
   });
   with("expert_mlp_h200_bf16.csv", [&](const std::filesystem::path& path) {
     validation.sections.push_back(mlp_section(read_mlp(path)));
   });
-  with("deepep_normal_h200_ep8.csv", [&](const std::filesystem::path& path) {
-    const std::vector<TokenKernelPoint> points = read_token_kernels(path);
-    validation.sections.push_back(token_kernel_section(
-        points, "DeepEP normal kernels (one H200 node), a whole model shape left out",
-        "Fitted on the other shapes, predicted on the one that was left out, for each.",
-        config_name));
-    validation.sections.back().finding =
-        "The formula was chosen among four by these left-out errors, so they are slightly too "
-        "good. "
-        "What matters is the pipeline's fill, a start cost in proportion to the row: without it "
-        "the "
-        "median errors are 4.6 (dispatch) and 8.7 % (combine), the worst 22 and 49 %, in small "
-        "batches of short rows.";
-    std::set<double> sizes;
-    for (const TokenKernelPoint& point : points) sizes.insert(point.tokens_per_rank);
-    validation.sections.push_back(token_kernel_section(
-        points, "DeepEP normal kernels (one H200 node), every other batch size left out",
-        "Fitted on the even-numbered token counts, predicted on the odd ones, and the reverse; 8 "
-        "and 24 SMs together.",
-        [sizes](const TokenKernelPoint& point) {
-          return std::to_string(std::distance(sizes.begin(), sizes.find(point.tokens_per_rank)) %
-                                2);
-        }));
+  with("deepep_normal_one_node.csv",
+       [&](const std::filesystem::path& path) { add_one_node(path, validation); });
+  with("deepep_normal_h100_two_nodes.csv", [&](const std::filesystem::path& path) {
+    validation.sections.push_back(left_out_section(
+        read_row_exchanges(path), 50e9,
+        {"DeepEP normal kernels, two nodes",
+         "Uniform routing over 16 GPUs, without the notify steps. Fitted on the other token counts "
+         "and predicted on the one left out, for each.",
+         0.12, 0.30,
+         [](const RowExchange& exchange) { return fmt::format("{}", exchange.tokens_per_rank); },
+         [](const RowExchange&) { return true; }}));
   });
+  with("deepep_low_latency_h200_ep8.csv", [&](const std::filesystem::path& path) {
+    validation.sections.push_back(left_out_section(
+        read_row_exchanges(path), link_bandwidth("h200_node"),
+        {"DeepEP low-latency kernels, one node",
+         "Fitted on the other model shapes, predicted on the one left out, for each.", std::nullopt,
+         std::nullopt, shape_of, [](const RowExchange&) { return true; }}));
+  });
+  with("nvlink_alltoall_gb200_nvl72.csv", [&](const std::filesystem::path& path) {
+    validation.sections.push_back(left_out_section(
+        read_row_exchanges(path), link_bandwidth("gb200_nvl72"),
+        {"One-sided NVLink kernels (GB200 NVL72), a whole EP size left out",
+         "Fitted on the other EP sizes, predicted on the one left out, for each.", 0.08, 0.25,
+         [](const RowExchange& exchange) { return std::to_string(exchange.num_ranks); },
+         [](const RowExchange&) { return true; }}));
+  });
+  for (const char* file : {"dispatch_skewed_2xh200.csv", "dispatch_skewed_4xh200.csv"}) {
+    with(file, [&](const std::filesystem::path& path) {
+      validation.sections.push_back(skewed_section(
+          read_row_exchanges(path), fmt::format("DeepEP normal kernels on skewed routing, {}",
+                                                std::string(file).substr(16, 6))));
+    });
+  }
   if (!std::filesystem::is_directory(inputs.runs / "reports")) {
     validation.skipped.push_back((inputs.runs / "reports").string());
   } else if (!std::filesystem::is_directory(inputs.traces)) {

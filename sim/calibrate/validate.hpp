@@ -7,6 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "sim/calibrate/row_exchanges.hpp"
+#include "topologies/cluster.hpp"
+
 namespace coterie {
 
 struct ValidationPoint {
@@ -14,6 +17,7 @@ struct ValidationPoint {
   std::string name;   // "8 GPUs, 512 KiB"
   double measured_s = 0.0;
   double predicted_s = 0.0;
+  double size_bytes = 0.0;  // of all-to-alls: what a rank sends; zero elsewhere
   [[nodiscard]] double error() const { return predicted_s / measured_s - 1.0; }
 };
 
@@ -38,7 +42,7 @@ ErrorSummary summarise(const std::vector<ValidationPoint>& points);
 
 // Where the measurements are. Files that are missing are named in Validation::skipped.
 struct ValidationInputs {
-  // nccl_alltoall_one_node.csv, expert_mlp_h200_bf16.csv, deepep_normal_h200_ep8.csv
+  // nccl_alltoall_repeats.csv, expert_mlp_h200_bf16.csv, deepep_normal_one_node.csv, ...
   std::filesystem::path tables;
   std::filesystem::path runs;    // see measured_runs.hpp
   std::filesystem::path traces;  // likewise
@@ -49,6 +53,10 @@ struct Validation {
 };
 // All protocols but compare_engines, in the order of the report. Deterministic.
 Validation validate(const ValidationInputs& inputs);
+
+// Seconds of an exchange whose matrix is given, by the cluster's first transport and the flow
+// engine.
+double predicted_exchange_s(const Cluster& cluster, const RowExchange& exchange);
 
 // What the presets say about several nodes, against published behaviour and closed forms.
 ValidationSection multi_node_section();

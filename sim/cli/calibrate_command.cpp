@@ -17,6 +17,7 @@
 #include "core/table.hpp"
 #include "sim/calibrate/alltoall_fit.hpp"
 #include "sim/calibrate/compare.hpp"
+#include "sim/calibrate/kernel_fit.hpp"
 #include "sim/calibrate/measurements.hpp"
 #include "sim/calibrate/mlp_fit.hpp"
 #include "sim/calibrate/validate.hpp"
@@ -39,6 +40,9 @@ struct FitArguments {
   std::vector<std::string> alltoall;
   std::string machine;
   std::string mlp;
+  std::vector<std::string> rows;
+  std::string transport;
+  std::vector<std::string> patterns;
   std::string base;
   std::string name;
   std::string source;
@@ -159,19 +163,114 @@ void fit_expert_mlp(const FitArguments& arguments, Cluster& cluster) {
                   points.size(), percent(errors[errors.size() / 2]), percent(errors.back())));
 }
 
+// The exchanges of the files that --transport, --machine and --pattern leave.
+std::vector<RowExchange> chosen_exchanges(const FitArguments& arguments) {
+  std::vector<RowExchange> chosen;
+  std::set<std::string> transports, machines, patterns;
+  for (const std::string& path : arguments.rows) {
+    for (RowExchange& exchange : read_row_exchanges(path)) {
+      transports.insert(exchange.transport);
+      if (!arguments.transport.empty() && exchange.transport != arguments.transport) continue;
+      machines.insert(exchange.machine);
+      if (!arguments.machine.empty() && !exchange.machine.empty() &&
+          exchange.machine != arguments.machine) {
+        continue;
+      }
+      patterns.insert(exchange.pattern);
+      const auto& wanted = arguments.patterns;
+      if (!wanted.empty() &&
+          std::find(wanted.begin(), wanted.end(), exchange.pattern) == wanted.end()) {
+        continue;
+      }
+      chosen.push_back(std::move(exchange));
+    }
+  }
+  const std::string where = arguments.rows.front();
+  if (arguments.transport.empty() && transports.size() > 1) {
+    throw InputError(where, "exchanges of several transports",
+                     fmt::format("--transport with one of {}", joined(transports)));
+  }
+  machines.erase("");
+  if (arguments.machine.empty() && machines.size() > 1) {
+    throw InputError(where, fmt::format("exchanges of {} machines", machines.size()),
+                     fmt::format("--machine with one of {}", joined(machines)));
+  }
+  if (chosen.empty()) {
+    throw InputError(where, "no exchange that --transport, --machine and --pattern leave",
+                     fmt::format("transports {}; machines {}; patterns {}", joined(transports),
+                                 machines.empty() ? "none" : joined(machines), joined(patterns)));
+  }
+  return chosen;
+}
+
+// Replaces the cluster's parameters of the transport, or adds them as its last.
+void put_transport(Cluster& cluster, const TransportParameters& parameters) {
+  for (TransportParameters& there : cluster.transports) {
+    if (there.index() != parameters.index()) continue;
+    there = parameters;
+    return;
+  }
+  cluster.transports.push_back(parameters);
+}
+
+void fit_rows(const FitArguments& arguments, Cluster& cluster) {
+  const std::vector<RowExchange> exchanges = chosen_exchanges(arguments);
+  const TransportFit fit = fit_transport(cluster, exchanges);
+  const std::string name(transport_name(fit.parameters));
+  for (const std::string& parameter : fit.undetermined) {
+    spdlog::warn("the measurements do not determine {}.{}: it keeps its prior value", name,
+                 parameter);
+  }
+  put_transport(cluster, fit.parameters);
+  std::set<std::string> patterns;
+  std::set<std::uint32_t> ranks;
+  for (const RowExchange& exchange : exchanges) {
+    patterns.insert(exchange.pattern);
+    ranks.insert(exchange.num_ranks);
+  }
+  cluster.provenance.emplace_back(
+      name,
+      fmt::format("{} exchanges of rows ({}) over {} ranks{}", exchanges.size(), joined(patterns),
+                  fmt::join(ranks, ", "), arguments.source.empty() ? "" : ", " + arguments.source));
+  if (!fit.held_out.empty()) {
+    std::vector<double> errors;
+    for (const double error : fit.held_out) errors.push_back(std::abs(error));
+    const double worst = *std::max_element(errors.begin(), errors.end());
+    const std::string text =
+        fmt::format("median {}, worst {} over exchanges left out in four folds",
+                    percent(median(std::move(errors))), percent(worst));
+    cluster.provenance.emplace_back(name + "_held_out_error", text);
+    fmt::print("\n{}: {}\n", name, text);
+  }
+  if (!fit.undetermined.empty()) {
+    cluster.provenance.emplace_back(name + "_undetermined",
+                                    fmt::format("{}", fmt::join(fit.undetermined, ", ")));
+  }
+}
+
 void fit(const FitArguments& arguments) {
-  if (arguments.alltoall.empty() && arguments.mlp.empty()) {
-    throw InputError("calibrate fit", "no measurements", "--alltoall or --mlp");
+  if (arguments.alltoall.empty() && arguments.mlp.empty() && arguments.rows.empty()) {
+    throw InputError("calibrate fit", "no measurements", "--alltoall, --rows or --mlp");
   }
   Cluster cluster = load_cluster(arguments.base);
-  cluster.provenance.clear();
-  cluster.provenance.emplace_back("base", cluster.name);
-  if (!arguments.source.empty()) cluster.provenance.emplace_back("source", arguments.source);
+  // What a calibrated topology says of its other fits stays true.
+  const bool calibrated = std::any_of(cluster.provenance.begin(), cluster.provenance.end(),
+                                      [](const auto& entry) { return entry.first == "base"; });
+  if (calibrated) {
+    std::erase_if(cluster.provenance, [](const auto& entry) { return entry.first == "fitted_by"; });
+  } else {
+    cluster.provenance.clear();
+    cluster.provenance.emplace_back("base", cluster.name);
+  }
+  if (!arguments.source.empty() && !calibrated) {
+    cluster.provenance.emplace_back("source", arguments.source);
+  }
   if (!arguments.alltoall.empty()) fit_links(arguments, cluster);
+  if (!arguments.rows.empty()) fit_rows(arguments, cluster);
   if (!arguments.mlp.empty()) fit_expert_mlp(arguments, cluster);
   cluster.provenance.emplace_back("fitted_by", "coterie " + version());
   if (!arguments.name.empty()) cluster.name = arguments.name;
-  if (!cluster.description.empty()) cluster.description += ", calibrated";
+  if (!cluster.description.empty() && !calibrated) cluster.description += ", calibrated";
   if (arguments.output.empty()) return;
   write_file(arguments.output, to_yaml(cluster));
   spdlog::info("wrote {}", arguments.output);
@@ -185,6 +284,14 @@ void add_fit_command(CLI::App& parent) {
                       "Uniform all-to-alls: CSV, nccl-tests output, or the JSON of coterie-runtime "
                       "probe (repeatable)");
   command->add_option("--machine", arguments->machine, "Use this machine's points only");
+  command->add_option("--rows", arguments->rows,
+                      "Exchanges of rows by a dispatch library's kernels: CSV (repeatable; "
+                      "sim/calibrate/row_exchanges.hpp lists the columns)");
+  command->add_option("--transport", arguments->transport,
+                      "Fit this transport to the exchanges, where they are of several");
+  command->add_option("--pattern", arguments->patterns,
+                      "Fit to exchanges of this pattern only (repeatable), so that others can test "
+                      "the fit");
   command->add_option("--mlp", arguments->mlp, "Latencies of the expert MLP: CSV");
   command->add_option("--base", arguments->base, "The topology to calibrate: a preset or a file")
       ->required();

@@ -3,6 +3,8 @@
 // rank's `sends_in_flight` places, is silent for its segment's alpha, and flows no faster than its
 // segment's bandwidth. Rows that stay on their rank cost nothing here.
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 
@@ -44,8 +46,9 @@ double ramp_time_s(std::span<const RampPoint> ramp, double volume, double rate) 
   return time_s + (volume - from) / rate;
 }
 
-double capped(const Injection& injection, Bandwidth bandwidth) {
+double capped(const NcclTier& tier, const Injection& injection, Bandwidth bandwidth) {
   double rate = bandwidth.value;
+  if (tier.rank_bandwidth) rate = std::min(rate, tier.rank_bandwidth->value);
   if (const auto cap = injection.rank_bandwidth) rate = std::min(rate, cap->value);
   if (const auto cap = injection.rank_total_bandwidth) rate = std::min(rate, 0.5 * cap->value);
   return rate;
@@ -103,26 +106,53 @@ std::vector<std::array<double, 2>> start_delays(const Cluster& cluster,
     if (const auto& scale_up = cluster.scale_up; scale_up && parameters.scale_up) {
       const double shared_rate =
           scale_up->shared_bandwidth ? scale_up->shared_bandwidth->value : 1.0;
-      delays[rank][0] = delay_s(*parameters.scale_up, scale_up->injection, volumes[rank][0],
-                                capped(scale_up->injection, scale_up->bandwidth),
-                                shared[(traffic.first_gpu + rank) / socket_gpus], shared_rate);
+      delays[rank][0] =
+          delay_s(*parameters.scale_up, scale_up->injection, volumes[rank][0],
+                  capped(*parameters.scale_up, scale_up->injection, scale_up->bandwidth),
+                  shared[(traffic.first_gpu + rank) / socket_gpus], shared_rate);
     }
     if (const auto& nic = cluster.nic; nic && parameters.network) {
-      delays[rank][1] = delay_s(*parameters.network, nic->injection, volumes[rank][1],
-                                capped(nic->injection, nic->bandwidth * nic->per_gpu), 0.0, 1.0);
+      delays[rank][1] = delay_s(
+          *parameters.network, nic->injection, volumes[rank][1],
+          capped(*parameters.network, nic->injection, nic->bandwidth * nic->per_gpu), 0.0, 1.0);
     }
   }
   return delays;
 }
 
+// What every rank's messages reach together on a tier, each direction: a resource per GPU, tier and
+// direction, made on first use and shared by all phases.
+class RankRates {
+ public:
+  RankRates(const Cluster& cluster, const NcclParameters& parameters)
+      : parameters_(parameters), resources_(std::size_t{4} * cluster.num_gpus()) {}
+  void use(ProgramBuilder& builder, std::uint32_t gpu, bool inside, bool in,
+           std::vector<std::uint32_t>& uses) {
+    const auto& tier = inside ? parameters_.scale_up : parameters_.network;
+    if (!tier || !tier->rank_bandwidth) return;
+    auto& resource = resources_[std::size_t{4} * gpu + (inside ? 0 : 2) + (in ? 1 : 0)];
+    if (!resource) {
+      resource = builder.add_resource(
+          fmt::format("gpu {} nccl {} {}", gpu, inside ? "scale_up" : "network", in ? "in" : "out"),
+          tier->rank_bandwidth->value);
+    }
+    uses.push_back(*resource);
+  }
+
+ private:
+  const NcclParameters& parameters_;
+  std::vector<std::optional<std::uint32_t>> resources_;
+};
+
 class NcclPhase : public PhaseTransport {
  public:
   NcclPhase(ProgramBuilder& builder, const Cluster& cluster, const NcclParameters& parameters,
-            SendQueues& queues, const PhaseTraffic& traffic)
+            SendQueues& queues, RankRates& rates, const PhaseTraffic& traffic)
       : builder_(builder),
         cluster_(cluster),
         parameters_(parameters),
         queues_(queues),
+        rates_(rates),
         first_gpu_(traffic.first_gpu) {
     for (const std::uint32_t event : traffic.ready) starts_.push_back({event, event});
     if (traffic.continues) return;
@@ -154,6 +184,10 @@ class NcclPhase : public PhaseTransport {
     }
     transfer.waits_for =
         when_both(builder_, message.src, starts_[message.src - first_gpu_][inside ? 0 : 1], after);
+    std::vector<std::uint32_t> uses;
+    rates_.use(builder_, message.src, inside, /*in=*/false, uses);
+    rates_.use(builder_, message.dst, inside, /*in=*/true, uses);
+    transfer.uses = uses;
     return builder_.add(transfer);
   }
 
@@ -162,6 +196,7 @@ class NcclPhase : public PhaseTransport {
   const Cluster& cluster_;
   const NcclParameters& parameters_;
   SendQueues& queues_;
+  RankRates& rates_;
   std::uint32_t first_gpu_;
   std::vector<std::array<std::uint32_t, 2>> starts_;  // [rank][0: scale-up, 1: network]
 };
@@ -169,16 +204,20 @@ class NcclPhase : public PhaseTransport {
 class Nccl : public Transport {
  public:
   Nccl(const Cluster& cluster, NcclParameters parameters)
-      : cluster_(cluster), parameters_(std::move(parameters)), queues_(cluster) {}
+      : cluster_(cluster),
+        parameters_(std::move(parameters)),
+        queues_(cluster),
+        rates_(cluster, parameters_) {}
   std::unique_ptr<PhaseTransport> begin(ProgramBuilder& builder, GpuResources& /*gpus*/,
                                         const PhaseTraffic& traffic) override {
-    return std::make_unique<NcclPhase>(builder, cluster_, parameters_, queues_, traffic);
+    return std::make_unique<NcclPhase>(builder, cluster_, parameters_, queues_, rates_, traffic);
   }
 
  private:
   const Cluster& cluster_;
   NcclParameters parameters_;
   SendQueues queues_;
+  RankRates rates_;
 };
 
 }  // namespace

@@ -12,8 +12,8 @@
 #include "sim/calibrate/alltoall_fit.hpp"
 #include "sim/calibrate/compare.hpp"
 #include "sim/calibrate/measurements.hpp"
-#include "sim/program/traffic_program.hpp"
-#include "sim/transports/start_costs.hpp"
+#include "sim/engines/engine.hpp"
+#include "sim/program/layer_program.hpp"
 #include "topologies/network.hpp"
 
 namespace coterie {
@@ -189,14 +189,6 @@ TEST(CalibrateMeasurements, ReadsProbeCurves) {
   EXPECT_DOUBLE_EQ(points[0].time_s, 9e-6);
 }
 
-// Ramp: 4 us at 2 MB, then the rate of 1 GB/s; 1 MB is halfway.
-TEST(StartCosts, RampIsLinearBetweenItsPointsAndTheLinksRateBeyond) {
-  const std::vector<RampPoint> ramp{{Bytes{2000000}, Seconds{4e-6}}};
-  EXPECT_DOUBLE_EQ(ramp_time_s(ramp, 1e6, 1e9), 2e-6);
-  EXPECT_DOUBLE_EQ(ramp_time_s(ramp, 3e6, 1e9), 4e-6 + 1e-3);
-  EXPECT_DOUBLE_EQ(ramp_time_s({}, 1e6, 1e9), 1e-3);
-}
-
 TrafficMatrix uniform(std::uint32_t num_ranks, std::int64_t bytes) {
   TrafficMatrix traffic;
   traffic.num_ranks = num_ranks;
@@ -216,10 +208,11 @@ TEST(StartCosts, BothEnginesComputeTheFittedModel) {
   model.latency_s = 2.0 * base.scale_up->latency.value;
   const Network network(calibrated_cluster(base, model));
   for (const std::int64_t bytes : {2048, 65536, 1 << 20, 16 << 20}) {
-    const Program program = traffic_program(uniform(8, bytes), &network.cluster());
+    const LayerProgram layer = build_traffic(uniform(8, bytes), {}, network.cluster());
+    const ResolvedProgram program = resolve(layer.program, network);
     const double expected = model.time_s(8, 8.0 * static_cast<double>(bytes));
-    const double flow = run_engine("flow", program, network, {}).makespan_s;
-    const double simgrid = run_engine("simgrid", program, network, {}).makespan_s;
+    const double flow = run_engine("flow", program, {}).makespan_s;
+    const double simgrid = run_engine("simgrid", program, {}).makespan_s;
     EXPECT_NEAR(flow / expected, 1.0, 0.01) << bytes;
     EXPECT_NEAR(flow / simgrid, 1.0, 0.01) << bytes;
   }

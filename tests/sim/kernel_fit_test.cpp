@@ -1,0 +1,162 @@
+// Kernels of dispatch libraries: the formulas come back from synthetic exchanges, the simulator
+// computes what the fit assumes, and tables that cannot be measurements are refused.
+
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "core/error.hpp"
+#include "core/random.hpp"
+#include "sim/calibrate/kernel_fit.hpp"
+#include "sim/calibrate/validate.hpp"
+#include "sim/transports/deepep_normal.hpp"
+#include "topologies/cluster.hpp"
+
+namespace coterie {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr double kPort = 450e9;
+
+// 25 us, 0.1 us per token and channel, 20 ns and 40 GB/s per row and channel, 300 GB/s per port.
+CopyKernel known_kernel() {
+  CopyKernel kernel;
+  kernel.fixed = Seconds{25e-6};
+  kernel.first_row = Bandwidth{1e9};
+  kernel.fill = Seconds{8e-6};
+  kernel.fill_tokens = 30.0;
+  kernel.token = Seconds{0.1e-6};
+  kernel.row = Seconds{20e-9};
+  kernel.bandwidth = Bandwidth{40e9};
+  kernel.receive_share = 0.8;
+  kernel.pair_gain = 1.2;
+  kernel.port_bandwidth = Bandwidth{300e9};
+  return kernel;
+}
+
+// A table as anybody may write it: four ranks, uniform and shifted rows.
+std::string table_of(const CopyKernel& kernel, double noise) {
+  Random random(3);
+  std::string text = "direction,ranks,sms,row_bytes,tokens_per_rank,rows_src_dst,time_us,pattern\n";
+  for (const double sms : {4.0, 8.0, 16.0, 24.0}) {
+    for (const double row : {2048.0, 7392.0, 14336.0}) {
+      for (std::uint32_t tokens = 16; tokens <= 16384; tokens *= 4) {
+        for (const bool shift : {false, true}) {
+          std::string rows;
+          for (std::uint32_t src = 0; src < 4; ++src) {
+            std::string list;
+            for (std::uint32_t dst = 0; dst < 4; ++dst) {
+              const std::uint32_t count = !shift                 ? tokens * 3 / 4
+                                          : dst == (src + 1) % 4 ? tokens
+                                                                 : 0;
+              list += fmt::format("{}{}", dst == 0 ? "" : ", ", count);
+            }
+            rows += fmt::format("{}[{}]", src == 0 ? "" : ", ", list);
+          }
+          const auto line = [&](double time_us) {
+            return fmt::format("dispatch,4,{},{},{},\"[{}]\",{},{}\n", sms, row, tokens, rows,
+                               time_us, shift ? "shift" : "uniform");
+          };
+          const std::string head = text.substr(0, text.find('\n') + 1);
+          const RowExchange exchange = parse_row_exchanges(head + line(1.0), "t")[0];
+          text +=
+              line(copy_kernel_s(kernel, exchange, kPort) * 1e6 * (1.0 + noise * random.normal()));
+        }
+      }
+    }
+  }
+  return text;
+}
+
+// The times come back within the noise of 2 percent, though not every parameter does.
+TEST(KernelFit, FindsTheTimesOfAKnownKernel) {
+  const std::vector<RowExchange> noisy = parse_row_exchanges(table_of(known_kernel(), 0.02), "t");
+  const std::vector<RowExchange> exact = parse_row_exchanges(table_of(known_kernel(), 0.0), "t");
+  const CopyKernel found = fit_copy_kernel(noisy, kPort).kernel;
+  for (const RowExchange& exchange : exact) {
+    EXPECT_NEAR(copy_kernel_s(found, exchange, kPort) / exchange.time_s, 1.0, 0.04)
+        << exchange.pattern << " " << exchange.name;
+  }
+  EXPECT_NEAR(found.fixed.value, 25e-6, 5e-6);
+  EXPECT_NEAR(found.port_bandwidth.value().value / 300e9, 1.0, 0.05);
+}
+
+// What the fit assumes is what the transport and the engine make of the same exchange: exactly where
+// all ranks do the same, and never less, as rows that share a sender may hold each other up.
+TEST(KernelFit, TheSimulatorComputesTheFittedModel) {
+  DeepepNormalParameters parameters;
+  parameters.dispatch = parameters.combine = known_kernel();
+  Cluster cluster = load_cluster("h200_node", {{"gpus_per_node", "4"},
+                                               {"scale_up.injection.rank_bandwidth", "none"},
+                                               {"scale_up.latency", "0 s"}});
+  for (const RowExchange& exchange : parse_row_exchanges(table_of(known_kernel(), 0.0), "t")) {
+    parameters.sms = static_cast<std::uint32_t>(exchange.sms);
+    cluster.transports = {parameters};
+    EXPECT_NEAR(predicted_exchange_s(cluster, exchange) / exchange.time_s, 1.0, 1e-3)
+        << exchange.pattern << " " << exchange.name;
+  }
+}
+
+TEST(KernelFit, FillsATransportAndSaysHowFarItIsOff) {
+  const std::string dispatch = table_of(known_kernel(), 0.02);
+  std::string combine = dispatch;
+  for (std::size_t at = 0; (at = combine.find("\ndispatch,", at)) != std::string::npos; ++at) {
+    combine.replace(at + 1, 8, "combine");
+  }
+  std::vector<RowExchange> all = parse_row_exchanges(dispatch, "t");
+  const Cluster cluster = load_cluster("h200_node");
+  EXPECT_THROW((void)fit_transport(cluster, all), InputError);  // no combine
+  for (RowExchange& exchange : parse_row_exchanges(combine, "t")) all.push_back(exchange);
+  const TransportFit fit = fit_transport(cluster, all);
+  const auto& parameters = std::get<DeepepNormalParameters>(fit.parameters);
+  EXPECT_EQ(parameters.sms, 24U);
+  EXPECT_FALSE(parameters.dispatch_between.has_value());
+  ASSERT_EQ(fit.held_out.size(), all.size());
+  double worst = 0.0;
+  for (const double error : fit.held_out) worst = std::max(worst, std::abs(error));
+  EXPECT_LT(worst, 0.12);
+}
+
+struct BadTable {
+  std::string from, to, sentence;
+};
+TEST(RowExchanges, RefusesWhatCannotBeAMeasurement) {
+  const std::string good =
+      "direction,ranks,sms,row_bytes,tokens_per_rank,rows_src_dst,time_us\n"
+      "combine,2,24,4096,16,\"[[10, 3], [4, 9]]\",31.5\n";
+  const RowExchange exchange = parse_row_exchanges(good, "t.csv").at(0);
+  EXPECT_EQ(exchange.direction, Direction::kCombine);
+  EXPECT_EQ(exchange.volumes.ranks[0].rows_out, 13.0);
+  EXPECT_EQ(exchange.volumes.ranks[0].rows_in, 14.0);
+  EXPECT_EQ(exchange.volumes.ranks[1].port_out, 4.0 * 4096);
+  EXPECT_EQ(messages_of(exchange).size(), 4U);
+  const std::vector<BadTable> cases{
+      {"31.5", "-1", "t.csv:2: time_us: found -1, expected a value above zero"},
+      {"31.5", "0", "t.csv:2: time_us: found 0, expected a value above zero"},
+      {"31.5", "fast", "t.csv:2: time_us: found \"fast\", expected a number"},
+      {"combine", "gather", "t.csv:2: direction: found \"gather\", expected dispatch or combine"},
+      {"[[10, 3], [4, 9]]", "[[10, 3]]",
+       "t.csv:2: rows_src_dst: found 1 lists, expected 2 lists of 2 whole numbers of rows"},
+      {"[[10, 3], [4, 9]]", "[[10, 3], [4]]", "found a list of another length"},
+      {"[[10, 3], [4, 9]]", "[[10, 3], [4, -9]]", "found -9, expected 2 lists"},
+      {"[[10, 3], [4, 9]]", "[[0, 0], [0, 0]]", "found no rows at all"},
+      {"[[10, 3], [4, 9]]", "10 3 4 9", "found \"10 3 4 9\""},
+      {",row_bytes", ",bytes", "expected a column row_bytes"},
+  };
+  for (const BadTable& bad : cases) {
+    std::string text = good;
+    text.replace(text.find(bad.from), bad.from.size(), bad.to);
+    try {
+      (void)parse_row_exchanges(text, "t.csv");
+      ADD_FAILURE() << bad.to << " was accepted";
+    } catch (const InputError& error) {
+      EXPECT_THAT(error.what(), HasSubstr(bad.sentence));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace coterie
