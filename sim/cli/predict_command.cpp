@@ -208,7 +208,7 @@ void add_predict_command(CLI::App& app) {
   command
       ->add_option("--precision", arguments->precision,
                    "Precision of the engine relative to the bound; 0 is exact (default: the "
-                   "engine's own, see sim/README.md)")
+                   "engine's own, see sim/engines/README.md)")
       ->check(CLI::NonNegativeNumber);
   command->add_option("--threads", arguments->threads, "Threads of the flow engine")
       ->check(CLI::PositiveNumber)

@@ -37,7 +37,7 @@
 
 namespace coterie {
 
-// The default of EngineOptions::relative_precision; sim/README.md has the measured error.
+// The default of EngineOptions::relative_precision; sim/BENCHMARKS.md has the measured error.
 inline constexpr double kFlowDefaultPrecision = 0.01;
 
 struct FlowRate {

@@ -52,7 +52,7 @@ namespace {
 
 namespace sg = simgrid::s4u;
 
-// Of the lower bound on the makespan. sim/README.md gives its error against exact runs.
+// Of the lower bound on the makespan. README.md gives its error against exact runs.
 constexpr double kDefaultPrecision = 1e-4;
 
 // SimGrid 4 renamed the setting and moved the constructors of zones and hosts into their parents.

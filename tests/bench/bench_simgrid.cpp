@@ -53,7 +53,7 @@ TrafficMatrix traffic_of_plan() {
         deal_tokens(*routing, kNumRanks, kTokensPerRank, SequenceDeal::kRoundRobin);
     const LayerPlan plan = make_plan(*routing, kLayer, contiguous, tokens,
                                      {DispatchPolicy::kDedup, 1, PlanDetail::kCounts});
-    return stage_traffic(plan, 0, PlanDirection::kDispatch, {Bytes{kRowBytes}, Bytes{kRowBytes}});
+    return stage_traffic(plan, 0, Direction::kDispatch, {Bytes{kRowBytes}, Bytes{kRowBytes}});
   }
   fmt::print("no recorded routing beside the checkout: log-normal sizes instead\n");
   return testing::make_traffic(testing::Pattern::kLogNormal, kNumRanks, 1e6, 1);

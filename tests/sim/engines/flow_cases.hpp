@@ -20,7 +20,9 @@
 #include "topologies/network.hpp"
 #include "workloads/placement/placement.hpp"
 #include "workloads/plan/matrix.hpp"
+#include "workloads/plan/payload.hpp"
 #include "workloads/plan/plan.hpp"
+#include "workloads/plan/plan_file.hpp"
 #include "workloads/trace/generate.hpp"
 #include "workloads/trace/importer.hpp"
 
