@@ -202,9 +202,8 @@ void run_in_children(unsigned num_jobs, std::size_t count, double timeout_s,
   while (next < count || !running.empty()) {
     while (next < count && running.size() < std::max(1U, num_jobs)) {
       const std::size_t item = next++;
-      running.push_back({item, std::make_unique<ChildProcess>(work.name(item), timeout_s, [&] {
-                           return work.body(item);
-                         })});
+      running.push_back({item, std::make_unique<ChildProcess>(work.name(item), timeout_s,
+                                                              [&] { return work.body(item); })});
     }
     std::vector<const ChildProcess*> children;
     for (const Running& one : running) children.push_back(one.child.get());

@@ -167,7 +167,8 @@ double dispatch_s(const LayerReport& layer) {
 }
 
 double mlp_s(const LayerReport& layer) {
-  return slowest_s(layer, [&](std::size_t rank) { return interval_of(layer, rank, {Phase::kMlp}); });
+  return slowest_s(layer,
+                   [&](std::size_t rank) { return interval_of(layer, rank, {Phase::kMlp}); });
 }
 
 double combine_s(const LayerReport& layer) {
@@ -181,8 +182,8 @@ double combine_span_s(const LayerReport& layer) {
 }
 
 std::string to_string(Part part) {
-  constexpr std::array<const char*, kNumParts> kNames{"notify", "pack",    "dispatch", "expand", "mlp",
-                                                      "merge",  "combine", "sum",      "wait"};
+  constexpr std::array<const char*, kNumParts> kNames{
+      "notify", "pack", "dispatch", "expand", "mlp", "merge", "combine", "sum", "wait"};
   return kNames.at(static_cast<std::size_t>(part));
 }
 

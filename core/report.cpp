@@ -33,12 +33,12 @@ void write_if(json& out, const char* key, const std::optional<T>& value) {
 
 json to_json(const TransferGroup& group) {
   json out{{"phase", to_string(group.phase)},
-          {"tier", group.tier},
-          {"num_transfers", group.num_transfers},
-          {"num_rows", group.num_rows},
-          {"bytes", group.bytes},
-          {"max_rank_send_bytes", group.max_rank_send},
-          {"max_rank_receive_bytes", group.max_rank_receive}};
+           {"tier", group.tier},
+           {"num_transfers", group.num_transfers},
+           {"num_rows", group.num_rows},
+           {"bytes", group.bytes},
+           {"max_rank_send_bytes", group.max_rank_send},
+           {"max_rank_receive_bytes", group.max_rank_receive}};
   write_if(out, "begin_s", group.begin_s);
   write_if(out, "end_s", group.end_s);
   return out;

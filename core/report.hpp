@@ -64,7 +64,7 @@ struct LayerReport {
   double fanout_nodes = 0.0;
   double remote_fanout_nodes = 0.0;
   double rank_load_max_over_mean = 0.0;  // (token, expert) pairs per rank
-  std::vector<PhaseTimes> phases;  // empty where unknown (engine `bound`)
+  std::vector<PhaseTimes> phases;        // empty where unknown (engine `bound`)
   // When the last of the ranks whose results a rank needs has merged them, [num_ranks]: from then on
   // its combine is not held up by a slower MLP. Empty where unknown.
   std::vector<double> combine_ready_s;

@@ -43,7 +43,8 @@ std::string link_text(const RunReport& run) {
 
 std::string pruning_note(const RunReport& run) {
   return fmt::format(
-      "{} is not exact: experts with {:.1f}% of the router weight are replaced, the top-1 expert of "
+      "{} is not exact: experts with {:.1f}% of the router weight are replaced, the top-1 expert "
+      "of "
       "{:.1f}% of the tokens",
       run.name, 100.0 * *run.weight_lost, 100.0 * run.top1_changed.value_or(0.0));
 }

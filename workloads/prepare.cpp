@@ -68,8 +68,7 @@ Placement learn(const Experiment& experiment, const RunSpec& spec, const TracePa
 }
 
 // A placement file, checked and its layers brought into the trace's order.
-Placement read_fitting(const Experiment& experiment, const RunSpec& spec,
-                       const TraceParts& parts) {
+Placement read_fitting(const Experiment& experiment, const RunSpec& spec, const TraceParts& parts) {
   const Routing& trace = *parts.eval;
   const std::string& file = spec.placement;
   Placement placement = read_placement(file, experiment.num_ranks);

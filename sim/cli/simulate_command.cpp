@@ -56,8 +56,9 @@ void print_results(const Experiment& experiment, const std::vector<RunReport>& r
              first.tokens_per_rank, first.layers.size(), first.engine);
   fmt::print("{}", render(result_table(runs)));
   if (const Table parts = breakdown_table(runs); !parts.rows.empty()) {
-    fmt::print("\nwhere the time of the rank that ends a layer goes (adds up to the layer time):\n\n{}",
-               render(parts));
+    fmt::print(
+        "\nwhere the time of the rank that ends a layer goes (adds up to the layer time):\n\n{}",
+        render(parts));
   }
   const std::vector<std::string> notes = result_notes(runs);
   if (!notes.empty()) fmt::print("\n");
@@ -87,8 +88,8 @@ void run_simulate(SimulateArguments& arguments) {
   });
   if (failed == runs.end()) return;
   // The others are written and shown; the exit code is that of the first that failed.
-  throw Error(*failed->failure_code, fmt::format("run {} failed: {}", failed->report.name,
-                                                 *failed->report.failure));
+  throw Error(*failed->failure_code,
+              fmt::format("run {} failed: {}", failed->report.name, *failed->report.failure));
 }
 
 }  // namespace
@@ -128,7 +129,8 @@ void add_simulate_command(CLI::App& app) {
   command->add_flag("--no-timelines", arguments->no_timelines, "Write no timelines");
   command->add_flag("--json", arguments->json, "Print the results as JSON and nothing else");
   command->footer(
-      "A run that cannot be carried out is shown as failed and the others are simulated; the exit code\n"
+      "A run that cannot be carried out is shown as failed and the others are simulated; the exit "
+      "code\n"
       "is then that of the first that failed (2: its inputs do not fit together).\n"
       "Example:\n  coterie simulate law_h200_8.yaml -o out --set trace.file=law.moet --engine "
       "flow");

@@ -1,8 +1,9 @@
 #include "sim/engines/flow_components.hpp"
 
 #include <algorithm>
-#include <bit>
 #include <numeric>
+
+#include "core/hash.hpp"
 
 namespace coterie::flow {
 namespace {
@@ -28,27 +29,6 @@ class DisjointSets {
 
  private:
   std::vector<std::uint32_t> parent_;
-};
-
-// FNV-1a over 64-bit words, folded: equal parts must meet, unequal ones are told apart by ==.
-class Hash {
- public:
-  void add(std::uint64_t word) {
-    state_ = (state_ ^ word) * 0x9e3779b97f4a7c15ULL;
-    state_ ^= state_ >> 32U;
-  }
-  void add(const std::vector<double>& values) {
-    add(values.size());
-    for (const double value : values) add(std::bit_cast<std::uint64_t>(value));
-  }
-  void add(const std::vector<std::uint32_t>& values) {
-    add(values.size());
-    for (const std::uint32_t value : values) add(std::uint64_t{value});
-  }
-  [[nodiscard]] std::uint64_t value() const { return state_; }
-
- private:
-  std::uint64_t state_ = 0xcbf29ce484222325ULL;
 };
 
 }  // namespace
@@ -127,25 +107,24 @@ double Part::busiest_link_s() const {
 }
 
 std::uint64_t Part::hash() const {
-  Hash hash;
+  ContentHash hash;
   for (const auto* values : {&amount, &delay_s, &cap, &capacity}) hash.add(*values);
   for (const auto* values : {&queue, &waits_for, &route_begin, &route, &signal_begin, &signals,
                              &event_count, &queue_places}) {
     hash.add(*values);
   }
+  // Member by member: structures have padding, which has no defined bytes.
+  std::vector<std::uint32_t> places;
+  std::vector<double> values;
   for (const Hold& hold : holds) {
-    for (const std::uint32_t value : {hold.resource, hold.begin_op, hold.end_event}) {
-      hash.add(std::uint64_t{value});
-    }
-    hash.add(std::bit_cast<std::uint64_t>(hold.amount));
+    places.insert(places.end(), {hold.resource, hold.begin_op, hold.end_event});
+    values.push_back(hold.amount);
   }
   for (const CapacityChange& change : changes) {
-    hash.add(std::uint64_t{change.link});
-    for (const double value : {change.time_s, change.capacity}) {
-      hash.add(std::bit_cast<std::uint64_t>(value));
-    }
+    places.push_back(change.link);
+    values.insert(values.end(), {change.time_s, change.capacity});
   }
-  return hash.value();
+  return hash.add(places).add(values).digest();
 }
 
 Renumbering::Renumbering(const Program& program, const Routes& all, const BindingRoutes& routes)

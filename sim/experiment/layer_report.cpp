@@ -81,10 +81,22 @@ void add_local_rows(const LayerRun& run, TransferSums& sums) {
         if (stage.src[i] != stage.dst[i]) continue;
         const std::uint32_t gpu = first_gpu + stage.src[i];
         const std::uint64_t rows = stage.num_rows[i];
-        sums.add({stage.out, to_string(Tier::kLocal), gpu, gpu, rows,
-                  dispatch_bytes(stage, i, sizes).value, {}, {}});
-        sums.add({stage.back, to_string(Tier::kLocal), gpu, gpu, rows,
-                  combine_bytes(stage, i, sizes).value, {}, {}});
+        sums.add({stage.out,
+                  to_string(Tier::kLocal),
+                  gpu,
+                  gpu,
+                  rows,
+                  dispatch_bytes(stage, i, sizes).value,
+                  {},
+                  {}});
+        sums.add({stage.back,
+                  to_string(Tier::kLocal),
+                  gpu,
+                  gpu,
+                  rows,
+                  combine_bytes(stage, i, sizes).value,
+                  {},
+                  {}});
       }
     }
     first_gpu += plan.num_ranks;
@@ -96,8 +108,7 @@ std::vector<TransferGroup> transfer_groups(const LayerRun& run) {
   TransferSums sums(num_ranks(run));
   for (std::size_t op = 0; op < program.num_ops(); ++op) {
     if (!program.is_transfer(op)) continue;
-    const Tier tier =
-        run.resolved.network.tier(GpuId{program.src[op]}, GpuId{program.dst[op]});
+    const Tier tier = run.resolved.network.tier(GpuId{program.src[op]}, GpuId{program.dst[op]});
     TransferSums::Transfer transfer{run.layer.phase[op],
                                     to_string(tier),
                                     program.src[op],

@@ -188,9 +188,8 @@ class Simulation {
     std::vector<LayerResult> results;
     std::vector<double> ready_s;  // empty: all ranks at zero
     for (std::size_t layer = item.first; layer < item.first + item.count; ++layer) {
-      results.push_back(named(item.run, layer, [&] {
-        return simulate_layer(item.run, layer, ready_s);
-      }));
+      results.push_back(
+          named(item.run, layer, [&] { return simulate_layer(item.run, layer, ready_s); }));
     }
     return results;
   }
@@ -213,8 +212,7 @@ class Simulation {
     const PlanRequest request = plan_request(experiment_, run.spec.policy, PlanDetail::kCounts);
     std::vector<LayerPlan> plans;
     for (const RankTokens& tokens : *run.group_tokens) {
-      plans.push_back(
-          make_plan(*run.routing, layer, run.placement.layers[layer], tokens, request));
+      plans.push_back(make_plan(*run.routing, layer, run.placement.layers[layer], tokens, request));
     }
     return plans;
   }
@@ -242,8 +240,8 @@ class Simulation {
     engine.timeout_s = options_.timeout_s;
     const Execution execution = run_engine(experiment_.engine, resolved, engine);
 
-    const LayerRun layer_run{setup,     program, resolved,
-                             execution, experiment_.engine != "bound", shift_s};
+    const LayerRun layer_run{setup,  program, resolved, execution, experiment_.engine != "bound",
+                             shift_s};
     LayerResult result;
     result.report = report_layer(layer_run);
     if (options_.timelines && layer_run.times_known) {
@@ -302,7 +300,7 @@ class Simulation {
   TraceParts parts_;
   std::vector<PreparedRun> runs_;
   std::vector<std::pair<std::optional<Failure>, std::size_t>> failures_;  // [run], and its layer
-  std::vector<std::vector<LayerResult>> results_;                        // [run][layer]
+  std::vector<std::vector<LayerResult>> results_;                         // [run][layer]
   std::optional<Progress> progress_;
   std::mutex mutex_;
 };

@@ -16,9 +16,9 @@ namespace coterie {
 struct SimulateOptions {
   // Runs and layers simulated at once: in threads, or under `simgrid` in child processes.
   unsigned num_jobs = 1;
-  std::optional<double> relative_precision;     // see EngineOptions
-  std::optional<double> timeout_s;              // of one layer's simulation
-  std::optional<std::filesystem::path> cache;   // of learnt placements, see PrepareOptions
+  std::optional<double> relative_precision;    // see EngineOptions
+  std::optional<double> timeout_s;             // of one layer's simulation
+  std::optional<std::filesystem::path> cache;  // of learnt placements, see PrepareOptions
   bool timelines = true;
   bool progress = false;  // on stderr
 };

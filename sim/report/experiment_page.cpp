@@ -12,8 +12,8 @@
 #include "core/statistics.hpp"
 #include "sim/report/link_loads.hpp"
 #include "sim/report/pages.hpp"
-#include "workloads/experiment.hpp"
 #include "topologies/network.hpp"
+#include "workloads/experiment.hpp"
 
 namespace coterie {
 namespace {
@@ -100,8 +100,7 @@ class ExperimentPage {
       }
     }
     if (runs_.empty()) {
-      throw InputError((folder / "results.json").string(), "no run that succeeded",
-                       "at least one");
+      throw InputError((folder / "results.json").string(), "no run that succeeded", "at least one");
     }
   }
 

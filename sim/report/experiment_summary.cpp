@@ -108,7 +108,8 @@ class Summary {
     const std::optional<PartTimes> parts = critical_parts(*fastest_);
     if (!parts || parts->total_s() <= 0.0) return;
     std::string text = fmt::format(
-        "The rank of {} that ends its layer spends {} of it in communication, {} waiting for slower "
+        "The rank of {} that ends its layer spends {} of it in communication, {} waiting for "
+        "slower "
         "ranks and {} in the expert MLP",
         name_of(*fastest_), percent(parts->communication_s() / parts->total_s()),
         percent((*parts)[Part::kWait] / parts->total_s()),
@@ -181,8 +182,8 @@ class Summary {
       for (const std::string& warning : run.warnings) {
         if (std::find(said.begin(), said.end(), warning) != said.end()) continue;
         said.push_back(warning);
-        paragraphs_.push_back(fmt::format("<span class=\"warn\">Take care</span>: {}.",
-                                          escape_html(warning)));
+        paragraphs_.push_back(
+            fmt::format("<span class=\"warn\">Take care</span>: {}.", escape_html(warning)));
       }
     }
   }

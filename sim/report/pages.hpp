@@ -8,9 +8,9 @@
 #include <string_view>
 #include <vector>
 
+#include "core/csv.hpp"
 #include "core/results.hpp"
 #include "core/yaml.hpp"
-#include "core/csv.hpp"
 
 namespace coterie {
 

@@ -46,7 +46,8 @@ CsvTable read_rows(const fs::path& path) {
   for (std::size_t row = 0; row < table.rows.size(); ++row) {
     if (table.text(row, "status") == "ok" && !table.number(row, "layer_time_s")) {
       throw InputError(fmt::format("{}:{}", path.string(), table.lines[row]),
-                       fmt::format("layer_time_s \"{}\"", table.text(row, "layer_time_s")), "a number");
+                       fmt::format("layer_time_s \"{}\"", table.text(row, "layer_time_s")),
+                       "a number");
     }
   }
   if (table.rows.empty()) throw InputError(path.string(), "no rows", "at least one point");

@@ -128,8 +128,7 @@ class Summary {
           "<tr><th>{}{}</th><td>{:.2f}x</td><td>{:.2f}x</td><td>{:.2f}x</td><td>{}</td><td>{}</td>"
           "<td>{}</td><td>{}</td></tr>",
           escape_html(run), exact(run) ? "" : " <span class=\"warn\">not exact</span>",
-          median(ratios), ratios.front(), ratios.back(),
-          share_text(faster, ratios.size()),
+          median(ratios), ratios.front(), ratios.back(), share_text(faster, ratios.size()),
           share_text(ratios.size() - faster - slower, ratios.size()),
           share_text(slower, ratios.size()), ratios.size());
     }

@@ -51,9 +51,9 @@ void add_identity(const Experiment& experiment, const RunReport& report, ordered
   row["gpus_per_node"] = cluster.gpus_per_node;
   row["scale_up_bandwidth_Bps"] =
       cluster.scale_up ? ordered_json(cluster.scale_up->bandwidth.value) : ordered_json(nullptr);
-  row["nic_bandwidth_Bps"] =
-      cluster.nic ? ordered_json(cluster.nic->bandwidth.value * cluster.nic->per_gpu)
-                  : ordered_json(nullptr);
+  row["nic_bandwidth_Bps"] = cluster.nic
+                                 ? ordered_json(cluster.nic->bandwidth.value * cluster.nic->per_gpu)
+                                 : ordered_json(nullptr);
 }
 
 void add_times(const RunReport& report, ordered_json& row) {

@@ -92,7 +92,8 @@ TEST(Metrics, WaitsHaveTheirOwnName) {
   const auto critical = critical_rank(layer);
   ASSERT_TRUE(critical);
   EXPECT_EQ(critical->rank, 0U);
-  EXPECT_EQ(critical->parts.seconds, (std::array<double, kNumParts>{1, 1, 2.5, 0.5, 3, 1, 3, 4, 5}));
+  EXPECT_EQ(critical->parts.seconds,
+            (std::array<double, kNumParts>{1, 1, 2.5, 0.5, 3, 1, 3, 4, 5}));
   EXPECT_EQ(critical->parts.total_s(), 21.0);
 }
 

@@ -71,25 +71,25 @@ TEST(Results, OtherDocumentsAreRefused) {
 TEST(Results, CsvHasOneLinePerRunAndLayer) {
   const CsvTable table = parse_csv(to_csv(example().runs), "results.csv");
   ASSERT_EQ(table.rows.size(), 2U);
-  for (const auto& [column, value] : std::map<std::string, std::string>{
-           {"run", "a, \"quoted\" run"},
-           {"status", "ok"},
-           {"error", ""},
-           {"engine", "nccl"},
-           {"layer", "3"},
-           {"layer_time_s", "0.3"},
-           {"layer_low_s", ""},
-           {"dispatch_slowest_rank_s", "0.25"},
-           {"mlp_slowest_rank_s", "0"},
-           {"dispatch_s", "0.25"},
-           {"critical_rank", "1"},
-           {"critical_wait_s", "0.1"},
-           {"critical_dispatch_s", "0.19999999999999998"},
-           {"dispatch_network_bytes", "84"},
-           {"combine_network_bytes", "0"},
-           {"busiest_link", ""},
-           {"weight_lost", "0.25"},
-           {"top1_changed", "0"}}) {
+  for (const auto& [column, value] :
+       std::map<std::string, std::string>{{"run", "a, \"quoted\" run"},
+                                          {"status", "ok"},
+                                          {"error", ""},
+                                          {"engine", "nccl"},
+                                          {"layer", "3"},
+                                          {"layer_time_s", "0.3"},
+                                          {"layer_low_s", ""},
+                                          {"dispatch_slowest_rank_s", "0.25"},
+                                          {"mlp_slowest_rank_s", "0"},
+                                          {"dispatch_s", "0.25"},
+                                          {"critical_rank", "1"},
+                                          {"critical_wait_s", "0.1"},
+                                          {"critical_dispatch_s", "0.19999999999999998"},
+                                          {"dispatch_network_bytes", "84"},
+                                          {"combine_network_bytes", "0"},
+                                          {"busiest_link", ""},
+                                          {"weight_lost", "0.25"},
+                                          {"top1_changed", "0"}}) {
     ASSERT_TRUE(table.find(column)) << column;
     EXPECT_EQ(table.text(0, column), value) << column;
   }

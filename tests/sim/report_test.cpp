@@ -116,7 +116,7 @@ TEST_F(ReportPage, OfAnExperimentShowsTheNumbersOfItsCsv) {
 
   // The mean over layers of the first run, as the run table shows it.
   double sum = 0.0;
-  for (std::size_t row = 0; row < 4; ++row) sum += *table.number(row, "time_s");
+  for (std::size_t row = 0; row < 4; ++row) sum += *table.number(row, "layer_time_s");
   const std::regex mean("data-run=\"standard\">.*?data-value=\"([^\"]*)\"");
   std::smatch match;
   ASSERT_TRUE(std::regex_search(shown.document, match, mean));
@@ -148,13 +148,13 @@ TEST_F(ReportPage, TablesSortAndRowsGiveTheirCommand) {
   const Shown shown =
       open("out/report.html",
            "const head = [...document.querySelectorAll('#rows thead th')].find((th) "
-           "=> th.textContent === 'time_s'); head.click(); head.click();"
+           "=> th.textContent === 'layer_time_s'); head.click(); head.click();"
            "document.querySelector('#rows tbody tr:last-child').click();");
   const auto rows = table_of(shown.document);
   ASSERT_EQ(rows.size(), 26U);
   double last = std::numeric_limits<double>::infinity();
   for (const auto& row : rows) {
-    const std::string& cell = row.at("time_s");
+    const std::string& cell = row.at("layer_time_s");
     const double value = cell.empty() ? std::numeric_limits<double>::infinity() : std::stod(cell);
     EXPECT_LE(value, last);
     last = value;

@@ -9,6 +9,8 @@
 #include <set>
 #include <thread>
 
+#include "core/metrics.hpp"
+#include "core/results.hpp"
 #include "tests/sim/program.hpp"
 #include "workloads/trace/moet.hpp"
 
@@ -18,6 +20,7 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Not;
 
 constexpr const char* kExample = COTERIE_SOURCE_DIR "/workloads/examples/quickstart.yaml";
 constexpr const char* kTrace = COTERIE_SOURCE_DIR "/workloads/examples/collaborating.moet";
@@ -193,6 +196,9 @@ TEST_F(Command, EqualInputsGiveEqualBytes) {
     ASSERT_EQ(run(base + " -o " + out + "2 --jobs 4").exit_code, 0);
     ASSERT_EQ(run(base + " -o " + out + "3 --jobs 1 --set seed=7").exit_code, 0);
     for (const char* name : {"/results.csv", "/timeline-standard.json", "/effective.yaml"}) {
+      // A bound has no timeline.
+      ASSERT_EQ(exists(out + "1" + name), exists(out + "2" + name)) << engine << name;
+      if (!exists(out + "1" + name)) continue;
       EXPECT_EQ(text(out + "1" + name), text(out + "2" + name)) << engine << name;
     }
     EXPECT_NE(text(out + "1/results.csv"), text(out + "3/results.csv")) << engine;
@@ -213,6 +219,73 @@ TEST_F(Command, AFolderOfEarlierResultsIsReplacedWhole) {
   ASSERT_EQ(run(simulate("-o out --engine flow --run dedup")).exit_code, 0);
   EXPECT_THAT(files(), ElementsAre("out/command.txt", "out/effective.yaml", "out/results.csv",
                                    "out/results.json", "out/timeline-dedup.json"));
+}
+
+// Into a folder of another experiment nothing is written, and nothing there is removed.
+TEST_F(Command, AFolderOfAnotherExperimentIsLeftAlone) {
+  ASSERT_EQ(run(simulate("-o out --engine flow --run dedup")).exit_code, 0);
+  const std::string results = text("out/results.json");
+  const auto before = files();
+  const Outcome outcome = run(simulate("-o out --engine flow --set name=other"));
+  EXPECT_EQ(outcome.exit_code, 2);
+  EXPECT_THAT(outcome.err,
+              HasSubstr("found predicted results of experiment quickstart, expected "));
+  EXPECT_EQ(files(), before);
+  EXPECT_EQ(text("out/results.json"), results);
+}
+
+// 64 experts on 8 ranks cannot be placed by co-activation without any imbalance. The run is a failed
+// row with its sentence, the others are simulated and written, and the exit code says so; in threads
+// and in child processes alike. Alone it leaves nothing.
+TEST_F(Command, ARunThatCannotBeCarriedOutFailsAlone) {
+  const std::string capped =
+      "--set runs.3.max_imbalance=1.0 --set layers=[2] --set tokens_per_rank=64 --jobs 2 ";
+  for (const char* engine : {"flow", "simgrid"}) {
+    const Outcome outcome = run(simulate(capped + "-o out --engine " + engine));
+    EXPECT_EQ(outcome.exit_code, 2);
+    EXPECT_THAT(outcome.err,
+                HasSubstr("coterie: error: run collaboration failed: max-imbalance: "));
+    EXPECT_THAT(outcome.out,
+                HasSubstr("collaboration failed: max-imbalance: found 1, expected at"));
+    const auto results = read_results(folder_ / "work" / "out" / "results.json");
+    ASSERT_EQ(results.runs.size(), 6U);
+    for (const RunReport& report : results.runs) {
+      EXPECT_EQ(report.failure.has_value(), report.name == "collaboration");
+      EXPECT_EQ(report.layers.size(), report.failure ? 0U : 1U);
+    }
+    EXPECT_FALSE(exists("out/timeline-collaboration.json"));
+    EXPECT_TRUE(exists("out/timeline-dedup.json"));
+  }
+  const Outcome alone = run(simulate(capped + "-o alone --engine flow --run collaboration"));
+  EXPECT_EQ(alone.exit_code, 2);
+  EXPECT_FALSE(exists("alone"));
+}
+
+// The parts of the critical rank add up to the layer, whatever engine says when things happen.
+TEST_F(Command, PartsOfTheCriticalRankAddUp) {
+  for (const char* engine : {"flow", "simgrid"}) {
+    ASSERT_EQ(run(simulate(std::string("-o out --set layers=[2] --engine ") + engine)).exit_code,
+              0);
+    for (const RunReport& report : read_results(folder_ / "work" / "out" / "results.json").runs) {
+      const auto critical = critical_rank(report.layers.front());
+      ASSERT_TRUE(critical);
+      EXPECT_NEAR(critical->parts.total_s(), report.time_s(), 1e-12) << engine << report.name;
+      EXPECT_GT(critical->parts[Part::kMlp], 0.0);
+      EXPECT_LE(combine_s(report.layers.front()), combine_span_s(report.layers.front()) + 1e-12);
+    }
+  }
+}
+
+// The odd sequences of the bundled trace hold 1,147 tokens; 8 * 4,096 = 32,768 = 28.6 * 1,147.
+TEST_F(Command, AStretchedTraceIsWarnedOf) {
+  const std::string sentence =
+      "the 1,147 evaluated tokens of collaborating.moet stand for 32,768, so each repeats 29 times";
+  EXPECT_THAT(run(simulate("-o out --engine bound")).out, HasSubstr("warning: " + sentence));
+  EXPECT_THAT(text("out/results.json"), HasSubstr(sentence));
+  ASSERT_EQ(run("report out").exit_code, 0);
+  EXPECT_THAT(text("out/report.html"), HasSubstr(sentence));
+  EXPECT_THAT(run(simulate("-o few --engine bound --set tokens_per_rank=64")).out,
+              Not(HasSubstr("warning")));
 }
 
 TEST_F(Command, SetTakesOneValueAndMayStandBeforeTheFile) {

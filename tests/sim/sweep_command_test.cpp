@@ -17,6 +17,7 @@
 #include <string>
 #include <thread>
 
+#include "core/csv.hpp"
 #include "core/file.hpp"
 
 namespace coterie {
@@ -127,8 +128,25 @@ TEST_F(SweepCommand, RecordsAFailedPointWithItsSentence) {
   EXPECT_EQ(out.exit_code, 0) << out.text;
   EXPECT_THAT(out.text, HasSubstr("the first that failed: "));
   EXPECT_THAT(table("out"), HasSubstr(",128,star,failed,\"ranks: found 128, expected at most 64"));
-  EXPECT_THAT(table("out"), HasSubstr(",many,star,failed,\"--set ranks: found \"\"many\"\""));
+  EXPECT_THAT(table("out"), HasSubstr(",many,star,failed,\"'--set ranks: found \"\"many\"\""));
   EXPECT_THAT(table("out"), HasSubstr(",8,star,ok,"));
+}
+
+// A cap of 1.0 cannot be met by co-activation on 8 ranks, one of 4.0 can: only one run of one point
+// fails, and its row says who and why.
+TEST_F(SweepCommand, ARunThatFailsLeavesTheOthersOfItsPoint) {
+  write_sweep("axes: [{key: runs.1.max_imbalance, values: [1.0, 4.0]}]\n");
+  ASSERT_EQ(run(sweep("out")).exit_code, 0);
+  const CsvTable rows = parse_csv(table("out"), "sweep.csv");
+  ASSERT_EQ(rows.rows.size(), 4U);
+  for (std::size_t row = 0; row < 4; ++row) {
+    const bool fails = rows.text(row, "run") == "placed" &&
+                       rows.text(row, "set.runs.1.max_imbalance").starts_with("1");
+    EXPECT_EQ(rows.text(row, "status"), fails ? "failed" : "ok");
+    EXPECT_EQ(rows.text(row, "error").starts_with("max-imbalance: found 1"), fails);
+    EXPECT_EQ(rows.number(row, "layer_time_s").has_value(), !fails);
+    EXPECT_EQ(rows.text(row, "policy"), rows.text(row, "run") == "placed" ? "dedup" : "standard");
+  }
 }
 
 TEST_F(SweepCommand, AnAxisMayHoldWholeBlocks) {

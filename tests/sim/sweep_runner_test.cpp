@@ -42,7 +42,7 @@ class SweepRunnerTest : public ::testing::Test {
       std::ofstream(marks, std::ios::app) << point.id + "\n";
       const double time = 12.0 / std::stod(point.settings[0].second);
       return ordered_json::array(
-          {{{"run", "x"}, {"time_s", time}}, {{"run", "y"}, {"time_s", time / 2}}});
+          {{{"run", "x"}, {"layer_time_s", time}}, {{"run", "y"}, {"layer_time_s", time / 2}}});
     };
   }
   [[nodiscard]] long num_marks() const {
@@ -68,7 +68,7 @@ TEST_F(SweepRunnerTest, WritesTheSameTablesForAnyNumberOfJobs) {
   write_sweep_tables(spec_, options_.folder);
   const std::string csv = read_file(options_.folder / "sweep.csv");
   EXPECT_EQ(csv.substr(0, csv.find('\n')),
-            "point,set.ranks,set.seed,status,error,run,time_s,speedup_over_baseline");
+            "point,set.ranks,set.seed,status,error,run,layer_time_s,speedup_over_baseline");
   // ranks 4, run y: 12 s at ranks 1 run x against 1.5 s.
   EXPECT_NE(csv.find(",4,3,ok,,y,1.5,8.0"), std::string::npos) << csv;
   EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 25);

@@ -6,8 +6,8 @@
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "tests/workloads/trace/sample.hpp"
-#include "workloads/prepare.hpp"
 #include "workloads/plan/check.hpp"
+#include "workloads/prepare.hpp"
 #include "workloads/trace/moet.hpp"
 
 namespace coterie::testing {
@@ -256,7 +256,8 @@ TEST_F(ExperimentFile, LearntPlacementsComeFromTheCache) {
     });
   };
   for (int repeat = 0; repeat < 2; ++repeat) {
-    const Placement placement = prepare_run(experiment, experiment.runs[1], trace, options).placement;
+    const Placement placement =
+        prepare_run(experiment, experiment.runs[1], trace, options).placement;
     for (std::size_t layer = 0; layer < fresh.layers.size(); ++layer) {
       EXPECT_EQ(placement.layers[layer].rank_experts, fresh.layers[layer].rank_experts);
     }
