@@ -25,7 +25,8 @@ std::string_view bytes_of(std::span<const T> values) {
 }
 
 const std::vector<std::uint32_t>& layers_of(const Imported& imported) {
-  return std::visit([](const auto& trace) -> const auto& { return trace.layers; }, imported.trace);
+  return std::visit(
+      [](const auto& trace) -> const auto& { return trace.layers; }, imported.trace);
 }
 
 std::uint64_t digest_of(const Imported& imported) {
@@ -111,12 +112,12 @@ std::vector<Group> group_by_layers(std::vector<ImportedFile> files) {
   });
   for (Group& group : groups) {
     if (group.size() != groups.front().size()) {
-      throw InputError(group.front().name,
-                       fmt::format("{} files with {}", group.size(),
-                                   layers_text(layers_of(group.front().imported))),
-                       fmt::format("{} as with {}: one of each pipeline stage",
-                                   groups.front().size(),
-                                   layers_text(layers_of(groups.front().front().imported))));
+      throw InputError(
+          group.front().name,
+          fmt::format("{} files with {}", group.size(),
+                      layers_text(layers_of(group.front().imported))),
+          fmt::format("{} as with {}: one of each pipeline stage", groups.front().size(),
+                      layers_text(layers_of(groups.front().front().imported))));
     }
     if (std::all_of(group.begin(), group.end(),
                     [](const ImportedFile& file) { return file.imported.rank.has_value(); })) {
@@ -139,30 +140,31 @@ ImportedFile merge_stages(std::vector<ImportedFile> stages) {
   };
   std::vector<Part> parts;
   const Routing first = all;
-  for (std::size_t i = 0; i < first.num_layers(); ++i) parts.push_back({first.layers[i], &first, i});
+  for (std::size_t i = 0; i < first.num_layers(); ++i)
+    parts.push_back({first.layers[i], &first, i});
   std::string names = fmt::format("{} ({})", merged.name, layers_text(first.layers));
   for (std::size_t s = 1; s < stages.size(); ++s) {
     const ImportedFile& stage = stages[s];
     const auto& routing = std::get<Routing>(stage.imported.trace);
     if (routing.num_topk != first.num_topk || routing.num_experts != first.num_experts ||
         routing.weights.empty() != first.weights.empty()) {
-      throw InputError(stage.name, shape_text(routing),
-                       fmt::format("{} as in {}, but for the layers", shape_text(first),
-                                   merged.name));
+      throw InputError(
+          stage.name, shape_text(routing),
+          fmt::format("{} as in {}, but for the layers", shape_text(first), merged.name));
     }
     if (routing.sequence_begin != first.sequence_begin) {
-      throw InputError(stage.name,
-                       fmt::format("{} tokens in {} sequences", routing.num_tokens(),
-                                   routing.num_sequences()),
-                       fmt::format("the {} tokens in {} sequences of {}, whose other layers it "
-                                   "would continue",
-                                   first.num_tokens(), first.num_sequences(), merged.name));
+      throw InputError(
+          stage.name,
+          fmt::format("{} tokens in {} sequences", routing.num_tokens(), routing.num_sequences()),
+          fmt::format("the {} tokens in {} sequences of {}, whose other layers it "
+                      "would continue",
+                      first.num_tokens(), first.num_sequences(), merged.name));
     }
     if (stage.imported.tokens_digest && merged.imported.tokens_digest &&
         *stage.imported.tokens_digest != *merged.imported.tokens_digest) {
-      throw InputError(stage.name, "other tokens (by their ids and positions)",
-                       fmt::format("those of {}, whose other layers it would continue",
-                                   merged.name));
+      throw InputError(
+          stage.name, "other tokens (by their ids and positions)",
+          fmt::format("those of {}, whose other layers it would continue", merged.name));
     }
     for (std::size_t i = 0; i < routing.num_layers(); ++i) {
       parts.push_back({routing.layers[i], &routing, i});
@@ -262,8 +264,8 @@ void note_shared_prompts(const Routing& routing, std::vector<std::string>& notes
     if (length < kFewestTokens) continue;
     text.clear();
     for (std::size_t l = 0; l < routing.num_layers(); ++l) {
-      text += bytes_of(routing.layer_experts(l).subspan(begin * routing.num_topk,
-                                                        length * routing.num_topk));
+      text += bytes_of(
+          routing.layer_experts(l).subspan(begin * routing.num_topk, length * routing.num_topk));
     }
     if (!seen.insert({length, content_hash(text)}).second) ++num_shared;
   }
@@ -303,10 +305,9 @@ Imported combine(std::vector<ImportedFile> files) {
   }
   for (const std::string& note : order) {
     const auto& names = files_of_note[note];
-    all.notes.push_back(names.size() == 1
-                            ? fmt::format("{}: {}", names.front(), note)
-                            : fmt::format("{} and {} more: {}", names.front(), names.size() - 1,
-                                          note));
+    all.notes.push_back(names.size() == 1 ? fmt::format("{}: {}", names.front(), note)
+                                          : fmt::format("{} and {} more: {}", names.front(),
+                                                        names.size() - 1, note));
   }
   files = drop_repeated(std::move(files), all);
   if (std::holds_alternative<ExpertCounts>(files.front().imported.trace)) {

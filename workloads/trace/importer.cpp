@@ -86,7 +86,8 @@ void check_against_options(const Trace& trace, const ImportOptions& options,
 void check_layers(const Trace& trace, const ImportOptions& options, const std::string& where) {
   std::vector<std::uint32_t> wanted = options.layers;
   if (wanted.empty() && options.model) wanted = options.model->moe_layers;
-  const auto& layers = std::visit([](const auto& t) -> const auto& { return t.layers; }, trace);
+  const auto& layers = std::visit(
+      [](const auto& t) -> const auto& { return t.layers; }, trace);
   for (const std::uint32_t layer : wanted) {
     if (std::find(layers.begin(), layers.end(), layer) == layers.end()) {
       throw InputError(where, fmt::format("no layer {}", layer), "every MoE layer asked for");
@@ -109,9 +110,8 @@ void note_shared_expert(const Routing& routing, std::vector<std::string>& notes)
   for (std::size_t at = 0; at < routing.experts.size(); at += routing.num_topk) {
     const auto row = std::span(routing.experts).subspan(at, routing.num_topk);
     if (!common) common.emplace(row.begin(), row.end());
-    std::erase_if(*common, [&](ExpertIdx id) {
-      return std::find(row.begin(), row.end(), id) == row.end();
-    });
+    std::erase_if(*common,
+                  [&](ExpertIdx id) { return std::find(row.begin(), row.end(), id) == row.end(); });
     if (common->empty()) return;
   }
   notes.push_back(fmt::format(
@@ -168,8 +168,7 @@ Imported import_traces(std::span<const std::filesystem::path> inputs, const std:
     ImportedFile file{input.string(), importer.import_file(input, options)};
     check_sound(file.imported.trace, file.name);
     check_against_options(file.imported.trace, options, file.name);
-    std::visit([&](auto& trace) { trace.origin = input.filename().string(); },
-               file.imported.trace);
+    std::visit([&](auto& trace) { trace.origin = input.filename().string(); }, file.imported.trace);
     files.push_back(std::move(file));
   }
   const std::string where =

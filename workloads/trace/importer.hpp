@@ -20,8 +20,8 @@ namespace coterie {
 struct ImportOptions {
   std::optional<std::uint32_t> num_experts;
   std::optional<std::uint32_t> num_topk;  // experts per token
-  std::vector<std::uint32_t> layers;  // numbers of the MoE layers, for inputs without them
-  std::optional<ModelShape> model;    // stands in for all three
+  std::vector<std::uint32_t> layers;      // numbers of the MoE layers, for inputs without them
+  std::optional<ModelShape> model;        // stands in for all three
   // hf-json: how the selection is redone (softmax_topk, topk_softmax, sigmoid_group).
   std::string selection;
 };

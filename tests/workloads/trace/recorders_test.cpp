@@ -87,8 +87,8 @@ std::string p_int_list(const std::vector<int>& values) {
   return p_list(items);
 }
 
-std::string sglang_file(const std::vector<SglangPass>& passes,
-                        const std::vector<std::int64_t>& map, int num_layers, int rank = 0) {
+std::string sglang_file(const std::vector<SglangPass>& passes, const std::vector<std::int64_t>& map,
+                        int num_layers, int rank = 0) {
   const auto num_physical = static_cast<int>(map.size()) / num_layers;
   std::vector<std::string> records;
   std::vector<std::string> storages;
@@ -123,11 +123,10 @@ std::string sglang_file(const std::vector<SglangPass>& passes,
         {"positions", p_int_list(pass.positions)},
         {"extend_seq_lens", pass.extend_seq_lens ? p_int_list(*pass.extend_seq_lens) : "N"},
         {"forward_mode", p_int(pass.forward_mode)},
-        {"topk_ids_of_layer",
-         p_tensor("IntStorage", ids_key, static_cast<int>(ids.size()),
-                  {num_layers, num_tokens, kSglangTopk},
-                  // As torch has it for a tensor without elements too.
-                  {std::max(num_tokens, 1) * kSglangTopk, kSglangTopk, 1})},
+        {"topk_ids_of_layer", p_tensor("IntStorage", ids_key, static_cast<int>(ids.size()),
+                                       {num_layers, num_tokens, kSglangTopk},
+                                       // As torch has it for a tensor without elements too.
+                                       {std::max(num_tokens, 1) * kSglangTopk, kSglangTopk, 1})},
         {"misc_objects", p_list({})},
         {"global_physical_count",
          p_tensor("IntStorage", counts_key, static_cast<int>(counts.size()),
@@ -141,19 +140,19 @@ std::string sglang_file(const std::vector<SglangPass>& passes,
   }
   const std::string map_key = std::to_string(storages.size());
   storages.push_back(raw(map));
-  return torch_file(
-      p_dict({{"records", p_list(records)},
-              {"last_physical_to_logical_map",
-               p_tensor("LongStorage", map_key, static_cast<int>(map.size()),
-                        {num_layers, num_physical}, {num_physical, 1})}}),
-      storages);
+  return torch_file(p_dict({{"records", p_list(records)},
+                            {"last_physical_to_logical_map",
+                             p_tensor("LongStorage", map_key, static_cast<int>(map.size()),
+                                      {num_layers, num_physical}, {num_physical, 1})}}),
+                    storages);
 }
 
 // Layer 0 dense, layer 1 with physical expert p = logical 3 - p.
 const std::vector<std::int64_t> kMap{0, 1, 2, 3, 3, 2, 1, 0};
 
 TEST_F(RecorderTest, SglangCutsThePaddedTopkAxisAndSkipsIdlePasses) {
-  const SglangPass prefill{{{}, {{0, 1}, {2, 3}, {1, 0}}}, {0, 1, 2}, {}, std::vector<int>{3}, 1, {}};
+  const SglangPass prefill{
+      {{}, {{0, 1}, {2, 3}, {1, 0}}}, {0, 1, 2}, {}, std::vector<int>{3}, 1, {}};
   const SglangPass idle{{{}, {}}, {}, {}, std::nullopt, 4, {}};
   const SglangPass decode{{{}, {{3, 1}}}, {3}, {}, std::nullopt, 2, {}};
   const Imported imported = import_text("", sglang_file({idle, prefill, idle, decode}, kMap, 2));
@@ -170,8 +169,8 @@ TEST_F(RecorderTest, SglangJoinsChunksOfNamedRequests) {
   // Request a in chunks of 2 and 1, the second in one pass with all of b; then a decode of both,
   // listed the other way round.
   const SglangPass first{{{}, {{0, 1}, {0, 2}}}, {0, 1}, {}, std::vector<int>{2}, 1, {"a"}};
-  const SglangPass second{
-      {{}, {{0, 3}, {1, 0}, {1, 2}}}, {2, 0, 1}, {}, std::vector<int>{1, 2}, 1, {"a", "b"}};
+  const SglangPass second{{{}, {{0, 3}, {1, 0}, {1, 2}}}, {2, 0, 1}, {},
+                          std::vector<int>{1, 2},         1,         {"a", "b"}};
   const SglangPass decode{{{}, {{1, 3}, {2, 0}}}, {2, 3}, {}, std::nullopt, 2, {"b", "a"}};
   const Imported imported = import_text("", sglang_file({first, second, decode}, kMap, 2));
   const Routing& routing = routing_of(imported);
@@ -281,8 +280,7 @@ TEST_F(RecorderTest, SglangIdsMustAgreeWithItsOwnCounts) {
       p_dict({{"records",
                p_list({p_dict(
                    {{"topk_ids_of_layer", p_tensor("IntStorage", "0", 32, {2, 2, 8}, {16, 8, 1})},
-                    {"global_physical_count",
-                     p_tensor("IntStorage", "1", 8, {2, 4}, {4, 1})}})})},
+                    {"global_physical_count", p_tensor("IntStorage", "1", 8, {2, 4}, {4, 1})}})})},
               {"last_physical_to_logical_map", p_tensor("LongStorage", "2", 8, {2, 4}, {4, 1})}}),
       {raw(ids), raw(std::vector<std::int32_t>{0, 0, 0, 0, 2, 1, 0, 1}), raw(kMap)});
   EXPECT_THAT(error_of("sglang", {{"input", forged}}),
@@ -307,9 +305,9 @@ TEST_F(RecorderTest, FusedSharedExpertsAreLeftOut) {
   // Not where the rest is not the top-k that was asked for, nor where one token lacks it.
   EXPECT_THAT(error_of("npz", {{"input", text}}, options(4, 1)),
               HasSubstr("routed_experts[0, 0, 2]: found expert 4, expected an id below 4"));
-  const std::string ragged = zip(
-      {{"routed_experts.npy",
-        npy("<i2", "(2, 1, 3)", raw(std::vector<std::int16_t>{0, 3, 4, 2, 1, 3}))}});
+  const std::string ragged =
+      zip({{"routed_experts.npy",
+            npy("<i2", "(2, 1, 3)", raw(std::vector<std::int16_t>{0, 3, 4, 2, 1, 3}))}});
   EXPECT_THAT(error_of("npz", {{"input", ragged}}, options(4)), HasSubstr("found expert 4"));
 }
 
@@ -352,13 +350,13 @@ TEST_F(RecorderTest, MegatronMicrobatchesAreSequencesAndMtpIsLeftOut) {
   const Imported imported = import_text("", text, options(8));
   const Routing& routing = routing_of(imported);
   EXPECT_EQ(routing.layers, (Layers{1, 4}));
-  EXPECT_EQ(routing.experts,
-            (Ids{0, 1, 2, 3, 1, 2, 0, 3, 3, 4, 4, 5, 6, 7, 5, 6, 4, 7, 0, 2}));
+  EXPECT_EQ(routing.experts, (Ids{0, 1, 2, 3, 1, 2, 0, 3, 3, 4, 4, 5, 6, 7, 5, 6, 4, 7, 0, 2}));
   EXPECT_EQ(routing.sequence_begin, (Begins{0, 2, 4, 5}));
   EXPECT_EQ(imported.num_dropped_rows, 2U);
   EXPECT_THAT(imported.notes, Contains(HasSubstr("left out 1 records of multi-token prediction")));
   EXPECT_THAT(imported.notes, Contains(HasSubstr("dropped 2 rows recorded twice")));
-  EXPECT_THAT(imported.notes, Contains(HasSubstr("whether two sequences share one cannot be known")));
+  EXPECT_THAT(imported.notes,
+              Contains(HasSubstr("whether two sequences share one cannot be known")));
 }
 
 TEST_F(RecorderTest, MegatronWithoutBlocksOrWithNumberedOnes) {
@@ -366,25 +364,26 @@ TEST_F(RecorderTest, MegatronWithoutBlocksOrWithNumberedOnes) {
   record.erase("block");
   nlohmann::json second = record;
   second["top_indices"] = {{2, 3}};
-  EXPECT_EQ(routing_of(import_text("", record.dump() + "\n" + second.dump(), options(8)))
-                .sequence_begin,
-            (Begins{0, 1, 2}));
+  EXPECT_EQ(
+      routing_of(import_text("", record.dump() + "\n" + second.dump(), options(8))).sequence_begin,
+      (Begins{0, 1, 2}));
   record["block"] = 0;
   second["block"] = 1;
-  EXPECT_EQ(routing_of(import_text("", record.dump() + "\n" + second.dump(), options(8)))
-                .sequence_begin,
-            (Begins{0, 1, 2}));
+  EXPECT_EQ(
+      routing_of(import_text("", record.dump() + "\n" + second.dump(), options(8))).sequence_begin,
+      (Begins{0, 1, 2}));
 }
 
 TEST_F(RecorderTest, MegatronStagesAreMergedAndPairedByRank) {
   // Two pipeline stages of two data-parallel ranks; the files come in the shell's order, in which
   // rank 10 stands before rank 2.
-  const Imported imported = import_files(
-      "", {{"router_trace_rank0.jsonl", megatron(0, "decoder", 1, "[0, 1]", 0)},
-           {"router_trace_rank10.jsonl", megatron(0, "decoder", 2, "[6, 7]", 10)},
-           {"router_trace_rank1.jsonl", megatron(0, "decoder", 1, "[2, 3]", 1)},
-           {"router_trace_rank2.jsonl", megatron(0, "decoder", 2, "[4, 5]", 2)}},
-      options(8));
+  const Imported imported =
+      import_files("",
+                   {{"router_trace_rank0.jsonl", megatron(0, "decoder", 1, "[0, 1]", 0)},
+                    {"router_trace_rank10.jsonl", megatron(0, "decoder", 2, "[6, 7]", 10)},
+                    {"router_trace_rank1.jsonl", megatron(0, "decoder", 1, "[2, 3]", 1)},
+                    {"router_trace_rank2.jsonl", megatron(0, "decoder", 2, "[4, 5]", 2)}},
+                   options(8));
   EXPECT_EQ(routing_of(imported).layers, (Layers{1, 2}));
   EXPECT_EQ(routing_of(imported).experts, (Ids{0, 1, 2, 3, 4, 5, 6, 7}));
   EXPECT_THAT(imported.notes, Contains(HasSubstr("they were paired in order")));
@@ -457,8 +456,7 @@ TEST_F(RecorderTest, CsvOfCounts) {
   EXPECT_EQ(std::get<ExpertCounts>(whole.trace).num_experts, 2U);
   ImportOptions one_layer = options(2);
   one_layer.layers = {9};
-  EXPECT_EQ(std::get<ExpertCounts>(
-                import_text("", "expert_id,count\n0,4\n1,2\n", one_layer).trace)
+  EXPECT_EQ(std::get<ExpertCounts>(import_text("", "expert_id,count\n0,4\n1,2\n", one_layer).trace)
                 .layers,
             (Layers{9}));
 }
@@ -482,17 +480,18 @@ TEST_F(RecorderTest, HuggingFaceNullLayersAreDense) {
 // scripts/get_expert_scores.py reads them: one sequence per line, ids, an empty cell, weights.
 TEST_F(RecorderTest, EsftFilesAreLayers) {
   const Imported imported = import_files(
-      "", {{"expert_weights_2.txt", "7\t1\t0\t3\t\t0.5\t0.25\t0.75\t0.125\n2\t6\t\t0.5\t0.25\n"},
-           {"expert_weights_1.txt", "0\t1\t2\t3\t\t0.1\t0.2\t0.3\t0.4\n4\t5\t\t0.5\t0.6\n"}},
+      "",
+      {{"expert_weights_2.txt", "7\t1\t0\t3\t\t0.5\t0.25\t0.75\t0.125\n2\t6\t\t0.5\t0.25\n"},
+       {"expert_weights_1.txt", "0\t1\t2\t3\t\t0.1\t0.2\t0.3\t0.4\n4\t5\t\t0.5\t0.6\n"}},
       options(8, 2));
   const Routing& routing = routing_of(imported);
   EXPECT_EQ(routing.layers, (Layers{1, 2}));
   EXPECT_EQ(routing.experts, (Ids{0, 1, 2, 3, 4, 5, 7, 1, 0, 3, 2, 6}));
   EXPECT_EQ(routing.weights[1], 0.2F);
   EXPECT_EQ(routing.sequence_begin, (Begins{0, 2, 3}));
-  EXPECT_THAT(error_of("esft", {{"expert_weights_1.txt", "0\t1\t2\t\t0.1\t0.2\t0.3\n"}},
-                       options(8, 2)),
-              HasSubstr("line 1: found 3 ids, expected a multiple of 2, as many as a token has"));
+  EXPECT_THAT(
+      error_of("esft", {{"expert_weights_1.txt", "0\t1\t2\t\t0.1\t0.2\t0.3\n"}}, options(8, 2)),
+      HasSubstr("line 1: found 3 ids, expected a multiple of 2, as many as a token has"));
   EXPECT_THAT(error_of("esft", {{"expert_weights_1.txt", "0\t1\t\t0.1\n"}}, options(8, 2)),
               HasSubstr("line 1: found 1 router weights, expected 2, one per id"));
   EXPECT_THAT(error_of("esft", {{"scores.txt", "0\t1\t\t0.1\t0.1\n"}}, options(8, 2)),
@@ -511,11 +510,10 @@ TEST_F(RecorderTest, GptOssFingerprints) {
           "full_text": ["a", "b", "c"], "generated_only": ["b", "c"], "router_data": [
             {"token_191": {"layer_0": )" +
       layer("3, 1") + R"(, "layer_1": )" + layer("0, 2") + R"(}},
-            {"token_192": {"layer_0": )" + layer("1, 2") + R"(, "layer_1": )" + layer("3, 0") +
-      "}}]}";
-  const Imported imported =
-      import_files("", {{"a_examples.json", text}, {"b_examples.json", "[" + text + "]"}},
-                   options(4));
+            {"token_192": {"layer_0": )" +
+      layer("1, 2") + R"(, "layer_1": )" + layer("3, 0") + "}}]}";
+  const Imported imported = import_files(
+      "", {{"a_examples.json", text}, {"b_examples.json", "[" + text + "]"}}, options(4));
   // The second file holds the same routing and counts once.
   EXPECT_EQ(routing_of(imported).experts, (Ids{3, 1, 1, 2, 0, 2, 3, 0}));
   EXPECT_EQ(routing_of(imported).weights[0], 0.75F);
@@ -554,12 +552,16 @@ TEST_F(RecorderTest, SharedPromptsAreNoted) {
 TEST_F(RecorderTest, FormatsAreInferredWhereTheyAreCertain) {
   EXPECT_EQ(routing_of(import_text("", R"([{"0": null, "1": [[1, 2]]}])", options(8))).layers,
             (Layers{1}));
-  EXPECT_EQ(routing_of(import_text("", R"({"type": "meta", "top_k": 1})"
-                                       "\n"
-                                       R"({"type": "route", "req_id": 0, "token_idx": 0, "layer": 2, "topk_ids": [3]})",
-                                   options(8)))
-                .layers,
-            (Layers{2}));
+  EXPECT_EQ(
+      routing_of(
+          import_text(
+              "",
+              R"({"type": "meta", "top_k": 1})"
+              "\n"
+              R"({"type": "route", "req_id": 0, "token_idx": 0, "layer": 2, "topk_ids": [3]})",
+              options(8)))
+          .layers,
+      (Layers{2}));
 }
 
 TEST_F(RecorderTest, OtherFilesAskForTheFormat) {

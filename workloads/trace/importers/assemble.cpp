@@ -152,7 +152,8 @@ void cut_padded_columns(Routing& routing, const std::string& where) {
   const std::uint32_t k = routing.num_topk;
   std::uint32_t used = 0;
   for (std::size_t i = 0; i < routing.experts.size(); ++i) {
-    if (routing.experts[i] != kPadding) used = std::max(used, static_cast<std::uint32_t>(i % k) + 1);
+    if (routing.experts[i] != kPadding)
+      used = std::max(used, static_cast<std::uint32_t>(i % k) + 1);
   }
   const std::size_t num_rows = routing.experts.size() / k;
   for (std::size_t row = 0; row < num_rows; ++row) {
@@ -161,8 +162,8 @@ void cut_padded_columns(Routing& routing, const std::string& where) {
       if (id == kPadding) {
         const bool all = is_unrouted(routing.experts.data() + row * k, k);
         throw InputError(
-            fmt::format("{}: layer {}, token {}", where,
-                        routing.layers[row / routing.num_tokens()], row % routing.num_tokens()),
+            fmt::format("{}: layer {}, token {}", where, routing.layers[row / routing.num_tokens()],
+                        row % routing.num_tokens()),
             all ? "only -1 (no routing), while the token has routing in other layers"
                 : fmt::format("-1 in place {} of its experts (a choice that was masked out)", i),
             fmt::format("{} experts", used));

@@ -154,8 +154,9 @@ class Reader {
     const std::string where = fmt::format("{}: line {}", name_, number);
     const auto cells = cells_of(line, where);
     if (columns_.empty()) {
-      const bool header = line.find_first_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ") <
-                          line.find_first_of("0123456789");
+      const bool header =
+          line.find_first_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ") <
+          line.find_first_of("0123456789");
       columns_ = header ? parse_header(cells, where)
                         : std::vector<Column>{Column::kLayer, Column::kExperts};
       has_header_ = header;
@@ -205,15 +206,15 @@ class Reader {
       table_.add(0, token ? *token : num_tokens_[number]++, number, ids, {}, where);
       return;
     }
-    const auto id = parse_integer<std::int64_t>(cell(cells, Column::kExpert), where, "an expert id");
+    const auto id =
+        parse_integer<std::int64_t>(cell(cells, Column::kExpert), where, "an expert id");
     if (token) {
       by_token_[{*token, number}].push_back(id);
       return;
     }
     const auto num_topk = topk_of(options_);
     if (!num_topk) {
-      throw InputError(where,
-                       "one expert per line, which does not say how many lines are a token",
+      throw InputError(where, "one expert per line, which does not say how many lines are a token",
                        "--num-topk or --model to say how many experts a token has");
     }
     auto& waiting = waiting_[number];
@@ -321,8 +322,8 @@ class Reader {
   bool has_header_ = false;
   bool all_single_ = true;
   RowTable table_;
-  std::map<std::uint32_t, std::uint64_t> num_tokens_;              // so far, per layer
-  std::map<std::uint32_t, std::vector<std::int64_t>> waiting_;     // a token's first choices
+  std::map<std::uint32_t, std::uint64_t> num_tokens_;           // so far, per layer
+  std::map<std::uint32_t, std::vector<std::int64_t>> waiting_;  // a token's first choices
   std::map<std::pair<std::uint64_t, std::uint32_t>, std::vector<std::int64_t>> by_token_;
   std::map<std::uint32_t, std::map<std::uint32_t, std::uint64_t>> counts_;  // layer, expert
 };

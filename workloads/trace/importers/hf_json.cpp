@@ -1,8 +1,9 @@
 // Router logits of Hugging Face transformers (output_router_logits), dumped as JSON:
 //   {"router_logits": [[[...experts] per token] per MoE layer], "top_k": k,
 //    "layers": [numbers], "seq_len": [lengths], "e_score_correction_bias": [[...] per layer]}
-// All but router_logits are optional (--model or --num-topk gives k). A layer that is null is dense:
-// transformers puts None in the tuple for layers without a router. The model's choice is redone:
+// All but router_logits are optional (--model or --num-topk gives k). A layer that is null is
+// dense: transformers puts None in the tuple for layers without a router. The model's choice is
+// redone:
 //   softmax_topk    softmax over all experts, then the k best (Mixtral, Qwen, OLMoE, DeepSeek-V2)
 //   topk_softmax    the k best logits, softmax over those (gpt-oss)
 //   sigmoid_group   sigmoid plus bias, the best groups, then the k best in them (DeepSeek-V3, GLM);
@@ -228,8 +229,8 @@ Imported import_hf_json(const std::filesystem::path& path, const ImportOptions& 
   Selector selector = make_selector(document, options, name);
   const std::size_t num_tokens = first.size();
   const std::uint32_t num_experts = resolve_num_experts(
-      static_cast<std::uint32_t>(std::min<std::size_t>(first.front().size(), kMaxExperts)),
-      options, name);
+      static_cast<std::uint32_t>(std::min<std::size_t>(first.front().size(), kMaxExperts)), options,
+      name);
   if (selector.num_topk > num_experts || num_experts % selector.num_groups != 0) {
     throw InputError(name,
                      fmt::format("top-{} of {} experts in {} groups", selector.num_topk,
@@ -261,9 +262,8 @@ Imported import_hf_json(const std::filesystem::path& path, const ImportOptions& 
   }
   Imported imported = table.finish(num_experts, options, name);
   if (routed.size() < logits.size()) {
-    imported.notes.push_back(
-        fmt::format("left out {} layers whose logits are null (dense layers)",
-                    logits.size() - routed.size()));
+    imported.notes.push_back(fmt::format("left out {} layers whose logits are null (dense layers)",
+                                         logits.size() - routed.size()));
   }
   if (!document.contains("seq_len")) {
     imported.notes.emplace_back(

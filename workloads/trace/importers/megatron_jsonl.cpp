@@ -73,9 +73,10 @@ class Reader {
     }
     if (num_repeated_ > 0) {
       imported.num_dropped_rows += num_repeated_;
-      imported.notes.push_back(fmt::format("dropped {} rows recorded twice (recomputed for the "
-                                           "backward pass)",
-                                           num_repeated_));
+      imported.notes.push_back(
+          fmt::format("dropped {} rows recorded twice (recomputed for the "
+                      "backward pass)",
+                      num_repeated_));
     }
     // Less likely than one in a million if ids were in order of choice.
     if (all_ascend_ && log2_orders_ > 20.0) {

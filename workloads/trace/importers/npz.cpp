@@ -61,7 +61,7 @@ std::optional<std::uint64_t> check_request(const Archive& archive, std::uint64_t
 // Members that this reader makes no use of.
 std::vector<std::string> unread_members(const Archive& archive) {
   static const std::set<std::string> kKnown{
-      "routed_experts.npy", "topk_weights.npy",     "seq_len.npy",         "layers.npy",
+      "routed_experts.npy", "topk_weights.npy",     "seq_len.npy",          "layers.npy",
       "num_experts.npy",    "prompt_token_ids.npy", "output_token_ids.npy", "request_id.npy"};
   std::vector<std::string> unread;
   for (const std::string& name : archive.names()) {
@@ -110,10 +110,9 @@ Imported import_npz(const std::filesystem::path& path, const ImportOptions& opti
     }
     input.num_experts = number.front();
   }
-  const auto tokens_digest =
-      input.experts.shape.empty() || !input.sequence_lengths.empty()
-          ? std::nullopt
-          : check_request(archive, input.experts.shape[0]);
+  const auto tokens_digest = input.experts.shape.empty() || !input.sequence_lengths.empty()
+                                 ? std::nullopt
+                                 : check_request(archive, input.experts.shape[0]);
   Imported imported = assemble(input, options, where);
   imported.tokens_digest = tokens_digest;
   const auto unread = unread_members(archive);

@@ -140,8 +140,7 @@ Imported import_per_pass(const TorchFile& file, const TorchList& records,
   }
   std::vector<std::uint64_t> sums(map->num_layers * map->num_logical, 0);
   for (std::size_t i = 0; i < records.items.size(); ++i) {
-    const std::string where =
-        fmt::format("{}: records[{}]: global_physical_count", file.name(), i);
+    const std::string where = fmt::format("{}: records[{}]: global_physical_count", file.name(), i);
     const TorchDict& record = dict_of(*records.items[i], where);
     const TorchFile::Array array =
         file.read(tensor_of(find_key(record, "global_physical_count"), where));
@@ -161,9 +160,8 @@ Imported import_per_pass(const TorchFile& file, const TorchList& records,
     }
   }
   Imported imported = counts_trace(sums, map->num_layers, map->num_logical, options, file.name());
-  imported.notes.push_back(
-      fmt::format("mode per_pass has counts only: those of {} passes were added up",
-                  records.items.size()));
+  imported.notes.push_back(fmt::format(
+      "mode per_pass has counts only: those of {} passes were added up", records.items.size()));
   return imported;
 }
 
@@ -191,7 +189,8 @@ std::optional<std::vector<std::int64_t>> integers_of(const TorchFile& file, cons
 }
 
 // Names of requests: texts, or numbers written out.
-std::optional<std::vector<std::string>> names_of(const TorchDict& record, const std::string& where) {
+std::optional<std::vector<std::string>> names_of(const TorchDict& record,
+                                                 const std::string& where) {
   const TorchValue* value = find_key(record, "rids");
   const auto* list = value == nullptr ? nullptr : std::get_if<TorchList>(&value->value);
   if (list == nullptr) return std::nullopt;
@@ -287,14 +286,16 @@ class Requests {
     if (!any_unnamed_) return notes;
     std::string text = "requests are not named";
     if (num_joined_ > 0) {
-      text += fmt::format(": {} chunks and decode tokens were joined to the one request that had "
-                          "come to their position",
-                          num_joined_);
+      text += fmt::format(
+          ": {} chunks and decode tokens were joined to the one request that had "
+          "come to their position",
+          num_joined_);
     }
     if (num_ambiguous_ > 0) {
-      text += fmt::format("{} {} decode tokens could be of several, those of a pass count as one "
-                          "sequence",
-                          num_joined_ > 0 ? ";" : ":", num_ambiguous_);
+      text += fmt::format(
+          "{} {} decode tokens could be of several, those of a pass count as one "
+          "sequence",
+          num_joined_ > 0 ? ";" : ":", num_ambiguous_);
     }
     notes.push_back(text + "; whether two sequences come from one prompt cannot be known");
     return notes;
@@ -339,10 +340,10 @@ class Requests {
       if (position < request.next) {
         const auto before = request.inputs.find(position);
         if (before == request.inputs.end() || before->second != input) {
-          throw InputError(pass.where,
-                           fmt::format("request {} at position {} again with another token", rid,
-                                       position),
-                           "every request under a name of its own");
+          throw InputError(
+              pass.where,
+              fmt::format("request {} at position {} again with another token", rid, position),
+              "every request under a name of its own");
         }
         ++num_recomputed_;
         continue;
@@ -417,9 +418,9 @@ class PerToken {
       num_topk_ = shape[2];
     }
     if (shape[0] != num_layers_ || shape[2] != num_topk_) {
-      throw InputError(place, fmt::format("shape {}", shape_text(shape)),
-                       fmt::format("[{}, tokens, {}] as in the records before", num_layers_,
-                                   num_topk_));
+      throw InputError(
+          place, fmt::format("shape {}", shape_text(shape)),
+          fmt::format("[{}, tokens, {}] as in the records before", num_layers_, num_topk_));
     }
     if (map_ && map_->num_layers != num_layers_) {
       throw InputError(file_.name() + ": last_physical_to_logical_map",
@@ -456,8 +457,7 @@ class PerToken {
     imported.num_dropped_rows += requests_.num_recomputed() * num_layers_;
     std::vector<std::string> notes = requests_.notes();
     if (!map_) {
-      notes.emplace_back(
-          "no physical-to-logical map: the recorded ids are taken as logical ones");
+      notes.emplace_back("no physical-to-logical map: the recorded ids are taken as logical ones");
     }
     imported.notes.insert(imported.notes.begin(), notes.begin(), notes.end());
     imported.tokens_digest = requests_.digest();
@@ -495,10 +495,10 @@ class PerToken {
     }
     for (std::size_t at = 0; at < counted.size(); ++at) {
       if (counted[at] == recorded[at]) continue;
-      throw InputError(fmt::format("{}, layer {}", place, at / map_->num_physical),
-                       fmt::format("{} choices of physical expert {}", recorded[at],
-                                   at % map_->num_physical),
-                       fmt::format("{} as topk_ids_of_layer has", counted[at]));
+      throw InputError(
+          fmt::format("{}, layer {}", place, at / map_->num_physical),
+          fmt::format("{} choices of physical expert {}", recorded[at], at % map_->num_physical),
+          fmt::format("{} as topk_ids_of_layer has", counted[at]));
     }
   }
 
@@ -510,8 +510,8 @@ class PerToken {
       for (std::uint64_t layer = 0; layer < num_layers_; ++layer) {
         for (std::size_t i = 0; i < num_topk_; ++i) {
           const std::int64_t id = ids[(layer * num_tokens + token) * num_topk_ + i];
-          const auto bound = static_cast<std::int64_t>(map_ && i == 0 ? map_->num_physical
-                                                                     : kMaxExperts / 2);
+          const auto bound =
+              static_cast<std::int64_t>(map_ && i == 0 ? map_->num_physical : kMaxExperts / 2);
           if (id < -1 || id >= bound) {
             throw InputError(fmt::format("{}: layer {}, token {}", where, layer, token),
                              fmt::format("physical expert {}", id),
@@ -531,7 +531,8 @@ class PerToken {
     return static_cast<std::int32_t>(map_->logical[layer * map_->num_physical + column]);
   }
 
-  Pass read_pass(const TorchDict& record, std::uint64_t num_tokens, const std::string& where) const {
+  Pass read_pass(const TorchDict& record, std::uint64_t num_tokens,
+                 const std::string& where) const {
     Pass pass;
     pass.where = where;
     pass.num_tokens = num_tokens;
