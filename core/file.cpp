@@ -16,7 +16,6 @@
 #include <system_error>
 
 #include "core/error.hpp"
-#include "core/random.hpp"
 
 namespace coterie {
 namespace {
@@ -141,18 +140,6 @@ void make_folder(const std::filesystem::path& path) {
     throw InputError(fmt::format("{}: the folder cannot be created: {}", path.string(),
                                  status ? status.message() : "a file of that name is in the way"));
   }
-}
-
-std::uint64_t content_hash(std::string_view bytes) {
-  std::uint64_t hash = 0xcbf29ce484222325ULL;
-  for (const char byte : bytes) {
-    hash = (hash ^ static_cast<unsigned char>(byte)) * 0x100000001b3ULL;
-  }
-  return mix64(hash);
-}
-
-std::string hex64(std::uint64_t value) {
-  return fmt::format("{:016x}", value);
 }
 
 }  // namespace coterie

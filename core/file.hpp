@@ -1,7 +1,6 @@
 #pragma once
 // Files: whole reads with clear errors, and writes that leave nothing half-written behind.
 
-#include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <ostream>
@@ -26,9 +25,5 @@ void remove_unfinished_files_on_signals();
 
 // Creates the folder and its parents; throws InputError if that fails or a file stands there.
 void make_folder(const std::filesystem::path& path);
-
-// A stable 64-bit digest of the bytes (FNV-1a with a final mix), for caches and provenance.
-std::uint64_t content_hash(std::string_view bytes);
-std::string hex64(std::uint64_t value);
 
 }  // namespace coterie

@@ -7,6 +7,7 @@
 
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/metrics.hpp"
 
 namespace coterie {
 namespace {
@@ -25,16 +26,22 @@ json to_json(const PhaseTimes& times) {
   return out;
 }
 
+template <class T>
+void write_if(json& out, const char* key, const std::optional<T>& value) {
+  if (value) out[key] = *value;
+}
+
 json to_json(const TransferGroup& group) {
-  return {{"phase", to_string(group.phase)},
+  json out{{"phase", to_string(group.phase)},
           {"tier", group.tier},
           {"num_transfers", group.num_transfers},
           {"num_rows", group.num_rows},
           {"bytes", group.bytes},
           {"max_rank_send_bytes", group.max_rank_send},
-          {"max_rank_receive_bytes", group.max_rank_receive},
-          {"begin_s", group.begin_s},
-          {"end_s", group.end_s}};
+          {"max_rank_receive_bytes", group.max_rank_receive}};
+  write_if(out, "begin_s", group.begin_s);
+  write_if(out, "end_s", group.end_s);
+  return out;
 }
 
 json to_json(const LayerReport& layer) {
@@ -47,18 +54,28 @@ json to_json(const LayerReport& layer) {
            {"fanout_nodes", layer.fanout_nodes},
            {"remote_fanout_nodes", layer.remote_fanout_nodes},
            {"rank_load_max_over_mean", layer.rank_load_max_over_mean}};
-  if (layer.low_s) out["low_s"] = *layer.low_s;
-  if (layer.high_s) out["high_s"] = *layer.high_s;
+  write_if(out, "low_s", layer.low_s);
+  write_if(out, "high_s", layer.high_s);
   if (!layer.samples_s.empty()) out["samples_s"] = layer.samples_s;
   out["phases"] = json::array();
   for (const PhaseTimes& times : layer.phases) out["phases"].push_back(to_json(times));
+  if (!layer.combine_ready_s.empty()) out["combine_ready_s"] = layer.combine_ready_s;
+  if (const std::optional<CriticalRank> critical = critical_rank(layer)) {
+    json& entry = out["critical_rank"] = {{"rank", critical->rank}};
+    for (std::size_t i = 0; i < kNumParts; ++i) {
+      entry[to_string(static_cast<Part>(i)) + "_s"] = critical->parts.seconds[i];
+    }
+    out["dispatch_s"] = dispatch_s(layer);
+    out["mlp_s"] = mlp_s(layer);
+    out["combine_s"] = combine_s(layer);
+  }
   out["groups"] = json::array();
   for (const TransferGroup& group : layer.groups) out["groups"].push_back(to_json(group));
   if (layer.busiest_link) {
     out["busiest_link"] = {{"name", layer.busiest_link->name},
                            {"tier", layer.busiest_link->tier},
-                           {"bytes", layer.busiest_link->bytes},
-                           {"utilization", layer.busiest_link->utilization}};
+                           {"bytes", layer.busiest_link->bytes}};
+    write_if(out["busiest_link"], "utilization", layer.busiest_link->utilization);
   }
   return out;
 }
@@ -73,8 +90,9 @@ template <class T>
 void read_if(const json& document, const char* key, T& target) {
   if (document.contains(key)) document.at(key).get_to(target);
 }
-void read_if(const json& document, const char* key, std::optional<double>& target) {
-  if (document.contains(key)) target = document.at(key).get<double>();
+template <class T>
+void read_if(const json& document, const char* key, std::optional<T>& target) {
+  if (document.contains(key)) target = document.at(key).get<T>();
 }
 
 LayerReport layer_from(const json& document) {
@@ -99,6 +117,7 @@ LayerReport layer_from(const json& document) {
     read_if(entry, "samples_s", times.samples_s);
     layer.phases.push_back(std::move(times));
   }
+  read_if(document, "combine_ready_s", layer.combine_ready_s);
   for (const json& entry : document.at("groups")) {
     TransferGroup group;
     group.phase = phase_from(entry);
@@ -108,8 +127,8 @@ LayerReport layer_from(const json& document) {
     entry.at("bytes").get_to(group.bytes);
     entry.at("max_rank_send_bytes").get_to(group.max_rank_send);
     entry.at("max_rank_receive_bytes").get_to(group.max_rank_receive);
-    entry.at("begin_s").get_to(group.begin_s);
-    entry.at("end_s").get_to(group.end_s);
+    read_if(entry, "begin_s", group.begin_s);
+    read_if(entry, "end_s", group.end_s);
     layer.groups.push_back(std::move(group));
   }
   if (document.contains("busiest_link")) {
@@ -118,7 +137,7 @@ LayerReport layer_from(const json& document) {
     entry.at("name").get_to(load.name);
     entry.at("tier").get_to(load.tier);
     entry.at("bytes").get_to(load.bytes);
-    entry.at("utilization").get_to(load.utilization);
+    read_if(entry, "utilization", load.utilization);
     layer.busiest_link = std::move(load);
   }
   return layer;
@@ -181,6 +200,7 @@ json to_json(const RunReport& report) {
       {"placement", report.placement},
       {"exact", report.exact},
       {"topology", report.topology},
+      {"transport", report.transport},
       {"model", report.model},
       {"trace", report.trace},
       {"num_ranks", report.num_ranks},
@@ -189,8 +209,11 @@ json to_json(const RunReport& report) {
       {"payload", {{"dispatch", report.dispatch_payload}, {"combine", report.combine_payload}}},
       {"time_s", report.time_s()},
       {"provenance", report.provenance}};
-  if (report.weight_lost) out["weight_lost"] = *report.weight_lost;
-  if (report.top1_changed) out["top1_changed"] = *report.top1_changed;
+  write_if(out, "weight_lost", report.weight_lost);
+  write_if(out, "top1_changed", report.top1_changed);
+  write_if(out, "token_repeats", report.token_repeats);
+  write_if(out, "failure", report.failure);
+  if (!report.warnings.empty()) out["warnings"] = report.warnings;
   out["layers"] = json::array();
   for (const LayerReport& layer : report.layers) out["layers"].push_back(to_json(layer));
   return out;
@@ -209,6 +232,7 @@ RunReport report_from_json(const json& document, const std::string& where) {
     document.at("placement").get_to(report.placement);
     document.at("exact").get_to(report.exact);
     document.at("topology").get_to(report.topology);
+    read_if(document, "transport", report.transport);
     document.at("model").get_to(report.model);
     read_if(document, "trace", report.trace);
     document.at("num_ranks").get_to(report.num_ranks);
@@ -219,6 +243,9 @@ RunReport report_from_json(const json& document, const std::string& where) {
     read_if(document, "provenance", report.provenance);
     read_if(document, "weight_lost", report.weight_lost);
     read_if(document, "top1_changed", report.top1_changed);
+    read_if(document, "token_repeats", report.token_repeats);
+    read_if(document, "failure", report.failure);
+    read_if(document, "warnings", report.warnings);
     for (const json& layer : document.at("layers")) report.layers.push_back(layer_from(layer));
     return report;
   } catch (const json::exception& error) {
@@ -226,6 +253,32 @@ RunReport report_from_json(const json& document, const std::string& where) {
   } catch (const std::invalid_argument& error) {
     throw InputError(where, error.what(), "a run report of schema_version 1");
   }
+}
+
+std::string pack_layer(const LayerReport& layer, const Timeline& timeline) {
+  json spans = json::array();
+  for (const TimelineSpan& span : timeline.spans) {
+    spans.push_back({span.process, span.track, span.name, span.begin_s, span.end_s});
+  }
+  json samples = json::array();
+  for (const TimelineSample& sample : timeline.samples) {
+    samples.push_back({sample.process, sample.track, sample.time_s, sample.value, sample.unit});
+  }
+  std::string bytes;
+  json::to_cbor({{"layer", to_json(layer)}, {"spans", spans}, {"samples", samples}}, bytes);
+  return bytes;
+}
+
+std::pair<LayerReport, Timeline> unpack_layer(const std::string& bytes) {
+  const json document = json::from_cbor(bytes);
+  Timeline timeline;
+  for (const json& span : document.at("spans")) {
+    timeline.spans.push_back({span[0], span[1], span[2], span[3], span[4]});
+  }
+  for (const json& sample : document.at("samples")) {
+    timeline.samples.push_back({sample[0], sample[1], sample[2], sample[3], sample[4]});
+  }
+  return {layer_from(document.at("layer")), std::move(timeline)};
 }
 
 void write_timeline(const std::filesystem::path& path, const Timeline& timeline) {

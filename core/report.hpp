@@ -13,25 +13,9 @@
 #include <string>
 #include <vector>
 
-namespace coterie {
+#include "core/phase.hpp"
 
-// What a rank does in one MoE layer, in order. kForward and kGather exist under the hierarchical
-// policy only: the hop inside the node after the dispatch and before the combine.
-enum class Phase : std::uint8_t {
-  kNotify,    // exchange of counts and the barrier that precedes a dispatch
-  kPack,      // gather the token rows for each destination
-  kDispatch,  // token rows to the ranks (or nodes) of their experts
-  kForward,   // hierarchical: rows on to the ranks inside the node
-  kExpand,    // received rows to expert order
-  kMlp,       // the expert MLP
-  kMerge,     // router-weighted pre-sum of a rank's expert outputs per token
-  kGather,    // hierarchical: results back to the node's rail peer and their sum
-  kCombine,   // results back to the tokens' own ranks
-  kSum,       // sum of the returned rows
-};
-inline constexpr int kNumPhases = 10;
-std::string to_string(Phase phase);
-std::optional<Phase> parse_phase(std::string_view name);
+namespace coterie {
 
 // Begin and end of a phase on every rank; ranks that skip the phase have begin == end.
 struct PhaseTimes {
@@ -53,16 +37,17 @@ struct TransferGroup {
   std::int64_t bytes = 0;          // payload and metadata
   std::int64_t max_rank_send = 0;  // bytes of the rank that sends most
   std::int64_t max_rank_receive = 0;
-  double begin_s = 0.0;  // first start
-  double end_s = 0.0;    // last finish
+  std::optional<double> begin_s;  // first start; absent where unknown, as for local rows
+  std::optional<double> end_s;    // last finish
 };
 
 struct LinkLoad {
   std::string name;
   std::string tier;
   std::int64_t bytes = 0;
-  // bytes / (bandwidth * time in which dispatch, forward, gather or combine traffic is under way)
-  double utilization = 0.0;
+  // bytes / (bandwidth * time in which dispatch, forward, gather or combine traffic is under way);
+  // absent where that time is unknown (engine `bound`)
+  std::optional<double> utilization;
 };
 
 struct LayerReport {
@@ -71,14 +56,18 @@ struct LayerReport {
   double bound_s = 0.0;                 // predicted only: the closed-form lower bound
   std::optional<double> low_s, high_s;  // interval of time_s where the topology is calibrated
   std::vector<double> samples_s;        // measured only: time_s in every iteration
-  // The three counts of DESIGN section 3, mean per token.
+  // Means per token: copies (k, what standard dispatch sends), fan-out (distinct ranks or nodes
+  // that host one of the token's experts) and remote fan-out (the token's own left out).
   double copies = 0.0;
   double fanout_ranks = 0.0;
   double remote_fanout_ranks = 0.0;
   double fanout_nodes = 0.0;
   double remote_fanout_nodes = 0.0;
   double rank_load_max_over_mean = 0.0;  // (token, expert) pairs per rank
-  std::vector<PhaseTimes> phases;
+  std::vector<PhaseTimes> phases;  // empty where unknown (engine `bound`)
+  // When the last of the ranks whose results a rank needs has merged them, [num_ranks]: from then on
+  // its combine is not held up by a slower MLP. Empty where unknown.
+  std::vector<double> combine_ready_s;
   std::vector<TransferGroup> groups;
   std::optional<LinkLoad> busiest_link;
 };
@@ -91,6 +80,7 @@ struct RunReport {
   std::string placement;
   bool exact = true;  // false for pruned routing
   std::string topology;
+  std::string transport;  // how rows move: ideal, nccl, ...
   std::string model;
   std::string trace;
   std::uint32_t num_ranks = 0;
@@ -101,7 +91,13 @@ struct RunReport {
   std::vector<LayerReport> layers;
   // Pruned routing: share of router weight lost and how often the top-1 expert changed.
   std::optional<double> weight_lost, top1_changed;
-  // Free-form facts: version, seed, warnings; measured runs add device, driver, NCCL version, ...
+  // Tokens that all ranks own together per token of the evaluated part of the trace. Above one, the
+  // same tokens stand in the batch several times.
+  std::optional<double> token_repeats;
+  // Why the run could not be carried out, one sentence; it then has no layers.
+  std::optional<std::string> failure;
+  std::vector<std::string> warnings;  // what the reader of its numbers must know, sentences
+  // Free-form facts: version, seed; measured runs add device, driver, NCCL version, ...
   std::map<std::string, nlohmann::json> provenance;
 
   // Sums over the layers.
@@ -110,6 +106,7 @@ struct RunReport {
   [[nodiscard]] std::int64_t tier_bytes(std::string_view tier) const;
 };
 
+// With what core/metrics.hpp says of every layer: its critical rank, its phases on their own.
 nlohmann::json to_json(const RunReport& report);
 // Throws InputError with `where` for a document that is not a report of schema_version 1.
 RunReport report_from_json(const nlohmann::json& document, const std::string& where);
@@ -133,6 +130,10 @@ struct Timeline {
   std::vector<TimelineSpan> spans;
   std::vector<TimelineSample> samples;
 };
+
+// Layers as text between processes of one program; what is read equals what was written.
+std::string pack_layer(const LayerReport& layer, const Timeline& timeline);
+std::pair<LayerReport, Timeline> unpack_layer(const std::string& bytes);
 
 // Writes the Chrome trace-event JSON that Perfetto and chrome://tracing open.
 void write_timeline(const std::filesystem::path& path, const Timeline& timeline);

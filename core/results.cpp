@@ -1,41 +1,44 @@
 #include "core/results.hpp"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
-#include <array>
 
+#include "core/csv.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/metrics.hpp"
+#include "core/yaml.hpp"
 
 namespace coterie {
 namespace {
 
-constexpr std::array<const char*, 3> kTiers{"local", "scale_up", "network"};
+namespace fs = std::filesystem;
 
-// Quoted only where a comma, quote or line break asks for it (RFC 4180).
-std::string csv_cell(const std::string& text) {
-  if (text.find_first_of(",\"\n\r") == std::string::npos) return text;
-  std::string out = "\"";
-  for (const char c : text) {
-    if (c == '"') out += '"';
-    out += c;
+constexpr const char* kResults = "results.json";
+constexpr const char* kEffective = "effective.yaml";
+constexpr const char* kTimelinePrefix = "timeline-";
+
+// ------------------------------------------------------------ CSV
+
+// A line under construction: the same calls name the columns and fill the cells, so that the two
+// cannot differ.
+struct Cells {
+  std::vector<std::string> names, values;
+
+  void text(const std::string& name, const std::string& value) {
+    names.push_back(name);
+    values.push_back(value);
   }
-  out += '"';
-  return out;
-}
-
-std::string csv_optional(const std::optional<double>& value) {
-  return value ? fmt::format("{}", *value) : "";
-}
-
-double slowest_s(const LayerReport& layer, Phase phase) {
-  for (const PhaseTimes& times : layer.phases) {
-    if (times.phase == phase) return times.slowest_s();
+  template <class T>
+  void number(const std::string& name, const T& value) {
+    text(name, fmt::format("{}", value));
   }
-  return 0.0;
-}
+  template <class T>
+  void number(const std::string& name, const std::optional<T>& value) {
+    text(name, value ? fmt::format("{}", *value) : "");
+  }
+};
 
 std::int64_t bytes_of(const LayerReport& layer, std::string_view tier, bool dispatch) {
   std::int64_t sum = 0;
@@ -46,47 +49,136 @@ std::int64_t bytes_of(const LayerReport& layer, std::string_view tier, bool disp
   return sum;
 }
 
-std::vector<std::string> csv_row(const RunReport& run, const LayerReport& layer) {
-  std::vector<std::string> cells{csv_cell(run.name),
-                                 run.engine,
-                                 run.policy,
-                                 csv_cell(run.placement),
-                                 run.exact ? "true" : "false",
-                                 csv_cell(run.topology),
-                                 csv_cell(run.model),
-                                 csv_cell(run.trace),
-                                 fmt::format("{}", run.num_ranks),
-                                 fmt::format("{}", run.num_groups),
-                                 fmt::format("{}", layer.layer),
-                                 fmt::format("{}", layer.time_s),
-                                 fmt::format("{}", layer.bound_s),
-                                 csv_optional(layer.low_s),
-                                 csv_optional(layer.high_s)};
+// The phase on its slowest rank; absent where the report knows no phases. A phase that the policy
+// does not have takes no time.
+std::optional<double> phase_s(const LayerReport& layer, Phase phase) {
+  if (layer.phases.empty()) return std::nullopt;
+  for (const PhaseTimes& times : layer.phases) {
+    if (times.phase == phase) return times.slowest_s();
+  }
+  return 0.0;
+}
+
+// Absent for a layer without phases.
+template <class Metric>
+std::optional<double> known(const LayerReport& layer, const Metric& metric) {
+  return layer.phases.empty() ? std::nullopt : std::optional<double>(metric(layer));
+}
+
+void add_times(Cells& cells, const LayerReport& layer) {
+  cells.number("layer_time_s", layer.time_s);
+  cells.number("layer_bound_s", layer.bound_s);
+  cells.number("layer_low_s", layer.low_s);
+  cells.number("layer_high_s", layer.high_s);
   for (int p = 0; p < kNumPhases; ++p) {
-    cells.push_back(fmt::format("{}", slowest_s(layer, static_cast<Phase>(p))));
+    const auto phase = static_cast<Phase>(p);
+    cells.number(to_string(phase) + "_slowest_rank_s", phase_s(layer, phase));
   }
-  for (const double value :
-       {layer.copies, layer.fanout_ranks, layer.remote_fanout_ranks, layer.fanout_nodes,
-        layer.remote_fanout_nodes, layer.rank_load_max_over_mean}) {
-    cells.push_back(fmt::format("{}", value));
+  cells.number("dispatch_s", known(layer, dispatch_s));
+  cells.number("mlp_s", known(layer, mlp_s));
+  cells.number("combine_s", known(layer, combine_s));
+  const std::optional<CriticalRank> critical = critical_rank(layer);
+  cells.number("critical_rank", critical ? std::optional(critical->rank) : std::nullopt);
+  for (std::size_t i = 0; i < kNumParts; ++i) {
+    cells.number("critical_" + to_string(static_cast<Part>(i)) + "_s",
+                 critical ? std::optional(critical->parts.seconds[i]) : std::nullopt);
   }
-  for (const char* tier : kTiers) {
-    cells.push_back(fmt::format("{}", bytes_of(layer, tier, true)));
-    cells.push_back(fmt::format("{}", bytes_of(layer, tier, false)));
+}
+
+Cells csv_cells(const RunReport& run, const LayerReport& layer) {
+  Cells cells;
+  cells.text("run", run.name);
+  cells.text("status", run.failure ? "failed" : "ok");
+  cells.text("error", run.failure.value_or(""));
+  cells.text("engine", run.engine);
+  cells.text("policy", run.policy);
+  cells.text("placement", run.placement);
+  cells.text("exact", run.exact ? "true" : "false");
+  cells.text("topology", run.topology);
+  cells.text("transport", run.transport);
+  cells.text("model", run.model);
+  cells.text("trace", run.trace);
+  cells.number("num_ranks", run.num_ranks);
+  cells.number("num_groups", run.num_groups);
+  cells.number("layer", layer.layer);
+  add_times(cells, layer);
+  cells.number("copies_per_token", layer.copies);
+  cells.number("fanout_ranks", layer.fanout_ranks);
+  cells.number("remote_fanout_ranks", layer.remote_fanout_ranks);
+  cells.number("fanout_nodes", layer.fanout_nodes);
+  cells.number("remote_fanout_nodes", layer.remote_fanout_nodes);
+  cells.number("rank_load_max_over_mean", layer.rank_load_max_over_mean);
+  for (const char* tier : kTierNames) {
+    cells.number(fmt::format("dispatch_{}_bytes", tier), bytes_of(layer, tier, true));
+    cells.number(fmt::format("combine_{}_bytes", tier), bytes_of(layer, tier, false));
   }
-  cells.push_back(layer.busiest_link ? csv_cell(layer.busiest_link->name) : "");
-  cells.push_back(layer.busiest_link ? fmt::format("{}", layer.busiest_link->utilization) : "");
-  cells.push_back(csv_optional(run.weight_lost));
-  cells.push_back(csv_optional(run.top1_changed));
+  cells.text("busiest_link", layer.busiest_link ? layer.busiest_link->name : "");
+  cells.number("busiest_link_utilization",
+               layer.busiest_link ? layer.busiest_link->utilization : std::nullopt);
+  cells.number("token_repeats", run.token_repeats);
+  cells.number("weight_lost", run.weight_lost);
+  cells.number("top1_changed", run.top1_changed);
   return cells;
+}
+
+// A failed run has no layer: of its line only what says which run it is, and why, is filled.
+Cells failed_cells(const RunReport& run) {
+  Cells cells = csv_cells(run, {});
+  const auto first = std::find(cells.names.begin(), cells.names.end(), "layer");
+  std::fill(cells.values.begin() + (first - cells.names.begin()), cells.values.end(), "");
+  return cells;
+}
+
+// ------------------------------------------------------------ the folder
+
+bool is_timeline(const fs::path& file) {
+  return file.filename().string().starts_with(kTimelinePrefix) && file.extension() == ".json";
+}
+
+bool belongs_to_results(const fs::path& file) {
+  const std::string name = file.filename().string();
+  return name == kResults || name == "results.csv" || name == kEffective || name == "command.txt" ||
+         name == "report.html" || name == "dry_run.json" || is_timeline(file);
+}
+
+// Whose results a folder holds.
+struct Owner {
+  std::string experiment;
+  std::string kind;  // empty where nothing tells
+};
+
+// results.json tells it, or where writing was interrupted before it, effective.yaml.
+Owner owner_of(const fs::path& folder) {
+  if (fs::exists(folder / kResults)) {
+    const Results results = read_results(folder / kResults);
+    return {results.experiment, results.runs.empty() ? "" : results.runs.front().kind};
+  }
+  if (fs::exists(folder / kEffective)) {
+    YamlMap map = load_yaml(folder / kEffective).as_map();
+    if (const auto name = map.optional("name")) return {name->as_string(), ""};
+  }
+  throw InputError(folder.string(), "a folder whose results do not say what they are of",
+                   "a new or empty folder, or one of earlier results");
 }
 
 }  // namespace
 
+std::string timeline_name(std::string_view run) {
+  return fmt::format("{}{}.json", kTimelinePrefix, run);
+}
+
 nlohmann::json to_json(const Results& results) {
   nlohmann::json out{
       {"schema_version", 1}, {"experiment", results.experiment}, {"runs", nlohmann::json::array()}};
-  for (const RunReport& run : results.runs) out["runs"].push_back(to_json(run));
+  for (const RunReport& run : results.runs) {
+    nlohmann::json report = to_json(run);
+    const Speedups ratios = speedups(results.runs, run);
+    if (ratios.over_standard) report["speedup_over_standard"] = *ratios.over_standard;
+    if (ratios.over_dedup_contiguous) {
+      report["speedup_over_dedup_contiguous"] = *ratios.over_dedup_contiguous;
+    }
+    out["runs"].push_back(std::move(report));
+  }
   return out;
 }
 
@@ -108,37 +200,59 @@ Results results_from_json(const nlohmann::json& document, const std::string& whe
 }
 
 std::string to_csv(const std::vector<RunReport>& runs) {
-  std::vector<std::string> columns{"run",      "engine", "policy",  "placement", "exact",
-                                   "topology", "model",  "trace",   "num_ranks", "num_groups",
-                                   "layer",    "time_s", "bound_s", "low_s",     "high_s"};
-  for (int p = 0; p < kNumPhases; ++p) {
-    columns.push_back(to_string(static_cast<Phase>(p)) + "_slowest_rank_s");
-  }
-  for (const char* name : {"copies_per_token", "fanout_ranks", "remote_fanout_ranks",
-                           "fanout_nodes", "remote_fanout_nodes", "rank_load_max_over_mean"}) {
-    columns.emplace_back(name);
-  }
-  for (const char* tier : kTiers) {
-    columns.push_back(fmt::format("dispatch_{}_bytes", tier));
-    columns.push_back(fmt::format("combine_{}_bytes", tier));
-  }
-  columns.insert(columns.end(),
-                 {"busiest_link", "busiest_link_utilization", "weight_lost", "top1_changed"});
-  std::string out = fmt::format("{}\n", fmt::join(columns, ","));
+  std::string out = csv_line(csv_cells({}, {}).names);
   for (const RunReport& run : runs) {
-    for (const LayerReport& layer : run.layers) {
-      out += fmt::format("{}\n", fmt::join(csv_row(run, layer), ","));
-    }
+    if (run.failure) out += csv_line(failed_cells(run).values);
+    for (const LayerReport& layer : run.layers) out += csv_line(csv_cells(run, layer).values);
   }
   return out;
 }
 
-void write_results(const std::filesystem::path& folder, const Results& results) {
-  write_file(folder / "results.csv", to_csv(results.runs));
-  write_file(folder / "results.json", to_json(results).dump(1) + "\n");
+void check_results_folder(const fs::path& folder, const std::string& experiment,
+                          const std::string& kind) {
+  if (!fs::exists(folder)) return;
+  if (!fs::is_directory(folder)) {
+    throw InputError(folder.string(), "a file", "a folder for the results");
+  }
+  if (fs::is_empty(folder)) return;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+    if (!belongs_to_results(entry.path())) {
+      throw InputError(folder.string(),
+                       fmt::format("a folder that holds \"{}\"", entry.path().filename().string()),
+                       "a new or empty folder, or one of earlier results");
+    }
+  }
+  const Owner owner = owner_of(folder);
+  if (owner.experiment != experiment || (!owner.kind.empty() && owner.kind != kind)) {
+    throw InputError(folder.string(),
+                     fmt::format("{} results of experiment {}",
+                                 owner.kind.empty() ? "unfinished" : owner.kind, owner.experiment),
+                     fmt::format("a new or empty folder, or {} results of {}", kind, experiment));
+  }
 }
 
-Results read_results(const std::filesystem::path& path) {
+void write_results(const fs::path& folder, const std::string& kind, const ResultFiles& files) {
+  const Results& results = files.results;
+  check_results_folder(folder, results.experiment, kind);
+  make_folder(folder);
+  // First what says whose the folder is. Without results.json it counts as incomplete from here on.
+  write_file(folder / kEffective, files.effective_yaml);
+  fs::remove(folder / kResults);
+  std::vector<fs::path> stale;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+    if (is_timeline(entry.path())) stale.push_back(entry.path());
+  }
+  for (const fs::path& file : stale) fs::remove(file);
+  for (const RunTimeline& timeline : files.timelines) {
+    if (timeline.timeline.spans.empty()) continue;
+    write_timeline(folder / timeline_name(timeline.run), timeline.timeline);
+  }
+  write_file(folder / "command.txt", files.command + "\n");
+  write_file(folder / "results.csv", to_csv(results.runs));
+  write_file(folder / kResults, to_json(results).dump(1) + "\n");
+}
+
+Results read_results(const fs::path& path) {
   const std::string text = read_file(path);
   const auto document = nlohmann::json::parse(text, nullptr, false);
   if (document.is_discarded()) throw InputError(path.string(), "text that is no JSON", "results");

@@ -42,14 +42,14 @@ find_nccl() {
 # An experiment: ranks, tokens per rank, trace, hidden size. The ranks form two nodes, so that the hierarchical
 # policy has two levels to use; the links are those that the probe found, where it has run.
 experiment() {
-  local topology="base: star, gpus_per_node: $(($1 / 2)), scale_up: {kind: socket, bandwidth: 4 GB/s, latency: 10 us}"
+  local topology="extends: star, gpus_per_node: $(($1 / 2)), scale_up: {kind: socket, bandwidth: 4 GB/s, latency: 10 us}"
   if [ -e "$OUT/topology_ep$1.yaml" ]; then
-    topology="base: $OUT/topology_ep$1.yaml, nodes: 2, gpus_per_node: $(($1 / 2)), scale_up: {nodes_per_domain: 2}"
+    topology="extends: $OUT/topology_ep$1.yaml, nodes: 2, gpus_per_node: $(($1 / 2)), scale_up: {nodes_per_domain: 2}"
   fi
   cat <<YAML
 schema_version: 1
 topology: {$topology}
-model: {base: deepseek_v2_lite, hidden: ${4:-2048}}
+model: {extends: deepseek_v2_lite, hidden: ${4:-2048}}
 trace: {file: $TRACES/$3.moet, train: even, eval: odd}
 ranks: $1
 tokens_per_rank: $2

@@ -116,77 +116,16 @@ GpuModel read_gpu(LayeredMap& map) {
   return gpu;
 }
 
-MessageSegment read_segment(const YamlValue& value) {
-  YamlMap map = value.as_map();
-  MessageSegment segment;
-  if (const auto up_to = map.optional("up_to")) segment.up_to = up_to->as_bytes();
-  segment.alpha = map.required("alpha").as_seconds();
-  if (const auto rate = map.optional("bandwidth")) segment.bandwidth = positive_bandwidth(*rate);
-  map.finish();
-  return segment;
-}
-
-std::vector<RampPoint> read_ramp(const YamlValue& list) {
-  std::vector<RampPoint> ramp;
-  RampPoint last;
-  for (const YamlValue& value : list.as_list()) {
-    YamlMap map = value.as_map();
-    const RampPoint point{map.required("volume").as_bytes(), map.required("time").as_seconds()};
-    map.finish();
-    if (point.volume <= last.volume || point.time < last.time) {
-      throw value.error("a point that is not beyond the one before",
-                        "ascending volumes above zero and times that never fall");
-    }
-    last = point;
-    ramp.push_back(point);
-  }
-  return ramp;
-}
-
-StartCost read_start_cost(const YamlValue& value) {
-  YamlMap map = value.as_map();
-  StartCost cost;
-  if (const auto up_to = map.optional("up_to")) cost.up_to = up_to->as_bytes();
-  cost.launch = map.required("launch").as_seconds();
-  if (const auto per_peer = map.optional("per_peer")) cost.per_peer = per_peer->as_seconds();
-  if (const auto ramp = map.optional("ramp")) cost.ramp = read_ramp(*ramp);
-  if (const auto ramp = map.optional("shared_ramp")) cost.shared_ramp = read_ramp(*ramp);
-  map.finish();
-  return cost;
-}
-
-// A list of segments by message size: `up_to` ascends, and the last has none.
-template <class Segment>
-std::vector<Segment> read_segments(const YamlValue& list, Segment (*read)(const YamlValue&)) {
-  std::vector<Segment> segments;
-  for (const YamlValue& value : list.as_list()) {
-    const Segment segment = read(value);
-    if (!segments.empty()) {
-      const auto& previous = segments.back().up_to;
-      if (!previous) throw value.error("a segment after one without up_to", "it to be the last");
-      if (segment.up_to && *segment.up_to <= *previous) {
-        throw value.error("up_to not above that of the segment before", "ascending segments");
-      }
-    }
-    segments.push_back(segment);
-  }
-  if (segments.empty()) throw list.error("an empty list", "at least one segment");
-  if (segments.back().up_to) {
-    throw list.error("a last segment with up_to", "one without, for all larger messages");
-  }
-  return segments;
-}
-
-Injection read_injection(LayeredMap& parent) {
+// `tier`: the block's name under transports.nccl.
+Injection read_injection(LayeredMap& parent, std::string_view tier) {
   Injection injection;
-  injection.segments = {MessageSegment{}};
   auto map = parent.block("injection");
   if (!map) return injection;
-  if (const auto list = map->optional("segments")) {
-    injection.segments = read_segments(*list, read_segment);
-  }
-  if (const auto list = map->optional("start")) {
-    if (!says(*list, "none")) injection.start = read_segments(*list, read_start_cost);
+  for (const char* moved : {"segments", "start"}) {
+    if (const auto value = map->optional(moved)) {
+      throw value->error("a cost of NCCL among the hardware's limits",
+                         fmt::format("it as transports.nccl.{}.{}", tier, moved));
+    }
   }
   if (const auto sends = map->optional("sends_in_flight")) {
     injection.sends_in_flight =
@@ -218,7 +157,22 @@ ScaleUp read_scale_up(LayeredMap& map) {
       throw group->error("it without a shared_bandwidth", "both or neither");
     }
   }
-  scale_up.injection = read_injection(map);
+  if (const auto sockets = map.optional("sockets")) {
+    scale_up.num_sockets = static_cast<std::uint32_t>(sockets->as_integer(1, kMaxGpusPerNode));
+    if (scale_up.num_sockets > 1 && !scale_up.shared_bandwidth) {
+      throw sockets->error("several sockets without a shared_bandwidth",
+                           "the bandwidth of a socket's host bridge");
+    }
+  }
+  if (const auto joined = map.optional("socket_bandwidth")) {
+    if (!says(*joined, "none")) {
+      if (scale_up.num_sockets < 2) {
+        throw joined->error("a bandwidth between sockets with one socket", "sockets: 2 or more");
+      }
+      scale_up.socket_bandwidth = positive_bandwidth(*joined);
+    }
+  }
+  scale_up.injection = read_injection(map, "scale_up");
   map.finish();
   return scale_up;
 }
@@ -232,7 +186,7 @@ Nic read_nic(LayeredMap& map, bool& pxn_given) {
     nic.pxn = pxn->as_bool();
     pxn_given = true;
   }
-  nic.injection = read_injection(map);
+  nic.injection = read_injection(map, "network");
   map.finish();
   return nic;
 }
@@ -297,6 +251,14 @@ void check_blocks(const Cluster& cluster, bool has_fabric_block, const YamlValue
   if (cluster.nic && !has_fabric_block) {
     throw place.error("a \"nic\" block without a \"fabric\" block", "both or neither");
   }
+  if (cluster.scale_up) {
+    const std::uint32_t domain_gpus = domain_nodes * cluster.gpus_per_node;
+    if (domain_gpus % cluster.scale_up->num_sockets != 0) {
+      throw place.error(fmt::format("{} GPUs of a scale-up domain on {} sockets", domain_gpus,
+                                    cluster.scale_up->num_sockets),
+                        "equal parts on all sockets");
+    }
+  }
   if (!one_domain && !cluster.nic) {
     throw place.error(cluster.scale_up
                           ? fmt::format("{} scale-up domains and no \"nic\" block",
@@ -345,6 +307,9 @@ Cluster read_layers(LayeredMap map, std::optional<std::uint32_t> ranks,
   if (auto overheads = map.block("overheads")) {
     cluster.overheads.notify = overheads->required("notify").as_seconds();
     overheads->finish();
+  }
+  if (auto transports = map.block("transports")) {
+    cluster.transports = read_transports(*transports);
   }
   if (const auto value = map.optional("relative_uncertainty")) {
     cluster.relative_uncertainty = value->as_number(0.0, 10.0);

@@ -19,6 +19,7 @@
 
 #include "core/units.hpp"
 #include "core/yaml.hpp"
+#include "topologies/transports.hpp"
 
 namespace coterie {
 
@@ -54,45 +55,11 @@ struct GpuModel {
   std::optional<MlpCosts> mlp;      // calibrated expert MLP; absent: a roofline per expert
 };
 
-// Cost of one message of up to `up_to` bytes (the last segment has no limit): a fixed time before
-// its first byte moves, and the highest rate a single transfer reaches. Segments are what protocol
-// switches (NCCL's LL, LL128, Simple) look like from outside.
-struct MessageSegment {
-  std::optional<Bytes> up_to;
-  Seconds alpha;
-  std::optional<Bandwidth> bandwidth;
-};
-
 // `sends_in_flight` without a limit.
 inline constexpr std::uint32_t kUnlimitedSends = 0xffffffff;
 
-// What a rank spends before the first of its sends of a phase (dispatch, combine, ...) leaves: the
-// launch of the communication kernel, its set-up per destination, and the time that a transfer
-// needs to reach the links' rate. The start cost for messages of up to `up_to` bytes (the rank's
-// largest of the phase) is
-//   max(0, launch + per_peer * (destinations - 1)
-//            + max(ramp(rank's volume), shared_ramp(domain's volume), single)
-//            - max(what the links alone take, single))
-// where `single` is the largest message at its segment's bandwidth and a ramp says how long a
-// volume takes beyond the launch: linear between its points, from zero at zero, and at the links'
-// rate after the last. An empty ramp is the links' rate throughout. Under a rank_total_bandwidth a
-// rank's volume is half of what it sends and receives: as much as in an exchange of equal parts.
-struct RampPoint {
-  Bytes volume;
-  Seconds time;
-};
-struct StartCost {
-  std::optional<Bytes> up_to;
-  Seconds launch;
-  Seconds per_peer;
-  std::vector<RampPoint> ramp;         // bytes that the rank sends in the phase
-  std::vector<RampPoint> shared_ramp;  // bytes over the domain's shared link in the phase
-};
-
-// How ranks put messages on a tier.
+// Limits of what a rank puts on a tier, whatever the transport.
 struct Injection {
-  std::vector<MessageSegment> segments;     // ascending; never empty
-  std::vector<StartCost> start;             // ascending; empty: none
   std::uint32_t sends_in_flight = 8;        // per rank; further sends wait in order
   std::optional<Bandwidth> rank_bandwidth;  // cap of one rank's traffic, each direction
   // Cap of what a rank sends and receives together: where one thread of the host moves both (NCCL's
@@ -107,10 +74,14 @@ struct ScaleUp {
   Bandwidth bandwidth;                 // per GPU, each direction
   Seconds latency;                     // of each of the two links GPU -> switch -> GPU
   std::uint32_t nodes_per_domain = 1;  // > 1: a rack-scale domain of several nodes
-  std::optional<Bandwidth>
-      shared_bandwidth;  // all traffic of a domain together (host bridge, memory)
+  // All traffic of a socket's GPUs together (host bridge, memory).
+  std::optional<Bandwidth> shared_bandwidth;
   // GPUs behind one switch, whose traffic among each other stays off the shared link (PCIe).
   std::uint32_t shared_group = 1;
+  // CPU sockets of a domain, its GPUs in equal parts on them in order of ids. Each has a shared
+  // link of its own; traffic between two sockets crosses both, and what joins the sockets.
+  std::uint32_t num_sockets = 1;
+  std::optional<Bandwidth> socket_bandwidth;  // between sockets, both directions together
   Injection injection;
 };
 
@@ -182,6 +153,7 @@ struct Cluster {
   std::optional<Nic> nic;           // absent: a single domain
   std::optional<Fabric> fabric;     // present exactly when `nic` is
   Overheads overheads;
+  std::vector<TransportParameters> transports;  // each name once; the first is the default
   // Calibrated topologies: relative half-width of the interval that predictions carry, and where
   // the numbers come from.
   std::optional<double> relative_uncertainty;

@@ -28,28 +28,6 @@ std::string exact(ComputeRate rate) {
   return fmt::format("{} FLOP/s", rate.value);
 }
 
-std::string ramp_text(std::string_view key, const std::vector<RampPoint>& ramp) {
-  if (ramp.empty()) return {};
-  std::string text = fmt::format("        {}:\n", key);
-  for (const RampPoint& point : ramp) {
-    text += fmt::format("          - {{volume: {} B, time: {}}}\n", point.volume.value,
-                        exact(point.time));
-  }
-  return text;
-}
-
-std::string start_text(const std::vector<StartCost>& start) {
-  if (start.empty()) return {};
-  std::string text = "    start:\n";
-  for (const StartCost& cost : start) {
-    text += fmt::format("      - launch: {}\n        per_peer: {}\n", exact(cost.launch),
-                        exact(cost.per_peer));
-    if (cost.up_to) text += fmt::format("        up_to: {} B\n", cost.up_to->value);
-    text += ramp_text("ramp", cost.ramp) + ramp_text("shared_ramp", cost.shared_ramp);
-  }
-  return text;
-}
-
 std::string injection_text(const Injection& injection) {
   std::string text = "  injection:\n    sends_in_flight: ";
   text += injection.sends_in_flight == kUnlimitedSends ? "unlimited"
@@ -60,15 +38,7 @@ std::string injection_text(const Injection& injection) {
   if (injection.rank_total_bandwidth) {
     text += "\n    rank_total_bandwidth: " + exact(*injection.rank_total_bandwidth);
   }
-  text += "\n    segments:\n";
-  for (const MessageSegment& segment : injection.segments) {
-    text += "      - {";
-    if (segment.up_to) text += fmt::format("up_to: {} B, ", segment.up_to->value);
-    text += "alpha: " + exact(segment.alpha);
-    if (segment.bandwidth) text += ", bandwidth: " + exact(*segment.bandwidth);
-    text += "}\n";
-  }
-  return text + start_text(injection.start);
+  return text + "\n";
 }
 
 std::string gpu_text(const GpuModel& gpu) {
@@ -97,6 +67,10 @@ std::string scale_up_text(const ScaleUp& scale_up) {
   if (scale_up.shared_bandwidth) {
     text += fmt::format("  shared_bandwidth: {}\n  shared_group: {}\n",
                         exact(*scale_up.shared_bandwidth), scale_up.shared_group);
+  }
+  if (scale_up.num_sockets > 1) text += fmt::format("  sockets: {}\n", scale_up.num_sockets);
+  if (scale_up.socket_bandwidth) {
+    text += fmt::format("  socket_bandwidth: {}\n", exact(*scale_up.socket_bandwidth));
   }
   return text + injection_text(scale_up.injection);
 }
@@ -128,6 +102,7 @@ std::string to_yaml(const Cluster& cluster) {
   }
   if (cluster.fabric) text += fabric_text(*cluster.fabric);
   text += fmt::format("overheads:\n  notify: {}\n", exact(cluster.overheads.notify));
+  text += transports_text(cluster.transports);
   if (cluster.relative_uncertainty) {
     text += fmt::format("relative_uncertainty: {}\n", *cluster.relative_uncertainty);
   }

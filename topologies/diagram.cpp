@@ -156,6 +156,7 @@ class Diagram {
   void draw_dragonfly(const DragonflyFabric& dragonfly);
   void draw_nodes();
   void draw_node(std::uint32_t node, Point corner, double width);
+  void draw_bridges(double left, double width, double y);
   void draw_domains(const std::vector<Slot>& slots, double y, double node_width);
   void label_row(double y, const std::string& title, const std::string& detail);
   void draw_switch_row(const std::vector<Slot>& slots, double y);
@@ -463,14 +464,52 @@ void Diagram::draw_domains(const std::vector<Slot>& slots, double y, double node
     canvas_.box({ends.first, y}, width, 22, "#f3e9d2", "#b08d3c");
     canvas_.text({(ends.first + ends.second) / 2, y + 15},
                  width > 300 ? fmt::format("{} domain {}", kind, domain) : kind, 11);
+    if (scale_up.shared_bandwidth) draw_bridges(ends.first, width, y + 26);
   }
   const std::uint32_t domain_gpus = scale_up.nodes_per_domain * cluster_.gpus_per_node;
   label_row(y + 8, fmt::format("{} x {} of {} GPUs", model_.num_domains, kind, domain_gpus),
             fmt::format("{} per GPU", format_bandwidth(scale_up.bandwidth)));
-  if (scale_up.shared_bandwidth) {
-    canvas_.text({kMargin, y + 40},
-                 fmt::format("{} shared by all", format_bandwidth(*scale_up.shared_bandwidth)), 11,
-                 "start", "fill=\"#555555\"");
+  if (!scale_up.shared_bandwidth) return;
+  const auto note = [&](double at, const std::string& text) {
+    canvas_.text({kMargin, at}, text, 11, "start", "fill=\"#555555\"");
+  };
+  note(y + 40, fmt::format("{} {}", format_bandwidth(*scale_up.shared_bandwidth),
+                           scale_up.num_sockets > 1 ? "shared per socket" : "shared by all"));
+  if (scale_up.shared_group > 1) {
+    note(y + 54, fmt::format("not inside groups of {} GPUs", scale_up.shared_group));
+  }
+  if (scale_up.socket_bandwidth) {
+    note(y + 68, fmt::format("{} between sockets", format_bandwidth(*scale_up.socket_bandwidth)));
+  }
+}
+
+// What the GPUs of a domain share: one box per socket, joined, each over the groups of GPUs whose
+// traffic among themselves stays off it.
+void Diagram::draw_bridges(double left, double width, double y) {
+  const ScaleUp& scale_up = *cluster_.scale_up;
+  const std::uint32_t domain_gpus = scale_up.nodes_per_domain * cluster_.gpus_per_node;
+  const std::uint32_t sockets = scale_up.num_sockets;
+  const double step = width / sockets;
+  for (std::uint32_t socket = 0; socket < sockets; ++socket) {
+    const double x = left + step * socket + (sockets > 1 ? 4 : 0);
+    const double box = step - (sockets > 1 ? 8 : 0);
+    if (socket > 0) canvas_.line({x - 8, y + 26}, {x, y + 26}, "#7a5c99", 4.0);
+    canvas_.box({x, y + 16}, box, 20, "#e9e2f3", "#7a5c99");
+    canvas_.text({x + box / 2, y + 30},
+                 sockets > 1   ? fmt::format("socket {}", socket)
+                 : box > 150.0 ? "shared link"
+                               : "shared",
+                 11);
+    // One mark per group, as far as they can be told apart.
+    const std::uint32_t groups =
+        std::max(domain_gpus / sockets / std::max(scale_up.shared_group, 1U), 1U);
+    if (groups > 16 || scale_up.shared_group < 2) continue;
+    for (std::uint32_t group = 0; group < groups; ++group) {
+      const double part = box / groups;
+      canvas_.box({x + part * group + 3, y + 3}, part - 6, 7, "#b08d3c", "none", 2);
+      canvas_.line({x + part * (group + 0.5), y + 10}, {x + part * (group + 0.5), y + 16},
+                   "#7a5c99", 1.4);
+    }
   }
 }
 
@@ -511,7 +550,7 @@ void Diagram::draw_nodes() {
   y_ += height + 12;
   if (cluster_.scale_up) {
     draw_domains(slots, y_, width);
-    y_ += 44;
+    y_ += cluster_.scale_up->shared_bandwidth ? 74 : 44;
   }
 }
 

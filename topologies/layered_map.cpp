@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 namespace coterie {
 
 std::optional<YamlValue> LayeredMap::optional(const std::string& key) {
@@ -43,6 +45,16 @@ std::optional<LayeredMap> LayeredMap::block(const std::string& key) {
   }
   if (blocks.empty()) return std::nullopt;
   return LayeredMap(std::move(blocks));
+}
+
+std::vector<std::string> LayeredMap::keys() const {
+  std::vector<std::string> keys;
+  for (const YamlMap& layer : layers_) {
+    for (std::string& key : layer.keys()) {
+      if (std::find(keys.begin(), keys.end(), key) == keys.end()) keys.push_back(std::move(key));
+    }
+  }
+  return keys;
 }
 
 void LayeredMap::finish() const {

@@ -24,6 +24,8 @@ class LayeredMap {
   // whose block names another `kind` than the layers above hides nothing of itself below: it and
   // everything under it is left out, so that replacing a kind starts from an empty block.
   [[nodiscard]] std::optional<LayeredMap> block(const std::string& key);
+  // All keys, those of the topmost layer first, each layer's in file order.
+  [[nodiscard]] std::vector<std::string> keys() const;
   // Whether the topmost layer itself gives the key.
   [[nodiscard]] bool given_on_top(const std::string& key) const { return layers_[0].has(key); }
 

@@ -56,6 +56,7 @@ struct Network::Impl {
                     std::vector<LinkId>& out) const {
     if (first) out.push_back(LinkId{*first + gpu});
   }
+  void add_shared(std::uint32_t num_domains);
   [[nodiscard]] std::uint32_t add_caps(Tier tier, Bandwidth bandwidth);
   [[nodiscard]] std::uint32_t add_totals(Tier tier, Bandwidth bandwidth);
   [[nodiscard]] Tier tier(std::uint32_t src, std::uint32_t dst) const {
@@ -78,6 +79,8 @@ struct Network::Impl {
   std::uint32_t nic_offset = 0;
   bool change_rails = false;
   std::uint32_t shared_group = 1;
+  std::uint32_t socket_gpus = 1;                       // GPUs of a socket
+  std::optional<std::uint32_t> first_between_sockets;  // one per domain
   std::optional<std::uint32_t> first_shared, first_scale_up_cap, first_network_cap;
   std::optional<std::uint32_t> first_scale_up_total, first_network_total;
   std::vector<std::uint32_t> attach;       // [num_gpus] switch
@@ -100,12 +103,7 @@ Network::Impl::Impl(const Cluster& cluster_, RouteChoice choice_)
     links_per_gpu += 2;
     nic_offset = 2;
     shared_group = cluster.scale_up->shared_group;
-    if (const auto shared = cluster.scale_up->shared_bandwidth) {
-      first_shared = static_cast<std::uint32_t>(links.size());
-      for (std::uint32_t domain = 0; domain < model.num_domains; ++domain) {
-        links.push_back({fmt::format("domain {} shared", domain), Tier::kScaleUp, *shared, {}});
-      }
-    }
+    add_shared(model.num_domains);
     if (const auto cap = cluster.scale_up->injection.rank_bandwidth) {
       first_scale_up_cap = add_caps(Tier::kScaleUp, *cap);
     }
@@ -130,8 +128,31 @@ Network::Impl::Impl(const Cluster& cluster_, RouteChoice choice_)
     first_cable_first = model.switches.first_cable_first;
     routes.emplace(model);
   }
-  no_injection.segments = {MessageSegment{}};
   no_injection.sends_in_flight = kUnlimitedSends;
+}
+
+// Per socket the link that its GPUs share, per domain what joins its sockets.
+void Network::Impl::add_shared(std::uint32_t num_domains) {
+  const ScaleUp& scale_up = *cluster.scale_up;
+  socket_gpus = domain_gpus / scale_up.num_sockets;
+  if (!scale_up.shared_bandwidth) return;
+  first_shared = static_cast<std::uint32_t>(links.size());
+  for (std::uint32_t domain = 0; domain < num_domains; ++domain) {
+    for (std::uint32_t socket = 0; socket < scale_up.num_sockets; ++socket) {
+      const std::string name = scale_up.num_sockets == 1
+                                   ? fmt::format("domain {} shared", domain)
+                                   : fmt::format("domain {} socket {} shared", domain, socket);
+      links.push_back({name, Tier::kScaleUp, *scale_up.shared_bandwidth, {}});
+    }
+  }
+  if (!scale_up.socket_bandwidth) return;
+  first_between_sockets = static_cast<std::uint32_t>(links.size());
+  for (std::uint32_t domain = 0; domain < num_domains; ++domain) {
+    links.push_back({fmt::format("domain {} between sockets", domain),
+                     Tier::kScaleUp,
+                     *scale_up.socket_bandwidth,
+                     {}});
+  }
 }
 
 std::uint32_t Network::Impl::add_caps(Tier tier, Bandwidth bandwidth) {
@@ -157,7 +178,13 @@ void Network::Impl::append_scale_up(std::uint32_t src, std::uint32_t dst,
                                     std::vector<LinkId>& out) const {
   out.push_back(LinkId{src * links_per_gpu});
   if (first_shared && src / shared_group != dst / shared_group) {
-    out.push_back(LinkId{*first_shared + src / domain_gpus});
+    const std::uint32_t from = src / socket_gpus;
+    const std::uint32_t to = dst / socket_gpus;
+    out.push_back(LinkId{*first_shared + from});
+    if (from != to) {
+      if (first_between_sockets) out.push_back(LinkId{*first_between_sockets + src / domain_gpus});
+      out.push_back(LinkId{*first_shared + to});
+    }
   }
   out.push_back(LinkId{dst * links_per_gpu + 1});
 }
@@ -253,14 +280,6 @@ const Injection& Network::injection(Tier tier) const {
   if (tier == Tier::kScaleUp && cluster.scale_up) return cluster.scale_up->injection;
   if (tier == Tier::kNetwork && cluster.nic) return cluster.nic->injection;
   return impl_->no_injection;
-}
-
-const MessageSegment& Network::segment(Tier tier, Bytes bytes) const {
-  const std::vector<MessageSegment>& segments = injection(tier).segments;
-  for (const MessageSegment& segment : segments) {
-    if (!segment.up_to || bytes <= *segment.up_to) return segment;
-  }
-  return segments.back();
 }
 
 }  // namespace coterie

@@ -45,10 +45,8 @@ class Network {
   // Thread-safe; takes O(path length).
   void append_route(GpuId src, GpuId dst, std::uint64_t flow_key, std::vector<LinkId>& out) const;
   [[nodiscard]] Seconds route_latency(std::span<const LinkId> route) const;
-  // The injection rules of the tier.
+  // The injection limits of the tier.
   [[nodiscard]] const Injection& injection(Tier tier) const;
-  // The segment that a message of this size falls in.
-  [[nodiscard]] const MessageSegment& segment(Tier tier, Bytes bytes) const;
 
  private:
   struct Impl;

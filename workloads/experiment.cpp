@@ -22,8 +22,10 @@ std::string joined(const std::vector<std::string>& items) {
   return fmt::format("{}", fmt::join(items, ", "));
 }
 
-// A preset's name or a path, alone or as `base` of a map whose other keys override it.
-struct BaseReference {
+constexpr const char* kRenamed = "its new name \"extends\"";
+
+// A preset's name or a path, alone or as `extends` of a map whose other keys override it.
+struct Reference {
   std::string name_or_path;         // relative paths resolved
   std::vector<Override> overrides;  // dotted keys
 };
@@ -39,6 +41,11 @@ void flatten(const YamlValue& value, const std::string& prefix, std::vector<Over
   for (const std::string& key : map.keys()) flatten(map.required(key), prefix + "." + key, out);
 }
 
+// Where the relative paths of a value start: what --set gives is relative to the working directory.
+fs::path home_of(const YamlValue& value, const fs::path& folder) {
+  return value.where().starts_with("--set ") ? fs::path() : folder;
+}
+
 template <class PresetList>
 std::string resolve(const YamlValue& value, const fs::path& folder, const PresetList& presets,
                     const std::string& expected) {
@@ -46,28 +53,34 @@ std::string resolve(const YamlValue& value, const fs::path& folder, const Preset
   for (const auto& preset : presets) {
     if (preset.name == name) return name;
   }
-  const fs::path path = folder / name;
+  const fs::path path = home_of(value, folder) / name;
   if (!fs::exists(path)) throw value.error(value.excerpt(), expected);
   return path.string();
 }
 
 template <class PresetList>
-BaseReference read_base(const YamlValue& value, const fs::path& folder, const PresetList& presets,
-                        const std::string& expected) {
+Reference read_reference(const YamlValue& value, const fs::path& folder, const PresetList& presets,
+                         const std::string& expected) {
   if (!value.is_map()) return {resolve(value, folder, presets, expected), {}};
   YamlMap map = value.as_map();
-  BaseReference reference{resolve(map.required("base"), folder, presets, expected), {}};
+  if (const auto old = map.optional("base")) throw old->error("the key \"base\"", kRenamed);
+  Reference reference{resolve(map.required("extends"), folder, presets, expected), {}};
   for (const std::string& key : map.keys()) {
-    if (key != "base") flatten(map.required(key), key, reference.overrides);
+    if (key != "extends") flatten(map.required(key), key, reference.overrides);
   }
   return reference;
 }
 
-// Takes the overrides below `topology.` and `model.` out: they go to the files named there.
-std::vector<Override> split_off(std::vector<Override>& overrides, const std::string& prefix) {
+// Takes the overrides below `topology.`, `model.` and `transport.` out: they go to what is named
+// there. The key `kept` belongs to the experiment itself.
+std::vector<Override> split_off(std::vector<Override>& overrides, const std::string& prefix,
+                                const std::string& kept = "extends") {
   std::vector<Override> below;
   std::erase_if(overrides, [&](const Override& override_) {
-    if (!override_.key.starts_with(prefix) || override_.key == prefix + "base") return false;
+    if (!override_.key.starts_with(prefix) || override_.key == prefix + kept) return false;
+    if (kept == "extends" && override_.key == prefix + "base") {
+      throw InputError("--set " + override_.key, "the key \"base\"", kRenamed);
+    }
     below.push_back({override_.key.substr(prefix.size()), override_.value});
     return true;
   });
@@ -95,7 +108,7 @@ TraceSpec read_trace(const YamlValue& value, const fs::path& folder) {
   YamlMap map = value.as_map();
   TraceSpec trace;
   const YamlValue file = map.required("file");
-  trace.file = folder / file.as_string();
+  trace.file = home_of(file, folder) / file.as_string();
   if (!fs::exists(trace.file)) {
     throw file.error(fmt::format("\"{}\", which does not exist", trace.file.string()),
                      "a .moet trace (`coterie trace import` makes one)");
@@ -148,6 +161,19 @@ std::string read_run_name(const YamlValue& value) {
   return name;
 }
 
+// A name, or a map of a name and parameters. What transports and parameters there are is the
+// business of who makes them.
+TransportChoice read_transport(const YamlValue& value) {
+  if (!value.is_map()) return {value.as_string(), {}};
+  YamlMap map = value.as_map();
+  TransportChoice choice;
+  if (const auto name = map.optional("name")) choice.name = name->as_string();
+  for (const std::string& key : map.keys()) {
+    if (key != "name") flatten(map.required(key), key, choice.settings);
+  }
+  return choice;
+}
+
 RunSpec read_run(const YamlValue& value, const fs::path& folder, std::uint32_t num_ranks) {
   YamlMap map = value.as_map();
   RunSpec run;
@@ -159,7 +185,7 @@ RunSpec read_run(const YamlValue& value, const fs::path& folder, std::uint32_t n
   const bool strategy =
       std::find(strategies.begin(), strategies.end(), run.placement) != strategies.end();
   if (!strategy) {
-    const fs::path file = folder / run.placement;
+    const fs::path file = home_of(placement, folder) / run.placement;
     if (!fs::is_regular_file(file)) {
       throw placement.error(placement.excerpt(),
                             fmt::format("one of {}, or a placement file", joined(strategies)));
@@ -172,6 +198,7 @@ RunSpec read_run(const YamlValue& value, const fs::path& folder, std::uint32_t n
   if (!policy) throw dispatch.error(dispatch.excerpt(), "one of standard, dedup, hierarchical");
   run.policy = *policy;
 
+  if (const auto transport = map.optional("transport")) run.transport = read_transport(*transport);
   if (const auto prune = map.optional("prune")) run.prune = read_prune(*prune, num_ranks);
   if (const auto cap = map.optional("max_imbalance")) {
     run.max_imbalance = cap->as_number(1.0, 1e6);
@@ -243,6 +270,9 @@ void read_settings(YamlMap& map, Experiment& experiment) {
     experiment.chunk = chunk->as_bytes();
     if (experiment.chunk.value < 1) throw chunk->error(chunk->excerpt(), "at least 1 B");
   }
+  if (const auto transport = map.optional("transport")) {
+    experiment.transport = read_transport(*transport);
+  }
   const std::vector<std::string> engines{"simgrid", "flow", "bound"};
   const auto engine = map.optional("engine");
   experiment.engine = engines[engine ? engine->as_choice(engines) : 0];
@@ -257,7 +287,7 @@ struct ClusterPart {
   YamlValue ranks;
   std::uint32_t num_ranks = 1;
   std::uint32_t num_groups = 1;
-  BaseReference topology;
+  Reference topology;
   Cluster cluster;
 };
 
@@ -270,8 +300,8 @@ ClusterPart read_cluster_part(YamlMap& map, const fs::path& folder,
   }
   const YamlValue topology = map.required("topology");
   part.topology =
-      read_base(topology, folder, topology_presets(),
-                "a preset's name (`coterie topology list`) or the path of a topology file");
+      read_reference(topology, folder, topology_presets(),
+                     "a preset's name (`coterie topology list`) or the path of a topology file");
   part.topology.overrides.insert(part.topology.overrides.end(), extra.begin(), extra.end());
   const std::uint64_t num_gpus = std::uint64_t{part.num_ranks} * part.num_groups;
   if (num_gpus > std::numeric_limits<std::uint32_t>::max()) {
@@ -299,20 +329,20 @@ void check_ranks(const Experiment& experiment, const YamlValue& ranks) {
 
 // The document with what makes it independent of where it lies.
 std::string effective_yaml(const fs::path& path, std::vector<Override> overrides,
-                           const Experiment& experiment, const BaseReference& topology,
-                           const BaseReference& model, const std::vector<YamlValue>& runs) {
+                           const Experiment& experiment, const Reference& topology,
+                           const Reference& model, const std::vector<YamlValue>& runs) {
   const auto absolute = [](const std::string& file) {
     return fs::exists(file) ? fs::absolute(file).lexically_normal().string() : file;
   };
-  const auto add_base = [&](const std::string& key, const BaseReference& reference,
-                            bool is_preset) {
-    const std::string base =
+  const auto add_reference = [&](const std::string& key, const Reference& reference,
+                                 bool is_preset) {
+    const std::string name =
         quoted(is_preset ? reference.name_or_path : absolute(reference.name_or_path));
     if (reference.overrides.empty()) {
-      overrides.push_back({key, base});
+      overrides.push_back({key, name});
       return;
     }
-    overrides.push_back({key, fmt::format("{{base: {}}}", base)});
+    overrides.push_back({key, fmt::format("{{extends: {}}}", name)});
     for (const Override& override_ : reference.overrides) {
       overrides.push_back({key + "." + override_.key, override_.value});
     }
@@ -322,8 +352,16 @@ std::string effective_yaml(const fs::path& path, std::vector<Override> overrides
                        [&](const auto& preset) { return preset.name == name; });
   };
   overrides.push_back({"name", quoted(experiment.name)});
-  add_base("topology", topology, is_preset(topology_presets(), topology.name_or_path));
-  add_base("model", model, is_preset(model_presets(), model.name_or_path));
+  add_reference("topology", topology, is_preset(topology_presets(), topology.name_or_path));
+  add_reference("model", model, is_preset(model_presets(), model.name_or_path));
+  if (const TransportChoice& transport = experiment.transport; !transport.settings.empty()) {
+    overrides.push_back({"transport", transport.name
+                                          ? fmt::format("{{name: {}}}", quoted(*transport.name))
+                                          : std::string("{}")});
+    for (const Override& setting : transport.settings) {
+      overrides.push_back({"transport." + setting.key, setting.value});
+    }
+  }
   overrides.push_back({"trace.file", quoted(absolute(experiment.trace.file.string()))});
   const std::vector<std::string> strategies = placement_strategies();
   for (std::size_t i = 0; i < runs.size(); ++i) {
@@ -341,6 +379,7 @@ Experiment load_experiment(const fs::path& path, const std::vector<Override>& ov
   std::vector<Override> own = overrides;
   const std::vector<Override> topology_extra = split_off(own, "topology.");
   const std::vector<Override> model_extra = split_off(own, "model.");
+  const std::vector<Override> transport_extra = split_off(own, "transport.", "name");
   const fs::path folder = path.parent_path();
   YamlMap map = load_yaml(path, own).as_map();
 
@@ -358,15 +397,17 @@ Experiment load_experiment(const fs::path& path, const std::vector<Override>& ov
   check_ranks(experiment, part.ranks);
 
   const YamlValue model_value = map.required("model");
-  BaseReference model =
-      read_base(model_value, folder, model_presets(),
-                "a preset's name (`coterie model list`) or the path of a model file");
+  Reference model =
+      read_reference(model_value, folder, model_presets(),
+                     "a preset's name (`coterie model list`) or the path of a model file");
   model.overrides.insert(model.overrides.end(), model_extra.begin(), model_extra.end());
   experiment.model =
       load_based(model_value, [&] { return load_model(model.name_or_path, model.overrides); });
 
   experiment.trace = read_trace(map.required("trace"), folder);
   read_settings(map, experiment);
+  auto& settings = experiment.transport.settings;
+  settings.insert(settings.end(), transport_extra.begin(), transport_extra.end());
   const YamlValue runs = map.required("runs");
   experiment.runs = read_runs(runs, folder, experiment.num_ranks);
   map.finish();
@@ -381,8 +422,18 @@ Cluster load_experiment_cluster(const std::string& yaml, const fs::path& where,
   std::vector<Override> own = overrides;
   const std::vector<Override> topology_extra = split_off(own, "topology.");
   (void)split_off(own, "model.");
+  (void)split_off(own, "transport.", "name");
   YamlMap map = parse_yaml(yaml, where.string(), own).as_map();
   return read_cluster_part(map, where.parent_path(), topology_extra).cluster;
+}
+
+PlanRequest plan_request(const Experiment& experiment, DispatchPolicy policy, PlanDetail detail) {
+  const Bytes row = row_payload(experiment.dispatch_payload, experiment.model.hidden);
+  const std::int64_t rows = experiment.chunk.value / (row.value + kRowMetadataBytes);
+  PlanRequest request{policy, experiment.ranks_per_node(), detail, {}};
+  request.rows_per_round = static_cast<std::uint32_t>(
+      std::clamp<std::int64_t>(rows, 1, std::numeric_limits<std::uint32_t>::max()));
+  return request;
 }
 
 }  // namespace coterie

@@ -11,6 +11,7 @@
 
 #include "core/yaml.hpp"
 #include "topologies/cluster.hpp"
+#include "topologies/transports.hpp"
 #include "workloads/model.hpp"
 #include "workloads/placement/placement.hpp"
 #include "workloads/plan/plan.hpp"
@@ -25,6 +26,7 @@ struct RunSpec {
   std::optional<PruneRequest> prune;
   std::optional<double> max_imbalance;
   std::uint32_t num_replicas = 0;
+  std::optional<TransportChoice> transport;  // absent: the experiment's
 };
 
 struct TraceSpec {
@@ -37,8 +39,8 @@ struct TraceSpec {
 struct Experiment {
   std::string name;      // key `name`, or the file's stem
   std::string topology;  // a preset's name or a path; relative paths are relative to the file
-  std::vector<Override>
-      topology_overrides;  // from `topology: {base: NAME, ...}` and --set topology.KEY
+  // From `topology: {extends: NAME, ...}` and --set topology.KEY.
+  std::vector<Override> topology_overrides;
   Cluster cluster;
   ModelShape model;
   TraceSpec trace;
@@ -49,24 +51,30 @@ struct Experiment {
   std::vector<std::uint32_t> layers;  // layer numbers; empty: all of the trace
   PayloadType dispatch_payload = PayloadType::kBf16;
   PayloadType combine_payload = PayloadType::kBf16;
-  Bytes chunk{1 << 20};  // hierarchical: rows are forwarded in chunks of this size
-  std::string engine;    // simgrid, flow or bound
+  Bytes chunk{1 << 20};       // hierarchical: about what one rank sends to another in a round
+  TransportChoice transport;  // how rows move, unless a run says otherwise; unchecked
+  std::string engine;         // simgrid, flow or bound
   std::uint64_t seed = 0;
   std::vector<RunSpec> runs;
   // The file with the overrides in place, its name given and its paths made absolute, so that it
   // loads to the same experiment from anywhere.
-  // Where learnt placements are kept between processes, by the content they were learnt from;
-  // absent: nowhere. Set by programs that prepare the same runs many times, not by the file.
-  std::optional<std::filesystem::path> cache;
   std::string effective_yaml;
 
+  // How a run of this experiment moves its rows.
+  [[nodiscard]] const TransportChoice& transport_of(const RunSpec& run) const {
+    return run.transport ? *run.transport : transport;
+  }
   // Ranks of a group that share a node.
   [[nodiscard]] std::uint32_t ranks_per_node() const {
     return std::min(cluster.gpus_per_node, num_ranks);
   }
 };
 
-// Throws InputError. `overrides` are the --set options.
+// How the layers of a run are planned. A round carries about `chunk` bytes from one rank to another.
+PlanRequest plan_request(const Experiment& experiment, DispatchPolicy policy, PlanDetail detail);
+
+// Throws InputError. `overrides` are the --set options; relative paths that they give are relative
+// to the working directory.
 Experiment load_experiment(const std::filesystem::path& path,
                            const std::vector<Override>& overrides = {});
 
@@ -75,23 +83,5 @@ Experiment load_experiment(const std::filesystem::path& path,
 // InputError.
 Cluster load_experiment_cluster(const std::string& yaml, const std::filesystem::path& where,
                                 const std::vector<Override>& overrides = {});
-
-// The experiment's trace, reduced to its layers. Throws InputError where trace and model do not
-// agree on the number of experts or on top-k, or where a layer is missing.
-Routing load_trace(const Experiment& experiment);
-
-// A run made ready: what a predictor or the runtime starts from.
-struct PreparedRun {
-  RunSpec spec;
-  Placement placement;
-  Routing routing;    // the evaluated part, pruned where asked for
-  RankTokens tokens;  // of group 0
-  bool exact = true;
-  std::optional<double> weight_lost, top1_changed;
-};
-// Learns (or reads) the placement, selects the evaluated part, prunes it where asked for and deals
-// its tokens. `trace` is what load_trace returned. placement.layers are those of the routing, in
-// its order. Throws InputError where a placement file does not fit the experiment.
-PreparedRun prepare_run(const Experiment& experiment, const RunSpec& spec, const Routing& trace);
 
 }  // namespace coterie

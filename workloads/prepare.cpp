@@ -1,13 +1,10 @@
-// From an experiment to runs that can be planned.
+#include "workloads/prepare.hpp"
 
 #include <algorithm>
-#include <string_view>
 
 #include "core/error.hpp"
-#include "core/file.hpp"
+#include "core/hash.hpp"
 #include "core/provenance.hpp"
-#include "core/random.hpp"
-#include "workloads/experiment.hpp"
 #include "workloads/placement/strategies.hpp"
 
 namespace coterie {
@@ -25,22 +22,26 @@ bool is_strategy(const std::string& placement) {
 
 // Names everything that decides what is learnt, the training tokens included.
 std::string learning_key(const PlacementRequest& request, const Routing& training) {
-  const auto bytes_of = [](const auto& values) {
-    return std::string_view(reinterpret_cast<const char*>(values.data()),
-                            values.size() * sizeof(values[0]));
-  };
-  std::uint64_t key = content_hash(
-      fmt::format("{} {} {} {} {} {} {} {} {}", version(), request.strategy, request.num_ranks,
-                  request.ranks_per_node, request.seed, request.max_imbalance.value_or(0.0),
-                  request.num_replicas, training.num_experts, training.num_topk));
-  for (const std::string_view part :
-       {bytes_of(training.layers), bytes_of(training.sequence_begin), bytes_of(training.experts)}) {
-    key = mix64(key ^ content_hash(part));
-  }
-  return hex64(key);
+  ContentHash hash;
+  hash.add(fmt::format("{} {} {} {} {} {} {} {} {}", version(), request.strategy, request.num_ranks,
+                       request.ranks_per_node, request.seed, request.max_imbalance.value_or(0.0),
+                       request.num_replicas, training.num_experts, training.num_topk));
+  hash.add(training.layers).add(training.sequence_begin).add(training.experts);
+  return hex64(hash.digest());
 }
 
-Placement learn(const Experiment& experiment, const RunSpec& spec, const Routing& training) {
+void require_training(const Experiment& experiment, const TraceParts& parts) {
+  if (parts.train->num_sequences() > 0) return;
+  throw InputError(fmt::format("{}: found no sequences in the training part, expected at least one",
+                               experiment.trace.file.string()));
+}
+
+Placement learn(const Experiment& experiment, const RunSpec& spec, const TraceParts& parts,
+                const PrepareOptions& options) {
+  const bool learns = strategy_learns(spec.placement);
+  if (learns) require_training(experiment, parts);
+  // Strategies that learn nothing want the shape alone.
+  const Routing& training = *parts.train;
   PlacementRequest request;
   request.strategy = spec.placement;
   request.num_ranks = experiment.num_ranks;
@@ -48,10 +49,9 @@ Placement learn(const Experiment& experiment, const RunSpec& spec, const Routing
   request.seed = experiment.seed;
   request.max_imbalance = spec.max_imbalance;
   request.num_replicas = spec.num_replicas;
-  const bool learns = strategy_learns(spec.placement);
   std::filesystem::path cached;
-  if (learns && experiment.cache) {
-    cached = *experiment.cache / fmt::format("placement-{}.json", learning_key(request, training));
+  if (learns && options.cache) {
+    cached = *options.cache / fmt::format("placement-{}.json", learning_key(request, training));
     // A file that another process just wrote is complete: it was renamed into place.
     if (std::filesystem::exists(cached)) return read_placement(cached);
   }
@@ -68,7 +68,9 @@ Placement learn(const Experiment& experiment, const RunSpec& spec, const Routing
 }
 
 // A placement file, checked and its layers brought into the trace's order.
-Placement read_fitting(const Experiment& experiment, const RunSpec& spec, const Routing& trace) {
+Placement read_fitting(const Experiment& experiment, const RunSpec& spec,
+                       const TraceParts& parts) {
+  const Routing& trace = *parts.eval;
   const std::string& file = spec.placement;
   Placement placement = read_placement(file, experiment.num_ranks);
   if (const auto problems = check(placement); !problems.empty()) {
@@ -82,37 +84,23 @@ Placement read_fitting(const Experiment& experiment, const RunSpec& spec, const 
     throw InputError(file, fmt::format("a placement of {} experts", placement.num_experts),
                      fmt::format("{}, as the trace has", trace.num_experts));
   }
-  if (!experiment.trace.evaluate_on_training &&
-      learnt_from(placement, trace, experiment.trace.eval)) {
-    throw InputError(file, "a placement learnt on sequences that the experiment evaluates",
-                     "disjoint parts, or evaluate_on_training: true under trace");
-  }
+  bool learnt_here = false;
   try {
+    learnt_here = learnt_from(placement, parts.digest, experiment.trace.eval);
     placement = select_layers(placement, trace.layers);
   } catch (const InputError& error) {
     throw InputError(fmt::format("{}: {}", file, error.what()));
+  }
+  if (learnt_here && !experiment.trace.evaluate_on_training) {
+    throw InputError(file, "a placement learnt on sequences that the experiment evaluates",
+                     "disjoint parts, or evaluate_on_training: true under trace");
   }
   placement.ranks_per_node = experiment.ranks_per_node();
   return placement;
 }
 
-}  // namespace
-
-Routing load_trace(const Experiment& experiment) {
-  Routing trace = read_routing(experiment.trace.file);
-  const ModelShape& model = experiment.model;
-  if (trace.num_experts != model.num_experts) {
-    throw InputError(
-        fmt::format("{}: found {} experts in the trace and {} in the model, expected "
-                    "the same number",
-                    describe(experiment), trace.num_experts, model.num_experts));
-  }
-  if (trace.num_topk != model.num_topk) {
-    throw InputError(
-        fmt::format("{}: found top-{} in the trace and top-{} in the model, expected "
-                    "the same",
-                    describe(experiment), trace.num_topk, model.num_topk));
-  }
+// The trace with the layers that the experiment names.
+Routing chosen_layers(const Experiment& experiment, Routing trace) {
   if (experiment.layers.empty()) return trace;
   std::vector<std::size_t> layer_idxs;
   for (const std::uint32_t layer : experiment.layers) {
@@ -129,33 +117,72 @@ Routing load_trace(const Experiment& experiment) {
   return select_layers(trace, layer_idxs);
 }
 
-PreparedRun prepare_run(const Experiment& experiment, const RunSpec& spec, const Routing& trace) {
+std::shared_ptr<const Routing> cut_out(Routing trace, SequencePart part) {
+  if (part == SequencePart::kAll) return std::make_shared<const Routing>(std::move(trace));
+  return std::make_shared<const Routing>(select(trace, part));
+}
+
+std::vector<RankTokens> deal_groups(const Experiment& experiment, const Routing& eval) {
+  std::vector<RankTokens> tokens;
+  for (std::uint32_t group = 0; group < experiment.num_groups; ++group) {
+    tokens.push_back(deal_tokens(eval, experiment.num_ranks, experiment.tokens_per_rank,
+                                 experiment.deal,
+                                 eval.num_sequences() * group / experiment.num_groups));
+  }
+  return tokens;
+}
+
+}  // namespace
+
+TraceParts load_trace(const Experiment& experiment) {
+  Routing trace = read_routing(experiment.trace.file);
+  const ModelShape& model = experiment.model;
+  if (trace.num_experts != model.num_experts) {
+    throw InputError(
+        fmt::format("{}: found {} experts in the trace and {} in the model, expected "
+                    "the same number",
+                    describe(experiment), trace.num_experts, model.num_experts));
+  }
+  if (trace.num_topk != model.num_topk) {
+    throw InputError(
+        fmt::format("{}: found top-{} in the trace and top-{} in the model, expected "
+                    "the same",
+                    describe(experiment), trace.num_topk, model.num_topk));
+  }
+  TraceParts parts;
+  parts.digest = trace_digest(trace);
+  trace = chosen_layers(experiment, std::move(trace));
+  if (experiment.trace.train == experiment.trace.eval) {
+    parts.train = parts.eval = cut_out(std::move(trace), experiment.trace.eval);
+  } else {
+    parts.train = std::make_shared<const Routing>(select(trace, experiment.trace.train));
+    parts.eval = cut_out(std::move(trace), experiment.trace.eval);
+  }
+  if (parts.eval->num_tokens() == 0 || parts.eval->num_layers() == 0) {
+    throw InputError(experiment.trace.file.string(), "no tokens in the evaluated part",
+                     "at least one sequence there");
+  }
+  parts.tokens =
+      std::make_shared<const std::vector<RankTokens>>(deal_groups(experiment, *parts.eval));
+  return parts;
+}
+
+PreparedRun prepare_run(const Experiment& experiment, const RunSpec& spec, const TraceParts& parts,
+                        const PrepareOptions& options) {
   PreparedRun run;
   run.spec = spec;
-  const bool from_file = !is_strategy(spec.placement);
-  const bool learns = !from_file && strategy_learns(spec.placement);
-  Routing training;
-  if (learns || spec.prune) {
-    training = select(trace, experiment.trace.train);
-    if (training.num_sequences() == 0) {
-      throw InputError(
-          fmt::format("{}: found no sequences in the training part, expected at least "
-                      "one",
-                      experiment.trace.file.string()));
-    }
-  }
-  run.placement = from_file ? read_fitting(experiment, spec, trace)
-                            : learn(experiment, spec, learns ? training : trace);
-  run.routing = select(trace, experiment.trace.eval);
+  run.placement = is_strategy(spec.placement) ? learn(experiment, spec, parts, options)
+                                              : read_fitting(experiment, spec, parts);
+  run.routing = parts.eval;
+  run.group_tokens = parts.tokens;
   if (spec.prune) {
-    PruneResult pruned = prune(run.routing, training, run.placement, *spec.prune);
-    run.routing = std::move(pruned.routing);
+    require_training(experiment, parts);
+    PruneResult pruned = prune(*parts.eval, *parts.train, run.placement, *spec.prune);
+    run.routing = std::make_shared<const Routing>(std::move(pruned.routing));
     run.exact = false;
     run.weight_lost = pruned.weight_lost;
     run.top1_changed = pruned.top1_changed;
   }
-  run.tokens =
-      deal_tokens(run.routing, experiment.num_ranks, experiment.tokens_per_rank, experiment.deal);
   return run;
 }
 

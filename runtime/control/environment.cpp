@@ -6,7 +6,7 @@
 #include <cstdlib>
 
 #include "core/error.hpp"
-#include "core/file.hpp"
+#include "core/hash.hpp"
 
 namespace coterie {
 namespace {

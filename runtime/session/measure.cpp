@@ -7,6 +7,7 @@
 #include <map>
 
 #include "core/error.hpp"
+#include "core/statistics.hpp"
 #include "runtime/control/channel.hpp"
 
 namespace coterie {
@@ -45,22 +46,6 @@ RankTimes unpack_times(const std::string& bytes) {
   return times;
 }
 
-double median(std::vector<double> values) {
-  if (values.empty()) return 0.0;
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>((values.size() - 1) / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
-
-double relative_spread(std::vector<double> values) {
-  if (values.empty()) return 0.0;
-  std::sort(values.begin(), values.end());
-  const double low = values[(values.size() - 1) / 4];
-  const double high = values[(values.size() - 1) - (values.size() - 1) / 4];
-  const double middle = values[(values.size() - 1) / 2];
-  return middle > 0.0 ? (high - low) / 2.0 / middle : 0.0;
-}
-
 void fill_times(const std::vector<RankTimes>& ranks, std::size_t layer_idx, LayerReport& report) {
   const std::size_t num_iterations = ranks.front().size();
   report.samples_s.assign(num_iterations, 0.0);
@@ -69,10 +54,8 @@ void fill_times(const std::vector<RankTimes>& ranks, std::size_t layer_idx, Laye
       report.samples_s[i] = std::max(report.samples_s[i], rank[i][layer_idx].time_s());
     }
   }
-  report.time_s = median(report.samples_s);
-  const auto typical = static_cast<std::size_t>(
-      std::find(report.samples_s.begin(), report.samples_s.end(), report.time_s) -
-      report.samples_s.begin());
+  const std::size_t typical = median_position(report.samples_s);
+  report.time_s = report.samples_s[typical];
   const std::size_t num_phases = ranks.front()[typical][layer_idx].phases.size();
   for (std::size_t p = 0; p < num_phases; ++p) {
     PhaseTimes times;

@@ -16,13 +16,9 @@ using RankTimes = std::vector<std::vector<LayerTimes>>;
 std::string pack_times(const RankTimes& times);
 RankTimes unpack_times(const std::string& bytes);
 
-// The middle one, the lower of the two for even numbers; 0 for none.
-double median(std::vector<double> values);
-// Half the distance between the quartiles, relative to the median.
-double relative_spread(std::vector<double> values);
-
-// The measured half of a layer's report: per iteration the maximum over ranks, of these the median,
-// and the begin and end of the phases in the iteration that gave the median.
+// The measured half of a layer's report: per iteration the maximum over ranks; the layer's time and
+// the begin and end of its phases are those of the iteration nearest to the median of these (the
+// lower of two), so that the phases add up to the time.
 void fill_times(const std::vector<RankTimes>& ranks, std::size_t layer_idx, LayerReport& report);
 
 // All transfers of the plan by phase and tier; their times come from the report's phases.

@@ -15,6 +15,7 @@
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/provenance.hpp"
+#include "core/statistics.hpp"
 #include "core/table.hpp"
 #include "kernels/cuda.hpp"
 #include "runtime/control/channel.hpp"
@@ -431,22 +432,24 @@ std::string topology_skeleton(const ProbeFacts& facts) {
     if (facts.link_kind != "nvlink" && facts.num_nodes == 1) {
       out += fmt::format("  shared_bandwidth: {:.3f} GB/s\n", facts.all_to_all_bytes_per_s * 1e-9);
     }
-    out += fmt::format(
-        "  injection:\n"
-        "    segments: [{{alpha: {:.2f} us}}]\n",
-        facts.pair_latency_s * 1e6);
   }
   if (facts.far_bytes_per_s > 0.0) {
     out += fmt::format(
         "nic:\n"
         "  bandwidth: {:.3f} GB/s\n"
         "  latency: 0 us\n"
-        "  injection:\n"
-        "    segments: [{{alpha: {:.2f} us}}]\n"
         "fabric:\n"
         "  kind: star\n",
-        facts.far_bytes_per_s * 1e-9, facts.far_latency_s * 1e6);
+        facts.far_bytes_per_s * 1e-9);
   }
+  if (facts.pair_bytes_per_s > 0.0 || facts.far_bytes_per_s > 0.0) {
+    out += "transports:\n  nccl:\n";
+  }
+  const auto add_tier = [&out](const char* tier, double alpha_s) {
+    out += fmt::format("    {}: {{segments: [{{alpha: {:.2f} us}}]}}\n", tier, alpha_s * 1e6);
+  };
+  if (facts.pair_bytes_per_s > 0.0) add_tier("scale_up", facts.pair_latency_s);
+  if (facts.far_bytes_per_s > 0.0) add_tier("network", facts.far_latency_s);
   out += fmt::format(
       "provenance:\n"
       "  machine: {}\n"

@@ -114,7 +114,7 @@ class Session {
   Planned plan(const RunSpec& spec) {
     group_.set_stage(fmt::format("planning of run {}", spec.name));
     Planned planned{prepare_run(experiment_, spec, trace_), {}};
-    const PlanRequest request{spec.policy, experiment_.ranks_per_node(), PlanDetail::kRows};
+    const PlanRequest request = plan_request(experiment_, spec.policy, PlanDetail::kRows);
     for (std::size_t i = 0; i < planned.prepared.routing.num_layers(); ++i) {
       planned.plans.push_back(make_plan(planned.prepared.routing, i,
                                         planned.prepared.placement.layers[i],

@@ -351,6 +351,19 @@ AllToAllOptions alltoall_options(const Cluster& base) {
   return options;
 }
 
+namespace {
+
+// The cluster's parameters of `nccl`, put in front where there are none.
+NcclParameters& nccl_of(Cluster& cluster) {
+  for (TransportParameters& parameters : cluster.transports) {
+    if (auto* nccl = std::get_if<NcclParameters>(&parameters)) return *nccl;
+  }
+  cluster.transports.insert(cluster.transports.begin(), NcclParameters{});
+  return std::get<NcclParameters>(cluster.transports.front());
+}
+
+}  // namespace
+
 Cluster calibrated_cluster(const Cluster& base, const AllToAllModel& model) {
   Cluster out = base;
   // The notify step exchanges counts, and nobody goes on before all have come.
@@ -360,6 +373,8 @@ Cluster calibrated_cluster(const Cluster& base, const AllToAllModel& model) {
   scale_up.bandwidth = Bandwidth{1.0 / model.slopes.back()};
   scale_up.shared_bandwidth.reset();
   scale_up.shared_group = 1;
+  scale_up.num_sockets = 1;
+  scale_up.socket_bandwidth.reset();
   Injection& injection = scale_up.injection;
   injection.rank_bandwidth.reset();
   injection.rank_total_bandwidth.reset();
@@ -367,8 +382,8 @@ Cluster calibrated_cluster(const Cluster& base, const AllToAllModel& model) {
     injection.rank_total_bandwidth = Bandwidth{2.0 / model.slopes.back()};
     scale_up.bandwidth = std::max(base.scale_up->bandwidth, scale_up.bandwidth);
   }
-  injection.segments.clear();
-  injection.start.clear();
+  NcclTier tier;
+  tier.segments.clear();
   const auto rate = [](const std::optional<double>& value) {
     return value ? std::optional(Bandwidth{*value}) : std::nullopt;
   };
@@ -381,16 +396,17 @@ Cluster calibrated_cluster(const Cluster& base, const AllToAllModel& model) {
   }
   if (model.threshold > 0.0) {
     const Bytes threshold{static_cast<std::int64_t>(model.threshold)};
-    injection.segments.push_back({threshold, {}, rate(model.small.message_rate)});
+    tier.segments.push_back({threshold, {}, rate(model.small.message_rate)});
     StartCost small{threshold, {model.small.launch_s}, {model.small.per_peer_s}, {}, {}};
     if (!model.shared_slopes.empty()) {
       small.shared_ramp =
           tabulate([&](double volume) { return model.small_shared_ramp_s(volume); });
     }
-    injection.start.push_back(std::move(small));
+    tier.start.push_back(std::move(small));
   }
-  injection.segments.push_back({{}, {}, rate(model.large.message_rate)});
-  injection.start.push_back(std::move(large));
+  tier.segments.push_back({{}, {}, rate(model.large.message_rate)});
+  tier.start.push_back(std::move(large));
+  nccl_of(out).scale_up = std::move(tier);
   return out;
 }
 

@@ -1,7 +1,7 @@
 #pragma once
 // Links of one node from measured uniform all-to-alls. The model is exactly what the simulator
 // computes for a uniform all-to-all over n ranks on the calibrated cluster (StartCost in
-// topologies/cluster.hpp): with x bytes leaving each rank, m bytes per message, and X bytes over
+// topologies/transports.hpp): with x bytes leaving each rank, m bytes per message, and X bytes over
 // the shared link,
 //
 //   links = max(x/B, X/S, m / message rate)
@@ -76,7 +76,7 @@ struct AllToAllFit {
 // `points` as select_machine returns them. Deterministic.
 AllToAllFit fit_alltoall(const std::vector<AllToAllPoint>& points, const AllToAllOptions& options);
 
-// `base` with the fitted scale-up links. The bandwidths, start costs and segments are replaced.
+// `base` with the fitted scale-up links; the scale-up costs of its transport `nccl` are replaced.
 Cluster calibrated_cluster(const Cluster& base, const AllToAllModel& model);
 
 // The options that a cluster's kind of link asks for: a shared link between pairs of GPUs on PCIe,

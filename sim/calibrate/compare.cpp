@@ -9,6 +9,7 @@
 
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/statistics.hpp"
 
 namespace coterie {
 namespace {
@@ -58,12 +59,13 @@ void add_layer(const LayerReport& layer, Sums& sums) {
     sums.add("phase " + to_string(phase.phase), phase.slowest_s());
   }
   for (const TransferGroup& group : layer.groups) {
+    if (!group.begin_s || !group.end_s) continue;
     sums.add(fmt::format("group {} {}", to_string(group.phase), group.tier),
-             group.end_s - group.begin_s);
+             *group.end_s - *group.begin_s);
   }
 }
 
-// Half of the distance between the 10th and 90th percentiles of the summed iterations.
+// Of the summed iterations.
 std::optional<double> spread(const std::vector<const std::vector<double>*>& samples) {
   std::size_t count = samples.empty() ? 0 : samples.front()->size();
   for (const auto* layer : samples) count = std::min(count, layer->size());
@@ -72,12 +74,7 @@ std::optional<double> spread(const std::vector<const std::vector<double>*>& samp
   for (const auto* layer : samples) {
     for (std::size_t i = 0; i < count; ++i) sums[i] += (*layer)[i];
   }
-  std::sort(sums.begin(), sums.end());
-  const auto last = static_cast<double>(count - 1);
-  const double low = sums[static_cast<std::size_t>(std::lround(0.1 * last))];
-  const double high = sums[static_cast<std::size_t>(std::lround(0.9 * last))];
-  const double median = sums[count / 2];
-  return median > 0.0 ? std::optional(0.5 * (high - low) / median) : std::nullopt;
+  return relative_spread(sums);
 }
 
 void compare_run(const RunReport& predicted, const RunReport& measured, Comparison& out) {
@@ -118,7 +115,6 @@ std::vector<double> total_errors(const Comparison& comparison) {
   for (const ComparedTime& time : comparison.times) {
     if (time.item == "total") errors.push_back(std::abs(time.error()));
   }
-  std::sort(errors.begin(), errors.end());
   return errors;
 }
 
@@ -147,14 +143,12 @@ void compare_order(Comparison& out) {
 
 double Comparison::median_error() const {
   const std::vector<double> errors = total_errors(*this);
-  const std::size_t n = errors.size();
-  if (n == 0) return 0.0;
-  return n % 2 == 1 ? errors[n / 2] : 0.5 * (errors[n / 2 - 1] + errors[n / 2]);
+  return errors.empty() ? 0.0 : median(errors);
 }
 
 double Comparison::worst_error() const {
   const std::vector<double> errors = total_errors(*this);
-  return errors.empty() ? 0.0 : errors.back();
+  return errors.empty() ? 0.0 : *std::max_element(errors.begin(), errors.end());
 }
 
 Comparison compare(const Results& predicted, const Results& measured) {

@@ -16,7 +16,7 @@ struct ComparedTime {
   std::string item;  // "total", "phase dispatch", "group dispatch scale_up"
   double predicted_s = 0.0;
   double measured_s = 0.0;
-  // Half of the central 80 percent of the measured iterations, relative; absent without samples.
+  // See relative_spread in core/statistics.hpp; absent without samples.
   std::optional<double> spread;
   [[nodiscard]] double error() const { return predicted_s / measured_s - 1.0; }
   // The difference lies within the spread of the measurement.

@@ -4,20 +4,19 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <limits>
 #include <map>
 #include <optional>
 #include <regex>
-#include <span>
 #include <tuple>
 
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/metrics.hpp"
+#include "core/statistics.hpp"
 #include "sim/calibrate/alltoall_fit.hpp"
 #include "sim/calibrate/compare.hpp"
-#include "sim/simulate.hpp"
+#include "sim/experiment/simulate.hpp"
 #include "workloads/trace/importer.hpp"
 
 namespace coterie {
@@ -98,35 +97,6 @@ fs::path fitted_topology(const fs::path& folder, std::uint32_t num_ranks, const 
   return file;
 }
 
-// From the first begin of `phases` on a rank to its last end, on the slowest rank, over all layers.
-double span_s(const RunReport& run, std::span<const Phase> phases) {
-  double sum = 0.0;
-  for (const LayerReport& layer : run.layers) {
-    std::vector<double> begin(run.num_ranks, std::numeric_limits<double>::infinity());
-    std::vector<double> end(run.num_ranks, -std::numeric_limits<double>::infinity());
-    for (const PhaseTimes& times : layer.phases) {
-      if (std::find(phases.begin(), phases.end(), times.phase) == phases.end()) continue;
-      for (std::size_t rank = 0; rank < times.begin_s.size(); ++rank) {
-        if (times.end_s[rank] <= times.begin_s[rank]) continue;
-        begin[rank] = std::min(begin[rank], times.begin_s[rank]);
-        end[rank] = std::max(end[rank], times.end_s[rank]);
-      }
-    }
-    double slowest = 0.0;
-    for (std::size_t rank = 0; rank < run.num_ranks; ++rank) {
-      slowest = std::max(slowest, end[rank] - begin[rank]);
-    }
-    sum += slowest;
-  }
-  return sum;
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const std::size_t n = values.size();
-  return n % 2 == 1 ? values[n / 2] : 0.5 * (values[n / 2 - 1] + values[n / 2]);
-}
-
 const RunReport& run_named(const Results& results, const std::string& name) {
   for (const RunReport& run : results.runs) {
     if (run.name == name) return run;
@@ -134,9 +104,6 @@ const RunReport& run_named(const Results& results, const std::string& name) {
   throw InputError("reports of one experiment", fmt::format("no run \"{}\" in one of them", name),
                    "the same runs in all");
 }
-
-constexpr std::array kDispatch{Phase::kDispatch, Phase::kForward};
-constexpr std::array kCombine{Phase::kGather, Phase::kCombine};
 
 // One run: predicted once, measured at several starts.
 struct Pair {
@@ -153,8 +120,13 @@ Pair add_points(const RunReport& predicted, const std::vector<const RunReport*>&
     section.points.push_back({group, name, median(measured), time_s(predicted)});
     return measured;
   };
-  add(out.dispatch, [](const RunReport& run) { return span_s(run, kDispatch); });
-  add(out.combine, [](const RunReport& run) { return span_s(run, kCombine); });
+  const auto all_layers = [](double (*metric)(const LayerReport&)) {
+    return [metric](const RunReport& run) {
+      return layer_mean(run, metric) * static_cast<double>(run.layers.size());
+    };
+  };
+  add(out.dispatch, all_layers(dispatch_s));
+  add(out.combine, all_layers(combine_span_s));
   const std::vector<double> times =
       add(out.layer, [](const RunReport& run) { return run.time_s(); });
   const auto [fastest, slowest] = std::minmax_element(times.begin(), times.end());
@@ -204,7 +176,7 @@ MeasuredRuns predict_measured_runs(const fs::path& folder, const fs::path& trace
     const fs::path topology = fitted_topology(folder, key.num_ranks, scratch.path());
     const Experiment experiment =
         load_experiment(folder / fmt::format("ep{}.yaml", key.num_ranks),
-                        {{"topology.base", topology.string()},
+                        {{"topology.extends", topology.string()},
                          {"trace.file", trace_file(traces, key.trace, scratch.path()).string()},
                          {"tokens_per_rank", std::to_string(key.tokens_per_rank)},
                          {"engine", "flow"}});

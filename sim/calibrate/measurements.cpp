@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -11,72 +10,41 @@
 #include <sstream>
 #include <tuple>
 
+#include "core/csv.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/statistics.hpp"
 #include "sim/calibrate/nccl_log.hpp"
 
 namespace coterie {
 namespace {
 
-std::vector<std::string> split(const std::string& line, char separator) {
-  std::vector<std::string> cells;
-  std::string cell;
-  std::istringstream stream(line);
-  while (std::getline(stream, cell, separator)) cells.push_back(cell);
-  return cells;
-}
-
-bool parse_number(const std::string& text, double& value) {
-  const char* end = text.data() + text.size();
-  const auto [last, error] = std::from_chars(text.data(), end, value);
-  return error == std::errc() && last == end && std::isfinite(value);
-}
-
-// A CSV table whose first line names the columns.
-class CsvTable {
+// A CSV table of measured points; cells are asked for with what they must be.
+class PointTable {
  public:
-  CsvTable(const std::string& text, std::string name) : name_(std::move(name)) {
-    std::istringstream stream(text);
-    std::string line;
-    for (std::size_t number = 1; std::getline(stream, line); ++number) {
-      if (!line.empty() && line.back() == '\r') line.pop_back();
-      if (line.empty()) continue;
-      std::vector<std::string> cells = split(line, ',');
-      if (columns_.empty()) {
-        columns_ = cells;
-        continue;
-      }
-      if (cells.size() != columns_.size()) {
-        throw InputError(fmt::format("{}:{}", name_, number), fmt::format("{} cells", cells.size()),
-                         fmt::format("{} as in the first line", columns_.size()));
-      }
-      rows_.push_back(std::move(cells));
-      lines_.push_back(number);
-    }
-    if (rows_.empty()) throw InputError(name_, "a table without rows", "measured points");
+  PointTable(const std::string& text, std::string name)
+      : name_(std::move(name)), table_(parse_csv(text, name_)) {
+    if (table_.rows.empty()) throw InputError(name_, "a table without rows", "measured points");
   }
 
-  [[nodiscard]] std::size_t num_rows() const { return rows_.size(); }
-  [[nodiscard]] const std::string& text(std::size_t row, const std::string& column) const {
-    const auto found = std::find(columns_.begin(), columns_.end(), column);
-    if (found == columns_.end()) {
-      throw InputError(name_ + ":1", fmt::format("the columns {}", fmt::join(columns_, ", ")),
+  [[nodiscard]] std::size_t num_rows() const { return table_.rows.size(); }
+  [[nodiscard]] std::string text(std::size_t row, const std::string& column) const {
+    if (!table_.find(column)) {
+      throw InputError(name_ + ":1", fmt::format("the columns {}", fmt::join(table_.columns, ", ")),
                        fmt::format("a column {}", column));
     }
-    return rows_[row][static_cast<std::size_t>(found - columns_.begin())];
+    return table_.text(row, column);
   }
   [[nodiscard]] std::string place(std::size_t row, const std::string& column) const {
-    return fmt::format("{}:{}: {}", name_, lines_[row], column);
+    return fmt::format("{}:{}: {}", name_, table_.lines[row], column);
   }
   // A number above zero.
   [[nodiscard]] double positive(std::size_t row, const std::string& column) const {
-    const std::string& cell = text(row, column);
-    double value = 0.0;
-    if (!parse_number(cell, value)) {
-      throw InputError(place(row, column), fmt::format("\"{}\"", cell), "a number");
-    }
-    if (value <= 0.0) throw InputError(place(row, column), cell, "a value above zero");
-    return value;
+    const std::string cell = text(row, column);
+    const std::optional<double> value = parse_number(cell);
+    if (!value) throw InputError(place(row, column), fmt::format("\"{}\"", cell), "a number");
+    if (*value <= 0.0) throw InputError(place(row, column), cell, "a value above zero");
+    return *value;
   }
   [[nodiscard]] std::uint32_t count(std::size_t row, const std::string& column) const {
     const double value = positive(row, column);
@@ -88,13 +56,11 @@ class CsvTable {
 
  private:
   std::string name_;
-  std::vector<std::string> columns_;
-  std::vector<std::vector<std::string>> rows_;
-  std::vector<std::size_t> lines_;
+  CsvTable table_;
 };
 
 std::vector<AllToAllPoint> from_csv(const std::string& text, const std::string& name) {
-  const CsvTable table(text, name);
+  const PointTable table(text, name);
   std::vector<AllToAllPoint> points;
   for (std::size_t row = 0; row < table.num_rows(); ++row) {
     AllToAllPoint point;
@@ -205,9 +171,10 @@ std::vector<AllToAllPoint> select_machine(const std::vector<AllToAllPoint>& poin
   }
   std::vector<AllToAllPoint> out;
   for (auto& [key, repeats] : groups) {
-    std::sort(repeats.begin(), repeats.end(),
-              [](const auto& a, const auto& b) { return a.time_s < b.time_s; });
-    out.push_back(repeats[(repeats.size() - 1) / 2]);
+    std::vector<double> times;
+    for (const AllToAllPoint& point : repeats) times.push_back(point.time_s);
+    out.push_back(repeats.front());
+    out.back().time_s = median(std::move(times));
   }
   return out;
 }
@@ -227,7 +194,7 @@ void check_physical(const std::vector<AllToAllPoint>& points, Bandwidth limit,
 }
 
 std::vector<MlpPoint> read_mlp(const std::filesystem::path& path) {
-  const CsvTable table(read_file(path), path.string());
+  const PointTable table(read_file(path), path.string());
   std::vector<MlpPoint> points;
   for (std::size_t row = 0; row < table.num_rows(); ++row) {
     MlpPoint point;
@@ -242,9 +209,8 @@ std::vector<MlpPoint> read_mlp(const std::filesystem::path& path) {
                        fmt::format("a divisor of the {} experts", point.num_experts));
     }
     point.load = table.text(row, "expert_load");
-    double alpha = 0.0;
     if (point.load != "balanced" &&
-        !(point.load.starts_with("power_law_") && parse_number(point.load.substr(10), alpha))) {
+        !(point.load.starts_with("power_law_") && parse_number(point.load.substr(10)))) {
       throw InputError(table.place(row, "expert_load"), fmt::format("\"{}\"", point.load),
                        "balanced or power_law_EXPONENT");
     }
@@ -255,7 +221,7 @@ std::vector<MlpPoint> read_mlp(const std::filesystem::path& path) {
 }
 
 std::vector<TokenKernelPoint> read_token_kernels(const std::filesystem::path& path) {
-  const CsvTable table(read_file(path), path.string());
+  const PointTable table(read_file(path), path.string());
   std::vector<TokenKernelPoint> points;
   for (std::size_t row = 0; row < table.num_rows(); ++row) {
     TokenKernelPoint point;

@@ -6,7 +6,7 @@
 
 #include "core/random.hpp"
 #include "sim/calibrate/optimiser.hpp"
-#include "sim/kernel_costs.hpp"
+#include "sim/program/kernels.hpp"
 
 namespace coterie {
 namespace {

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "sim/calibrate/optimiser.hpp"
+#include "workloads/plan/fan_out.hpp"
 
 namespace coterie {
 namespace {
@@ -19,17 +20,10 @@ TokenKernelCosts costs_from(std::span<const double> p) {
 
 }  // namespace
 
-double expected_fanout(std::uint32_t num_experts, std::uint32_t num_ranks, std::uint32_t topk) {
-  const double elsewhere = num_experts - static_cast<double>(num_experts) / num_ranks;
-  double none = 1.0;  // C(E - E/P, k) / C(E, k)
-  for (std::uint32_t i = 0; i < topk; ++i) none *= (elsewhere - i) / (num_experts - i);
-  return num_ranks * (1.0 - std::max(0.0, none));
-}
-
 double token_kernel_time_s(const TokenKernelCosts& costs, TokenKernel kernel,
                            const TokenKernelPoint& point) {
   const double rows =
-      point.tokens_per_rank * expected_fanout(point.num_experts, point.num_ranks, point.topk);
+      point.tokens_per_rank * uniform_fan_out(point.num_experts, point.num_ranks, point.topk);
   const double bytes = rows * (row_bytes(kernel, point.hidden) + costs.row_overhead);
   const double q = costs.sharpness;
   const double rate =

@@ -32,7 +32,4 @@ double token_kernel_time_s(const TokenKernelCosts& costs, TokenKernel kernel,
                            const TokenKernelPoint& point);
 TokenKernelCosts fit_token_kernel(const std::vector<TokenKernelPoint>& points, TokenKernel kernel);
 
-// Expected distinct ranks of a token under uniform routing: P (1 - C(E - E/P, k) / C(E, k)).
-double expected_fanout(std::uint32_t num_experts, std::uint32_t num_ranks, std::uint32_t topk);
-
 }  // namespace coterie

@@ -9,12 +9,14 @@
 #include <set>
 
 #include "core/error.hpp"
+#include "core/statistics.hpp"
 #include "sim/calibrate/alltoall_fit.hpp"
 #include "sim/calibrate/measured_runs.hpp"
 #include "sim/calibrate/measurements.hpp"
 #include "sim/calibrate/mlp_fit.hpp"
 #include "sim/calibrate/token_kernel_fit.hpp"
-#include "sim/traffic_program.hpp"
+#include "sim/engines/engine.hpp"
+#include "sim/program/layer_program.hpp"
 #include "topologies/network.hpp"
 
 namespace coterie {
@@ -268,7 +270,7 @@ ErrorSummary summarise(const std::vector<ValidationPoint>& points) {
   std::sort(errors.begin(), errors.end());
   const std::size_t n = errors.size();
   summary.num_points = n;
-  summary.median = n % 2 == 1 ? errors[n / 2] : 0.5 * (errors[n / 2 - 1] + errors[n / 2]);
+  summary.median = median(errors);
   summary.worst = errors.back();
   summary.within_10 =
       static_cast<double>(std::upper_bound(errors.begin(), errors.end(), 0.10) - errors.begin()) /
@@ -358,7 +360,8 @@ ValidationSection multi_node_section() {
     traffic.num_ranks = num_ranks;
     traffic.entries = entries;
     const Network network(load_cluster(preset, overrides, num_ranks));
-    return run_engine("flow", traffic_program(traffic, &network.cluster()), network, {}).makespan_s;
+    const LayerProgram program = build_traffic(traffic, {}, network.cluster());
+    return run_engine("flow", resolve(program.program, network), {}).makespan_s;
   };
   using Entries = std::vector<TrafficEntry>;
   constexpr std::int64_t kMessage = 4'000'000;
@@ -407,10 +410,11 @@ ValidationSection compare_engines(const std::vector<std::string>& presets) {
     const Network network(load_cluster(preset));
     for (const bool skewed : {false, true}) {
       for (const std::int64_t bytes : {std::int64_t{4} << 10, std::int64_t{1} << 20}) {
-        const Program program = traffic_program(
-            all_to_all(network.cluster().num_gpus(), bytes, skewed), &network.cluster());
-        const double simgrid = run_engine("simgrid", program, network, {}).makespan_s;
-        const double flow = run_engine("flow", program, network, {}).makespan_s;
+        const LayerProgram program = build_traffic(
+            all_to_all(network.cluster().num_gpus(), bytes, skewed), {}, network.cluster());
+        const ResolvedProgram resolved = resolve(program.program, network);
+        const double simgrid = run_engine("simgrid", resolved, {}).makespan_s;
+        const double flow = run_engine("flow", resolved, {}).makespan_s;
         section.points.push_back({preset,
                                   fmt::format("{}, {} per pair", skewed ? "skewed" : "uniform",
                                               format_bytes(static_cast<double>(bytes))),

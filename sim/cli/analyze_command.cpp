@@ -13,7 +13,8 @@
 #include "sim/cli/commands.hpp"
 #include "sim/cli/placement_options.hpp"
 #include "workloads/model.hpp"
-#include "workloads/plan/plan.hpp"
+#include "workloads/plan/fan_out.hpp"
+#include "workloads/plan/payload.hpp"
 #include "workloads/trace/moet.hpp"
 
 namespace coterie {

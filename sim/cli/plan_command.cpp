@@ -15,7 +15,7 @@
 #include "core/table.hpp"
 #include "core/units.hpp"
 #include "sim/cli/commands.hpp"
-#include "workloads/experiment.hpp"
+#include "workloads/prepare.hpp"
 #include "workloads/plan/check.hpp"
 #include "workloads/plan/matrix.hpp"
 
@@ -57,10 +57,10 @@ void run_build(const BuildArguments& arguments) {
   plan.hidden = experiment.model.hidden;
   plan.dispatch_payload = experiment.dispatch_payload;
   plan.combine_payload = experiment.combine_payload;
-  Progress progress("planning", run.routing.num_layers());
-  for (std::size_t i = 0; i < run.routing.num_layers(); ++i) {
-    plan.layers.push_back(make_plan(run.routing, i, run.placement.layers[i], run.tokens,
-                                    {spec.policy, experiment.ranks_per_node(), PlanDetail::kRows}));
+  Progress progress("planning", run.routing->num_layers());
+  for (std::size_t i = 0; i < run.routing->num_layers(); ++i) {
+    plan.layers.push_back(make_plan(*run.routing, i, run.placement.layers[i], run.tokens(),
+                                    plan_request(experiment, spec.policy, PlanDetail::kRows)));
     plan.layers.back().exact = run.exact;
     progress.advance();
   }
@@ -178,8 +178,8 @@ void run_export(const ExportArguments& arguments) {
   const DispatchPlan plan = read_plan(arguments.plan);
   if (plan.layers.empty()) throw InputError(arguments.plan.string(), "no layers", "at least one");
   const LayerPlan& layer = find_layer(plan, arguments);
-  const PlanDirection direction =
-      arguments.direction == "dispatch" ? PlanDirection::kDispatch : PlanDirection::kCombine;
+  const Direction direction =
+      arguments.direction == "dispatch" ? Direction::kDispatch : Direction::kCombine;
   if (arguments.unit != "B" && arguments.format != "matrix") {
     throw InputError("--unit", arguments.unit, "B: only the matrix format has another unit");
   }

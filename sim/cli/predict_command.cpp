@@ -13,13 +13,14 @@
 #include <vector>
 
 #include "core/error.hpp"
+#include "core/statistics.hpp"
 #include "core/table.hpp"
 #include "sim/cli/commands.hpp"
-#include "sim/program.hpp"
-#include "sim/traffic_program.hpp"
+#include "sim/engines/engine.hpp"
+#include "sim/program/layer_program.hpp"
 #include "topologies/network.hpp"
 #include "workloads/plan/matrix.hpp"
-#include "workloads/plan/plan.hpp"
+#include "workloads/plan/plan_file.hpp"
 
 namespace coterie {
 namespace {
@@ -32,12 +33,10 @@ struct PredictArguments {
   std::optional<double> precision;
   unsigned threads = 1;
   std::vector<std::string> overrides;
+  std::string transport;
+  std::optional<std::int64_t> row_bytes;
+  std::string direction;
   bool json = false;
-};
-
-struct Communication {
-  std::uint32_t num_ranks = 0;
-  Program program;
 };
 
 // Plan files start with a binary mark that holds a zero byte, the two matrix formats are text.
@@ -66,11 +65,50 @@ std::uint32_t num_ranks(const Traffic& traffic) {
   return std::get<TrafficMatrix>(traffic).num_ranks;
 }
 
-Program build_program(const Traffic& traffic, const Cluster& cluster) {
-  if (const auto* plan = std::get_if<DispatchPlan>(&traffic)) {
-    return plan_communication(*plan, &cluster);
+// What is asked of the transport: --transport, and the overrides below "transport.", which are taken
+// out of those for the topology.
+TransportChoice transport_choice(const PredictArguments& arguments,
+                                 std::vector<Override>& overrides) {
+  TransportChoice choice;
+  if (!arguments.transport.empty()) choice.name = arguments.transport;
+  constexpr std::string_view kPrefix = "transport.";
+  std::erase_if(overrides, [&](const Override& override_) {
+    if (!override_.key.starts_with(kPrefix)) return false;
+    choice.settings.push_back({override_.key.substr(kPrefix.size()), override_.value});
+    return true;
+  });
+  return choice;
+}
+
+// That a matrix's entries are whole rows; a plan knows its rows and directions itself.
+void check_rows(const PredictArguments& arguments, const Traffic& traffic) {
+  const auto* matrix = std::get_if<TrafficMatrix>(&traffic);
+  if (matrix == nullptr) {
+    if (arguments.row_bytes) throw InputError("--row-bytes", "it with a plan file", "a matrix");
+    if (!arguments.direction.empty()) {
+      throw InputError("--direction", "it with a plan file, which has both", "a matrix");
+    }
+    return;
   }
-  return traffic_program(std::get<TrafficMatrix>(traffic), &cluster);
+  if (!arguments.row_bytes) return;
+  for (const TrafficEntry& entry : matrix->entries) {
+    if (entry.bytes % *arguments.row_bytes == 0) continue;
+    throw InputError(arguments.input,
+                     fmt::format("{} B from rank {} to rank {}", entry.bytes, entry.src, entry.dst),
+                     fmt::format("whole rows of --row-bytes {} B", *arguments.row_bytes));
+  }
+}
+
+LayerProgram build_program(const PredictArguments& arguments, const Traffic& traffic,
+                           const TransportChoice& transport, const Cluster& cluster) {
+  if (const auto* plan = std::get_if<DispatchPlan>(&traffic)) {
+    return build_communication(*plan, cluster, transport);
+  }
+  TrafficSetup setup;
+  setup.direction = arguments.direction == "combine" ? Direction::kCombine : Direction::kDispatch;
+  if (arguments.row_bytes) setup.row_bytes = static_cast<double>(*arguments.row_bytes);
+  setup.transport = transport;
+  return build_traffic(std::get<TrafficMatrix>(traffic), setup, cluster);
 }
 
 void predict(const PredictArguments& arguments) {
@@ -80,23 +118,25 @@ void predict(const PredictArguments& arguments) {
                      fmt::format("one of {}", fmt::join(engines, ", ")));
   }
   const Traffic traffic = read_input(arguments.input);
+  check_rows(arguments, traffic);
+  std::vector<Override> overrides = parse_overrides(arguments.overrides);
+  const TransportChoice transport = transport_choice(arguments, overrides);
   const std::uint32_t num_gpus = arguments.ranks.value_or(num_ranks(traffic));
-  const Network network(
-      load_cluster(arguments.topology, parse_overrides(arguments.overrides), num_gpus));
+  const Network network(load_cluster(arguments.topology, overrides, num_gpus));
   if (network.num_gpus() < num_ranks(traffic)) {
     throw InputError(arguments.input, fmt::format("{} ranks", num_ranks(traffic)),
                      fmt::format("at most {}, the GPUs of topology {}", network.num_gpus(),
                                  network.cluster().name));
   }
-  const Communication communication{num_ranks(traffic), build_program(traffic, network.cluster())};
+  const LayerProgram layer = build_program(arguments, traffic, transport, network.cluster());
+  const ResolvedProgram resolved = resolve(layer.program, network);
 
   EngineOptions options;
   options.num_threads = arguments.threads;
   if (arguments.precision) options.relative_precision = *arguments.precision;
-  const Execution execution = run_engine(arguments.engine, communication.program, network, options);
-  const double bound_s = lower_bound(communication.program, network);
-  const std::vector<double> finish_s =
-      rank_finish_s(communication.program, execution, communication.num_ranks);
+  const Execution execution = run_engine(arguments.engine, resolved, options);
+  const double bound_s = resolved.bound.makespan_s;
+  const std::vector<double> finish_s = rank_finish_s(layer.program, execution, num_ranks(traffic));
 
   if (arguments.json) {
     nlohmann::ordered_json document{{"schema_version", 1},
@@ -116,7 +156,7 @@ void predict(const PredictArguments& arguments) {
   const auto slowest = std::max_element(finish_s.begin(), finish_s.end()) - finish_s.begin();
   Table table{{"quantity", "value"}, {}};
   table.rows.push_back({"engine", arguments.engine});
-  table.rows.push_back({"ranks", std::to_string(communication.num_ranks)});
+  table.rows.push_back({"ranks", std::to_string(num_ranks(traffic))});
   table.rows.push_back({"makespan", format_seconds({execution.makespan_s})});
   if (const auto uncertainty = network.cluster().relative_uncertainty) {
     table.rows.push_back({"interval", fmt::format("+-{:.0f} %", 100.0 * *uncertainty)});
@@ -129,7 +169,7 @@ void predict(const PredictArguments& arguments) {
   if (!sorted.empty()) {
     table.rows.push_back({"slowest rank", std::to_string(slowest)});
     table.rows.push_back({"first rank done", format_seconds({sorted.front()})});
-    table.rows.push_back({"median rank done", format_seconds({sorted[sorted.size() / 2]})});
+    table.rows.push_back({"median rank done", format_seconds({median(sorted)})});
   }
   fmt::print("{}", render(table));
 }
@@ -161,7 +201,20 @@ void add_predict_command(CLI::App& app) {
   command->add_option("--threads", arguments->threads, "Threads of the flow engine")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  add_set_option(*command, arguments->overrides, "the topology");
+  command->add_option("--transport", arguments->transport,
+                      fmt::format("How rows move: one of {} (default: the topology's first, else "
+                                  "ideal); --set transport.KEY=VALUE sets its parameters",
+                                  fmt::join(transport_names(), ", ")));
+  command
+      ->add_option("--row-bytes", arguments->row_bytes,
+                   "Bytes of a row of the matrix, for transports that count rows")
+      ->check(CLI::PositiveNumber);
+  command
+      ->add_option("--direction", arguments->direction,
+                   "Whose kernels move the matrix: dispatch or combine (default: dispatch)")
+      ->check(CLI::IsMember({"dispatch", "combine"}));
+  add_set_option(*command, arguments->overrides,
+                 "the topology and, below transport., of the transport");
   command->add_flag("--json", arguments->json, "Print JSON only");
   command->footer(
       "Example:\n  coterie predict traffic.matrix --topology star --engine flow --json");

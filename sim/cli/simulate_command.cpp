@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <fstream>
 #include <iterator>
 #include <memory>
@@ -11,12 +12,14 @@
 
 #include "core/error.hpp"
 #include "core/provenance.hpp"
+#include "core/result_table.hpp"
 #include "sim/cli/commands.hpp"
-#include "sim/program.hpp"
-#include "sim/simulate.hpp"
+#include "sim/experiment/simulate.hpp"
 
 namespace coterie {
 namespace {
+
+constexpr const char* kKind = "predicted";
 
 struct SimulateArguments {
   std::filesystem::path experiment;
@@ -43,29 +46,49 @@ std::string own_command_line() {
   return shell_quote(arguments);
 }
 
+void print_results(const Experiment& experiment, const std::vector<RunReport>& runs) {
+  const auto found = std::find_if(runs.begin(), runs.end(),
+                                  [](const RunReport& run) { return !run.layers.empty(); });
+  const RunReport& first = found == runs.end() ? runs.front() : *found;
+  fmt::print("{}: {} on {}, {} ranks{}, up to {} tokens each, {} layers (means), engine {}\n\n",
+             experiment.name, first.model, first.topology, first.num_ranks,
+             first.num_groups > 1 ? fmt::format(" in each of {} groups", first.num_groups) : "",
+             first.tokens_per_rank, first.layers.size(), first.engine);
+  fmt::print("{}", render(result_table(runs)));
+  if (const Table parts = breakdown_table(runs); !parts.rows.empty()) {
+    fmt::print("\nwhere the time of the rank that ends a layer goes (adds up to the layer time):\n\n{}",
+               render(parts));
+  }
+  const std::vector<std::string> notes = result_notes(runs);
+  if (!notes.empty()) fmt::print("\n");
+  for (const std::string& note : notes) fmt::print("{}\n", note);
+}
+
 void run_simulate(SimulateArguments& arguments) {
   std::vector<Override> overrides = parse_overrides(arguments.overrides);
   if (!arguments.engine.empty()) overrides.push_back({"engine", arguments.engine});
-  check_output_folder(arguments.output);
   Experiment experiment = load_experiment(arguments.experiment, overrides);
+  check_results_folder(arguments.output, experiment.name, kKind);
   keep_runs(experiment, arguments.runs);
   arguments.options.timelines = !arguments.no_timelines;
   arguments.options.progress = true;
   const std::vector<SimulatedRun> runs = simulate(experiment, arguments.options);
-  write_results(arguments.output, experiment, runs, own_command_line());
+  const ResultFiles files = result_files(experiment, runs, own_command_line());
+  write_results(arguments.output, kKind, files);
 
   if (arguments.json) {
-    fmt::print("{}\n", results_json(experiment, runs).dump());
-    return;
+    fmt::print("{}\n", to_json(files.results).dump());
+  } else {
+    print_results(experiment, files.results.runs);
+    fmt::print("\nresults in {}\n", arguments.output.string());
   }
-  const RunReport& report = runs.front().report;
-  fmt::print("{}: {} on {}, {} ranks{}, up to {} tokens each, {} layers (means), engine {}\n\n",
-             experiment.name, report.model, report.topology, report.num_ranks,
-             report.num_groups > 1 ? fmt::format(" in each of {} groups", report.num_groups) : "",
-             report.tokens_per_rank, report.layers.size(), report.engine);
-  fmt::print("{}", render(result_table(runs)));
-  fmt::print("\nresults in {}\n", arguments.output.string());
-  for (const std::string& note : pruning_notes(runs)) fmt::print("{}\n", note);
+  const auto failed = std::find_if(runs.begin(), runs.end(), [](const SimulatedRun& run) {
+    return run.failure_code.has_value();
+  });
+  if (failed == runs.end()) return;
+  // The others are written and shown; the exit code is that of the first that failed.
+  throw Error(*failed->failure_code, fmt::format("run {} failed: {}", failed->report.name,
+                                                 *failed->report.failure));
 }
 
 }  // namespace
@@ -105,6 +128,8 @@ void add_simulate_command(CLI::App& app) {
   command->add_flag("--no-timelines", arguments->no_timelines, "Write no timelines");
   command->add_flag("--json", arguments->json, "Print the results as JSON and nothing else");
   command->footer(
+      "A run that cannot be carried out is shown as failed and the others are simulated; the exit code\n"
+      "is then that of the first that failed (2: its inputs do not fit together).\n"
       "Example:\n  coterie simulate law_h200_8.yaml -o out --set trace.file=law.moet --engine "
       "flow");
   command->callback([arguments] { run_simulate(*arguments); });

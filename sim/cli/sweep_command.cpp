@@ -15,7 +15,7 @@
 #include "core/file.hpp"
 #include "core/table.hpp"
 #include "sim/cli/commands.hpp"
-#include "sim/simulate.hpp"
+#include "sim/experiment/simulate.hpp"
 #include "sim/sweep/rows.hpp"
 #include "sim/sweep/runner.hpp"
 
@@ -66,11 +66,11 @@ class Job {
 nlohmann::ordered_json evaluate(const SweepSpec& spec, const SweepOptions& options,
                                 const SweepPoint& point) {
   Experiment experiment = load_experiment(spec.base, overrides_of(spec, point));
-  experiment.cache = options.folder / "cache";
   keep_runs(experiment, spec.runs);
   SimulateOptions simulation;
+  simulation.cache = options.folder / "cache";
   simulation.timelines = false;
-  return sweep_rows(experiment, simulate(experiment, simulation));
+  return sweep_rows(experiment, results_of(experiment, simulate(experiment, simulation)).runs);
 }
 
 void print_summary(const SweepArguments& arguments, const SweepCounts& counts) {

@@ -74,6 +74,16 @@ json to_json(const Cluster& cluster, const FabricSummary& summary) {
                              {"bandwidth_bytes_per_s", group.bandwidth.value},
                              {"latency_s", group.latency.value}});
   }
+  out["transports"] = json::array();
+  for (const TransportParameters& parameters : cluster.transports) {
+    out["transports"].push_back(transport_name(parameters));
+  }
+  out["warnings"] = transport_warnings(cluster);
+  if (const auto& scale_up = cluster.scale_up; scale_up && scale_up->shared_bandwidth) {
+    out["scale_up_shared"] = {{"bandwidth_bytes_per_s", scale_up->shared_bandwidth->value},
+                              {"group", scale_up->shared_group},
+                              {"sockets", scale_up->num_sockets}};
+  }
   const auto put = [&out](const char* key, const auto& value) {
     out[key] = nullptr;
     if (value) out[key] = *value;
@@ -106,12 +116,31 @@ std::string injection_text(const Injection& injection) {
   text += injection.sends_in_flight == kUnlimitedSends
               ? ", sends in flight not limited"
               : fmt::format(", {} sends in flight", injection.sends_in_flight);
-  text += ", alpha";
-  for (const MessageSegment& segment : injection.segments) {
-    text += " " + format_seconds(segment.alpha);
-    if (segment.up_to) {
-      text += fmt::format(" (to {})", format_bytes(static_cast<double>(segment.up_to->value)));
-    }
+  return text;
+}
+
+std::string scale_up_text(const ScaleUp& scale_up) {
+  std::string text;
+  if (const auto shared = scale_up.shared_bandwidth) {
+    text += scale_up.num_sockets > 1 ? fmt::format("{} sockets, each with {}", scale_up.num_sockets,
+                                                   format_bandwidth(*shared))
+                                     : "one link of " + format_bandwidth(*shared);
+    text += scale_up.shared_group > 1 ? fmt::format(", shared by traffic between groups of {} GPUs",
+                                                    scale_up.shared_group)
+                                      : std::string(", shared by all traffic");
+  }
+  if (const auto joined = scale_up.socket_bandwidth) {
+    text += fmt::format("; {} between sockets", format_bandwidth(*joined));
+  }
+  return text;
+}
+
+std::string transports_line(const Cluster& cluster) {
+  if (cluster.transports.empty()) return "none described: ideal, the wires alone";
+  std::string text;
+  for (const TransportParameters& parameters : cluster.transports) {
+    text += fmt::format("{}{}{}", text.empty() ? "" : ", ", transport_name(parameters),
+                        text.empty() ? " (default)" : "");
   }
   return text;
 }
@@ -128,10 +157,7 @@ void print(const Cluster& cluster, const FabricSummary& summary) {
     line("scale-up domains",
          fmt::format("{} of {} GPUs", summary.num_domains, summary.num_gpus / summary.num_domains));
     line("", injection_text(cluster.scale_up->injection));
-    if (cluster.scale_up->shared_bandwidth) {
-      line("", "all traffic of a domain shares " +
-                   format_bandwidth(*cluster.scale_up->shared_bandwidth));
-    }
+    if (cluster.scale_up->shared_bandwidth) line("", scale_up_text(*cluster.scale_up));
   }
   if (cluster.nic) {
     line("NICs", fmt::format("{} ({} per GPU{})", summary.num_nics, cluster.nic->per_gpu,
@@ -139,6 +165,8 @@ void print(const Cluster& cluster, const FabricSummary& summary) {
     line("", injection_text(cluster.nic->injection));
     line("fabric", fmt::format("{}: {}", fabric_name(cluster), switches_text(summary)));
   }
+  line("transports", transports_line(cluster));
+  for (const std::string& warning : transport_warnings(cluster)) line("warning", warning);
   line("reachable", summary.reachable ? "every GPU from every other" : "NOT every GPU pair");
   line("diameter", fmt::format("{} links", summary.diameter));
   if (summary.scale_up_bisection) {

@@ -9,11 +9,13 @@
 #include <thread>
 
 #include "core/error.hpp"
+#include "sim/engines/engine.hpp"
 #include "sim/engines/flow_components.hpp"
 #include "sim/engines/flow_maxmin.hpp"
 #include "sim/engines/flow_repair.hpp"
 #include "sim/engines/flow_routes.hpp"
 #include "sim/engines/flow_state.hpp"
+#include "sim/engines/schedule.hpp"
 
 namespace coterie {
 namespace flow {
@@ -22,6 +24,8 @@ namespace {
 // Times closer than this share of the busiest link's time are one event: equal sizes finish
 // together although rounding parts them.
 constexpr double kSameTime = 1e-12;
+// Exact runs refuse times at which this share of the busiest link's time is lost to rounding.
+constexpr double kStep = 1e-3;
 // At the default precision, rates are solved anew at the latest when one in `changes_per_solve` of
 // the active flows came or went. A solve costs time in proportion to the active flows, so that all
 // solves together cost this many visits per transfer. Small programs can afford more of them where
@@ -40,7 +44,18 @@ constexpr std::size_t kFewFlows = 512;
 // connected.
 constexpr std::size_t kManyLinks = 64;
 
-// Runs one component from its first event to its last.
+// Why a component cannot end, in its own numbers.
+struct Stuck {
+  enum class Why : std::uint8_t { kStandsStill, kNeverHeld, kNeverReady, kTooLate };
+  Why why = Why::kNeverReady;
+  std::uint32_t op = 0;
+  std::uint32_t capacity = 0;
+  std::size_t num_ops = 0;
+  double time_s = 0.0;
+  double step_s = 0.0;
+};
+
+// Runs one component from its first event to its last. Throws Stuck.
 class ComponentRun {
  public:
   struct Observer {
@@ -56,37 +71,36 @@ class ComponentRun {
         state_(part.capacity, part.max_hops),
         precision_(precision),
         change_scale_(precision / kFlowDefaultPrecision),
-        pending_(part.event_count),
-        queue_head_(part.in_flight.size(), kNone),
-        queue_tail_(part.in_flight.size(), kNone),
-        queue_used_(part.in_flight.size(), 0),
-        next_op_(part.num_ops(), kNone) {
+        schedule_({part.delay_s, part.amount, part.queue, part.waits_for, part.signal_begin,
+                   part.signals, part.event_count, part.queue_places, part.capacity, part.holds}) {
     const double busiest_link_s = part.busiest_link_s();
     same_time_ = kSameTime * busiest_link_s;
     quantum_ = precision * busiest_link_s;
-    start_s.assign(part.num_ops(), 0.0);
-    finish_s.assign(part.num_ops(), 0.0);
+    step_ = exact() ? kStep * busiest_link_s : quantum_;
     if (exact()) state_.start_horizon(kNever);
   }
 
-  std::vector<double> start_s;   // [num_ops]
-  std::vector<double> finish_s;  // [num_ops]
-  FlowStats stats;
-
   void run();
+  [[nodiscard]] const Schedule& schedule() const { return schedule_; }
+  FlowStats stats;
 
  private:
   [[nodiscard]] bool exact() const { return precision_ == 0.0; }
-  void make_ready(std::uint32_t event);
-  void enqueue_ready();
-  void launch_queue(std::uint32_t queue);
+  [[nodiscard]] double next_change_s() const {
+    return next_change_ < part_.changes.size() ? part_.changes[next_change_].time_s : kNever;
+  }
+  void start_ready();
   void take_events();
+  void set_capacity(std::uint32_t link, double capacity);
+  void pass_horizon(double next);
+  void check_time() const;
   void finish_slot(std::uint32_t slot);
   void adjust_rates();
   void touch(std::uint32_t link);
   void touch_route(std::uint32_t op);
   void solve();
   void observe(bool solved);
+  [[nodiscard]] Stuck why_stuck();
 
   const Part& part_;
   bool small_;
@@ -97,62 +111,39 @@ class ComponentRun {
   double precision_;
   double same_time_ = 0.0;
   double quantum_ = 0.0;  // seconds between two solves
+  double step_ = 0.0;     // that times must tell apart
   double change_scale_;   // of the changes between two solves
   std::size_t num_changes_ = 0;
   double now_ = 0.0;
   std::uint32_t interval_ = 1;           // between solves, for LinkState::dirty
   std::vector<std::uint32_t> touched_;   // links whose flows changed since the last solve
-  std::vector<std::uint32_t> ready_;     // operations whose event fired
   std::vector<std::uint32_t> finished_;  // operations, of this event
   std::vector<std::uint32_t> started_;   // slots whose bytes begin to flow at this event
   std::vector<std::uint32_t> ended_;     // operations whose bytes ended at this event
   std::vector<std::uint32_t> slack_;     // links on which flows made room
   std::vector<FlowRate> snapshot_;
 
-  Waiters waiters_;
-  std::vector<std::uint32_t> pending_;     // [num_events] operations that must still finish
-  std::vector<std::uint32_t> queue_head_;  // [num_queues] first waiting operation or kNone
-  std::vector<std::uint32_t> queue_tail_;
-  std::vector<std::uint32_t> queue_used_;  // [num_queues] sends under way
-  std::vector<std::uint32_t> next_op_;     // [num_ops] the next operation of the same queue
+  Schedule schedule_;
+  std::size_t next_change_ = 0;  // of part_.changes
+  bool must_solve_ = false;      // a capacity changed under a flow
 };
 
-void ComponentRun::make_ready(std::uint32_t event) {
-  for (const std::uint32_t op : waiters_.of(event)) ready_.push_back(op);
-}
-
-// Ready operations join their queues in order of their index; computations start at once.
-void ComponentRun::enqueue_ready() {
-  std::sort(ready_.begin(), ready_.end());
-  for (const std::uint32_t op : ready_) {
-    if (part_.queue[op] == kNone) {
-      start_s[op] = now_;
-      state_.timers().set(state_.open_slot(op), now_ + part_.amount[op]);
-      continue;
-    }
-    const std::uint32_t queue = part_.queue[op];
-    next_op_[op] = kNone;
-    if (queue_head_[queue] == kNone) {
-      queue_head_[queue] = op;
-    } else {
-      next_op_[queue_tail_[queue]] = op;
-    }
-    queue_tail_[queue] = op;
-  }
-  for (const std::uint32_t op : ready_) {
-    if (part_.queue[op] != kNone) launch_queue(part_.queue[op]);
-  }
-  ready_.clear();
-}
-
-void ComponentRun::launch_queue(std::uint32_t queue) {
-  while (queue_head_[queue] != kNone && queue_used_[queue] < part_.in_flight[queue]) {
-    const std::uint32_t op = queue_head_[queue];
-    queue_head_[queue] = next_op_[op];
-    ++queue_used_[queue];
-    start_s[op] = now_;
+// What may start now is silent first. Holds that began or ended change what flows share.
+void ComponentRun::start_ready() {
+  schedule_.settle(now_, [this](std::uint32_t op) {
     state_.timers().set(state_.open_slot(op), now_ + part_.delay_s[op]);
+  });
+  if (!schedule_.any_changed()) return;
+  for (const std::uint32_t link : schedule_.take_changed()) {
+    set_capacity(link, schedule_.left(link));
   }
+}
+
+void ComponentRun::set_capacity(std::uint32_t link, double capacity) {
+  state_.set_capacity(link, capacity);
+  if (state_.link(link).entries.empty()) return;
+  touch(link);
+  must_solve_ = true;
 }
 
 void ComponentRun::touch(std::uint32_t link_id) {
@@ -171,12 +162,13 @@ void ComponentRun::finish_slot(std::uint32_t slot) {
   state_.close_slot(slot);
 }
 
-// All events of this moment: silent transfers begin to flow, flows and computations finish.
+// All events of this moment: silent operations begin to flow, flows and those that do not flow
+// finish, capacities change.
 void ComponentRun::take_events() {
   started_.clear();
   finished_.clear();
   ended_.clear();
-  const double until = state_.next_event_s() + same_time_;
+  const double until = std::min(state_.next_event_s(), next_change_s()) + same_time_;
   if (!exact()) {
     // The first change since the last solve sets the time of the next.
     const double next_solve = until + quantum_;
@@ -204,14 +196,19 @@ void ComponentRun::take_events() {
     const std::uint32_t slot = timers.top_slot();
     timers.pop();
     const std::uint32_t op = state_.op(slot);
-    if (part_.queue[op] != kNone && part_.amount[op] > 0.0) {
+    if (part_.amount[op] > 0.0) {
       started_.push_back(slot);
     } else {
       finish_slot(slot);
     }
   }
   now_ = std::max(now_, last);
+  for (; next_change_s() <= until; ++next_change_) {
+    now_ = std::max(now_, next_change_s());
+    set_capacity(part_.changes[next_change_].link, part_.changes[next_change_].capacity);
+  }
   ++stats.num_events;
+  if (!started_.empty()) check_time();
   for (const std::uint32_t slot : started_) {
     const std::uint32_t op = state_.op(slot);
     state_.attach(slot, part_.route_of(op), part_.amount[op], part_.cap[op], now_);
@@ -225,6 +222,7 @@ void ComponentRun::solve() {
     solver_.solve(state_, touched_, now_, quantum_);
   }
   touched_.clear();
+  must_solve_ = false;
   num_changes_ = 0;
   ++interval_;
   if (!exact()) {
@@ -240,14 +238,14 @@ void ComponentRun::solve() {
 
 // New rates after the events of this moment.
 void ComponentRun::adjust_rates() {
-  if (started_.empty() && ended_.empty()) return;
+  if (started_.empty() && ended_.empty() && !must_solve_) return;
   for (const std::uint32_t op : ended_) touch_route(op);
   for (const std::uint32_t slot : started_) touch_route(state_.op(slot));
   num_changes_ += started_.size() + ended_.size();
   const auto num_active = static_cast<double>(state_.num_flowing());
   const double changes =
       static_cast<double>(num_changes_) * changes_per_solve(state_.num_flowing(), small_);
-  if (exact() || (small_ && state_.num_flowing() <= kFewFlows) ||
+  if (exact() || must_solve_ || (small_ && state_.num_flowing() <= kFewFlows) ||
       changes > change_scale_ * num_active) {
     solve();
     return;
@@ -264,53 +262,59 @@ void ComponentRun::adjust_rates() {
   observe(false);
 }
 
-void ComponentRun::run() {
-  waiters_ = waiters_of(part_.waits_for, part_.event_count.size());
-  for (std::uint32_t op = 0; op < part_.num_ops(); ++op) {
-    if (part_.waits_for[op] == kStartEvent) ready_.push_back(op);
+// The horizon comes before the next event.
+void ComponentRun::pass_horizon(double next) {
+  now_ = state_.horizon();
+  check_time();
+  if (!touched_.empty()) {
+    solve();
+  } else if (!state_.set_horizon(now_ + quantum_, true, quantum_)) {
+    if (next == kNever) throw why_stuck();
+    state_.start_horizon(next);  // nothing moves before
   }
-  std::size_t num_unfinished = part_.num_ops();
-  enqueue_ready();
-  for (;;) {
-    const double next = state_.next_event_s();
-    if (next == kNever && state_.num_flowing() == 0) break;
+}
+
+void ComponentRun::check_time() const {
+  if (now_ + step_ > now_) return;
+  throw Stuck{.why = Stuck::Why::kTooLate, .time_s = now_, .step_s = step_};
+}
+
+void ComponentRun::run() {
+  start_ready();
+  while (schedule_.num_unfinished() > 0) {
+    const double next = std::min(state_.next_event_s(), next_change_s());
     if (state_.num_flowing() > 0 && next > state_.horizon()) {
-      now_ = state_.horizon();
-      if (touched_.empty()) {
-        if (!state_.set_horizon(now_ + quantum_, true, quantum_)) {
-          throw std::logic_error("no flow has a rate after a solve");
-        }
-      } else {
-        solve();
-      }
+      pass_horizon(next);
       continue;
     }
-    if (next == kNever) throw std::logic_error("no flow has a rate after a solve");
+    if (next == kNever) throw why_stuck();
     take_events();
-    num_unfinished -= finished_.size();
-    for (const std::uint32_t op : finished_) {
-      finish_s[op] = now_;
-      for (std::uint32_t i = part_.signal_begin[op]; i < part_.signal_begin[op + 1]; ++i) {
-        const std::uint32_t event = part_.signals[i];
-        if (--pending_[event] == 0) make_ready(event);
-      }
-    }
-    for (const std::uint32_t op : finished_) {
-      if (part_.queue[op] != kNone) --queue_used_[part_.queue[op]];
-    }
-    enqueue_ready();
-    std::sort(finished_.begin(), finished_.end());
-    for (const std::uint32_t op : finished_) {
-      if (part_.queue[op] != kNone) launch_queue(part_.queue[op]);
-    }
+    for (const std::uint32_t op : finished_) schedule_.finish(op, now_);
+    start_ready();
     adjust_rates();
   }
-  if (num_unfinished > 0) {
-    throw InputError(fmt::format(
-        "program: found {} operations that never become ready, expected events that do not wait "
-        "for each other in a circle",
-        num_unfinished));
+}
+
+Stuck ComponentRun::why_stuck() {
+  Stuck out{.op = kNone, .num_ops = schedule_.num_unfinished(), .time_s = now_};
+  for (const std::uint32_t slot : state_.active()) {
+    if (state_.op(slot) > out.op) continue;
+    out.op = state_.op(slot);
+    out.why = Stuck::Why::kTooLate;  // it moves, but never ends
+    out.step_s = part_.amount[out.op] / state_.rate(slot);
+    for (const FlowState::Hop& hop : state_.hops(slot)) {
+      if (state_.link(hop.link).capacity > 0.0) continue;
+      out.why = Stuck::Why::kStandsStill;
+      out.capacity = hop.link;
+    }
   }
+  if (out.op != kNone) return out;
+  if (const auto waiting = schedule_.first_waiting()) {
+    out.why = Stuck::Why::kNeverHeld;
+    out.op = waiting->op;
+    out.capacity = waiting->capacity;
+  }
+  return out;
 }
 
 void ComponentRun::observe(bool solved) {
@@ -325,42 +329,6 @@ void ComponentRun::observe(bool solved) {
     observer_->limits[observer_->links[link]] = state_.links()[link].limit;
   }
   observer_->call({now_, solved, snapshot_, observer_->limits});
-}
-
-void check_inputs(const Program& program, const Transfers& transfers,
-                  std::span<const double> capacity) {
-  for (std::size_t op = 0; op < program.num_ops(); ++op) {
-    if (!program.is_transfer(op)) {
-      if (!std::isfinite(program.duration[op]) || program.duration[op] < 0.0) {
-        throw InputError(fmt::format("computation {} on GPU {}", op, program.src[op]),
-                         fmt::format("a duration of {} s", program.duration[op]),
-                         "a finite time of at least 0");
-      }
-      continue;
-    }
-    const auto where = [&] {
-      return fmt::format("transfer {} from GPU {} to GPU {}", op, program.src[op], program.dst[op]);
-    };
-    if (!std::isfinite(program.bytes[op]) || program.bytes[op] < 0.0) {
-      throw InputError(where(), fmt::format("{} bytes", program.bytes[op]), "a finite size");
-    }
-    if (!std::isfinite(transfers.delay_s[op]) || transfers.delay_s[op] < 0.0) {
-      throw InputError(where(), fmt::format("a latency of {} s", transfers.delay_s[op]),
-                       "a finite time of at least 0");
-    }
-    if (transfers.route(op).empty()) throw InputError(where(), "no links", "a route");
-    if (!(transfers.rate_cap[op] > 0.0)) {
-      throw InputError(where(), fmt::format("a message segment of {} B/s", transfers.rate_cap[op]),
-                       "a bandwidth above 0");
-    }
-    for (const std::uint32_t link : transfers.route(op)) {
-      if (!(capacity[link] > 0.0) || !std::isfinite(capacity[link])) {
-        throw InputError(where(),
-                         fmt::format("link {} of {} B/s on its route", link, capacity[link]),
-                         "a finite bandwidth above 0");
-      }
-    }
-  }
 }
 
 // Calls `work(i)` for i < count from `num_threads` threads; rethrows the first failure by index.
@@ -408,68 +376,114 @@ std::vector<std::vector<std::uint32_t>> equal_candidates(
   return families;
 }
 
+// Runs a component; `ops` are the original numbers of its operations.
+class Runner {
+ public:
+  Runner(const Program& program, const Routes& routes, const FlowOptions& options,
+         Renumbering& renumbering)
+      : program_(program), routes_(routes), options_(options), renumbering_(renumbering) {}
+
+  FlowStats run(const Part& part, std::span<const std::uint32_t> ops,
+                const ComponentRun::Observer* observer, Execution& out) const {
+    const bool small = program_.num_ops() <= options_.small_program;
+    ComponentRun component(part, small, options_.relative_precision, observer);
+    try {
+      component.run();
+    } catch (const Stuck& stuck) {
+      throw error(stuck, ops);
+    }
+    for (std::size_t i = 0; i < ops.size(); ++i) {
+      out.start_s[ops[i]] = component.schedule().start_s[i];
+      out.finish_s[ops[i]] = component.schedule().finish_s[i];
+    }
+    return component.stats;
+  }
+
+ private:
+  [[nodiscard]] InputError error(const Stuck& stuck, std::span<const std::uint32_t> ops) const {
+    std::vector<std::uint32_t> links;
+    (void)renumbering_.part(ops, &links);
+    switch (stuck.why) {
+      case Stuck::Why::kStandsStill:
+        return stands_still(program_, routes_, options_.links, ops[stuck.op],
+                            links[stuck.capacity]);
+      case Stuck::Why::kNeverHeld:
+        return never_held(program_, ops[stuck.op],
+                          links[stuck.capacity] - routes_.num_links(program_));
+      case Stuck::Why::kTooLate:
+        return InputError("flow engine",
+                          fmt::format("steps of {:g} s at {:g} s", stuck.step_s, stuck.time_s),
+                          "times that double precision tells apart");
+      case Stuck::Why::kNeverReady:
+        break;
+    }
+    return never_ready(stuck.num_ops);
+  }
+
+  const Program& program_;
+  const Routes& routes_;
+  const FlowOptions& options_;
+  Renumbering& renumbering_;
+};
+
 }  // namespace
+
+Execution simulate_checked(const Program& program, const Routes& all, const FlowOptions& options,
+                           FlowStats* stats);
+
 }  // namespace flow
 
-Execution simulate_flows(const Program& program, const Transfers& transfers,
-                         std::span<const double> capacity, const FlowOptions& options,
+Execution simulate_flows(const Program& program, const Routes& routes, const FlowOptions& options,
                          FlowStats* stats) {
-  using namespace flow;
+  check_numbers(program, routes, options.links);
+  return flow::simulate_checked(program, routes, options, stats);
+}
+
+namespace flow {
+
+Execution simulate_checked(const Program& program, const Routes& all, const FlowOptions& options,
+                           FlowStats* stats) {
   if (!(options.relative_precision >= 0.0) || !std::isfinite(options.relative_precision)) {
     throw InputError("flow engine", fmt::format("a precision of {}", options.relative_precision),
                      "a number of at least 0");
   }
-  check_inputs(program, transfers, capacity);
   const std::size_t num_ops = program.num_ops();
   Execution out;
   out.start_s.assign(num_ops, 0.0);
   out.finish_s.assign(num_ops, 0.0);
 
-  const BindingRoutes routes = binding_routes(program, transfers, capacity);
-  const std::vector<std::vector<std::uint32_t>> components =
-      split_components(program, transfers, routes, capacity.size());
-  Renumbering renumbering(program, transfers, routes, capacity);
-  const bool small = num_ops <= options.small_program;
-  const auto give = [&](const ComponentRun& run, std::size_t component) {
-    const std::vector<std::uint32_t>& ops = components[component];
-    for (std::size_t i = 0; i < ops.size(); ++i) {
-      out.start_s[ops[i]] = run.start_s[i];
-      out.finish_s[ops[i]] = run.finish_s[i];
-    }
-  };
+  const BindingRoutes routes = binding_routes(program, all);
+  const std::vector<std::vector<std::uint32_t>> components = split_components(program, all, routes);
+  Renumbering renumbering(program, all, routes);
+  const Runner runner(program, all, options, renumbering);
   std::vector<FlowStats> component_stats(components.size());
   if (options.observer) {
-    std::vector<double> limits(capacity.begin(), capacity.end());
+    std::vector<double> limits(all.capacity);
     for (std::size_t i = 0; i < components.size(); ++i) {
       std::vector<std::uint32_t> links;
       const Part part = renumbering.part(components[i], &links);
       const ComponentRun::Observer observer{options.observer, components[i], links, limits};
-      ComponentRun run(part, small, options.relative_precision, &observer);
-      run.run();
-      give(run, i);
-      component_stats[i] = run.stats;
-      for (const std::uint32_t link : links) limits[link] = capacity[link];
+      component_stats[i] = runner.run(part, components[i], &observer, out);
+      for (const std::uint32_t link : links) limits[link] = all.capacity[link];
     }
   } else {
     const std::vector<std::vector<std::uint32_t>> families =
         equal_candidates(components, renumbering, options);
     in_parallel(families.size(), options.num_threads, [&](std::size_t i) {
-      const std::uint32_t first = families[i].front();
-      const Part part = renumbering.part(components[first]);
-      ComponentRun run(part, small, options.relative_precision, nullptr);
-      run.run();
-      give(run, first);
-      component_stats[first] = run.stats;
+      const std::vector<std::uint32_t>& first = components[families[i].front()];
+      const Part part = renumbering.part(first);
+      component_stats[families[i].front()] = runner.run(part, first, nullptr, out);
       for (const std::uint32_t other : std::span(families[i]).subspan(1)) {
-        const Part other_part = renumbering.part(components[other]);
-        if (other_part == part) {
-          give(run, other);
+        const std::vector<std::uint32_t>& ops = components[other];
+        const Part other_part = renumbering.part(ops);
+        if (other_part != part) {
+          component_stats[other] = runner.run(other_part, ops, nullptr, out);
           continue;
         }
-        ComponentRun other_run(other_part, small, options.relative_precision, nullptr);
-        other_run.run();
-        give(other_run, other);
-        component_stats[other] = other_run.stats;
+        for (std::size_t op = 0; op < ops.size(); ++op) {
+          out.start_s[ops[op]] = out.start_s[first[op]];
+          out.finish_s[ops[op]] = out.finish_s[first[op]];
+        }
       }
     });
   }
@@ -488,16 +502,14 @@ Execution simulate_flows(const Program& program, const Transfers& transfers,
   return out;
 }
 
-Execution run_flow(const Program& program, const Network& network, const EngineOptions& options) {
-  std::vector<double> capacity;
-  capacity.reserve(network.links().size());
-  for (const Link& link : network.links()) capacity.push_back(link.bandwidth.value);
+}  // namespace flow
+
+Execution run_flow(const ResolvedProgram& program, const EngineOptions& options) {
   FlowOptions flow_options;
-  if (options.relative_precision >= 0.0) {
-    flow_options.relative_precision = options.relative_precision;
-  }
+  flow_options.relative_precision = options.relative_precision.value_or(kFlowDefaultPrecision);
   flow_options.num_threads = options.num_threads;
-  return simulate_flows(program, resolve_transfers(program, network), capacity, flow_options);
+  flow_options.links = program.network.links();
+  return flow::simulate_checked(program.program, program.routes, flow_options, nullptr);
 }
 
 }  // namespace coterie

@@ -1,10 +1,10 @@
 #pragma once
-// The flow engine: a max-min fair fluid model of a program's transfers, made for dispatch traffic
+// The flow engine: a max-min fair fluid model of a program, made for dispatch traffic
 // of thousands of ranks. This header is what the engine offers to tests and benchmarks; everybody
-// else calls `run_flow` (sim/program.hpp).
+// else calls `run_flow` (engine.hpp).
 //
-// Between two events every flow f moves bytes at a constant rate r_f. With C_l the bandwidth of
-// link l and c_f the cap of f's message segment, the rates are *feasible* when
+// Between two events every flow f moves its amount at a constant rate r_f. With C_l the capacity of
+// link or resource l (below, all are called links), less what is held of it, and c_f f's own rate cap, the rates are *feasible* when
 //
 //   sum over f through l of r_f <= C_l   for every link l,      0 <= r_f <= c_f,
 //
@@ -32,8 +32,8 @@
 #include <span>
 #include <vector>
 
-#include "sim/program.hpp"
-#include "sim/routes.hpp"
+#include "sim/engines/resolved.hpp"
+#include "sim/program/program.hpp"
 
 namespace coterie {
 
@@ -71,15 +71,15 @@ struct FlowOptions {
   unsigned num_threads = 1;
   // Components that are equal but for the numbers of their GPUs, links and events run once.
   bool share_equal_components = true;
+  std::span<const Link> links;  // for the names in messages; may be missing
   // For tests: called whenever rates have changed; forces one thread.
   std::function<void(const FlowSnapshot&)> observer;
 };
 
-// `capacity`: bytes per second of each link that `transfers` names. Throws InputError for a
-// transfer over a link without capacity, for sizes that are not finite, and for operations that
-// wait for each other in a circle.
-Execution simulate_flows(const Program& program, const Transfers& transfers,
-                         std::span<const double> capacity, const FlowOptions& options,
+// Throws InputError as check_numbers does (resolved.hpp), for a program that cannot end (operations
+// that wait for each other, a flow that stands still for ever), and for times so large beside the
+// steps of the run that double precision does not tell them apart.
+Execution simulate_flows(const Program& program, const Routes& routes, const FlowOptions& options,
                          FlowStats* stats = nullptr);
 
 }  // namespace coterie

@@ -53,30 +53,44 @@ class Hash {
 
 }  // namespace
 
-std::vector<std::vector<std::uint32_t>> split_components(const Program& program,
-                                                         const Transfers& transfers,
-                                                         const BindingRoutes& routes,
-                                                         std::size_t num_links) {
-  // Items: links, then queues, then events.
-  const auto first_queue = static_cast<std::uint32_t>(num_links);
-  const auto first_event = static_cast<std::uint32_t>(first_queue + transfers.num_queues());
+std::vector<std::vector<std::uint32_t>> split_components(const Program& program, const Routes& all,
+                                                         const BindingRoutes& routes) {
+  // Items: links and resources, then queues, then events.
+  const auto first_queue = static_cast<std::uint32_t>(all.capacity.size());
+  const auto first_event = static_cast<std::uint32_t>(first_queue + program.queue_places.size());
   DisjointSets sets(first_event + program.event_count.size());
 
+  const std::uint32_t num_links = all.num_links(program);
+  const auto holds = [&](std::size_t op) {
+    const auto range =
+        std::equal_range(program.holds.begin(), program.holds.end(),
+                         Hold{.begin_op = static_cast<std::uint32_t>(op)},
+                         [](const Hold& x, const Hold& y) { return x.begin_op < y.begin_op; });
+    return std::span(range.first, range.second);
+  };
+  // Something that the operation shares with others, by which its set is found.
   const auto anchor = [&](std::size_t op) {
-    if (program.is_transfer(op)) return first_queue + transfers.queue[op];
+    if (const auto route = routes.of(op); !route.empty()) return route.front();
+    if (program.queue[op] != kFreeQueue) return first_queue + program.queue[op];
     if (program.waits_for[op] != kStartEvent) return first_event + program.waits_for[op];
     if (program.signal_begin[op] < program.signal_begin[op + 1]) {
       return first_event + program.signals[program.signal_begin[op]];
     }
-    return kNone;
+    const auto held = holds(op);
+    return held.empty() ? kNone : num_links + held.front().resource;
   };
   for (std::size_t op = 0; op < program.num_ops(); ++op) {
     const std::uint32_t item = anchor(op);
     if (item == kNone) continue;
     for (const std::uint32_t link : routes.of(op)) sets.join(item, link);
+    if (program.queue[op] != kFreeQueue) sets.join(item, first_queue + program.queue[op]);
     if (program.waits_for[op] != kStartEvent) sets.join(item, first_event + program.waits_for[op]);
     for (std::uint32_t i = program.signal_begin[op]; i < program.signal_begin[op + 1]; ++i) {
       sets.join(item, first_event + program.signals[i]);
+    }
+    for (const Hold& hold : holds(op)) {
+      sets.join(item, num_links + hold.resource);
+      sets.join(item, first_event + hold.end_event);
     }
   }
 
@@ -97,13 +111,17 @@ std::vector<std::vector<std::uint32_t>> split_components(const Program& program,
 }
 
 double Part::busiest_link_s() const {
-  std::vector<double> bytes(capacity.size(), 0.0);
+  std::vector<double> amounts(capacity.size(), 0.0);
   for (std::size_t op = 0; op < num_ops(); ++op) {
-    for (const std::uint32_t link : route_of(op)) bytes[link] += amount[op];
+    for (const std::uint32_t link : route_of(op)) amounts[link] += amount[op];
+  }
+  std::vector<double> largest = capacity;
+  for (const CapacityChange& change : changes) {
+    largest[change.link] = std::max(largest[change.link], change.capacity);
   }
   double busiest = 0.0;
-  for (std::size_t link = 0; link < bytes.size(); ++link) {
-    busiest = std::max(busiest, bytes[link] / capacity[link]);
+  for (std::size_t link = 0; link < amounts.size(); ++link) {
+    if (amounts[link] > 0.0) busiest = std::max(busiest, amounts[link] / largest[link]);
   }
   return busiest;
 }
@@ -112,21 +130,46 @@ std::uint64_t Part::hash() const {
   Hash hash;
   for (const auto* values : {&amount, &delay_s, &cap, &capacity}) hash.add(*values);
   for (const auto* values : {&queue, &waits_for, &route_begin, &route, &signal_begin, &signals,
-                             &event_count, &in_flight}) {
+                             &event_count, &queue_places}) {
     hash.add(*values);
+  }
+  for (const Hold& hold : holds) {
+    for (const std::uint32_t value : {hold.resource, hold.begin_op, hold.end_event}) {
+      hash.add(std::uint64_t{value});
+    }
+    hash.add(std::bit_cast<std::uint64_t>(hold.amount));
+  }
+  for (const CapacityChange& change : changes) {
+    hash.add(std::uint64_t{change.link});
+    for (const double value : {change.time_s, change.capacity}) {
+      hash.add(std::bit_cast<std::uint64_t>(value));
+    }
   }
   return hash.value();
 }
 
-Renumbering::Renumbering(const Program& program, const Transfers& transfers,
-                         const BindingRoutes& routes, std::span<const double> capacity)
+Renumbering::Renumbering(const Program& program, const Routes& all, const BindingRoutes& routes)
     : program_(program),
-      transfers_(transfers),
+      all_(all),
       routes_(routes),
-      capacity_(capacity),
-      link_(capacity.size(), kNone),
-      queue_(transfers.num_queues(), kNone),
-      event_(program.event_count.size(), kNone) {}
+      link_(all.capacity.size(), kNone),
+      queue_(program.queue_places.size(), kNone),
+      event_(program.event_count.size(), kNone) {
+  changes_ = program.changes;
+  std::stable_sort(
+      changes_.begin(), changes_.end(),
+      [](const CapacityChange& a, const CapacityChange& b) { return a.link < b.link; });
+}
+
+void Renumbering::add_changes(std::uint32_t link, std::uint32_t number,
+                              std::vector<CapacityChange>& out) const {
+  auto change = std::lower_bound(
+      changes_.begin(), changes_.end(), link,
+      [](const CapacityChange& a, std::uint32_t wanted) { return a.link < wanted; });
+  for (; change != changes_.end() && change->link == link; ++change) {
+    out.push_back({change->time_s, number, change->capacity});
+  }
+}
 
 Part Renumbering::part(std::span<const std::uint32_t> ops, std::vector<std::uint32_t>* links) {
   Part out;
@@ -152,11 +195,11 @@ Part Renumbering::part(std::span<const std::uint32_t> ops, std::vector<std::uint
     values->push_back(0);
   }
   for (const std::uint32_t op : ops) {
-    const bool is_transfer = program_.is_transfer(op);
-    out.amount.push_back(is_transfer ? program_.bytes[op] : program_.duration[op]);
-    out.delay_s.push_back(transfers_.delay_s[op]);
+    out.amount.push_back(program_.flows(op) ? program_.amount[op] : 0.0);
+    out.delay_s.push_back(all_.delay_s[op]);
     out.cap.push_back(routes_.cap[op]);
-    out.queue.push_back(is_transfer ? number(queue_, used_queues, transfers_.queue[op]) : kNone);
+    const std::uint32_t queue = program_.queue[op];
+    out.queue.push_back(queue == kFreeQueue ? kFreeQueue : 1 + number(queue_, used_queues, queue));
     out.waits_for.push_back(event_number(program_.waits_for[op]));
     const std::span<const std::uint32_t> route = routes_.of(op);
     for (const std::uint32_t link : route) out.route.push_back(number(link_, used_links, link));
@@ -167,12 +210,27 @@ Part Renumbering::part(std::span<const std::uint32_t> ops, std::vector<std::uint
     }
     out.signal_begin.push_back(static_cast<std::uint32_t>(out.signals.size()));
   }
-  for (const std::uint32_t link : used_links) {
-    out.capacity.push_back(capacity_[link]);
-    link_[link] = kNone;
+  const std::uint32_t num_links = all_.num_links(program_);
+  auto hold = program_.holds.begin();
+  for (std::uint32_t i = 0; i < ops.size() && hold != program_.holds.end(); ++i) {
+    hold = std::lower_bound(hold, program_.holds.end(), ops[i],
+                            [](const Hold& a, std::uint32_t op) { return a.begin_op < op; });
+    for (; hold != program_.holds.end() && hold->begin_op == ops[i]; ++hold) {
+      out.holds.push_back({number(link_, used_links, num_links + hold->resource), hold->amount, i,
+                           event_number(hold->end_event)});
+    }
   }
+  for (const std::uint32_t link : used_links) {
+    out.capacity.push_back(all_.capacity[link]);
+    if (!changes_.empty()) add_changes(link, link_[link], out.changes);
+  }
+  for (const std::uint32_t link : used_links) link_[link] = kNone;
+  std::stable_sort(
+      out.changes.begin(), out.changes.end(),
+      [](const CapacityChange& a, const CapacityChange& b) { return a.time_s < b.time_s; });
+  out.queue_places.push_back(kUnlimitedPlaces);
   for (const std::uint32_t queue : used_queues) {
-    out.in_flight.push_back(transfers_.in_flight[queue]);
+    out.queue_places.push_back(program_.queue_places[queue]);
     queue_[queue] = kNone;
   }
   out.event_count.push_back(0);

@@ -167,7 +167,10 @@ void MaxMinSolver::fill(FlowState& state, std::size_t num_flows) {
   double lowest = kNever;
   for (const std::uint32_t link_id : links_) {
     LinkShare& link = state.share(link_id);
-    if (link.open_flows > 0.0) lowest = std::min(lowest, link.open / link.open_flows);
+    // A link of no capacity settles its flows first; it must not stretch the range of the queue.
+    if (link.open_flows > 0.0 && link.open > 0.0) {
+      lowest = std::min(lowest, link.open / link.open_flows);
+    }
   }
   queue_.start(lowest, state.links().size());
   for (const std::uint32_t link_id : links_) {

@@ -33,7 +33,7 @@ class ShareQueue {
     double level;
     std::uint32_t link;
   };
-  // Forgets all. No share below `lowest` will be added.
+  // Forgets all. No share below `lowest` will be added, zero apart.
   void start(double lowest, std::size_t num_links);
   void add(double level, std::uint32_t link);
   // The lowest share; false if there is none.

@@ -7,21 +7,23 @@
 // a NIC port behind a tighter per-rank cap, a scale-up port that eight NICs cannot fill, a switch
 // link that few flows are hashed to, every link of a fabric that a single pair uses. The picks
 // tried are the first and the last of the narrowest links of each route. A link that a dropped one
-// relies on is kept, so that no two links vouch for each other.
+// relies on is kept, so that no two links vouch for each other. Of links and resources whose capacity
+// varies during the run (by changes or holds) none is dropped, and they count with the largest
+// capacity that they ever have where others rely on them.
 
 #include <cstdint>
 #include <span>
 #include <vector>
 
-#include "sim/program.hpp"
-#include "sim/routes.hpp"
+#include "sim/engines/resolved.hpp"
+#include "sim/program/program.hpp"
 
 namespace coterie::flow {
 
 struct BindingRoutes {
   std::vector<std::uint64_t> begin;  // [num_ops + 1]
   std::vector<std::uint32_t> links;
-  std::vector<double> cap;  // [num_ops] infinite where a link of the route is at least as narrow
+  std::vector<double> cap;  // [num_ops] infinite where a link of the route is always as narrow
   std::uint32_t max_hops = 1;
   std::uint64_t num_dropped = 0;  // links
 
@@ -30,7 +32,6 @@ struct BindingRoutes {
   }
 };
 
-BindingRoutes binding_routes(const Program& program, const Transfers& transfers,
-                             std::span<const double> capacity);
+BindingRoutes binding_routes(const Program& program, const Routes& routes);
 
 }  // namespace coterie::flow

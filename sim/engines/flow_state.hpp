@@ -139,7 +139,7 @@ class EventHeap {
   std::vector<std::uint32_t> place_;  // [slot]
 };
 
-// The operations under way (computations, silent transfers and flows), each in a slot that is
+// The operations under way, silent or flowing, each in a slot that is
 // reused, and the links of the flows. What is used together lies together: with a million flows
 // every event and every solve is bound by cache misses.
 class FlowState {
@@ -230,6 +230,16 @@ class FlowState {
     }
   }
 
+  // From now on the link has this capacity. The next solve must see it before anything else happens:
+  // until then the rates may be too high. What older flows left unused is forgotten.
+  void set_capacity(std::uint32_t link_id, double capacity) {
+    LinkState& link = links_[link_id];
+    link.residual += capacity - link.capacity - link.extra;
+    link.capacity = capacity;
+    link.credit = link.freed = link.extra = 0.0;
+    if (link.entries.empty()) link.residual = link.limit = capacity;
+  }
+
   // Gives a flow another rate from now on and files its new finish. Leaves the residuals alone.
   void set_rate(std::uint32_t slot, double rate, double now) {
     change_rate(slot, rate, now);
@@ -314,7 +324,7 @@ class FlowState {
   [[nodiscard]] std::size_t num_flowing() const { return num_flowing_; }
   [[nodiscard]] bool all_plain() const { return num_looked_up_ == 0; }
 
-  // When the computation or the silence of a slot ends.
+  // When the silent time of a slot ends.
   [[nodiscard]] EventHeap& timers() { return timers_; }
   // When flows end, of those that end before the horizon.
   [[nodiscard]] EventHeap& finishes() { return finishes_; }
@@ -335,7 +345,8 @@ class FlowState {
   }
   [[nodiscard]] double finish_s(std::uint32_t slot) const {
     const Flow& flow = flows_[slot];
-    return flow.rate > 0.0 ? flow.since_s + flow.remaining / flow.rate : kNever;
+    if (flow.rate > 0.0) return flow.since_s + flow.remaining / flow.rate;
+    return flow.remaining > 0.0 ? kNever : flow.since_s;
   }
   std::vector<LinkState> links_;
   std::vector<LinkShare> shares_;  // [num_links]

@@ -1,10 +1,18 @@
-// The reference predictor: every transfer is a SimGrid communication over the modelled links.
+// The reference predictor: everything that flows is a SimGrid communication, over the modelled links
+// and over further links that stand for the resources.
 //
 // How the semantics of program.hpp are put to SimGrid:
 //  - Model CM02 without cross-traffic and without the TCP window bound, so that a communication
 //    gets its max-min fair share of the links of its route and nothing else.
 //  - CM02 weighs a communication's share by its route's latency. Links therefore have no latency in
-//    SimGrid; alpha and route latency are a silent time before the communication starts.
+//    SimGrid; all silent time passes before the communication starts.
+//  - A kernel, which flows over resources of its GPU alone, is a communication between two hosts
+//    that both stand for that GPU.
+//  - A change of capacity, by a hold or at a given time, is Link::set_bandwidth at that moment.
+//    SimGrid's solver passes over links without bandwidth, so that flows would run as if these were
+//    not there; where nothing is left, the communications over the link are suspended instead.
+//  - Communications have whole sizes. Where amounts are not whole numbers, all amounts and
+//    capacities are multiplied by a power of two first, which changes no time.
 //  - No actors: the communications are started from the simulation's own loop, by a timer or by the
 //    completion of what they waited for.
 //  - SimGrid lets completions that lie within `surf/precision` of each other happen at once and
@@ -25,12 +33,15 @@
 #include <queue>
 #include <set>
 #include <string>
+#include <tuple>
 #include <unordered_map>
+#include <utility>
 
+#include "core/child_process.hpp"
 #include "core/error.hpp"
-#include "sim/child_process.hpp"
-#include "sim/engines/engines.hpp"
-#include "sim/routes.hpp"
+#include "sim/engines/engine.hpp"
+#include "sim/engines/resolved.hpp"
+#include "sim/engines/schedule.hpp"
 
 namespace coterie {
 namespace {
@@ -81,61 +92,81 @@ void add_route(ZoneT* zone, sg::Host* src, sg::Host* dst,
   }
 }
 
-// The GPUs of the program as hosts, the links they use, one explicit route per pair in use.
+// The power of two by which amounts are multiplied to become whole numbers of enough digits: 1 if
+// they are whole, else as large as 62 bits allow.
+double scale_of(const Program& program) {
+  double largest = 0.0;
+  bool whole = true;
+  for (std::size_t op = 0; op < program.num_ops(); ++op) {
+    if (!program.flows(op)) continue;
+    largest = std::max(largest, program.amount[op]);
+    whole = whole && program.amount[op] == std::floor(program.amount[op]);
+  }
+  return whole ? 1.0 : std::exp2(62 - std::ceil(std::log2(largest)));
+}
+
+// The GPUs of the program as hosts, the links and resources they use, one explicit route per pair in
+// use.
 //
 // SimGrid 3.32 ignores Comm::set_rate between hosts. A rate cap is a link of the kind that is never
-// shared (FATPIPE) at the head of the route; a GPU is one source host for every cap it sends under.
+// shared (FATPIPE) at the head of the route; a GPU is one source host for every cap and every set of
+// resources that it uses.
 class Platform {
  public:
-  Platform(sg::Engine& engine, const Program& program, const Transfers& transfers,
-           std::span<const Link> links)
+  Platform(sg::Engine& engine, const Program& program, const Routes& routes)
       : zone_(root_zone(engine)),
-        link_list_(links),
-        links_(links.size(), nullptr),
+        scale_(scale_of(program)),
+        routes_(routes),
+        links_(routes.capacity.size(), nullptr),
         source_(program.num_ops(), nullptr),
         destination_(program.num_ops(), nullptr) {
     std::set<std::pair<sg::Host*, sg::Host*>> routed;
-    for (std::size_t op = 0; op < program.num_ops(); ++op) {
+    for (std::uint32_t op = 0; op < program.num_ops(); ++op) {
       // Also for computations: SimGrid refuses a platform without hosts.
-      destination_[op] = host(program.dst[op], kUncapped);
-      if (!program.is_transfer(op) || program.bytes[op] <= 0.0) continue;
-      source_[op] = host(program.src[op], transfers.rate_cap[op]);
+      destination_[op] = host(program.dst[op], kUncapped, {});
+      if (!program.flows(op)) continue;
+      const double rate_cap = routes.rate_cap[op];
+      source_[op] = host(program.src[op], rate_cap, program.uses_of(op));
       if (!routed.emplace(source_[op], destination_[op]).second) continue;
       std::vector<sg::LinkInRoute> route;
-      if (transfers.rate_cap[op] != kUncapped) {
-        route.emplace_back(cap(program.src[op], transfers.rate_cap[op]));
-      }
-      for (const std::uint32_t idx : transfers.route(op)) route.emplace_back(link(idx));
+      if (rate_cap != kUncapped) route.emplace_back(cap(program.src[op], rate_cap));
+      for (const std::uint32_t idx : routes.of(op)) route.emplace_back(link(idx));
       add_route(zone_, source_[op], destination_[op], route);
     }
     zone_->seal();
   }
 
-  // Of a transfer.
-  [[nodiscard]] sg::Host* source(std::size_t op) const { return source_[op]; }
-  [[nodiscard]] sg::Host* destination(std::size_t op) const { return destination_[op]; }
+  [[nodiscard]] sg::CommPtr communication(std::uint32_t op, double amount) const {
+    sg::CommPtr comm = sg::Comm::sendto_init(source_[op], destination_[op]);
+    comm->set_payload_size(static_cast<std::uint64_t>(std::llround(amount * scale_)));
+    return comm;
+  }
+  // Above zero; no effect on what nothing flows over.
+  void set_capacity(std::uint32_t idx, double capacity) const {
+    if (links_[idx] != nullptr) links_[idx]->set_bandwidth(capacity * scale_);
+  }
 
  private:
   static constexpr double kUncapped = std::numeric_limits<double>::infinity();
 
-  sg::Host* host(std::uint32_t gpu, double rate_cap) {
-    sg::Host*& entry = hosts_[{gpu, rate_cap}];
-    if (entry == nullptr) entry = add_host(zone_, fmt::format("{} {}", gpu, rate_cap));
+  sg::Host* host(std::uint32_t gpu, double rate_cap, std::span<const std::uint32_t> uses) {
+    sg::Host*& entry = hosts_[{gpu, rate_cap, {uses.begin(), uses.end()}}];
+    if (entry == nullptr) entry = add_host(zone_, fmt::format("host {}", hosts_.size()));
     return entry;
   }
   sg::Link* link(std::uint32_t idx) {
     if (links_[idx] == nullptr) {
-      links_[idx] = add_link(zone_, std::to_string(idx), link_list_[idx].bandwidth.value);
+      links_[idx] = add_link(zone_, std::to_string(idx), routes_.largest[idx] * scale_);
       links_[idx]->set_latency(0.0);
       links_[idx]->seal();
     }
     return links_[idx];
   }
-  // One per GPU, so that transfers that share nothing stay independent in SimGrid's solver.
+  // One per GPU, so that flows that share nothing stay independent in SimGrid's solver.
   sg::Link* cap(std::uint32_t gpu, double rate) {
     sg::Link*& entry = caps_[{gpu, rate}];
     if (entry == nullptr) {
-      entry = add_link(zone_, fmt::format("cap {} {}", gpu, rate), rate);
+      entry = add_link(zone_, fmt::format("cap {} {}", gpu, rate), rate * scale_);
       entry->set_latency(0.0);
       entry->set_sharing_policy(sg::Link::SharingPolicy::FATPIPE);
       entry->seal();
@@ -144,11 +175,102 @@ class Platform {
   }
 
   sg::NetZone* zone_;
-  std::span<const Link> link_list_;
-  std::vector<sg::Link*> links_;  // null: not in use
+  double scale_;
+  const Routes& routes_;
+  std::vector<sg::Link*> links_;  // [num_capacities] null: not in use
   std::map<std::pair<std::uint32_t, double>, sg::Link*> caps_;
-  std::map<std::pair<std::uint32_t, double>, sg::Host*> hosts_;
+  std::map<std::tuple<std::uint32_t, double, std::vector<std::uint32_t>>, sg::Host*> hosts_;
   std::vector<sg::Host*> source_, destination_;  // [num_ops]
+};
+
+// Links and resources whose capacity varies during the run: what they have now, and which
+// communications cross them.
+class VaryingCapacities {
+ public:
+  VaryingCapacities(const ResolvedProgram& resolved, const Platform& platform)
+      : routes_(resolved.routes), platform_(platform) {
+    const Program& program = resolved.program;
+    if (program.changes.empty() && program.holds.empty()) return;
+    blocked_.assign(program.num_ops(), 0);
+    entries_.resize(routes_.capacity.size());
+    const auto vary = [&](std::uint32_t idx) {
+      entries_[idx].varies = true;
+      entries_[idx].now = routes_.largest[idx];
+      set(idx, routes_.capacity[idx]);
+    };
+    for (const CapacityChange& change : program.changes) vary(change.link);
+    for (const Hold& hold : program.holds) vary(routes_.num_links(program) + hold.resource);
+  }
+
+  void set(std::uint32_t idx, double capacity) {
+    Entry& entry = entries_[idx];
+    const double before = std::exchange(entry.now, capacity);
+    if (capacity > 0.0) platform_.set_capacity(idx, capacity);
+    if ((capacity > 0.0) == (before > 0.0)) return;
+    for (const auto& [op, comm] : entry.comms) {
+      if (capacity == 0.0 && blocked_[op]++ == 0) comm->suspend();
+      if (capacity > 0.0 && --blocked_[op] == 0) comm->resume();
+    }
+  }
+  // A communication that was just started, and one that ended.
+  void add(std::uint32_t op, const sg::CommPtr& comm) {
+    if (entries_.empty()) return;
+    for (const std::uint32_t idx : routes_.of(op)) {
+      if (!entries_[idx].varies || !entries_[idx].comms.emplace(op, comm).second) continue;
+      if (entries_[idx].now == 0.0 && blocked_[op]++ == 0) comm->suspend();
+    }
+  }
+  void remove(std::uint32_t op) {
+    if (entries_.empty()) return;
+    for (const std::uint32_t idx : routes_.of(op)) entries_[idx].comms.erase(op);
+  }
+  // The first communication, by index, that stands still, and a capacity of which nothing is left.
+  [[nodiscard]] std::optional<std::pair<std::uint32_t, std::uint32_t>> first_blocked() const {
+    std::optional<std::pair<std::uint32_t, std::uint32_t>> out;
+    for (std::uint32_t idx = 0; idx < entries_.size(); ++idx) {
+      if (!entries_[idx].varies || entries_[idx].now > 0.0 || entries_[idx].comms.empty()) continue;
+      const std::uint32_t op = entries_[idx].comms.begin()->first;
+      if (!out || op < out->first) out = {op, idx};
+    }
+    return out;
+  }
+
+ private:
+  struct Entry {
+    bool varies = false;
+    double now = 0.0;
+    std::map<std::uint32_t, sg::CommPtr> comms;  // by operation
+  };
+  const Routes& routes_;
+  const Platform& platform_;
+  std::vector<Entry> entries_;          // [num_capacities], or empty if none varies
+  std::vector<std::uint32_t> blocked_;  // [num_ops] capacities on its way of which nothing is left
+};
+
+// What the schedule of the whole program works on.
+struct ScheduleInput {
+  explicit ScheduleInput(const ResolvedProgram& resolved)
+      : amount(resolved.program.amount), holds(resolved.program.holds) {
+    for (std::size_t op = 0; op < amount.size(); ++op) {
+      if (!resolved.program.flows(op)) amount[op] = 0.0;
+    }
+    for (Hold& hold : holds) hold.resource += resolved.routes.num_links(resolved.program);
+  }
+  [[nodiscard]] Schedule::Input view(const ResolvedProgram& resolved) const {
+    const Program& program = resolved.program;
+    return {resolved.routes.delay_s,
+            amount,
+            program.queue,
+            program.waits_for,
+            program.signal_begin,
+            program.signals,
+            program.event_count,
+            program.queue_places,
+            resolved.routes.capacity,
+            holds};
+  }
+  std::vector<double> amount;  // [num_ops] zero where nothing flows
+  std::vector<Hold> holds;     // of capacities
 };
 
 // Drives SimGrid through one program.
@@ -157,17 +279,13 @@ class Platform {
 // broken by operation index and not by the order in which SimGrid reports completions.
 class Run {
  public:
-  Run(const Program& program, const Transfers& transfers, const Platform& platform)
-      : program_(program),
-        transfers_(transfers),
+  Run(const ResolvedProgram& resolved, const Platform& platform)
+      : resolved_(resolved),
         platform_(platform),
-        waiters_(waiters_of(program.waits_for, program.event_count.size())),
-        remaining_(program.event_count),
-        queues_(transfers.num_queues()),
-        in_flight_(transfers.num_queues(), 0) {
-    execution_.start_s.assign(program.num_ops(), 0.0);
-    execution_.finish_s.assign(program.num_ops(), 0.0);
-    comms_.reserve(program.num_ops());
+        input_(resolved),
+        schedule_(input_.view(resolved)),
+        varying_(resolved, platform) {
+    comms_.reserve(resolved.program.num_ops());
   }
 
   Execution execute(sg::Engine& engine) {
@@ -176,22 +294,22 @@ class Run {
       if (found == operation_of_.end()) return;
       const std::uint32_t op = found->second;
       operation_of_.erase(found);
-      finish(op);
+      varying_.remove(op);
+      schedule_.finish(op, sg::Engine::get_clock());
       wake_at(sg::Engine::get_clock());
     });
-    for (const std::uint32_t op : waiters_.of(kStartEvent)) ready_.push_back(op);
-    settle();
+    wake();
     engine.run();
-    if (num_finished_ != program_.num_ops()) {
-      throw Error(ExitCode::kInternalError,
-                  fmt::format("simgrid: {} of {} operations never became ready",
-                              program_.num_ops() - num_finished_, program_.num_ops()));
-    }
-    return std::move(execution_);
+    if (schedule_.num_unfinished() > 0) throw why_stuck();
+    Execution out;
+    out.start_s = schedule_.start_s;
+    out.finish_s = schedule_.finish_s;
+    for (const double finish : out.finish_s) out.makespan_s = std::max(out.makespan_s, finish);
+    return out;
   }
 
  private:
-  // What is due at a time that we know: the end of a computation or of a transfer's silence.
+  // What is due at a time that we know: the end of an operation's silence.
   struct Due {
     double time_s;
     std::uint32_t op;
@@ -200,71 +318,11 @@ class Run {
     }
   };
 
-  void finish(std::uint32_t op) {
-    execution_.finish_s[op] = sg::Engine::get_clock();
-    execution_.makespan_s = std::max(execution_.makespan_s, execution_.finish_s[op]);
-    ++num_finished_;
-    if (program_.is_transfer(op)) {
-      const std::uint32_t queue = transfers_.queue[op];
-      --in_flight_[queue];
-      touched_.push_back(queue);
-    }
-    for (std::uint32_t i = program_.signal_begin[op]; i < program_.signal_begin[op + 1]; ++i) {
-      const std::uint32_t event = program_.signals[i];
-      if (--remaining_[event] > 0) continue;
-      const auto woken = waiters_.of(event);
-      ready_.insert(ready_.end(), woken.begin(), woken.end());
-    }
-  }
-
-  // Starts what has become ready. Computations first, because those of no length may free more.
-  void settle() {
-    const double now = sg::Engine::get_clock();
-    std::vector<std::uint32_t> sends;
-    while (!ready_.empty()) {
-      const std::vector<std::uint32_t> ready = std::exchange(ready_, {});
-      for (const std::uint32_t op : ready) {
-        if (program_.is_transfer(op)) {
-          sends.push_back(op);
-          continue;
-        }
-        execution_.start_s[op] = now;
-        if (program_.duration[op] > 0.0) {
-          due_.push({now + program_.duration[op], op});
-        } else {
-          finish(op);
-        }
-      }
-    }
-    std::sort(sends.begin(), sends.end());
-    for (const std::uint32_t op : sends) {
-      queues_[transfers_.queue[op]].push(op);
-      touched_.push_back(transfers_.queue[op]);
-    }
-    std::sort(touched_.begin(), touched_.end());
-    touched_.erase(std::unique(touched_.begin(), touched_.end()), touched_.end());
-    for (const std::uint32_t queue : touched_) {
-      while (in_flight_[queue] < transfers_.in_flight[queue] && !queues_[queue].empty()) {
-        const std::uint32_t op = queues_[queue].front();
-        queues_[queue].pop();
-        ++in_flight_[queue];
-        execution_.start_s[op] = now;
-        if (transfers_.delay_s[op] > 0.0 || program_.bytes[op] <= 0.0) {
-          due_.push({now + transfers_.delay_s[op], op});
-        } else {
-          communicate(op);
-        }
-      }
-    }
-    touched_.clear();
-    if (!due_.empty()) wake_at(due_.top().time_s);
-  }
-
   void communicate(std::uint32_t op) {
-    sg::CommPtr comm = sg::Comm::sendto_init(platform_.source(op), platform_.destination(op));
-    comm->set_payload_size(static_cast<std::uint64_t>(std::llround(program_.bytes[op])));
+    sg::CommPtr comm = platform_.communication(op, input_.amount[op]);
     operation_of_.emplace(comm.get(), op);
     comm->start();
+    varying_.add(op, comm);
     // SimGrid touches a communication after its completion was reported; it must live on.
     comms_.push_back(std::move(comm));
   }
@@ -278,40 +336,65 @@ class Run {
     });
   }
 
+  // All that happens at this moment besides completions.
   void wake() {
     next_wake_.reset();
     const double now = sg::Engine::get_clock();
+    const std::vector<CapacityChange>& changes = resolved_.program.changes;
+    for (; next_change_ < changes.size() && changes[next_change_].time_s <= now; ++next_change_) {
+      varying_.set(changes[next_change_].link, changes[next_change_].capacity);
+    }
     while (!due_.empty() && due_.top().time_s <= now) {
       const std::uint32_t op = due_.top().op;
       due_.pop();
-      if (program_.is_transfer(op) && program_.bytes[op] > 0.0) {
+      if (input_.amount[op] > 0.0) {
         communicate(op);
       } else {
-        finish(op);
+        schedule_.finish(op, now);
       }
     }
-    settle();
+    schedule_.settle(now, [&](std::uint32_t op) {
+      if (resolved_.routes.delay_s[op] > 0.0) {
+        due_.push({now + resolved_.routes.delay_s[op], op});
+      } else {
+        communicate(op);
+      }
+    });
+    for (const std::uint32_t idx : schedule_.take_changed()) {
+      varying_.set(idx, schedule_.left(idx));
+    }
+    if (!due_.empty()) wake_at(due_.top().time_s);
+    if (next_change_ < changes.size() && schedule_.num_unfinished() > 0) {
+      wake_at(changes[next_change_].time_s);
+    }
   }
 
-  const Program& program_;
-  const Transfers& transfers_;
+  [[nodiscard]] InputError why_stuck() const {
+    const Program& program = resolved_.program;
+    if (const auto blocked = varying_.first_blocked()) {
+      return stands_still(program, resolved_.routes, resolved_.network.links(), blocked->first,
+                          blocked->second);
+    }
+    if (const auto waiting = schedule_.first_waiting()) {
+      return never_held(program, waiting->op,
+                        waiting->capacity - resolved_.routes.num_links(program));
+    }
+    return never_ready(schedule_.num_unfinished());
+  }
+
+  const ResolvedProgram& resolved_;
   const Platform& platform_;
-  Waiters waiters_;
-  std::vector<std::uint32_t> remaining_;  // [num_events] operations each event still waits for
-  std::vector<std::queue<std::uint32_t>> queues_;
-  std::vector<std::uint32_t> in_flight_;  // [num_queues]
-  std::vector<std::uint32_t> ready_;      // became ready at this instant
-  std::vector<std::uint32_t> touched_;    // queues that may start a send at this instant
+  ScheduleInput input_;
+  Schedule schedule_;
+  VaryingCapacities varying_;
+  std::size_t next_change_ = 0;
   std::priority_queue<Due, std::vector<Due>, std::greater<>> due_;
   std::optional<double> next_wake_;
   std::unordered_map<const void*, std::uint32_t> operation_of_;
   std::vector<sg::CommPtr> comms_;
-  std::size_t num_finished_ = 0;
-  Execution execution_;
 };
 
-Execution simulate(const Program& program, const Network& network, const Transfers& transfers,
-                   double precision_s) {
+Execution simulate(const ResolvedProgram& resolved, double precision_s) {
   std::vector<std::string> arguments{"coterie", "--log=root.thresh:critical"};
   std::vector<char*> argv;
   for (std::string& argument : arguments) argv.push_back(argument.data());
@@ -321,8 +404,8 @@ Execution simulate(const Program& program, const Network& network, const Transfe
   sg::Engine::set_config("network/crosstraffic", false);
   sg::Engine::set_config("network/TCP-gamma", 1e30);
   sg::Engine::set_config(kPrecisionSetting, precision_s);
-  const Platform platform(engine, program, transfers, network.links());
-  return Run(program, transfers, platform).execute(engine);
+  const Platform platform(engine, resolved.program, resolved.routes);
+  return Run(resolved, platform).execute(engine);
 }
 
 void append(std::string& bytes, const std::vector<double>& values) {
@@ -336,27 +419,29 @@ void extract(const std::string& bytes, std::size_t& position, std::vector<double
 
 }  // namespace
 
-Execution run_simgrid(const Program& program, const Network& network,
-                      const EngineOptions& options) {
+Execution run_simgrid(const ResolvedProgram& resolved, const EngineOptions& options) {
+  const Program& program = resolved.program;
   if (program.num_ops() == 0) return {};
-  // Resolved in the parent: an unreachable destination is an error of the input.
-  const Transfers transfers = resolve_transfers(program, network);
-  const double relative =
-      options.relative_precision < 0.0 ? kDefaultPrecision : options.relative_precision;
-  const double bound_s = lower_bounds(program, transfers, network.links()).makespan_s;
+  const double relative = options.relative_precision.value_or(kDefaultPrecision);
   // Exact means as fine as SimGrid's arithmetic carries: its times are doubles, and a precision
   // below their rounding would leave flows that never end.
-  const double precision_s = std::max(relative, 1e-9) * bound_s;
+  const double precision_s = std::max(relative, 1e-9) * resolved.bound.makespan_s;
 
-  const std::string bytes = run_in_child("simgrid", options.timeout_s, [&] {
-    const Execution execution = simulate(program, network, transfers, precision_s);
-    std::string out;
-    out.reserve((2 * program.num_ops() + 1) * sizeof(double));
-    append(out, execution.start_s);
-    append(out, execution.finish_s);
-    append(out, {execution.makespan_s});
-    return out;
-  });
+  std::string bytes;
+  try {
+    bytes = run_in_child("simgrid", options.timeout_s.value_or(0.0), [&] {
+      const Execution execution = simulate(resolved, precision_s);
+      std::string out;
+      out.reserve((2 * program.num_ops() + 1) * sizeof(double));
+      append(out, execution.start_s);
+      append(out, execution.finish_s);
+      append(out, {execution.makespan_s});
+      return out;
+    });
+  } catch (const Error& error) {
+    if (error.exit_code() == ExitCode::kBadInput) throw InputError(error.what());
+    throw;
+  }
 
   Execution execution;
   execution.start_s.resize(program.num_ops());

@@ -1,8 +1,8 @@
 // The page of an experiment.
 
 const PHASES = {  // in the order of a layer; communication is hatched by its darker colour
-  notify: "#999999", pack: "#f0e442", dispatch: "#0072b2", forward: "#56b4e9", expand: "#f3d08a", mlp: "#d55e00",
-  merge: "#e69f00", gather: "#66c2a5", combine: "#009e73", sum: "#cc79a7", wait: "#e3e6e9",
+  notify: "#999999", pack: "#f0e442", dispatch: "#0072b2", expand: "#f3d08a", mlp: "#d55e00",
+  merge: "#e69f00", combine: "#009e73", sum: "#cc79a7", wait: "#e3e6e9",
 };
 const label = (run) => (run.exact ? run.name : `${run.name} (not exact)`);
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
@@ -30,9 +30,10 @@ function runTable() {
 }
 
 function timeShares() {
-  const parent = section("Where the time goes", "The rank that ends a layer last: each phase without overlap, mean over layers. " +
-    "Whiskers: the interval of the layer time, where it is known.");
   const phases = Object.keys(PHASES).filter((phase) => data.runs.some((run) => run.layers.some((layer) => layer.shares[phase] > 0)));
+  if (phases.length === 0) return;  // a bound knows none
+  const parent = section("Where the time goes", "The rank that ends a layer last: each part without overlap, mean over layers; waits for slower ranks stand apart. " +
+    "Whiskers: the interval of the layer time, where it is known.");
   const datasets = phases.map((phase) => ({
     label: phase, data: data.runs.map((run) => meanOfLayers(run, (layer) => layer.shares[phase] || 0)),
     backgroundColor: PHASES[phase], borderColor: "#ffffff", borderWidth: 1,

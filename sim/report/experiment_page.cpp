@@ -8,10 +8,11 @@
 
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/metrics.hpp"
+#include "core/statistics.hpp"
 #include "sim/report/link_loads.hpp"
 #include "sim/report/pages.hpp"
-#include "sim/report/shares.hpp"
-#include "sim/simulate.hpp"
+#include "workloads/experiment.hpp"
 #include "topologies/network.hpp"
 
 namespace coterie {
@@ -31,24 +32,14 @@ double rounded(double value) {
   return std::round(value * scale) / scale;
 }
 
-// The percentile 100 * share, interpolated between neighbours: rounding to a sample would make the
-// least and the most of ten iterations pass for their 5th and 95th percentile.
-double quantile(std::vector<double> samples, double share) {
-  std::sort(samples.begin(), samples.end());
-  const double position = share * static_cast<double>(samples.size() - 1);
-  const auto below = static_cast<std::size_t>(position);
-  const std::size_t above = std::min(below + 1, samples.size() - 1);
-  return samples[below] +
-         (position - static_cast<double>(below)) * (samples[above] - samples[below]);
-}
-
-ordered_json shares_json(const TimeShares& shares) {
+// The parts of the critical rank; none where no phases are known.
+ordered_json shares_json(const LayerReport& layer) {
   ordered_json out = ordered_json::object();
-  for (int i = 0; i < kNumPhases; ++i) {
-    const double seconds = shares.phase_s[static_cast<std::size_t>(i)];
-    if (seconds > 0.0) out[to_string(static_cast<Phase>(i))] = seconds;
+  const std::optional<CriticalRank> critical = critical_rank(layer);
+  for (std::size_t i = 0; critical && i < kNumParts; ++i) {
+    const double seconds = critical->parts.seconds[i];
+    if (seconds > 0.0) out[to_string(static_cast<Part>(i))] = seconds;
   }
-  out["wait"] = shares.wait_s;
   return out;
 }
 
@@ -68,7 +59,7 @@ ordered_json layer_json(const LayerReport& layer) {
   out["low_s"] = optional_number(low_s);
   out["high_s"] = optional_number(high_s);
   out["bound_s"] = layer.bound_s > 0.0 ? ordered_json(layer.bound_s) : ordered_json(nullptr);
-  out["shares"] = shares_json(shares_of_last_rank(layer));
+  out["shares"] = shares_json(layer);
   // First begin to last end over all ranks: the strip above the heat map.
   out["spans"] = ordered_json::object();
   for (const PhaseTimes& times : layer.phases) {
@@ -101,16 +92,21 @@ class ExperimentPage {
       throw InputError((folder / "results.json").string(), "no runs", "at least one");
     }
     for (const RunReport& run : results_.runs) {
-      if (run.layers.empty()) {
+      if (!run.layers.empty()) {
+        runs_.push_back(run);
+      } else if (!run.failure) {
         throw InputError((folder / "results.json").string(),
                          fmt::format("run {} without layers", run.name), "at least one");
       }
-      runs_.push_back({run, {}});
+    }
+    if (runs_.empty()) {
+      throw InputError((folder / "results.json").string(), "no run that succeeded",
+                       "at least one");
     }
   }
 
   Page compose() {
-    const RunReport& first = results_.runs.front();
+    const RunReport& first = runs_.front();
     Page page;
     page.title = results_.experiment;
     page.subtitle = fmt::format(
@@ -128,7 +124,7 @@ class ExperimentPage {
     page.data["configuration"] = configuration_;
     page.data["provenance"] = ordered_json(first.provenance);
     page.data["runs"] = ordered_json::array();
-    for (std::size_t i = 0; i < runs_.size(); ++i) page.data["runs"].push_back(run_json(i));
+    for (const RunReport& run : runs_) page.data["runs"].push_back(run_json(run));
     const CsvTable table = parse_csv(to_csv(results_.runs), "results.csv");
     page.data["csv"] = {{"columns", table.columns}, {"rows", table.rows}};
     return page;
@@ -157,9 +153,7 @@ class ExperimentPage {
       capacity_gbps_[link.name] = link.bandwidth.value * 1e-9;
   }
 
-  ordered_json run_json(std::size_t idx) const {
-    const RunReport& run = results_.runs[idx];
-    const double num_layers = static_cast<double>(run.layers.size());
+  ordered_json run_json(const RunReport& run) const {
     ordered_json out;
     out["name"] = run.name;
     out["policy"] = run.policy;
@@ -167,14 +161,14 @@ class ExperimentPage {
     out["exact"] = run.exact;
     out["kind"] = run.kind;
     out["engine"] = run.engine;
-    out["mean_time_s"] = run.time_s() / num_layers;
-    const Speedups ratios = speedups(runs_, idx);
+    out["mean_time_s"] = layer_time_s(run);
+    const Speedups ratios = speedups(runs_, run);
     out["speedup_over_standard"] = optional_number(ratios.over_standard);
     out["speedup_over_dedup_contiguous"] = optional_number(ratios.over_dedup_contiguous);
     out["weight_lost"] = optional_number(run.weight_lost);
     out["top1_changed"] = optional_number(run.top1_changed);
     out["timeline"] = nullptr;
-    const fs::path timeline = folder_ / fmt::format("timeline-{}.json", run.name);
+    const fs::path timeline = folder_ / timeline_name(run.name);
     std::vector<LayerLoads> loads;
     if (fs::exists(timeline)) {
       out["timeline"] =
@@ -207,7 +201,7 @@ class ExperimentPage {
 
   fs::path folder_, output_folder_;
   Results results_;
-  std::vector<SimulatedRun> runs_;  // the same reports, as the speed-ups want them
+  std::vector<RunReport> runs_;  // those that succeeded
   std::string configuration_;
   std::map<std::string, double> capacity_gbps_;
 };

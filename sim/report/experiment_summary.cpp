@@ -6,9 +6,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/metrics.hpp"
 #include "core/units.hpp"
 #include "sim/report/pages.hpp"
-#include "sim/report/shares.hpp"
 
 namespace coterie {
 namespace {
@@ -17,29 +17,20 @@ std::string name_of(const RunReport& run) {
   return fmt::format("<b>{}</b>", escape_html(run.name));
 }
 
-double mean_time_s(const RunReport& run) {
-  return run.time_s() / static_cast<double>(run.layers.size());
-}
-
-template <class Member>
-double layer_mean(const RunReport& run, Member member) {
-  double sum = 0.0;
-  for (const LayerReport& layer : run.layers) sum += layer.*member;
-  return sum / static_cast<double>(run.layers.size());
-}
-
 std::string percent(double share) {
   return fmt::format("{:.0f} percent", 100.0 * share);
 }
 
 class Summary {
  public:
-  explicit Summary(const Results& results) : runs_(results.runs) {
+  explicit Summary(const Results& results) : all_(results.runs) {
+    for (const RunReport& run : all_) {
+      if (!run.layers.empty()) runs_.push_back(run);
+    }
+    standard_ = baseline(runs_, "standard");
+    dedup_ = baseline(runs_, "dedup");
     for (const RunReport& run : runs_) {
       if (!run.exact) continue;
-      const bool contiguous = run.placement == "contiguous";
-      if (contiguous && run.policy == "standard" && standard_ == nullptr) standard_ = &run;
-      if (contiguous && run.policy == "dedup" && dedup_ == nullptr) dedup_ = &run;
       if (fastest_ == nullptr || run.time_s() < fastest_->time_s()) fastest_ = &run;
     }
   }
@@ -52,6 +43,8 @@ class Summary {
     }
     add_slower_placements();
     add_not_exact();
+    add_failed();
+    add_warnings();
     add_certainty();
     return std::move(paragraphs_);
   }
@@ -60,7 +53,7 @@ class Summary {
   void add_fastest() {
     std::string text = fmt::format(
         "{} is the fastest {}run: {} per MoE layer on the slowest rank{}", name_of(*fastest_),
-        runs_.size() > 1 ? "exact " : "", format_seconds(Seconds{mean_time_s(*fastest_)}),
+        runs_.size() > 1 ? "exact " : "", format_seconds(Seconds{layer_time_s(*fastest_)}),
         fastest_->layers.size() > 1 ? fmt::format(" (mean of {} layers)", fastest_->layers.size())
                                     : "");
     if (standard_ != nullptr && standard_ != fastest_) {
@@ -112,23 +105,18 @@ class Summary {
   }
 
   void add_where_time_goes() {
-    const TimeShares shares = shares_of_last_rank(*fastest_);
-    if (shares.total_s() <= 0.0) return;
-    const double mlp_s = shares.phase_s[static_cast<std::size_t>(Phase::kMlp)];
+    const std::optional<PartTimes> parts = critical_parts(*fastest_);
+    if (!parts || parts->total_s() <= 0.0) return;
     std::string text = fmt::format(
-        "The last rank of {} spends {} of its layer in communication and {} in the expert MLP",
-        name_of(*fastest_), percent(shares.communication_s() / shares.total_s()),
-        percent(mlp_s / shares.total_s()));
-    const LinkLoad* busiest = nullptr;
-    for (const LayerReport& layer : fastest_->layers) {
-      if (layer.busiest_link &&
-          (busiest == nullptr || layer.busiest_link->utilization > busiest->utilization)) {
-        busiest = &*layer.busiest_link;
-      }
-    }
-    if (busiest != nullptr) {
+        "The rank of {} that ends its layer spends {} of it in communication, {} waiting for slower "
+        "ranks and {} in the expert MLP",
+        name_of(*fastest_), percent(parts->communication_s() / parts->total_s()),
+        percent((*parts)[Part::kWait] / parts->total_s()),
+        percent((*parts)[Part::kMlp] / parts->total_s()));
+    const LinkLoad* busiest = busiest_link(*fastest_);
+    if (busiest != nullptr && busiest->utilization) {
       text += fmt::format("; the busiest link ({}) is used to {} while traffic is under way",
-                          escape_html(busiest->name), percent(busiest->utilization));
+                          escape_html(busiest->name), percent(*busiest->utilization));
     }
     paragraphs_.push_back(text + ".");
   }
@@ -178,10 +166,34 @@ class Summary {
                     fmt::join(names, ", ")));
   }
 
+  void add_failed() {
+    for (const RunReport& run : all_) {
+      if (!run.failure) continue;
+      paragraphs_.push_back(fmt::format("<span class=\"warn\">Failed</span>: {}: {}.", name_of(run),
+                                        escape_html(*run.failure)));
+    }
+  }
+
+  // What the reports warn of, each once.
+  void add_warnings() {
+    std::vector<std::string> said;
+    for (const RunReport& run : runs_) {
+      for (const std::string& warning : run.warnings) {
+        if (std::find(said.begin(), said.end(), warning) != said.end()) continue;
+        said.push_back(warning);
+        paragraphs_.push_back(fmt::format("<span class=\"warn\">Take care</span>: {}.",
+                                          escape_html(warning)));
+      }
+    }
+  }
+
   void add_certainty() {
     const RunReport& run = runs_.front();
     const LayerReport& layer = run.layers.front();
-    if (run.kind == "measured") {
+    if (run.engine == "bound") {
+      paragraphs_.emplace_back(
+          "Times are lower bounds, and ratios those of lower bounds: nothing was simulated.");
+    } else if (run.kind == "measured") {
       paragraphs_.push_back(fmt::format(
           "Times are measured: medians of {} iterations of the slowest rank; intervals go from the "
           "5th to the 95th percentile of a layer's iterations, averaged over layers for a run.",
@@ -199,7 +211,8 @@ class Summary {
     }
   }
 
-  const std::vector<RunReport>& runs_;
+  const std::vector<RunReport>& all_;
+  std::vector<RunReport> runs_;  // those that succeeded
   const RunReport* standard_ = nullptr;
   const RunReport* dedup_ = nullptr;
   const RunReport* fastest_ = nullptr;

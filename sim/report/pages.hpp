@@ -10,7 +10,7 @@
 
 #include "core/results.hpp"
 #include "core/yaml.hpp"
-#include "sim/report/csv.hpp"
+#include "core/csv.hpp"
 
 namespace coterie {
 

@@ -9,7 +9,7 @@ const okRows = rows.map((_, r) => r).filter((r) => cells.status[r] === "ok");
 const number = (name, r) => (cells[name][r] === "" ? null : Number(cells[name][r]));
 
 // Shares that the columns imply.
-const DERIVED = { communication_share: (r) => number("communication_s", r) / number("time_s", r) };
+const DERIVED = { communication_share: (r) => number("communication_s", r) / number("layer_time_s", r) };
 const value = (metric, r) => (metric in DERIVED ? DERIVED[metric](r) : number(metric, r));
 
 const axes = columnNames.filter((name) => name.startsWith("set."));
@@ -27,7 +27,7 @@ function valuesOf(axis, among = okRows) {
 }
 
 function metrics() {
-  const preferred = ["speedup_over_dedup_contiguous", "speedup_over_standard", "speedup_over_baseline", "time_s", "communication_share"];
+  const preferred = ["speedup_over_dedup_contiguous", "speedup_over_standard", "speedup_over_baseline", "layer_time_s", "communication_share"];
   const isMetric = (name) => !name.startsWith("set.") && !["point", "status", "error"].includes(name) &&
     okRows.some((r) => cells[name][r] !== "") && okRows.every((r) => cells[name][r] === "" || !Number.isNaN(Number(cells[name][r])));
   const known = columnNames.filter(isMetric);

@@ -26,8 +26,8 @@ CsvTable read_rows(const fs::path& path) {
   // A sweep whose points all failed has no columns of results.
   constexpr std::array kAlways{"point", "status", "error"};
   constexpr std::array kResults{
-      "run",      "policy", "placement", "exact",           "topology_name",
-      "num_gpus", "time_s", "mlp_s",     "communication_s", "num_layers"};
+      "run",      "policy",       "placement", "exact",           "topology_name",
+      "num_gpus", "layer_time_s", "mlp_s",     "communication_s", "num_layers"};
   const auto require = [&](const char* column) {
     if (table.find(column)) return;
     throw InputError(path.string(), fmt::format("no column \"{}\"", column),
@@ -44,9 +44,9 @@ CsvTable read_rows(const fs::path& path) {
     for (const char* column : kResults) require(column);
   }
   for (std::size_t row = 0; row < table.rows.size(); ++row) {
-    if (table.text(row, "status") == "ok" && !table.number(row, "time_s")) {
-      throw InputError(fmt::format("{}:{}", path.string(), row + 2),
-                       fmt::format("time_s \"{}\"", table.text(row, "time_s")), "a number");
+    if (table.text(row, "status") == "ok" && !table.number(row, "layer_time_s")) {
+      throw InputError(fmt::format("{}:{}", path.string(), table.lines[row]),
+                       fmt::format("layer_time_s \"{}\"", table.text(row, "layer_time_s")), "a number");
     }
   }
   if (table.rows.empty()) throw InputError(path.string(), "no rows", "at least one point");

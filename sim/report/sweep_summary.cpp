@@ -7,6 +7,7 @@
 #include <map>
 #include <set>
 
+#include "core/statistics.hpp"
 #include "sim/report/pages.hpp"
 
 namespace coterie {
@@ -127,7 +128,7 @@ class Summary {
           "<tr><th>{}{}</th><td>{:.2f}x</td><td>{:.2f}x</td><td>{:.2f}x</td><td>{}</td><td>{}</td>"
           "<td>{}</td><td>{}</td></tr>",
           escape_html(run), exact(run) ? "" : " <span class=\"warn\">not exact</span>",
-          ratios[ratios.size() / 2], ratios.front(), ratios.back(),
+          median(ratios), ratios.front(), ratios.back(),
           share_text(faster, ratios.size()),
           share_text(ratios.size() - faster - slower, ratios.size()),
           share_text(slower, ratios.size()), ratios.size());

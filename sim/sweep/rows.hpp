@@ -4,13 +4,17 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
-#include "sim/simulate.hpp"
+#include "core/report.hpp"
+#include "workloads/experiment.hpp"
 
 namespace coterie {
 
-// One row per run, in order. Times are sums over the layers on the slowest rank; counts are means
-// over the layers; bytes are sums over layers, dispatch and combine together.
-nlohmann::ordered_json sweep_rows(const Experiment& experiment,
-                                  const std::vector<SimulatedRun>& runs);
+// One row per run, in order. `run_time_s` is the sum over the run's layers; every other time is that
+// of one layer, a mean over the run's layers, as in results.csv: `layer_time_s`, phases on their
+// slowest rank, dispatch, MLP and combine on their own, the parts of the critical rank and, of these,
+// `communication_s` (notify, dispatch and combine). Counts are means over the layers; bytes are sums
+// over layers, dispatch and combine together. What is not known is null. A run that failed has its
+// identity and `error`.
+nlohmann::ordered_json sweep_rows(const Experiment& experiment, const std::vector<RunReport>& runs);
 
 }  // namespace coterie

@@ -4,15 +4,15 @@
 
 #include <algorithm>
 #include <map>
-#include <memory>
 #include <optional>
 #include <set>
 
+#include "core/child_process.hpp"
+#include "core/csv.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/progress.hpp"
 #include "core/provenance.hpp"
-#include "sim/child_process.hpp"
 #include "sim/sweep/parquet.hpp"
 
 namespace coterie {
@@ -64,48 +64,19 @@ std::vector<const SweepPoint*> share_of(std::vector<const SweepPoint*> pending,
   return pending;
 }
 
-// A point under way.
-struct Running {
-  const SweepPoint* point;
-  std::unique_ptr<ChildProcess> child;
-};
-
-Running start_point(const SweepPoint& point, const SweepOptions& options,
-                    const EvaluatePoint& evaluate) {
-  return {&point, std::make_unique<ChildProcess>("point " + point.id, options.timeout_s,
-                                                 [&] { return evaluate(point).dump(); })};
-}
-
 // The journal's entry of a point whose child is done.
-json finish_point(const SweepSpec& spec, Running& running) {
-  json entry{{"id", running.point->id}};
+json finish_point(const SweepSpec& spec, const SweepPoint& point, ChildProcess& child) {
+  json entry{{"id", point.id}};
   try {
     // Kept as text: the order of the columns is the writer's, and json would sort them.
-    entry["rows"] = running.child->result();
+    entry["rows"] = child.result();
     entry["status"] = "ok";
   } catch (const Error& error) {
     entry["status"] = "failed";
     entry["error"] = error.what();
   }
-  entry["command"] = command_of(spec, *running.point);
+  entry["command"] = command_of(spec, point);
   return entry;
-}
-
-void wait_for_any(const std::vector<Running>& running) {
-  std::vector<const ChildProcess*> children;
-  for (const Running& one : running) children.push_back(one.child.get());
-  wait_for_any(children);
-}
-
-std::string csv_cell(const std::string& text) {
-  if (text.find_first_of(",\"\n") == std::string::npos) return text;
-  std::string quoted(1, '"');
-  for (const char c : text) {
-    if (c == '"') quoted += '"';
-    quoted += c;
-  }
-  quoted += '"';
-  return quoted;
 }
 
 std::string cell_text(const ordered_json& value) {
@@ -167,18 +138,14 @@ std::vector<ParquetColumn> as_columns(const SweepSpec& spec, const std::vector<R
 
 // The table as sweep.csv and as sweep.parquet.
 void write_table(const std::filesystem::path& folder, const std::vector<ParquetColumn>& table) {
-  std::string csv;
-  const auto add_cell = [&](std::size_t idx, const std::string& text) {
-    if (idx > 0) csv += ',';
-    csv += csv_cell(text);
-  };
-  for (std::size_t idx = 0; idx < table.size(); ++idx) add_cell(idx, table[idx].name);
-  csv += '\n';
+  std::vector<std::string> cells;
+  for (const ParquetColumn& column : table) cells.push_back(column.name);
+  std::string csv = csv_line(cells);
   for (std::size_t row = 0; row < table.front().values.size(); ++row) {
     for (std::size_t idx = 0; idx < table.size(); ++idx) {
-      add_cell(idx, cell_text(table[idx].values[row]));
+      cells[idx] = cell_text(table[idx].values[row]);
     }
-    csv += '\n';
+    csv += csv_line(cells);
   }
   write_file(folder / "sweep.csv", csv);
   write_file(folder / "sweep.parquet", parquet_file(table));
@@ -187,14 +154,15 @@ void write_table(const std::filesystem::path& folder, const std::vector<ParquetC
 void add_baseline_ratios(std::vector<Row>& rows, const Settings& baseline) {
   std::map<std::string, double> time_of;
   for (const Row& row : rows) {
-    if (row.columns.contains("time_s")) {
-      time_of[baseline_key(row, baseline, false)] = row.columns["time_s"].get<double>();
+    if (row.columns.contains("layer_time_s")) {
+      time_of[baseline_key(row, baseline, false)] = row.columns["layer_time_s"].get<double>();
     }
   }
   for (Row& row : rows) {
     const auto found = time_of.find(baseline_key(row, baseline, true));
-    if (!row.columns.contains("time_s") || found == time_of.end()) continue;
-    row.columns["speedup_over_baseline"] = found->second / row.columns["time_s"].get<double>();
+    if (!row.columns.contains("layer_time_s") || found == time_of.end()) continue;
+    row.columns["speedup_over_baseline"] =
+        found->second / row.columns["layer_time_s"].get<double>();
   }
 }
 
@@ -240,25 +208,17 @@ SweepCounts run_points(const SweepSpec& spec, const SweepOptions& options,
 
   Journal journal(journal_path(options.folder, options.rank), spec.id);
   Progress progress("points", pending.size());
-  // One thread and many children: a fork of a process with threads copies locks that they hold.
-  const std::size_t num_jobs = std::max(1U, options.num_jobs);
-  std::vector<Running> running;
-  std::size_t next = 0;
-  while (next < pending.size() || !running.empty()) {
-    while (next < pending.size() && running.size() < num_jobs) {
-      running.push_back(start_point(*pending[next++], options, evaluate));
-    }
-    wait_for_any(running);
-    std::erase_if(running, [&](Running& one) {
-      if (!one.child->done()) return false;
-      const json entry = finish_point(spec, one);
-      journal.append(entry);
-      ++counts.done;
-      if (entry.at("status") != "ok") ++counts.failed;
-      progress.advance();
-      return true;
-    });
-  }
+  ChildWork work;
+  work.name = [&](std::size_t item) { return "point " + pending[item]->id; };
+  work.body = [&](std::size_t item) { return evaluate(*pending[item]).dump(); };
+  work.done = [&](std::size_t item, ChildProcess& child) {
+    const json entry = finish_point(spec, *pending[item], child);
+    journal.append(entry);
+    ++counts.done;
+    if (entry.at("status") != "ok") ++counts.failed;
+    progress.advance();
+  };
+  run_in_children(options.num_jobs, pending.size(), options.timeout_s, work);
   return counts;
 }
 
@@ -283,7 +243,9 @@ void write_sweep_tables(const SweepSpec& spec, const std::filesystem::path& fold
     commands += command_of(spec, *point) + "\n";
     if (entry.at("status") == "ok") {
       for (const ordered_json& columns : ordered_json::parse(entry.at("rows").get<std::string>())) {
-        rows.push_back({point, "ok", "", columns});
+        const std::string error = columns.value("error", "");
+        rows.push_back({point, error.empty() ? "ok" : "failed", error, columns});
+        rows.back().columns.erase("error");
       }
     } else {
       rows.push_back({point, "failed", entry.at("error").get<std::string>(), {}});

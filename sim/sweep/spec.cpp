@@ -11,6 +11,7 @@
 
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/hash.hpp"
 #include "core/provenance.hpp"
 
 namespace coterie {
@@ -259,23 +260,33 @@ void collect_scalars(const YamlValue& value, std::set<std::string>& texts) {
   }
 }
 
+// Whether an experiment's key may hold the path of a file.
+bool names_a_file(const std::string& key) {
+  return key == "topology" || key == "topology.extends" || key == "model" ||
+         key == "model.extends" || key == "trace.file" ||
+         (key.starts_with("runs.") && key.ends_with(".placement"));
+}
+
 // The files that the base, the overrides and the axes name (traces, topologies, placements), each
 // with a hash of its content: with another trace under the old name, old results do not count.
 std::string named_files(const SweepSpec& spec, const std::vector<ZippedAxes>& axes) {
-  std::set<std::string> texts;
+  std::set<std::string> texts;  // relative to the base's folder
   collect_scalars(load_yaml(spec.base), texts);
-  for (const Override& override_ : spec.base_overrides) texts.insert(override_.value);
   for (const ZippedAxes& zip : axes) {
     for (const Axis& axis : zip) texts.insert(axis.values.begin(), axis.values.end());
   }
+  std::set<std::string> given;  // with --set: relative to the working directory
+  for (const Override& override_ : spec.base_overrides) given.insert(override_.value);
   std::string hashes;
-  for (const std::string& text : texts) {
+  const auto add = [&](const std::string& text, const std::filesystem::path& folder) {
     std::error_code unusable;  // a text that is no path, too long a name
-    const std::filesystem::path file = spec.base.parent_path() / text;
+    const std::filesystem::path file = folder / text;
     if (std::filesystem::is_regular_file(file, unusable)) {
       hashes += fmt::format("\n{} {}", text, hex64(content_hash(read_file(file))));
     }
-  }
+  };
+  for (const std::string& text : texts) add(text, spec.base.parent_path());
+  for (const std::string& text : given) add(text, {});
   return hashes;
 }
 
@@ -428,7 +439,16 @@ void check_some_point_loads(const SweepSpec& spec, const std::filesystem::path& 
 
 std::vector<Override> overrides_of(const SweepSpec& spec, const SweepPoint& point) {
   std::vector<Override> overrides = spec.base_overrides;
-  for (const auto& [key, value] : point.settings) overrides.push_back({key, value});
+  for (const auto& [key, value] : point.settings) {
+    overrides.push_back({key, value});
+    if (!names_a_file(key)) continue;
+    // An axis's files lie beside the base experiment; an override's beside the caller.
+    std::error_code unusable;
+    const std::filesystem::path file = spec.base.parent_path() / value;
+    if (std::filesystem::is_regular_file(file, unusable)) {
+      overrides.back().value = std::filesystem::absolute(file).lexically_normal().string();
+    }
+  }
   return overrides;
 }
 

@@ -25,9 +25,9 @@
 #include <vector>
 
 #include "core/table.hpp"
+#include "sim/engines/engine.hpp"
 #include "sim/engines/flow.hpp"
-#include "sim/layer_program.hpp"
-#include "tests/sim/flow_cases.hpp"
+#include "tests/sim/engines/flow_cases.hpp"
 #include "workloads/model.hpp"
 #include "workloads/trace/moet.hpp"
 
@@ -40,6 +40,7 @@ using testing::flow_cases;
 using testing::FlowCase;
 using testing::make_network;
 using testing::Pattern;
+using testing::SendRules;
 
 struct Options {
   bool quick = false;
@@ -84,12 +85,6 @@ void print(const std::string& title, const Table& table) {
   std::fflush(stdout);
 }
 
-std::vector<double> capacities(const Network& network) {
-  std::vector<double> capacity;
-  for (const Link& link : network.links()) capacity.push_back(link.bandwidth.value);
-  return capacity;
-}
-
 void describe_machine() {
   std::ifstream file("/proc/cpuinfo");
   std::string line;
@@ -127,20 +122,19 @@ void knob(const Options& options) {
   std::size_t num_cases = 0;
   for (const FlowCase& item : flow_cases()) {
     if (options.quick && item.num_ranks > 32) continue;
-    const std::optional<Program> program = testing::make_program(item, COTERIE_SHARED_DATA);
+    const Network network = make_network(item);
+    const std::optional<Program> program =
+        testing::make_program(item, network, COTERIE_SHARED_DATA);
     if (!program) continue;
     ++num_cases;
-    const Network network = make_network(item);
-    const Transfers transfers = resolve_transfers(*program, network);
+    const Routes routes = resolve_routes(*program, network);
     Execution exact;
     for (std::size_t i = 0; i < rows.size(); ++i) {
       FlowOptions flow;
       flow.relative_precision = rows[i].precision;
       flow.small_program = rows[i].small_program;
       Execution run;
-      seconds[i] += time_s(1, RUSAGE_SELF, [&] {
-        run = simulate_flows(*program, transfers, capacities(network), flow);
-      });
+      seconds[i] += time_s(1, RUSAGE_SELF, [&] { run = simulate_flows(*program, routes, flow); });
       if (i == 0) exact = run;
       const Difference difference = compare(*program, run, exact, item.num_ranks);
       makespan[i] = std::max(makespan[i], std::abs(difference.makespan));
@@ -163,19 +157,20 @@ void against_simgrid(const Options& options) {
   Table table{{"128 ranks flat, log-normal", "simgrid s", "flow ms", "ratio", "makespan"}, {}};
   const std::uint32_t num_ranks = options.quick ? 64 : 128;
   table.header[0] = fmt::format("{} ranks flat, log-normal", num_ranks);
-  for (const std::vector<std::string>& overrides :
-       {std::vector<std::string>{}, {"nic.injection.sends_in_flight=8"}}) {
-    const FlowCase item{"star", overrides, num_ranks, Pattern::kLogNormal};
-    const Program program = *testing::make_program(item, COTERIE_SHARED_DATA);
+  for (const SendRules& rules : {testing::kBare, testing::kBareQueue}) {
+    const FlowCase item{"star", rules, num_ranks, Pattern::kLogNormal};
     const Network network = make_network(item);
+    const Program program = *testing::make_program(item, network, COTERIE_SHARED_DATA);
     Execution reference;
     Execution run;
     const double simgrid_s =
-        time_s(1, RUSAGE_CHILDREN, [&] { reference = run_simgrid(program, network, {}); });
-    const double flow_s = time_s(9, RUSAGE_SELF, [&] { run = run_flow(program, network, {}); });
+        time_s(1, RUSAGE_CHILDREN, [&] { reference = run_simgrid(resolve(program, network), {}); });
+    const double flow_s =
+        time_s(9, RUSAGE_SELF, [&] { run = run_flow(resolve(program, network), {}); });
     table.rows.push_back(
-        {overrides.empty() ? "star" : "star, 8 sends in flight", fmt::format("{:.3f}", simgrid_s),
-         fmt::format("{:.1f}", flow_s * 1e3), fmt::format("{:.0f}x", simgrid_s / flow_s),
+        {rules.places == kUnlimitedPlaces ? "star" : "star, 8 sends in flight",
+         fmt::format("{:.3f}", simgrid_s), fmt::format("{:.1f}", flow_s * 1e3),
+         fmt::format("{:.0f}x", simgrid_s / flow_s),
          fmt::format("{:+.3f}%", 100 * (run.makespan_s / reference.makespan_s - 1))});
   }
   print("Against the tuned simgrid predictor (its default precision)", table);
@@ -190,41 +185,42 @@ void skewed(const Options&) {
       {"9 s", "5 s", "0.03 s"}, {"41 s", "168 s", "0.35 s"}, {"221 s", "-", "2.8 s"}};
   double sum = 0.0;
   for (std::size_t i = 0; i < sizes.size(); ++i) {
-    const FlowCase item{"star", {}, sizes[i], Pattern::kSkewed};
-    const Program program = *testing::make_program(item, COTERIE_SHARED_DATA);
+    const FlowCase item{"star", testing::kBare, sizes[i], Pattern::kSkewed};
     const Network network = make_network(item);
+    const Program program = *testing::make_program(item, network, COTERIE_SHARED_DATA);
     Execution run;
-    const double flow_s = time_s(5, RUSAGE_SELF, [&] { run = run_flow(program, network, {}); });
+    const double flow_s =
+        time_s(5, RUSAGE_SELF, [&] { run = run_flow(resolve(program, network), {}); });
     sum += flow_s;
-    table.rows.push_back({fmt::format("{} GPUs", sizes[i]), fmt::format("{:.1f}", flow_s * 1e3),
-                          fmt::format("{:.4f}", run.makespan_s / lower_bound(program, network)),
-                          published[i][0], published[i][1], published[i][2]});
+    table.rows.push_back(
+        {fmt::format("{} GPUs", sizes[i]), fmt::format("{:.1f}", flow_s * 1e3),
+         fmt::format("{:.4f}", run.makespan_s / resolve(program, network).bound.makespan_s),
+         published[i][0], published[i][1], published[i][2]});
   }
   table.rows.push_back({"together", fmt::format("{:.1f}", sum * 1e3), "", "271 s", "", "3.2 s"});
   print("Skewed MoE all-to-allv beside published times of other simulators", table);
 }
 
 void growth(const Options& options) {
-  for (const std::string in_flight : {"unlimited", "8"}) {
-    Table table{{fmt::format("star, {} in flight", in_flight), "transfers", "resolve s", "flow s",
-                 "us/transfer", "exponent", "peak GiB"},
-                {}};
+  for (const SendRules& rules : {testing::kBare, testing::kBareQueue}) {
+    Table table{
+        {rules.places == kUnlimitedPlaces ? "star, unlimited in flight" : "star, 8 in flight",
+         "transfers", "resolve s", "flow s", "us/transfer", "exponent", "peak GiB"},
+        {}};
     double last_s = 0.0;
     double last_n = 0.0;
     double first_s = 0.0;
     double first_n = 0.0;
     for (const std::uint32_t num_ranks : {64U, 128U, 256U, 512U, 1024U}) {
       if (options.quick && num_ranks > 256) continue;
-      const FlowCase item{
-          "star", {"nic.injection.sends_in_flight=" + in_flight}, num_ranks, Pattern::kLogNormal};
-      const Program program = *testing::make_program(item, COTERIE_SHARED_DATA);
+      const FlowCase item{"star", rules, num_ranks, Pattern::kLogNormal};
       const Network network = make_network(item);
-      Transfers transfers;
+      const Program program = *testing::make_program(item, network, COTERIE_SHARED_DATA);
+      Routes routes;
       const double resolve_s =
-          time_s(1, RUSAGE_SELF, [&] { transfers = resolve_transfers(program, network); });
-      const std::vector<double> capacity = capacities(network);
+          time_s(1, RUSAGE_SELF, [&] { routes = resolve_routes(program, network); });
       const double flow_s = time_s(num_ranks <= 256 ? 5 : 1, RUSAGE_SELF,
-                                   [&] { simulate_flows(program, transfers, capacity, {}); });
+                                   [&] { simulate_flows(program, routes, {}); });
       const auto n = static_cast<double>(program.num_ops());
       if (first_n == 0.0) {
         first_n = n;
@@ -310,16 +306,20 @@ class Cluster64 {
                                  {DispatchPolicy::kHierarchical, 8, PlanDetail::kCounts}));
     }
     lap(out.plan);
-    const LayerProgram program =
-        build_layer({groups, model_, PayloadType::kFp8, PayloadType::kBf16, Bytes{1 << 20}, {}},
-                    network_.cluster());
+    ProgramBuilder builder;
+    testing::Sender sender(builder, network_, testing::kTypical);
+    const PayloadSizes sizes{row_payload(PayloadType::kFp8, model_.hidden),
+                             row_payload(PayloadType::kBf16, model_.hidden)};
+    for (std::uint32_t group = 0; group < num_groups_; ++group) {
+      testing::add_layer(builder, sender, groups[group], sizes, 64 * group);
+    }
+    const Program program = std::move(builder).finish();
     lap(out.build);
-    const Transfers transfers = resolve_transfers(program.program, network_);
-    const std::vector<double> capacity = capacities(network_);
+    const Routes routes = resolve_routes(program, network_);
     lap(out.resolve);
-    const Execution run = simulate_flows(program.program, transfers, capacity, {}, &out.stats);
+    const Execution run = simulate_flows(program, routes, {}, &out.stats);
     lap(out.flow);
-    out.num_ops = program.program.num_ops();
+    out.num_ops = program.num_ops();
     out.makespan_s = run.makespan_s;
     out.wall_s = wall_s() - wall_start;
     return out;

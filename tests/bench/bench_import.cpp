@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "core/file.hpp"
+#include "core/statistics.hpp"
 #include "workloads/trace/archive.hpp"
 #include "workloads/trace/describe.hpp"
 #include "workloads/trace/importer.hpp"
@@ -42,8 +43,7 @@ double median_seconds(const std::function<void()>& work) {
     work();
     seconds.push_back(processor_seconds() - begin);
   }
-  std::sort(seconds.begin(), seconds.end());
-  return seconds[seconds.size() / 2];
+  return median(std::move(seconds));
 }
 
 // Deflates a member's content again, so that the baseline inflates the same data with zlib.

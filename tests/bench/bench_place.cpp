@@ -12,9 +12,10 @@
 #include <functional>
 #include <set>
 
+#include "core/statistics.hpp"
 #include "core/table.hpp"
 #include "tests/workloads/placement/routings.hpp"
-#include "workloads/plan/plan.hpp"
+#include "workloads/plan/fan_out.hpp"
 
 namespace coterie {
 namespace {
@@ -27,8 +28,7 @@ double median_seconds(int runs, const std::function<void()>& body) {
     seconds.push_back(
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
-  std::nth_element(seconds.begin(), seconds.begin() + runs / 2, seconds.end());
-  return seconds[static_cast<std::size_t>(runs / 2)];
+  return median(std::move(seconds));
 }
 
 // The baseline: distinct ranks and nodes of every token with sets.

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "core/random.hpp"
+#include "core/statistics.hpp"
 #include "core/table.hpp"
 #include "workloads/plan/plan.hpp"
 
@@ -48,11 +49,6 @@ Routing uniform_routing() {
     }
   }
   return routing;
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
 }
 
 struct Cost {

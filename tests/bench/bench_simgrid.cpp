@@ -20,9 +20,10 @@
 #include <string>
 #include <vector>
 
+#include "core/child_process.hpp"
 #include "core/table.hpp"
-#include "sim/child_process.hpp"
-#include "tests/sim/flow_cases.hpp"
+#include "sim/engines/engine.hpp"
+#include "tests/sim/engines/flow_cases.hpp"
 
 namespace coterie {
 namespace {
@@ -126,12 +127,12 @@ Run measure(int repetitions, const std::function<double()>& simulate) {
 void compare_all(int repetitions) {
   const TrafficMatrix traffic = traffic_of_plan();
   const Network network(load_cluster("star", {}, kNumRanks));
-  const Program program = traffic_program(traffic);
-  const auto engine = [&](const char* name, double precision) {
+  const Program program = testing::traffic_of(traffic, network, testing::kBare);
+  const auto engine = [&](const char* name, std::optional<double> precision) {
     return [&, name, precision] {
       EngineOptions options;
       options.relative_precision = precision;
-      return run_engine(name, program, network, options).makespan_s;
+      return run_engine(name, resolve(program, network), options).makespan_s;
     };
   };
   const Run baseline = measure(repetitions, [&] { return naive(traffic, true); });
@@ -146,13 +147,13 @@ void compare_all(int repetitions) {
   add("naive S4U (baseline)", baseline);
   add("naive S4U without cross-traffic", same_model);
   add("simgrid, exact", measure(repetitions, engine("simgrid", 0.0)));
-  add("simgrid (default)", measure(repetitions, engine("simgrid", -1.0)));
+  add("simgrid (default)", measure(repetitions, engine("simgrid", std::nullopt)));
   for (const double precision : {1e-3, 3e-3, 1e-2}) {
     add(fmt::format("simgrid, precision {:g}", precision),
         measure(repetitions, engine("simgrid", precision)));
   }
   add("flow, exact", measure(repetitions, engine("flow", 0.0)));
-  add("flow (default)", measure(repetitions, engine("flow", -1.0)));
+  add("flow (default)", measure(repetitions, engine("flow", std::nullopt)));
   fmt::print("{} ranks, {} transfers; median of {} runs\n\n{}", kNumRanks, program.num_ops(),
              repetitions, render(table));
 }

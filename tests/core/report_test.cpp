@@ -44,6 +44,24 @@ TEST(Report, RoundTripsThroughJson) {
   EXPECT_EQ(to_json(report_from_json(document, "x.json")), document);
 }
 
+// What a child process hands over is what it had, bit by bit.
+TEST(Report, LayersPassBetweenProcesses) {
+  LayerReport layer = example().layers.front();
+  layer.time_s = 0.1 + 0.2;
+  layer.combine_ready_s = {1.0 / 3.0, 5e-324};
+  const Timeline timeline{{{"ranks", "rank 0", "dispatch", 1e-6, 1.0 / 3.0}},
+                          {{"links", "nic 0", 2e-6, 5.0, "GB/s"}}};
+  const auto [back, spans] = unpack_layer(pack_layer(layer, timeline));
+  EXPECT_EQ(back.time_s, layer.time_s);
+  EXPECT_EQ(back.combine_ready_s, layer.combine_ready_s);
+  EXPECT_EQ(back.groups.size(), 1U);
+  EXPECT_EQ(back.groups[0].end_s, layer.groups[0].end_s);
+  ASSERT_EQ(spans.spans.size(), 1U);
+  EXPECT_EQ(spans.spans[0].end_s, 1.0 / 3.0);
+  ASSERT_EQ(spans.samples.size(), 1U);
+  EXPECT_EQ(spans.samples[0].unit, "GB/s");
+}
+
 TEST(Report, RefusesForeignDocuments) {
   auto document = to_json(example());
   document["schema_version"] = 2;

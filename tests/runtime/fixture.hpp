@@ -78,7 +78,7 @@ class RuntimeFixture : public testing::Test {
         folder_ / "experiment.yaml",
         fmt::format(
             "schema_version: 1\n"
-            "topology: {{base: star, gpus_per_node: 2, scale_up: {{kind: socket, "
+            "topology: {{extends: star, gpus_per_node: 2, scale_up: {{kind: socket, "
             "bandwidth: 4 GB/s, latency: 10 us}}}}\n"
             "model: model.yaml\ntrace: {{file: small.moet, train: even, eval: odd}}\n"
             "ranks: {}\ntokens_per_rank: 37\npayload: {{dispatch: bf16, combine: bf16}}\nruns:\n"

@@ -16,14 +16,6 @@ LayerTimes layer(double dispatch_s, double combine_s) {
       {{Phase::kDispatch, 0.0, dispatch_s}, {Phase::kCombine, dispatch_s, dispatch_s + combine_s}}};
 }
 
-TEST(Measure, MedianAndSpread) {
-  EXPECT_EQ(median({}), 0.0);
-  EXPECT_EQ(median({3.0, 1.0, 2.0}), 2.0);
-  EXPECT_EQ(median({4.0, 1.0, 3.0, 2.0}), 2.0);  // the lower of the middle two
-  // Sorted 1 2 3 4 5: quartiles 2 and 4, half their distance is 1, relative to 3.
-  EXPECT_DOUBLE_EQ(relative_spread({5.0, 1.0, 2.0, 4.0, 3.0}), 1.0 / 3.0);
-}
-
 // Two ranks, three iterations. Slowest rank per iteration: 3, 5, 4; the median is 4 (iteration 2).
 TEST(Measure, TheSlowestRankCountsInEveryIteration) {
   const std::vector<RankTimes> ranks{{{layer(1.0, 1.0)}, {layer(4.0, 1.0)}, {layer(1.0, 1.0)}},
@@ -81,7 +73,10 @@ TEST(Probe, TheSkeletonIsATopology) {
   EXPECT_EQ(one.scale_up->kind, ScaleUpKind::kSocket);
   EXPECT_DOUBLE_EQ(one.scale_up->bandwidth.value, 4.2e9);
   ASSERT_TRUE(one.scale_up->shared_bandwidth.has_value());
-  EXPECT_DOUBLE_EQ(one.scale_up->injection.segments[0].alpha.value, 30e-6);
+  ASSERT_EQ(one.transports.size(), 1U);
+  const auto& nccl = std::get<NcclParameters>(one.transports[0]);
+  EXPECT_DOUBLE_EQ(nccl.scale_up.value().segments[0].alpha.value, 30e-6);
+  EXPECT_FALSE(nccl.network.has_value());
 
   facts.num_nodes = 2;
   facts.link_kind = "nvlink";
@@ -91,6 +86,9 @@ TEST(Probe, TheSkeletonIsATopology) {
   EXPECT_EQ(two.num_gpus(), 16U);
   ASSERT_TRUE(two.nic.has_value());
   EXPECT_DOUBLE_EQ(two.nic->bandwidth.value, 40e9);
+  EXPECT_DOUBLE_EQ(
+      std::get<NcclParameters>(two.transports.at(0)).network.value().segments[0].alpha.value,
+      20e-6);
 }
 
 }  // namespace

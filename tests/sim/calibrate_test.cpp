@@ -12,8 +12,8 @@
 #include "sim/calibrate/alltoall_fit.hpp"
 #include "sim/calibrate/compare.hpp"
 #include "sim/calibrate/measurements.hpp"
-#include "sim/start_costs.hpp"
-#include "sim/traffic_program.hpp"
+#include "sim/program/traffic_program.hpp"
+#include "sim/transports/start_costs.hpp"
 #include "topologies/network.hpp"
 
 namespace coterie {

@@ -9,7 +9,7 @@
 #include <regex>
 
 #include "core/error.hpp"
-#include "sim/report/csv.hpp"
+#include "core/csv.hpp"
 #include "tests/sim/program.hpp"
 
 namespace coterie {
@@ -217,19 +217,6 @@ TEST_F(ReportCommand, RefusesWithOneSentence) {
     EXPECT_EQ(outcome.out, "") << refusal.arguments;
   }
   EXPECT_FALSE(exists("nowhere"));
-}
-
-TEST(Csv, ReadsQuotedCellsAndRefusesDamage) {
-  const CsvTable table = parse_csv("a,b\n\"x, \"\"y\"\"\",2.5\r\n,\n", "t.csv");
-  ASSERT_EQ(table.rows.size(), 2U);
-  EXPECT_EQ(table.text(0, "a"), "x, \"y\"");
-  EXPECT_EQ(table.number(0, "b"), 2.5);
-  EXPECT_FALSE(table.number(0, "a"));
-  EXPECT_FALSE(table.number(1, "b"));
-  EXPECT_EQ(table.text(0, "c"), "");
-  for (const char* damaged : {"", "a,a\n1,2\n", "a,b\n1\n", "a\n\"open\n"}) {
-    EXPECT_THROW((void)parse_csv(damaged, "t.csv"), InputError) << damaged;
-  }
 }
 
 }  // namespace

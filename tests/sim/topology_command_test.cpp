@@ -80,6 +80,37 @@ TEST_F(TopologyCommand, DrawsAnSvgThatStaysSmall) {
   }
 }
 
+// Two bridges of 20 GB/s, each between groups of two GPUs, and 10 GB/s between the sockets.
+TEST_F(TopologyCommand, ShowsAndDrawsWhatADomainShares) {
+  const std::string box =
+      "'{extends: l40s_pcie_8, scale_up: {shared_bandwidth: 20 GB/s, shared_group: 2, sockets: 2, "
+      "socket_bandwidth: 10 GB/s}}'";
+  const Outcome outcome = run("show " + box);
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  EXPECT_NE(outcome.out.find("2 sockets, each with 20 GB/s, shared by traffic between groups of 2 "
+                             "GPUs; 10 GB/s between sockets"),
+            std::string::npos)
+      << outcome.out;
+  EXPECT_NE(outcome.out.find("nccl (default)"), std::string::npos) << outcome.out;
+  const std::string svg = (folder_ / "c.svg").string();
+  ASSERT_EQ(run("show " + box + " --svg " + svg).exit_code, 0);
+  const std::string text = read_file(svg);
+  for (const char* part : {">socket 0<", ">socket 1<", "20 GB/s shared per socket",
+                           "not inside groups of 2 GPUs", "10 GB/s between sockets"}) {
+    EXPECT_NE(text.find(part), std::string::npos) << part;
+  }
+}
+
+// A NIC added by hand to a node whose NCCL costs are known inside only.
+TEST_F(TopologyCommand, WarnsOfATierWithoutCosts) {
+  const std::string two_nodes =
+      "'{extends: h100_node, nodes: 2, nic: {bandwidth: 400 Gb/s, latency: 1 us}, fabric: {kind: "
+      "star}}'";
+  EXPECT_NE(run("show " + two_nodes).out.find("transport nccl has no costs for \"nic\""),
+            std::string::npos);
+  EXPECT_EQ(run("show h100_rail_optimised").out.find("has no costs"), std::string::npos);
+}
+
 TEST_F(TopologyCommand, BadInputLeavesNothingBehind) {
   const std::string svg = (folder_ / "c.svg").string();
   const Outcome outcome = run("show h100_node --set scale_up.bandwidth=450 --svg " + svg);

@@ -98,7 +98,6 @@ TEST(Cluster, ExtendingOverridesKeyByKey) {
       "{extends: h200_node, scale_up: {injection: {sends_in_flight: 4, rank_bandwidth: none}}}");
   EXPECT_EQ(mixed.scale_up->injection.sends_in_flight, 4U);
   EXPECT_FALSE(mixed.scale_up->injection.rank_bandwidth.has_value());
-  EXPECT_EQ(mixed.scale_up->injection.segments.size(), 2U);  // kept
 }
 
 // Another `kind` starts from an empty block: the base's keys would be unused ones.

@@ -79,7 +79,8 @@ TEST(TopologyImport, TellsDirectLinksFromASwitchByTheBase) {
   // gets 100 GB/s.
   const Cluster mesh = import(matrix(4, 0, "NV4"), "a100_node").cluster;
   EXPECT_DOUBLE_EQ(mesh.scale_up->bandwidth.value, 300e9);
-  for (const MessageSegment& segment : mesh.scale_up->injection.segments) {
+  for (const MessageSegment& segment :
+       std::get<NcclParameters>(mesh.transports.at(0)).scale_up->segments) {
     EXPECT_DOUBLE_EQ(segment.bandwidth->value, 100e9);
   }
   // 2 GPUs on a bridge: as through a switch.

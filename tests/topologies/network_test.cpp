@@ -25,7 +25,7 @@ std::vector<std::string> route(const Network& network, std::uint32_t src, std::u
 
 using Names = std::vector<std::string>;
 
-// DESIGN section 8: star is one 400 Gb/s link per rank and direction, 500 ns each; so a route has
+// The preset star is one 400 Gb/s link per rank and direction, 500 ns each; so a route has
 // two links and 1 us of latency.
 TEST(Network, StarIsTwoLinksOf500Ns) {
   const Network network(load_cluster("star", {}, 16));
@@ -73,6 +73,18 @@ TEST(Network, RailOnlyAlwaysChangesRails) {
             (Names{"gpu 0 scale-up out", "gpu 1 scale-up in", "gpu 1 nic out", "gpu 5 nic in"}));
 }
 
+// Two sockets of two GPUs: each has a bridge of its own, and what joins them lies between. GPUs 0
+// and 1 are on socket 0, 2 and 3 on socket 1 of domain 0; 4 is on the first socket of domain 1.
+TEST(Network, SocketsHaveABridgeEach) {
+  const Network network(node_cluster(
+      2, 4, "kind: star", ", shared_bandwidth: 20 GB/s, sockets: 2, socket_bandwidth: 5 GB/s"));
+  EXPECT_EQ(route(network, 0, 1),
+            (Names{"gpu 0 scale-up out", "domain 0 socket 0 shared", "gpu 1 scale-up in"}));
+  EXPECT_EQ(route(network, 5, 6),
+            (Names{"gpu 5 scale-up out", "domain 1 socket 0 shared", "domain 1 between sockets",
+                   "domain 1 socket 1 shared", "gpu 6 scale-up in"}));
+}
+
 // A shared bandwidth is one link of the domain in the middle of all its transfers.
 TEST(Network, SharedBandwidthIsOneLinkPerDomain) {
   const Network network(
@@ -98,14 +110,6 @@ TEST(Network, RackScaleDomains) {
   EXPECT_EQ(names[1], "gpu 1 scale-up out");
   EXPECT_EQ(names[2], "gpu 3 scale-up in");
   EXPECT_EQ(names[3], "gpu 3 nic out");
-}
-
-TEST(Network, SegmentsAreChosenBySize) {
-  const Network network(load_cluster("h100_node"));
-  // h100_node.yaml: 3 us up to 64 KiB, 6 us above.
-  EXPECT_DOUBLE_EQ(network.segment(Tier::kScaleUp, Bytes{65536}).alpha.value, 3e-6);
-  EXPECT_DOUBLE_EQ(network.segment(Tier::kScaleUp, Bytes{65537}).alpha.value, 6e-6);
-  EXPECT_DOUBLE_EQ(network.segment(Tier::kLocal, Bytes{1}).alpha.value, 0.0);
 }
 
 TEST(Network, UnreachableGpusAreAnErrorAndLeaveTheRouteAlone) {

@@ -128,8 +128,12 @@ void describe_nvlink(const Machine& machine, const NvLinks& links, ImportedTopol
     }
     if (links.per_pair) {
       const Bandwidth pair{*links.per_pair * family->link_rate};
-      for (MessageSegment& segment : scale_up.injection.segments) {
-        segment.bandwidth = std::min(segment.bandwidth.value_or(pair), pair);
+      for (TransportParameters& transport : out.cluster.transports) {
+        auto* nccl = std::get_if<NcclParameters>(&transport);
+        if (nccl == nullptr || !nccl->scale_up) continue;
+        for (MessageSegment& segment : nccl->scale_up->segments) {
+          segment.bandwidth = std::min(segment.bandwidth.value_or(pair), pair);
+        }
       }
     }
   }
@@ -162,6 +166,17 @@ void describe_pcie(const Machine& machine, ImportedTopology& out) {
     } else {
       out.not_known.emplace_back("what the host bridge carries: the base has no limit");
     }
+  }
+  if (machine.num_sockets && *machine.num_sockets != scale_up.num_sockets) {
+    if (*machine.num_sockets > 1) {
+      out.not_known.push_back(
+          fmt::format("what joins the {} sockets: one host bridge stands for them, as in the base",
+                      *machine.num_sockets));
+    }
+    scale_up.num_sockets = 1;
+    scale_up.socket_bandwidth.reset();
+  } else if (scale_up.num_sockets > 1) {
+    out.read.push_back(fmt::format("{} sockets", scale_up.num_sockets));
   }
   if (scale_up.shared_bandwidth) {
     out.not_known.push_back(fmt::format("what the host bridge carries: {} as in the base",

@@ -17,9 +17,10 @@ struct Machine {
   // tools do not tell; `switch_links` are those of each GPU to switches, where the tool tells.
   std::vector<std::vector<std::uint32_t>> links;
   std::optional<std::uint32_t> switch_links;
-  std::optional<std::uint32_t> sm;        // compute capability, 90 for Hopper
-  std::vector<std::uint32_t> pcie_group;  // [num_gpus] GPUs under one PCIe switch share a number
-  std::optional<Bandwidth> pcie;          // raw rate of a GPU's PCIe link, each direction
+  std::optional<std::uint32_t> sm;           // compute capability, 90 for Hopper
+  std::vector<std::uint32_t> pcie_group;     // [num_gpus] GPUs under one PCIe switch share a number
+  std::optional<std::uint32_t> num_sockets;  // with equally many GPUs each, in order of ids
+  std::optional<Bandwidth> pcie;             // raw rate of a GPU's PCIe link, each direction
   // Network ports that are near GPUs (in the reach of their PCIe switches, else all), and their
   // rate where it is known and the same for all.
   std::uint32_t num_nics = 0;

@@ -111,6 +111,21 @@ std::uint32_t links_in(const std::string& cell) {
   return links;
 }
 
+// Sockets of GPUs that see each other across SYS; nothing where they are not equal parts in order
+// of ids.
+std::optional<std::uint32_t> sockets_of(const Matrix& matrix,
+                                        const std::vector<std::size_t>& gpus) {
+  std::vector<std::uint32_t> sizes;
+  for (std::size_t g = 0; g < gpus.size(); ++g) {
+    const bool apart = g > 0 && matrix.cells[gpus[g]][gpus[g - 1]] == "SYS";
+    if (g == 0 || apart) sizes.push_back(0);
+    ++sizes.back();
+  }
+  const bool equal = std::all_of(sizes.begin(), sizes.end(),
+                                 [&](std::uint32_t size) { return size == sizes.front(); });
+  return equal ? std::optional(static_cast<std::uint32_t>(sizes.size())) : std::nullopt;
+}
+
 bool behind_switch(const std::string& cell) {
   return cell == "PIX" || cell == "PXB";
 }
@@ -145,6 +160,7 @@ ImportedTopology import_nvidia_smi(const std::string& text, const std::string& n
       }
     }
   }
+  machine.num_sockets = sockets_of(matrix, gpus);
   // Ports behind a GPU's own PCIe switch are its network; others may serve storage or management.
   std::uint32_t near = 0;
   for (const std::size_t nic : others) {

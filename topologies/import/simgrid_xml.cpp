@@ -96,7 +96,6 @@ std::uint32_t count_hosts(const std::string& radical, const std::string& where) 
 
 Injection plain_injection() {
   Injection injection;
-  injection.segments = {{std::nullopt, Seconds{0.0}, std::nullopt}};
   injection.sends_in_flight = kUnlimitedSends;
   return injection;
 }
@@ -107,6 +106,7 @@ Cluster hosts_as_nodes(const Cluster& base, std::uint32_t num_hosts, Bandwidth b
   cluster.num_nodes = num_hosts;
   cluster.gpus_per_node = 1;
   cluster.scale_up.reset();
+  cluster.transports.clear();
   cluster.nic.emplace();
   cluster.nic->bandwidth = bandwidth;
   cluster.nic->latency = latency;

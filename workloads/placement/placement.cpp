@@ -4,15 +4,26 @@
 #include <atomic>
 #include <exception>
 #include <functional>
+#include <regex>
 #include <thread>
 
 #include "core/error.hpp"
-#include "core/file.hpp"
+#include "core/hash.hpp"
 #include "core/random.hpp"
 #include "workloads/placement/strategies.hpp"
 
 namespace coterie {
 namespace {
+
+// Which function made the digest: version 0.1 wrote another one, without a mark.
+constexpr const char* kDigestMark = "xxh3:";
+
+std::string label_end(SequencePart part, const std::string& digest) {
+  const char* const name = part == SequencePart::kAll    ? "all"
+                           : part == SequencePart::kEven ? "even"
+                                                         : "odd";
+  return fmt::format(" {} {}", name, digest);
+}
 
 // What every kind of trace tells.
 struct TraceShape {
@@ -264,36 +275,40 @@ Placement select_layers(const Placement& placement, std::span<const std::uint32_
   return result;
 }
 
+std::string trace_digest(const Routing& trace) {
+  ContentHash hash;
+  hash.add(trace.sequence_begin);
+  if (trace.num_layers() > 0) hash.add(trace.layer_experts(0));
+  return kDigestMark + hex64(hash.digest());
+}
+
 std::string training_label(const Routing& trace, SequencePart part) {
-  std::string bytes;
-  const auto append = [&](const auto& values) {
-    for (const auto value : values) {
-      for (unsigned shift = 0; shift < 8 * sizeof(value); shift += 8) {
-        bytes.push_back(static_cast<char>((value >> shift) & 0xff));
-      }
-    }
+  return fmt::format("{}{}", trace.origin.empty() ? "trace" : trace.origin,
+                     label_end(part, trace_digest(trace)));
+}
+
+bool learnt_from(const Placement& placement, const std::string& digest, SequencePart part) {
+  static const std::regex kOlderEnd(" (all|even|odd) [0-9a-f]{16}$");
+  if (std::regex_search(placement.trained_on, kOlderEnd)) {
+    throw InputError("placement",
+                     fmt::format("trained_on \"{}\", which does not tell this version what it was "
+                                 "learnt from",
+                                 placement.trained_on),
+                     fmt::format("a digest \"{}...\"; learn the placement again", kDigestMark));
+  }
+  // The name of the trace, at the beginning of the label, does not matter.
+  const auto learnt = [&](SequencePart trained) {
+    return placement.trained_on.ends_with(label_end(trained, digest));
   };
-  append(trace.sequence_begin);
-  if (trace.num_layers() > 0) append(trace.layer_experts(0));
-  const char* const name = part == SequencePart::kAll    ? "all"
-                           : part == SequencePart::kEven ? "even"
-                                                         : "odd";
-  return fmt::format("{} {} {}", trace.origin.empty() ? "trace" : trace.origin, name,
-                     hex64(content_hash(bytes)));
+  if (learnt(SequencePart::kAll)) return true;
+  if (part == SequencePart::kAll) {
+    return learnt(SequencePart::kEven) || learnt(SequencePart::kOdd);
+  }
+  return learnt(part);
 }
 
 bool learnt_from(const Placement& placement, const Routing& trace, SequencePart part) {
-  // The label ends in "<part> <digest>"; the name before it does not matter.
-  const auto ends_with = [&](SequencePart trained) {
-    const std::string label = training_label(trace, trained);
-    const std::size_t digest = label.rfind(' ');
-    return placement.trained_on.ends_with(label.substr(label.rfind(' ', digest - 1)));
-  };
-  if (ends_with(SequencePart::kAll)) return true;
-  if (part == SequencePart::kAll) {
-    return ends_with(SequencePart::kEven) || ends_with(SequencePart::kOdd);
-  }
-  return ends_with(part);
+  return learnt_from(placement, trace_digest(trace), part);
 }
 
 }  // namespace coterie

@@ -69,7 +69,11 @@ Placement select_layers(const Placement& placement, std::span<const std::uint32_
 // What `trained_on` says of a placement learnt on a part of `trace`: the trace's name, the part and
 // a digest of the whole trace. make_placement sees the part only, so its caller sets it.
 std::string training_label(const Routing& trace, SequencePart part);
-// Whether the placement was learnt on sequences of this very trace that lie in `part`.
+// That digest alone: of the sequences' lengths and of the first layer's experts.
+std::string trace_digest(const Routing& trace);
+// Whether the placement was learnt on sequences of this very trace (given whole, or by the digest of
+// it whole) that lie in `part`. Throws InputError for a label of version 0.1, which cannot tell.
+bool learnt_from(const Placement& placement, const std::string& digest, SequencePart part);
 bool learnt_from(const Placement& placement, const Routing& trace, SequencePart part);
 
 // JSON (workloads/README.md); also reads `physical_to_logical_map` files (EPLB, vLLM, SGLang) when

@@ -42,7 +42,11 @@ class PlanChecker {
     served_.assign(plan_.experts.size(), 0);
     arrived_.assign(plan_.rank_experts.size(), 0);
     result_.totals.num_tokens = num_tokens_;
-    for (std::size_t s = 0; s < plan_.stages.size(); ++s) check_stage(s);
+    for (std::size_t s = 0; s < plan_.stages.size(); ++s) {
+      check_kind(s);
+      check_stage(s);
+      check_answers(s);
+    }
     if (hierarchical()) check_relays();
     check_service();
     return std::move(result_);
@@ -65,6 +69,10 @@ class PlanChecker {
     if (num_ranks == 0) return found_.add("a plan for 0 ranks");
     if (plan_.ranks_per_node == 0 || num_ranks % plan_.ranks_per_node != 0) {
       found_.add("{} ranks are not whole nodes of {}", num_ranks, plan_.ranks_per_node);
+    }
+    if (plan_.num_rounds == 0 || (plan_.num_rounds > 1 && !hierarchical())) {
+      found_.add("{} rounds, where a plan of one hop has 1 and any other at least 1",
+                 plan_.num_rounds);
     }
     if (plan_.num_topk == 0 || plan_.num_topk > 32) {
       found_.add("top-{} is not from 1 to 32", plan_.num_topk);
@@ -94,7 +102,8 @@ class PlanChecker {
     for (std::size_t s = 0; s < num_stages; ++s) {
       const Stage& stage = plan_.stages[s];
       const std::size_t n = stage.src.size();
-      if (stage.dst.size() != n || stage.num_rows.size() != n || stage.num_copies.size() != n ||
+      if (stage.dst.size() != n || stage.round.size() != n || stage.num_rows.size() != n ||
+          stage.num_copies.size() != n || stage.answer_order.size() != n ||
           stage.parent.size() != (s == 0 ? 0 : n)) {
         found_.add("stage {}: the columns of its {} transfers differ in length", s, n);
       }
@@ -144,6 +153,14 @@ class PlanChecker {
           found_.add("stage {}, transfer {}: rank {} or {} is not below {}", s, i, stage.src[i],
                      stage.dst[i], plan_.num_ranks);
         }
+        if (stage.round[i] >= plan_.num_rounds) {
+          found_.add("stage {}, transfer {}: round {} is not below {}", s, i, stage.round[i],
+                     plan_.num_rounds);
+        }
+        if (stage.answer_order[i] >= stage.src.size()) {
+          found_.add("stage {}: an answer to transfer {}, which does not exist", s,
+                     stage.answer_order[i]);
+        }
         if (s > 0 && stage.parent[i] >= plan_.stages[0].src.size()) {
           found_.add("stage {}, transfer {}: parent {} does not exist", s, i, stage.parent[i]);
         }
@@ -183,13 +200,48 @@ class PlanChecker {
     }
   }
 
-  // Sources ascending, each from itself upwards and around, parents ascending.
+  // What hop and phases the policy's stages have.
+  void check_kind(std::size_t s) {
+    const Stage& stage = plan_.stages[s];
+    const Hop hop = !hierarchical() ? Hop::kGroup : s == 0 ? Hop::kRail : Hop::kNode;
+    const Phase out = s == 0 ? Phase::kDispatch : Phase::kForward;
+    const Phase back = s == 0 ? Phase::kCombine : Phase::kGather;
+    if (stage.hop != hop || stage.out != out || stage.back != back) {
+      found_.add("stage {}: hop {} with {} and {}, where the policy has {} with {} and {}", s,
+                 to_string(stage.hop), to_string(stage.out), to_string(stage.back), to_string(hop),
+                 to_string(out), to_string(back));
+    }
+  }
+
+  [[nodiscard]] std::uint64_t steps(std::uint32_t from, std::uint32_t to) const {
+    return (to + std::uint64_t{plan_.num_ranks} - from) % plan_.num_ranks;
+  }
+
+  // Every transfer is answered once: answering ranks ascending, each round by round, in a round
+  // from itself upwards and around, parents ascending.
+  void check_answers(std::size_t s) {
+    const Stage& stage = plan_.stages[s];
+    const auto place = [&](std::size_t position) {
+      const std::uint32_t i = stage.answer_order[position];
+      return std::tuple(stage.dst[i], stage.round[i], steps(stage.dst[i], stage.src[i]),
+                        s == 0 ? 0 : stage.parent[i]);
+    };
+    // Strictly ascending places name every transfer at most once, and there are as many as those.
+    for (std::size_t position = 1; position < stage.answer_order.size(); ++position) {
+      if (!(place(position - 1) < place(position))) {
+        found_.add("{}: its answer is out of order, or a second one",
+                   name(s, stage.answer_order[position]));
+      }
+    }
+  }
+
+  // Sources ascending, each round by round, in a round from itself upwards and around, parents
+  // ascending.
   void check_order(std::size_t s, std::size_t i) {
     const Stage& stage = plan_.stages[s];
     const auto place = [&](std::size_t t) {
-      const std::uint64_t step =
-          (stage.dst[t] + std::uint64_t{plan_.num_ranks} - stage.src[t]) % plan_.num_ranks;
-      return std::tuple(stage.src[t], step, s == 0 ? 0 : stage.parent[t]);
+      return std::tuple(stage.src[t], stage.round[t], steps(stage.src[t], stage.dst[t]),
+                        s == 0 ? 0 : stage.parent[t]);
     };
     if (i > 0 && !(place(i - 1) < place(i))) {
       found_.add("{}: it is out of send order, or a second one of its kind", name(s, i));
@@ -261,7 +313,16 @@ class PlanChecker {
     const std::uint32_t token = stage.row_token[row];
     const std::uint32_t src = stage.src[i];
     if (token < plan_.token_begin[src] || token >= plan_.token_begin[src + 1]) {
-      found_.add("{}: token {} is not the source's own", name(0, i), token);
+      return found_.add("{}: token {} is not the source's own", name(0, i), token);
+    }
+    // Round c of n has the tokens [T c / n, T (c + 1) / n) of the source's T.
+    const std::uint64_t num_tokens = plan_.token_begin[src + 1] - plan_.token_begin[src];
+    const std::uint64_t own = token - plan_.token_begin[src];
+    const std::uint64_t round = stage.round[i];
+    if (own < num_tokens * round / plan_.num_rounds ||
+        own >= num_tokens * (round + 1) / plan_.num_rounds) {
+      found_.add("{}: token {} does not belong to round {} of {}", name(0, i), token, round,
+                 plan_.num_rounds);
     }
   }
 
@@ -299,6 +360,10 @@ class PlanChecker {
       if (first.dst[parent] != second.src[i]) {
         found_.add("{}: its parent brings rows to rank {}", name(1, i), first.dst[parent]);
         continue;
+      }
+      if (first.round[parent] != second.round[i]) {
+        found_.add("{}: its parent travels in round {}, it in round {}", name(1, i),
+                   first.round[parent], second.round[i]);
       }
       std::size_t at = first.row_begin[parent];
       const std::size_t end = first.row_begin[parent + 1];

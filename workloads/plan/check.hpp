@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "workloads/plan/plan.hpp"
+#include "workloads/plan/plan_file.hpp"
 
 namespace coterie {
 
@@ -28,17 +28,17 @@ inline constexpr std::size_t kMaxViolations = 1000;
 
 // Needs rows and experts (a plan of counts only is a violation). Looks for:
 //  - shapes and ids that do not fit each other;
-//  - a (token, expert) that no rank serves, that several serve, or that a rank serves which does
-//  not
-//    host the expert;
+//  - a (token, expert) that no rank serves, that several serve, or that a rank serves which
+//    does not host it;
 //  - a row sent by a rank that does not have the token there: not its owner in stage 0, not brought
 //    by the parent transfer in stage 1, or a copy that the parent row did not carry;
 //  - a token sent twice over the same hop, where the policy sends it once; a stage-0 row of a
 //    hierarchical plan that does not end at the rank of the same local index;
 //  - counts of rows and copies that are not those of the rows, transfers without rows, and bytes
 //    (dispatch_bytes, combine_bytes) that are not payload and metadata of the rows;
-//  - transfers out of send order, which the combine and the runtime rely on, and rows out of token
-//    order;
+//  - transfers out of send order, answers out of theirs or missing, rows out of token order, tokens
+//    in another round than theirs, forwarded rows in another round than what brought them;
+//  - hops and phases that are not the policy's;
 //  - rank_expert_tokens that are not what arrives.
 // The combine has no lists of its own: it is sound when every dispatched row came from where its
 // result must return to, which is what the third point says.

@@ -11,7 +11,7 @@
 
 #include "core/error.hpp"
 #include "workloads/plan/host_choice.hpp"
-#include "workloads/plan/plan.hpp"
+#include "workloads/plan/fan_out.hpp"
 
 namespace coterie {
 namespace {

@@ -29,11 +29,12 @@ Groups group(const Deliveries& deliveries, const GroupBy& by) {
   };
   std::vector<Counter> counters(num_targets);
   Groups groups;
-  groups.source_begin.reserve(num_ranks + std::size_t{1});
-  groups.source_begin.push_back(0);
-  for (std::uint32_t source = 0; source < num_ranks; ++source) {
-    const std::uint64_t end = deliveries.token_begin[source + 1];
-    for (std::uint64_t token = deliveries.token_begin[source]; token < end; ++token) {
+  const std::size_t num_parts = deliveries.part_begin.size() - 1;
+  groups.part_begin.reserve(num_parts + 1);
+  groups.part_begin.push_back(0);
+  for (std::size_t part = 0; part < num_parts; ++part) {
+    const std::uint64_t end = deliveries.part_begin[part + 1];
+    for (std::uint64_t token = deliveries.part_begin[part]; token < end; ++token) {
       const std::uint32_t* const serving = deliveries.serving.data() + token * num_topk;
       for (std::uint32_t j = 0; j < num_topk; ++j) {
         Counter& counter = counters[target_of[serving[j]]];
@@ -42,7 +43,7 @@ Groups group(const Deliveries& deliveries, const GroupBy& by) {
         ++counter.num_copies;
       }
     }
-    const std::uint32_t own = target_of[source];
+    const std::uint32_t own = target_of[part / deliveries.num_rounds];
     for (std::uint32_t step = 0; step < num_targets; ++step) {
       const std::uint32_t target = own + step < num_targets ? own + step : own + step - num_targets;
       Counter& counter = counters[target];
@@ -52,7 +53,7 @@ Groups group(const Deliveries& deliveries, const GroupBy& by) {
       groups.num_copies.push_back(counter.num_copies);
       counter = {};
     }
-    groups.source_begin.push_back(groups.target.size());
+    groups.part_begin.push_back(groups.target.size());
   }
   return groups;
 }
@@ -67,7 +68,7 @@ void fill_rows(const Deliveries& deliveries, const GroupBy& by, const Groups& gr
   for (std::size_t i = 0; i < stage.num_rows.size(); ++i) {
     stage.row_begin[i + 1] = stage.row_begin[i] + stage.num_rows[i];
   }
-  // Where transfers are in the order of the groups, the columns grow source by source: what a
+  // Where transfers are in the order of the groups, the columns grow part by part: what a
   // resize zeroes is then still in cache when the rows are written.
   const bool in_order = transfer_of_group.empty();
   reserve_large(stage.row_token, stage.row_begin.back());
@@ -83,14 +84,14 @@ void fill_rows(const Deliveries& deliveries, const GroupBy& by, const Groups& gr
     std::uint64_t next_row = 0;
   };
   std::vector<Cursor> cursors(num_ranks / by.ranks_per_target);
-  for (std::uint32_t source = 0; source < num_ranks; ++source) {
-    if (in_order) grow_to(stage.row_begin[groups.source_begin[source + 1]]);
-    for (std::uint64_t i = groups.source_begin[source]; i < groups.source_begin[source + 1]; ++i) {
+  for (std::size_t part = 0; part + 1 < groups.part_begin.size(); ++part) {
+    if (in_order) grow_to(stage.row_begin[groups.part_begin[part + 1]]);
+    for (std::uint64_t i = groups.part_begin[part]; i < groups.part_begin[part + 1]; ++i) {
       const std::uint64_t transfer = in_order ? i : transfer_of_group[i];
       cursors[groups.target[i]].next_row = stage.row_begin[transfer];
     }
-    const std::uint64_t end = deliveries.token_begin[source + 1];
-    for (std::uint64_t token = deliveries.token_begin[source]; token < end; ++token) {
+    const std::uint64_t end = deliveries.part_begin[part + 1];
+    for (std::uint64_t token = deliveries.part_begin[part]; token < end; ++token) {
       const std::uint32_t* const serving = deliveries.serving.data() + token * num_topk;
       for (std::uint32_t j = 0; j < num_topk; ++j) {
         Cursor& cursor = cursors[target_of[serving[j]]];

@@ -4,7 +4,7 @@
 //
 // A *target* is what the copies are grouped by: a rank, or a node. Two counting-sort sweeps over
 // the tokens: `group` counts, `fill_rows` writes every row to its place. The keys of a sweep are
-// one source's copies, so its counters and the rows it writes stay in cache.
+// the copies of one source and round, so its counters and the rows it writes stay in cache.
 
 #include <cstdint>
 #include <span>
@@ -20,10 +20,10 @@ struct GroupBy {
   bool merge = true;
 };
 
-// The non-empty (source, target) groups, by source, within a source from its own target upwards
-// (modulo the number of targets).
+// The non-empty (part, target) groups, by part (source and round), within a part from the source's
+// own target upwards (modulo the number of targets).
 struct Groups {
-  std::vector<std::uint64_t> source_begin;  // [num_ranks + 1]
+  std::vector<std::uint64_t> part_begin;    // [num_parts + 1]
   std::vector<std::uint32_t> target;        // [num_groups]
   std::vector<std::uint32_t> num_rows;      // [num_groups]
   std::vector<std::uint32_t> num_copies;    // [num_groups]

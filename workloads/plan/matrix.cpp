@@ -213,7 +213,7 @@ TrafficMatrix read_traffic(const std::filesystem::path& path) {
   return parse_traffic(text, path.string(), htsim ? MatrixFormat::kHtsim : MatrixFormat::kMatrix);
 }
 
-TrafficMatrix stage_traffic(const LayerPlan& plan, std::size_t stage_idx, PlanDirection direction,
+TrafficMatrix stage_traffic(const LayerPlan& plan, std::size_t stage_idx, Direction direction,
                             const PayloadSizes& sizes) {
   if (stage_idx >= plan.stages.size()) {
     throw InputError("stage", fmt::format("{}", stage_idx),
@@ -225,7 +225,7 @@ TrafficMatrix stage_traffic(const LayerPlan& plan, std::size_t stage_idx, PlanDi
   traffic.num_ranks = plan.num_ranks;
   traffic.entries.reserve(stage.num_transfers());
   for (std::size_t i = 0; i < stage.num_transfers(); ++i) {
-    if (direction == PlanDirection::kDispatch) {
+    if (direction == Direction::kDispatch) {
       traffic.entries.push_back(
           {stage.src[i], stage.dst[i], dispatch_bytes(stage, i, sizes).value, 0.0});
     } else {
@@ -312,11 +312,11 @@ class GoalWriter {
 
 }  // namespace
 
-std::string format_goal(const LayerPlan& plan, PlanDirection direction, const PayloadSizes& sizes) {
+std::string format_goal(const LayerPlan& plan, Direction direction, const PayloadSizes& sizes) {
   GoalWriter goal(plan.num_ranks);
   std::uint64_t tag = 0;
   constexpr std::uint32_t kNone = 0;
-  if (direction == PlanDirection::kDispatch) {
+  if (direction == Direction::kDispatch) {
     std::vector<std::uint32_t> arrived;  // label of each stage-0 receive on the relay
     for (std::size_t s = 0; s < plan.stages.size(); ++s) {
       const Stage& stage = plan.stages[s];

@@ -40,8 +40,7 @@ TrafficMatrix read_traffic(const std::filesystem::path& path);
 
 // One direction of one stage of a plan, a transfer an entry; rows that stay on their rank are
 // entries with src == dst. Combine entries are in the order of the dispatch transfers they answer.
-enum class PlanDirection : std::uint8_t { kDispatch, kCombine };
-TrafficMatrix stage_traffic(const LayerPlan& plan, std::size_t stage_idx, PlanDirection direction,
+TrafficMatrix stage_traffic(const LayerPlan& plan, std::size_t stage_idx, Direction direction,
                             const PayloadSizes& sizes);
 
 // Texts of the formats. `matrix` adds up the entries of a pair and divides by `unit` (1024 for
@@ -50,6 +49,6 @@ std::string format_matrix(const TrafficMatrix& traffic, std::int64_t unit = 1);
 std::string format_htsim(const TrafficMatrix& traffic);
 // GOAL, the input of LogGOPSim and ATLAHS: all stages of one direction with their dependencies.
 // Rows that stay on their rank are left out.
-std::string format_goal(const LayerPlan& plan, PlanDirection direction, const PayloadSizes& sizes);
+std::string format_goal(const LayerPlan& plan, Direction direction, const PayloadSizes& sizes);
 
 }  // namespace coterie

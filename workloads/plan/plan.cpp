@@ -9,14 +9,23 @@
 #include "workloads/plan/host_choice.hpp"
 #include "workloads/plan/large_column.hpp"
 #include "workloads/plan/policies.hpp"
+#include "workloads/plan/schedule.hpp"
 
 namespace coterie {
 
-std::string to_string(DispatchPolicy policy) {
+namespace {
+
+const PolicyEntry& policy_entry(DispatchPolicy policy) {
   for (const PolicyEntry& entry : policy_registry()) {
-    if (entry.policy == policy) return std::string(entry.name);
+    if (entry.policy == policy) return entry;
   }
   throw Error(ExitCode::kInternalError, "a dispatch policy is missing from the registry");
+}
+
+}  // namespace
+
+std::string to_string(DispatchPolicy policy) {
+  return std::string(policy_entry(policy).name);
 }
 
 std::optional<DispatchPolicy> parse_policy(std::string_view name) {
@@ -26,30 +35,23 @@ std::optional<DispatchPolicy> parse_policy(std::string_view name) {
   return std::nullopt;
 }
 
-std::string to_string(PayloadType type) {
-  return type == PayloadType::kBf16 ? "bf16" : "fp8";
-}
-
-std::optional<PayloadType> parse_payload(std::string_view name) {
-  if (name == "bf16") return PayloadType::kBf16;
-  if (name == "fp8") return PayloadType::kFp8;
-  return std::nullopt;
-}
-
-Bytes row_payload(PayloadType type, std::uint32_t hidden) {
-  if (type == PayloadType::kBf16) return Bytes{std::int64_t{2} * hidden};
-  // A last group of fewer than 128 values has a scale too.
-  const std::int64_t num_scales = (std::int64_t{hidden} + 127) / 128;
-  return Bytes{std::int64_t{hidden} + num_scales * 4};
+std::string to_string(Hop hop) {
+  constexpr const char* kNames[] = {"group", "rail", "node"};
+  return kNames[static_cast<std::size_t>(hop)];
 }
 
 Bytes dispatch_bytes(const Stage& stage, std::size_t transfer_idx, const PayloadSizes& sizes) {
-  return Bytes{stage.num_rows[transfer_idx] * (sizes.dispatch_row.value + kRowMetadataBytes) +
-               stage.num_copies[transfer_idx] * kCopyMetadataBytes};
+  return sizes.dispatch(stage.num_rows[transfer_idx], stage.num_copies[transfer_idx]);
 }
 
 Bytes combine_bytes(const Stage& stage, std::size_t transfer_idx, const PayloadSizes& sizes) {
-  return Bytes{stage.num_rows[transfer_idx] * sizes.combine_row.value};
+  return sizes.combine(stage.num_rows[transfer_idx]);
+}
+
+std::uint64_t round_begin(std::span<const std::uint64_t> token_begin, std::uint32_t rank,
+                          std::uint32_t round, std::uint32_t num_rounds) {
+  const std::uint64_t num_tokens = token_begin[rank + 1] - token_begin[rank];
+  return token_begin[rank] + num_tokens * round / num_rounds;
 }
 
 namespace {
@@ -221,11 +223,19 @@ LayerPlan make_plan(const Routing& routing, std::size_t layer_idx, const LayerPl
 
   const std::vector<std::uint32_t> serving =
       Assignment(routing, layer_idx, placement, tokens, request.ranks_per_node, plan).take();
-  const Deliveries deliveries{plan.num_ranks, plan.ranks_per_node, plan.num_topk,
-                              request.detail, plan.token_begin,    serving};
-  for (const PolicyEntry& entry : policy_registry()) {
-    if (entry.policy == request.policy) plan.stages = entry.plan(deliveries);
+  const PolicyEntry& policy = policy_entry(request.policy);
+  if (policy.num_rounds != nullptr) plan.num_rounds = policy.num_rounds(plan, request);
+  std::vector<std::uint64_t> part_begin;
+  for (std::uint32_t rank = 0; rank < plan.num_ranks; ++rank) {
+    for (std::uint32_t round = 0; round < plan.num_rounds; ++round) {
+      part_begin.push_back(round_begin(plan.token_begin, rank, round, plan.num_rounds));
+    }
   }
+  part_begin.push_back(plan.num_tokens());
+  plan.stages = policy.plan(
+      {plan.num_ranks, plan.ranks_per_node, plan.num_topk, plan.num_rounds, request.detail,
+       part_begin, serving});
+  for (Stage& stage : plan.stages) order_answers(plan.num_ranks, plan.num_rounds, stage);
   if (request.detail == PlanDetail::kRows) {
     plan.experts = gather(routing.layer_experts(layer_idx), tokens, plan.num_topk);
     if (!routing.weights.empty()) {

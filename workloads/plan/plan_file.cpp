@@ -5,14 +5,14 @@
 
 #include "core/error.hpp"
 #include "core/file.hpp"
-#include "workloads/plan/plan.hpp"
+#include "workloads/plan/plan_file.hpp"
 #include "workloads/plan/plan.pb.h"
 #include "workloads/trace/record_file.hpp"
 
 namespace coterie {
 namespace {
 
-constexpr RecordFileKind kPlanFile{std::string_view("MOEPLN\x00\x01", 8), "plan",
+constexpr RecordFileKind kPlanFile{std::string_view("MOEPLN\x00\x02", 8), "plan",
                                    "a dispatch plan (`coterie plan build` writes them)"};
 constexpr std::size_t kChunk = std::size_t{1} << 18;  // transfers, rows or expert ids per record
 
@@ -60,6 +60,7 @@ class PlanWriter {
     out.set_ranks_per_node(layer.ranks_per_node);
     out.set_num_experts(layer.num_experts);
     out.set_num_topk(layer.num_topk);
+    out.set_num_rounds(layer.num_rounds);
     out.set_exact(layer.exact);
     out.set_has_rows(layer.has_rows());
     out.set_has_weights(!layer.weights.empty());
@@ -70,6 +71,9 @@ class PlanWriter {
     out.mutable_rank_expert_tokens()->Assign(layer.rank_expert_tokens.begin(),
                                              layer.rank_expert_tokens.end());
     for (const Stage& stage : layer.stages) {
+      out.add_hop(to_string(stage.hop));
+      out.add_phase_out(to_string(stage.out));
+      out.add_phase_back(to_string(stage.back));
       out.add_num_transfers(stage.num_transfers());
       out.add_num_rows(stage.row_token.size());
     }
@@ -94,6 +98,8 @@ class PlanWriter {
       out.set_stage(static_cast<std::uint32_t>(s));
       pack(std::span(stage.src), first, count, *out.mutable_src());
       pack(std::span(stage.dst), first, count, *out.mutable_dst());
+      pack(std::span(stage.round), first, count, *out.mutable_round());
+      pack(std::span(stage.answer_order), first, count, *out.mutable_answer_order());
       pack(std::span(stage.num_rows), first, count, *out.mutable_num_rows());
       pack(std::span(stage.num_copies), first, count, *out.mutable_num_copies());
       if (!stage.parent.empty()) {
@@ -168,6 +174,18 @@ class PlanReader {
     throw file_.error(fmt::format("payload \"{}\"", name), "bf16 or fp8");
   }
 
+  Hop hop(const std::string& name) {
+    for (const Hop hop : {Hop::kGroup, Hop::kRail, Hop::kNode}) {
+      if (name == to_string(hop)) return hop;
+    }
+    throw file_.error(fmt::format("hop \"{}\"", name), "group, rail or node");
+  }
+
+  Phase phase(const std::string& name) {
+    if (const auto phase = parse_phase(name)) return *phase;
+    throw file_.error(fmt::format("phase \"{}\"", name), "a phase of transfers");
+  }
+
   // Appends a packed column; its length must be `count` where given.
   template <class T>
   std::size_t append(const std::string& bytes, std::vector<T>& column,
@@ -218,6 +236,8 @@ class PlanReader {
     layer.num_experts = in.num_experts();
     layer.num_topk = in.num_topk();
     layer.exact = in.exact();
+    layer.num_rounds = in.num_rounds();
+    if (layer.num_rounds == 0) throw file_.error("0 rounds", "at least 1");
     if (layer.num_ranks == 0 || layer.ranks_per_node == 0 ||
         layer.num_ranks % layer.ranks_per_node != 0) {
       throw file_.error(
@@ -240,14 +260,20 @@ class PlanReader {
                         fmt::format("{}, as hosted experts", layer.rank_experts.size()));
     }
     const int num_stages = layer.policy == DispatchPolicy::kHierarchical ? 2 : 1;
-    if (in.num_transfers_size() != num_stages || in.num_rows_size() != num_stages) {
+    if (in.num_transfers_size() != num_stages || in.num_rows_size() != num_stages ||
+        in.hop_size() != num_stages || in.phase_out_size() != num_stages ||
+        in.phase_back_size() != num_stages) {
       throw file_.error(fmt::format("{} stages", in.num_transfers_size()),
                         fmt::format("{}, as a {} plan has", num_stages, in.policy()));
     }
     if (in.has_rows()) read_tokens(layer, in.has_weights());
     for (int s = 0; s < num_stages; ++s) {
-      layer.stages.push_back(read_stage(layer, static_cast<std::uint32_t>(s), in.num_transfers(s),
-                                        in.has_rows(), in.num_rows(s)));
+      Stage stage = read_stage(layer, static_cast<std::uint32_t>(s), in.num_transfers(s),
+                               in.has_rows(), in.num_rows(s));
+      stage.hop = hop(in.hop(s));
+      stage.out = phase(in.phase_out(s));
+      stage.back = phase(in.phase_back(s));
+      layer.stages.push_back(std::move(stage));
     }
     return layer;
   }
@@ -283,6 +309,8 @@ class PlanReader {
       const plan::Transfers& in = record_.transfers();
       const std::size_t n = append(in.src(), stage.src);
       append(in.dst(), stage.dst, n);
+      append(in.round(), stage.round, n);
+      append(in.answer_order(), stage.answer_order, n);
       append(in.num_rows(), stage.num_rows, n);
       append(in.num_copies(), stage.num_copies, n);
       append(in.parent(), stage.parent, s > 0 ? n : 0);
@@ -294,6 +322,8 @@ class PlanReader {
     }
     check_below(stage.src, layer.num_ranks, "source rank");
     check_below(stage.dst, layer.num_ranks, "destination rank");
+    check_below(stage.round, layer.num_rounds, "round");
+    check_below(stage.answer_order, num_transfers, "answered transfer");
     if (s > 0) check_below(stage.parent, layer.stages[0].num_transfers(), "parent transfer");
     if (!has_rows) return stage;
     while (stage.row_token.size() < num_rows) {

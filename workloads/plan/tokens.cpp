@@ -3,7 +3,7 @@
 #include <numeric>
 
 #include "core/error.hpp"
-#include "workloads/plan/plan.hpp"
+#include "workloads/plan/tokens.hpp"
 
 namespace coterie {
 namespace {

@@ -9,7 +9,7 @@
 #include <string_view>
 
 #include "core/error.hpp"
-#include "core/file.hpp"
+#include "core/hash.hpp"
 
 namespace coterie {
 namespace {

@@ -8,6 +8,7 @@
 
 #include "core/error.hpp"
 #include "routings.hpp"
+#include "workloads/plan/fan_out.hpp"
 #include "workloads/plan/plan.hpp"
 
 namespace coterie {

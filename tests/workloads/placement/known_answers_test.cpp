@@ -7,7 +7,7 @@
 #include <filesystem>
 
 #include "workloads/placement/placement.hpp"
-#include "workloads/plan/plan.hpp"
+#include "workloads/plan/fan_out.hpp"
 #include "workloads/trace/importer.hpp"
 
 namespace coterie {

@@ -12,7 +12,7 @@
 #include "workloads/placement/coactivation.hpp"
 #include "workloads/placement/partition.hpp"
 #include "workloads/placement/strategies.hpp"
-#include "workloads/plan/plan.hpp"
+#include "workloads/plan/fan_out.hpp"
 
 namespace coterie {
 namespace {
@@ -460,6 +460,9 @@ TEST(TrainingLabel, TellsWhetherAPartWasLearntFrom) {
   EXPECT_TRUE(learnt_from(placement, trace, SequencePart::kOdd));
   placement.trained_on.clear();
   EXPECT_FALSE(learnt_from(placement, trace, SequencePart::kAll));
+  // A label as version 0.1 wrote it, with a digest of another function.
+  placement.trained_on = "law.npz even 0123456789abcdef";
+  EXPECT_THROW((void)learnt_from(placement, trace, SequencePart::kOdd), InputError);
 }
 
 }  // namespace

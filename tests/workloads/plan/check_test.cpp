@@ -46,6 +46,8 @@ void drop_last(Stage& stage) {
   const std::size_t rows = stage.row_begin[stage.num_transfers() - 1];
   stage.src.pop_back();
   stage.dst.pop_back();
+  stage.round.pop_back();
+  std::erase(stage.answer_order, static_cast<std::uint32_t>(stage.src.size()));
   stage.num_rows.pop_back();
   stage.num_copies.pop_back();
   if (!stage.parent.empty()) stage.parent.pop_back();
@@ -104,6 +106,37 @@ const Mutation kMutations[] = {
      "a copy of token 2 is not sent on"},
     {"sent_on_twice", kHierarchical, [](LayerPlan& p) { p.stages[1].row_mask[4] = 7; },
      "a copy of token 3 is sent on twice"},
+    {"rounds_of_a_flat_plan", kDedup, [](LayerPlan& p) { p.num_rounds = 2; },
+     "2 rounds, where a plan of one hop has 1"},
+    {"no_rounds", kHierarchical, [](LayerPlan& p) { p.num_rounds = 0; },
+     "0 rounds, where a plan of one hop has 1"},
+    {"round_id", kDedup, [](LayerPlan& p) { p.stages[0].round[0] = 1; },
+     "round 1 is not below 1"},
+    {"wrong_round", kHierarchical,
+     [](LayerPlan& p) {
+       p = tiny_rounds();
+       p.stages[0].round[4] = 0;  // rank 2 sends nothing else before it
+     },
+     "token 2 does not belong to round 0 of 2"},
+    {"forwarded_in_another_round", kHierarchical,
+     [](LayerPlan& p) {
+       p = tiny_rounds();
+       p.stages[1].round[3] = 0;
+     },
+     "its parent travels in round 1, it in round 0"},
+    {"answer_id", kDedup, [](LayerPlan& p) { p.stages[0].answer_order[0] = 9; },
+     "an answer to transfer 9, which does not exist"},
+    {"answer_twice", kDedup, [](LayerPlan& p) { p.stages[0].answer_order[1] = 0; },
+     "its answer is out of order, or a second one"},
+    {"answer_order", kDedup,
+     [](LayerPlan& p) {
+       std::swap(p.stages[0].answer_order[1], p.stages[0].answer_order[2]);
+     },
+     "its answer is out of order"},
+    {"hop", kHierarchical, [](LayerPlan& p) { p.stages[0].hop = Hop::kGroup; },
+     "hop group with dispatch and combine, where the policy has rail"},
+    {"phase", kHierarchical, [](LayerPlan& p) { p.stages[1].back = Phase::kCombine; },
+     "hop node with forward and combine, where the policy has node with forward and gather"},
     {"load", kDedup, [](LayerPlan& p) { ++p.rank_expert_tokens[3]; },
      "rank 1: expert 3 is said to serve 2 tokens, 1 arrive"},
     {"hosts", kDedup, [](LayerPlan& p) { p.rank_experts[1] = 2; },
@@ -159,7 +192,7 @@ TEST(Checker, FindsAnySingleChangeOfTheStages) {
   const PayloadSizes sizes{Bytes{100}, Bytes{200}};
   for (const DispatchPolicy policy : {kStandard, kDedup, kHierarchical}) {
     const LayerPlan sound = make_plan(sample.routing, 0, sample.placement, sample.tokens,
-                                      {policy, 4, PlanDetail::kRows});
+                                      {policy, 4, PlanDetail::kRows, 5});
     ASSERT_EQ(check_plan(sound, sizes).num_violations, 0u);
     Random random(11);
     for (int i = 0; i < 300; ++i) {
@@ -167,7 +200,8 @@ TEST(Checker, FindsAnySingleChangeOfTheStages) {
       Stage& stage = plan.stages[random.index(plan.stages.size())];
       std::vector<std::vector<std::uint32_t>*> columns{&stage.src,       &stage.dst,
                                                        &stage.num_rows,  &stage.num_copies,
-                                                       &stage.row_token, &stage.row_mask};
+                                                       &stage.row_token, &stage.row_mask,
+                                                       &stage.round,     &stage.answer_order};
       if (!stage.parent.empty()) columns.push_back(&stage.parent);
       std::vector<std::uint32_t>& column = *columns[random.index(columns.size())];
       column[random.index(column.size())] ^= 1u << random.index(4);

@@ -6,7 +6,7 @@
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "tests/workloads/trace/sample.hpp"
-#include "workloads/experiment.hpp"
+#include "workloads/prepare.hpp"
 #include "workloads/plan/check.hpp"
 #include "workloads/trace/moet.hpp"
 
@@ -104,10 +104,54 @@ TEST_F(ExperimentFile, OverridesReachTheTopologyAndTheModel) {
   EXPECT_EQ(experiment.seed, 9u);
 }
 
-TEST_F(ExperimentFile, TopologyMayBeAMapWithABase) {
+TEST_F(ExperimentFile, TopologyMayBeAMapThatExtendsAPreset) {
   std::string text = kGood;
-  text.replace(text.find("h100_node"), 9, "{base: h100_node, gpus_per_node: 4}");
+  text.replace(text.find("h100_node"), 9, "{extends: h100_node, gpus_per_node: 4}");
   EXPECT_EQ(load(text, {"ranks=4"}).cluster.gpus_per_node, 4u);
+}
+
+// What --set names lies beside the caller, what the file names lies beside the file.
+TEST_F(ExperimentFile, PathsGivenWithSetAreRelativeToTheWorkingDirectory) {
+  const std::string here = "coterie_experiment_test_topology.yaml";
+  write_file(here, "extends: h100_node\nname: here\n");
+  EXPECT_EQ(load(kGood, {"topology=" + here}).cluster.name, "here");
+  EXPECT_EQ(load(kGood, {"topology={extends: " + here + "}"}).cluster.name, "here");
+  std::filesystem::remove(here);
+  write_file(folder_ / "there.yaml", "extends: h100_node\nname: there\n");
+  EXPECT_THAT(refusal([&] { (void)load(kGood, {"topology=there.yaml"}); }),
+              HasSubstr("--set topology: found \"there.yaml\""));
+  std::string text = kGood;
+  text.replace(text.find("h100_node"), 9, "there.yaml");
+  EXPECT_EQ(load(text).cluster.name, "there");
+}
+
+TEST_F(ExperimentFile, TheOldWordNamesTheNewOne) {
+  EXPECT_EQ(refusal([&] { (void)load(kGood, {"topology.base=star"}); }),
+            "--set topology.base: found the key \"base\", expected its new name \"extends\"");
+}
+
+TEST_F(ExperimentFile, TransportsAreKeptAsData) {
+  std::string text = kGood;
+  text += "  - {name: own, placement: contiguous, dispatch: dedup, transport: nccl}\n";
+  const Experiment experiment = load(
+      text + "transport: {name: deepep_normal, sms: 24, a: {b: 3 us}}\n", {"transport.sms=20"});
+  EXPECT_EQ(experiment.transport.name, "deepep_normal");
+  const auto& settings = experiment.transport.settings;
+  ASSERT_EQ(settings.size(), 3u);
+  EXPECT_EQ(settings[0].key + "=" + settings[0].value, "sms=24");
+  EXPECT_EQ(settings[1].key + "=" + settings[1].value, "a.b=3 us");
+  EXPECT_EQ(settings[2].key + "=" + settings[2].value, "sms=20");
+  EXPECT_EQ(experiment.transport_of(experiment.runs[0]).name, "deepep_normal");
+  EXPECT_EQ(experiment.transport_of(experiment.runs[3]).name, "nccl");
+  EXPECT_TRUE(experiment.transport_of(experiment.runs[3]).settings.empty());
+  EXPECT_FALSE(load(kGood).transport.name.has_value());
+  // The effective configuration says the same.
+  write_file(folder_ / "again.yaml", experiment.effective_yaml);
+  const Experiment again = load_experiment(folder_ / "again.yaml");
+  EXPECT_EQ(again.transport.name, "deepep_normal");
+  ASSERT_GE(again.transport.settings.size(), 2u);
+  EXPECT_EQ(again.transport.settings[0].value, "20");
+  EXPECT_EQ(again.transport_of(again.runs[3]).name, "nccl");
 }
 
 TEST_F(ExperimentFile, GrowsPresetsToItsRanksAndGroups) {
@@ -135,16 +179,16 @@ TEST_F(ExperimentFile, EffectiveConfigurationIsTheSameExperiment) {
 
 TEST_F(ExperimentFile, RunsArePreparedSoThatTheirPlansAreSound) {
   const Experiment experiment = load(kGood);
-  const Routing trace = load_trace(experiment);
+  const TraceParts trace = load_trace(experiment);
   for (const RunSpec& spec : experiment.runs) {
     const PreparedRun run = prepare_run(experiment, spec, trace);
     EXPECT_TRUE(run.exact);
-    EXPECT_EQ(run.routing.num_tokens(), 30u + 50 + 25);  // the odd sequences
-    EXPECT_EQ(run.tokens.token_begin.back(), 8u * 32);
+    EXPECT_EQ(run.routing->num_tokens(), 30u + 50 + 25);  // the odd sequences
+    EXPECT_EQ(run.tokens().token_begin.back(), 8u * 32);
     for (std::size_t layer = 0; layer < 2; ++layer) {
-      EXPECT_EQ(run.placement.layers[layer].layer, run.routing.layers[layer]);
+      EXPECT_EQ(run.placement.layers[layer].layer, run.routing->layers[layer]);
       const LayerPlan plan =
-          make_plan(run.routing, layer, run.placement.layers[layer], run.tokens,
+          make_plan(*run.routing, layer, run.placement.layers[layer], run.tokens(),
                     {spec.policy, experiment.ranks_per_node(), PlanDetail::kRows});
       EXPECT_EQ(check_plan(plan, {Bytes{264}, Bytes{512}}).num_violations, 0u);
     }
@@ -153,62 +197,72 @@ TEST_F(ExperimentFile, RunsArePreparedSoThatTheirPlansAreSound) {
 
 TEST_F(ExperimentFile, PreparingTwiceGivesTheSame) {
   const Experiment experiment = load(kGood);
-  const Routing trace = load_trace(experiment);
+  const TraceParts trace = load_trace(experiment);
   const PreparedRun a = prepare_run(experiment, experiment.runs[1], trace);
   const PreparedRun b = prepare_run(experiment, experiment.runs[1], trace);
   EXPECT_EQ(a.placement.layers[0].rank_experts, b.placement.layers[0].rank_experts);
-  EXPECT_EQ(a.tokens.trace_token, b.tokens.trace_token);
+  // The parts of the trace and the tokens are shared, not copied.
+  EXPECT_EQ(a.routing.get(), trace.eval.get());
+  EXPECT_EQ(b.routing.get(), trace.eval.get());
+  EXPECT_EQ(&a.tokens(), &b.tokens());
 }
 
 TEST_F(ExperimentFile, PlacementFilesAreRead) {
   const Experiment first = load(kGood);
   const PreparedRun learnt = prepare_run(first, first.runs[1], load_trace(first));
   write_placement(folder_ / "p.json", learnt.placement);
-  const Experiment second = load(kGood, {"runs.0.placement=p.json", "layers=[2]"});
+  const Experiment second =
+      load(kGood, {"runs.0.placement=" + (folder_ / "p.json").string(), "layers=[2]"});
   const PreparedRun run = prepare_run(second, second.runs[0], load_trace(second));
   ASSERT_EQ(run.placement.layers.size(), 1u);
   EXPECT_EQ(run.placement.layers[0].rank_experts, learnt.placement.layers[1].rank_experts);
 
-  const Experiment fewer =
-      load(kGood, {"runs.0.placement=p.json", "topology.gpus_per_node=4", "ranks=4"});
+  const Experiment fewer = load(kGood, {"runs.0.placement=" + (folder_ / "p.json").string(),
+                                        "topology.gpus_per_node=4", "ranks=4"});
   EXPECT_THAT(refusal([&] { prepare_run(fewer, fewer.runs[0], load_trace(fewer)); }),
               HasSubstr("p.json"));
 }
 
 TEST_F(ExperimentFile, APlacementFileIsNotEvaluatedOnWhatItLearnt) {
   const Experiment first = load(kGood);
-  const Routing trace = load_trace(first);
+  const TraceParts trace = load_trace(first);
   Placement placement = prepare_run(first, first.runs[1], trace).placement;
-  placement.trained_on = training_label(trace, first.trace.eval);
+  placement.trained_on = training_label(read_routing(first.trace.file), first.trace.eval);
   write_placement(folder_ / "p.json", placement);
-  const Experiment second = load(kGood, {"runs.0.placement=p.json"});
+  const Experiment second = load(kGood, {"runs.0.placement=" + (folder_ / "p.json").string()});
   EXPECT_THAT(refusal([&] { prepare_run(second, second.runs[0], trace); }),
               HasSubstr("p.json: found a placement learnt on sequences that the experiment "
                         "evaluates"));
-  placement.trained_on = training_label(trace, first.trace.train);
+  placement.trained_on = training_label(read_routing(first.trace.file), first.trace.train);
   write_placement(folder_ / "p.json", placement);
   EXPECT_NO_THROW(prepare_run(second, second.runs[0], trace));
+  // Reducing the experiment to some layers does not hide it.
+  placement.trained_on = training_label(read_routing(first.trace.file), first.trace.eval);
+  write_placement(folder_ / "p.json", placement);
+  const Experiment layer = load(kGood, {"runs.0.placement=p.json", "layers=[2]"});
+  EXPECT_THAT(refusal([&] { prepare_run(layer, layer.runs[0], load_trace(layer)); }),
+              HasSubstr("learnt on sequences that the experiment evaluates"));
 }
 
 TEST_F(ExperimentFile, LearntPlacementsComeFromTheCache) {
   Experiment experiment = load(kGood);
-  const Routing trace = load_trace(experiment);
+  const TraceParts trace = load_trace(experiment);
   const Placement fresh = prepare_run(experiment, experiment.runs[1], trace).placement;
-  experiment.cache = folder_;
+  const PrepareOptions options{folder_};
   const auto num_cached = [&] {
     return std::count_if(std::filesystem::directory_iterator(folder_), {}, [](const auto& entry) {
       return entry.path().filename().string().starts_with("placement-");
     });
   };
   for (int repeat = 0; repeat < 2; ++repeat) {
-    const Placement placement = prepare_run(experiment, experiment.runs[1], trace).placement;
+    const Placement placement = prepare_run(experiment, experiment.runs[1], trace, options).placement;
     for (std::size_t layer = 0; layer < fresh.layers.size(); ++layer) {
       EXPECT_EQ(placement.layers[layer].rank_experts, fresh.layers[layer].rank_experts);
     }
     EXPECT_EQ(num_cached(), 1);
   }
   experiment.seed += 1;  // decides what is learnt, so it gets an entry of its own
-  prepare_run(experiment, experiment.runs[1], trace);
+  prepare_run(experiment, experiment.runs[1], trace, options);
   EXPECT_EQ(num_cached(), 2);
 }
 
@@ -262,7 +316,8 @@ const Malformed kMalformed[] = {
      "e.yaml:1:1: found no key \"schema_version\", expected it to be given"},
     {"unknown_key", "ranks: 8", "ranks: 8\nrank: 8",
      "e.yaml:6:1: found unknown key \"rank\", expected one of chunk, deal, engine, groups, layers, "
-     "model, name, payload, ranks, runs, schema_version, seed, tokens_per_rank, topology, trace"},
+     "model, name, payload, ranks, runs, schema_version, seed, tokens_per_rank, topology, trace, "
+     "transport"},
     {"key_twice", "ranks: 8", "ranks: 8\nranks: 4",
      "e.yaml:6:1: found a second key \"ranks\", expected each key once"},
     {"unknown_topology", "h100_node", "h9000",
@@ -343,7 +398,7 @@ const Malformed kMalformed[] = {
      "expected none: only the collaboration strategies take one"},
     {"run_key", "replicas: 8", "replica: 8",
      "e.yaml:12:65: key \"runs.2\": found unknown key \"replica\", expected one of dispatch, "
-     "max_imbalance, name, placement, prune, replicas"},
+     "max_imbalance, name, placement, prune, replicas, transport"},
     {"runs_not_a_list", "runs:\n", "runs: {}\nunused:\n",
      "e.yaml:9:7: key \"runs\": found a map, expected a list"},
     {"ranks_missing", "ranks: 8\n", "",
@@ -404,17 +459,21 @@ const Malformed kMalformed[] = {
      "dispatch: dedup, prune: {method: similarity, devices: 0}",
      "e.yaml:10:99: key \"runs.0.prune.devices\": found \"0\", expected a whole number from 1 to "
      "8"},
-    {"topology_map_without_base", "topology: h100_node", "topology: {nodes: 4}",
-     "e.yaml:2:11: key \"topology\": found no key \"base\", expected it to be given"},
-    {"topology_bad_value", "topology: h100_node", "topology: {base: h100_node, nodes: none}",
+    {"topology_map_that_extends_nothing", "topology: h100_node", "topology: {nodes: 4}",
+     "e.yaml:2:11: key \"topology\": found no key \"extends\", expected it to be given"},
+    {"topology_base", "topology: h100_node", "topology: {base: h100_node, nodes: 4}",
+     "e.yaml:2:18: key \"topology.base\": found the key \"base\", expected its new name "
+     "\"extends\""},
+    {"topology_bad_value", "topology: h100_node", "topology: {extends: h100_node, nodes: none}",
      "e.yaml:2:11: key \"topology\": --set nodes: found \"none\", expected auto or a whole number "
      "from 1 to 1048576"},
-    {"model_key_in_map", "model: model.yaml", "model: {base: model.yaml, experts: 4}",
+    {"model_key_in_map", "model: model.yaml", "model: {extends: model.yaml, experts: 4}",
      "e.yaml:3:8: key \"model\": model.yaml: found unknown key \"experts\", expected one of "
      "description, expert_intermediate, hidden, moe_layers, name, num_experts, num_groups, "
      "num_layers, num_shared_experts, num_topk, num_topk_groups, routing, schema_version, "
      "shared_intermediate"},
-    {"model_more_topk_than_experts", "model: model.yaml", "model: {base: model.yaml, num_topk: 17}",
+    {"model_more_topk_than_experts", "model: model.yaml",
+     "model: {extends: model.yaml, num_topk: 17}",
      "e.yaml:3:8: key \"model\": --set num_topk: found \"17\", expected a whole number from 1 to "
      "16"},
     {"evaluate_flag", "eval: odd", "eval: odd, evaluate_on_training: maybe",

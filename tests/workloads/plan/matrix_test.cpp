@@ -19,24 +19,24 @@ const PayloadSizes kSizes{Bytes{100}, Bytes{200}};
 // The dedup plan of plan_test.cpp: rows of 104 B and 8 B per copy there, 200 B back.
 TEST(TrafficMatrix, OfAPlan) {
   const LayerPlan plan = tiny_plan(DispatchPolicy::kDedup);
-  const TrafficMatrix there = stage_traffic(plan, 0, PlanDirection::kDispatch, kSizes);
+  const TrafficMatrix there = stage_traffic(plan, 0, Direction::kDispatch, kSizes);
   EXPECT_EQ(format_matrix(there),
             "112 120 120 112\n"
             "0 0 0 0\n"
             "112 0 112 112\n"
             "120 112 0 0\n");
-  const TrafficMatrix back = stage_traffic(plan, 0, PlanDirection::kCombine, kSizes);
+  const TrafficMatrix back = stage_traffic(plan, 0, Direction::kCombine, kSizes);
   EXPECT_EQ(format_matrix(back),
             "200 0 200 200\n"
             "200 0 0 200\n"
             "200 0 200 0\n"
             "200 0 200 0\n");
-  EXPECT_THROW(stage_traffic(plan, 1, PlanDirection::kDispatch, kSizes), InputError);
+  EXPECT_THROW(stage_traffic(plan, 1, Direction::kDispatch, kSizes), InputError);
 }
 
 TEST(TrafficMatrix, HtsimLeavesOutWhatStaysOnItsRank) {
   const LayerPlan plan = tiny_plan(DispatchPolicy::kDedup);
-  EXPECT_EQ(format_htsim(stage_traffic(plan, 0, PlanDirection::kDispatch, kSizes)),
+  EXPECT_EQ(format_htsim(stage_traffic(plan, 0, Direction::kDispatch, kSizes)),
             "Nodes 4\nConnections 7\n"
             "0->1 id 1 start 0 size 120\n"
             "0->2 id 2 start 0 size 120\n"
@@ -53,7 +53,7 @@ TEST(TrafficMatrix, HtsimLeavesOutWhatStaysOnItsRank) {
 // 0->2) and 2->3 (t2: 112, its parent local).
 TEST(TrafficMatrix, GoalHoldsTheDependencies) {
   const LayerPlan plan = tiny_plan(DispatchPolicy::kHierarchical);
-  EXPECT_EQ(format_goal(plan, PlanDirection::kDispatch, kSizes),
+  EXPECT_EQ(format_goal(plan, Direction::kDispatch, kSizes),
             "num_ranks 4\n"
             "\nrank 0 {\n"
             "l1: send 232b to 2 tag 0\n"
@@ -86,7 +86,7 @@ TEST(TrafficMatrix, GoalHoldsTheDependencies) {
 // 0->1).
 TEST(TrafficMatrix, GoalOfTheCombineRunsBackwards) {
   const LayerPlan plan = tiny_plan(DispatchPolicy::kHierarchical);
-  EXPECT_EQ(format_goal(plan, PlanDirection::kCombine, kSizes),
+  EXPECT_EQ(format_goal(plan, Direction::kCombine, kSizes),
             "num_ranks 4\n"
             "\nrank 0 {\n"
             "l1: recv 200b from 1 tag 0\n"

@@ -148,9 +148,9 @@ TEST_F(PlanFile, OtherFilesAreNamedAsSuch) {
             file().string() +
                 ": found a file of another kind, expected a dispatch plan (`coterie plan build` "
                 "writes them)");
-  std::string later("MOEPLN\0\2", 8);
+  std::string later("MOEPLN\0\3", 8);
   EXPECT_EQ(refusal(later),
-            file().string() + ": found version 2 of the plan format, expected version 1");
+            file().string() + ": found version 3 of the plan format, expected version 2");
   EXPECT_THROW(read_plan(folder_ / "missing.plan"), InputError);
   EXPECT_THROW(read_plan(folder_), InputError);
 }

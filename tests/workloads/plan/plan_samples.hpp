@@ -38,6 +38,13 @@ inline LayerPlan tiny_plan(DispatchPolicy policy) {
                    {policy, 2, PlanDetail::kRows});
 }
 
+// The hierarchical one in two rounds.
+inline LayerPlan tiny_rounds() {
+  const Sample sample = tiny_sample();
+  return make_plan(sample.routing, 0, sample.placement, sample.tokens,
+                   {DispatchPolicy::kHierarchical, 2, PlanDetail::kRows, 1});
+}
+
 // Uniform routing; experts and tokens at random ranks, so that loads differ and some ranks may own
 // no tokens. Replicas are extra slots of random experts.
 inline Sample random_sample(std::uint32_t num_ranks, std::uint32_t num_experts,

@@ -10,6 +10,7 @@
 
 #include "tests/workloads/plan/plan_samples.hpp"
 #include "workloads/plan/check.hpp"
+#include "workloads/plan/fan_out.hpp"
 
 namespace coterie::testing {
 namespace {
@@ -84,6 +85,62 @@ TEST(PlanKnownAnswer, Hierarchical) {  // nodes {0 1} and {2 3}
                           Transfer{2, 3, {{2, 1}}, 2}));
 }
 
+// The same in two rounds of about one row: a source's tokens are halved, [0, T/2) and [T/2, T), so
+// that t0 travels in round 0 and t1, t2 and t3 (the only ones of their ranks) in round 1.
+TEST(PlanKnownAnswer, HierarchicalInTwoRounds) {
+  const LayerPlan plan = tiny_rounds();
+  EXPECT_EQ(plan.num_rounds, 2u);
+  const Stage& rail = plan.stages[0];
+  const Stage& node = plan.stages[1];
+  EXPECT_EQ(rail.hop, Hop::kRail);
+  EXPECT_EQ(node.hop, Hop::kNode);
+  EXPECT_EQ(node.out, Phase::kForward);
+  EXPECT_EQ(node.back, Phase::kGather);
+  EXPECT_THAT(transfers_of(rail),
+              ElementsAre(Transfer{0, 0, {{0, 1}}}, Transfer{0, 2, {{0, 6}}},
+                          Transfer{0, 0, {{1, 3}}}, Transfer{0, 2, {{1, 4}}},
+                          Transfer{2, 2, {{2, 5}}}, Transfer{2, 0, {{2, 2}}},
+                          Transfer{3, 1, {{3, 7}}}));
+  EXPECT_THAT(rail.round, ElementsAre(0, 0, 1, 1, 1, 1, 1));
+  // Rank 0 answers itself in round 0, itself and rank 2 in round 1; rank 1 answers rank 3; rank 2
+  // answers rank 0 in round 0, then itself and rank 0.
+  EXPECT_THAT(rail.answer_order, ElementsAre(0, 2, 5, 6, 1, 4, 3));
+  EXPECT_THAT(transfers_of(node),
+              ElementsAre(Transfer{0, 0, {{0, 1}}, 0}, Transfer{0, 0, {{2, 2}}, 5},
+                          Transfer{0, 1, {{1, 3}}, 2}, Transfer{1, 1, {{3, 4}}, 6},
+                          Transfer{1, 0, {{3, 3}}, 6}, Transfer{2, 2, {{0, 6}}, 1},
+                          Transfer{2, 2, {{2, 4}}, 4}, Transfer{2, 3, {{1, 4}}, 3},
+                          Transfer{2, 3, {{2, 1}}, 4}));
+  EXPECT_THAT(node.round, ElementsAre(0, 1, 1, 1, 1, 0, 1, 1, 1));
+  EXPECT_THAT(node.answer_order, ElementsAre(0, 1, 4, 3, 2, 5, 6, 7, 8));
+}
+
+// At most num_topk of the nodes are hit, so that of T tokens T * min(k, nodes) / nodes go to one.
+TEST(PlanKnownAnswer, NumberOfRounds) {
+  const Sample sample = random_sample(8, 32, 2, 400, 0, 1);
+  const auto rounds = [&](std::uint32_t ranks_per_node, std::optional<std::uint32_t> rows) {
+    return make_plan(sample.routing, 0, sample.placement, sample.tokens,
+                     {DispatchPolicy::kHierarchical, ranks_per_node, PlanDetail::kCounts, rows})
+        .num_rounds;
+  };
+  std::uint64_t most = 0;
+  for (int rank = 0; rank < 8; ++rank) {
+    most = std::max(most, sample.tokens.token_begin[rank + 1] - sample.tokens.token_begin[rank]);
+  }
+  EXPECT_EQ(rounds(2, 10), (most * 2 / 4 + 9) / 10);  // four nodes, top-2
+  EXPECT_EQ(rounds(4, 10), (most + 9) / 10);          // two nodes
+  EXPECT_EQ(rounds(8, 10), 1u);                       // nothing to pass on
+  EXPECT_EQ(rounds(2, std::nullopt), 1u);
+  EXPECT_EQ(rounds(2, 1u << 30), 1u);
+}
+
+TEST(PlanKnownAnswer, AnswersOfAFlatPlan) {
+  // Dedup sends 0: {0 1 2 3}, 2: {2 3 0}, 3: {0 1}, the transfers 0-3, 4-6, 7-8. Answering rank 0:
+  // itself, then ranks 2 and 3; rank 1: ranks 3 and 0; rank 2: itself, rank 0; rank 3: ranks 0, 2.
+  EXPECT_THAT(tiny_plan(DispatchPolicy::kDedup).stages[0].answer_order,
+              ElementsAre(0, 6, 7, 8, 1, 4, 2, 3, 5));
+}
+
 TEST(PlanKnownAnswer, LoadsAndShape) {
   const LayerPlan plan = tiny_plan(DispatchPolicy::kDedup);
   EXPECT_THAT(plan.token_begin, ElementsAre(0, 2, 2, 3, 4));
@@ -94,7 +151,7 @@ TEST(PlanKnownAnswer, LoadsAndShape) {
 }
 
 TEST(PlanKnownAnswer, Bytes) {
-  // DESIGN section 4: FP8 at hidden 7168 is 7168 + 7168 / 128 * 4.
+  // FP8 at hidden 7168 is 7168 + 7168 / 128 * 4.
   EXPECT_EQ(row_payload(PayloadType::kFp8, 7168).value, 7392);
   EXPECT_EQ(row_payload(PayloadType::kBf16, 7168).value, 14336);
   // 130 values are two groups, so two scales: 130 + 8.
@@ -158,19 +215,23 @@ class RandomPlans : public ::testing::TestWithParam<Shape> {
   }
   LayerPlan plan(DispatchPolicy policy, PlanDetail detail = PlanDetail::kRows) const {
     return make_plan(sample_.routing, 0, sample_.placement, sample_.tokens,
-                     {policy, GetParam().ranks_per_node, detail});
+                     {policy, GetParam().ranks_per_node, detail, rows_per_round_});
   }
   Sample sample_;
+  std::optional<std::uint32_t> rows_per_round_ = 7;
 };
 
 constexpr DispatchPolicy kPolicies[] = {DispatchPolicy::kStandard, DispatchPolicy::kDedup,
                                         DispatchPolicy::kHierarchical};
 
 TEST_P(RandomPlans, EveryCopyIsServedOnce) {
-  for (const DispatchPolicy policy : kPolicies) {
-    const PlanCheck check = check_plan(plan(policy), {Bytes{7392}, Bytes{14336}});
-    EXPECT_THAT(check.violations, ElementsAre()) << to_string(policy);
-    EXPECT_EQ(check.totals.num_copies, GetParam().num_tokens * GetParam().num_topk);
+  for (const auto rows : {std::optional<std::uint32_t>{}, std::optional<std::uint32_t>{7}}) {
+    rows_per_round_ = rows;
+    for (const DispatchPolicy policy : kPolicies) {
+      const PlanCheck check = check_plan(plan(policy), {Bytes{7392}, Bytes{14336}});
+      EXPECT_THAT(check.violations, ElementsAre()) << to_string(policy);
+      EXPECT_EQ(check.totals.num_copies, GetParam().num_tokens * GetParam().num_topk);
+    }
   }
 }
 

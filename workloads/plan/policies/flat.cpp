@@ -11,10 +11,11 @@ std::vector<Stage> plan_flat(const Deliveries& deliveries, bool merge) {
   Stage& stage = stages[0];
   stage.src.resize(groups.size());
   for (std::uint32_t source = 0; source < deliveries.num_ranks; ++source) {
-    for (std::uint64_t i = groups.source_begin[source]; i < groups.source_begin[source + 1]; ++i) {
+    for (std::uint64_t i = groups.part_begin[source]; i < groups.part_begin[source + 1]; ++i) {
       stage.src[i] = source;
     }
   }
+  stage.round.assign(groups.size(), 0);
   stage.num_rows = std::move(groups.num_rows);
   stage.num_copies = std::move(groups.num_copies);
   if (deliveries.detail == PlanDetail::kRows) fill_rows(deliveries, by, groups, {}, stage);

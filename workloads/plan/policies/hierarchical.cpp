@@ -4,7 +4,9 @@
 //   source s = (node a, local i)  --stage 0-->  relay (node b, i)  --stage 1-->  (node b, j)
 //
 // A row of stage 1 is a (source, destination rank) row of dedup that takes the way over the relay.
-// So stage 1 is the dedup grouping in another order: by relay, destination and then source.
+// So stage 1 is the dedup grouping in another order: by relay, round, destination and then source.
+
+#include <algorithm>
 
 #include "workloads/plan/grouping.hpp"
 
@@ -19,56 +21,80 @@ struct Relayed {
 // Stage 1 without its rows. `stage0` are the groups by node, which become the parents.
 Relayed relay(const Deliveries& deliveries, const Groups& stage0, const Groups& by_rank) {
   const std::uint32_t num_ranks = deliveries.num_ranks;
+  const std::uint32_t num_rounds = deliveries.num_rounds;
   const std::uint32_t node_size = deliveries.ranks_per_node;
-  // Bucket of a group: its relay, and within it the place of the destination in send order.
-  const auto bucket = [&](std::uint32_t source, std::uint32_t target) {
+  // Bucket of a group: its relay and round, and within them the place of the destination in send
+  // order.
+  const auto bucket = [&](std::uint32_t source, std::uint32_t round, std::uint32_t target) {
     const std::uint32_t local = source % node_size;
     const std::uint32_t relay_rank = target / node_size * node_size + local;
     const std::uint32_t step = (target % node_size + node_size - local) % node_size;
-    return std::size_t{relay_rank} * node_size + step;
+    return (std::size_t{relay_rank} * num_rounds + round) * node_size + step;
   };
-  const auto for_each_group = [&](const auto& visit) {
+  // Visits (source, round, part, group) with the sources ascending in every bucket.
+  const auto for_each_part = [&](const auto& visit) {
     for (std::uint32_t source = 0; source < num_ranks; ++source) {
-      for (std::uint64_t i = by_rank.source_begin[source]; i < by_rank.source_begin[source + 1];
-           ++i) {
-        visit(source, i);
+      for (std::uint32_t round = 0; round < num_rounds; ++round) {
+        visit(source, round, std::size_t{source} * num_rounds + round);
       }
     }
   };
-  std::vector<std::uint32_t> next(std::size_t{num_ranks} * node_size + 1);
-  for_each_group([&](std::uint32_t source, std::uint64_t i) {
-    ++next[bucket(source, by_rank.target[i]) + 1];
+  std::vector<std::uint32_t> next(std::size_t{num_ranks} * num_rounds * node_size + 1);
+  for_each_part([&](std::uint32_t source, std::uint32_t round, std::size_t part) {
+    for (std::uint64_t i = by_rank.part_begin[part]; i < by_rank.part_begin[part + 1]; ++i) {
+      ++next[bucket(source, round, by_rank.target[i]) + 1];
+    }
   });
   for (std::size_t b = 1; b < next.size(); ++b) next[b] += next[b - 1];
 
   Relayed result;
   Stage& stage = result.stage;
-  for (auto* column : {&stage.src, &stage.dst, &stage.num_rows, &stage.num_copies, &stage.parent,
-                       &result.transfer_of_group}) {
+  stage.hop = Hop::kNode;
+  stage.out = Phase::kForward;
+  stage.back = Phase::kGather;
+  for (auto* column : {&stage.src, &stage.dst, &stage.round, &stage.num_rows, &stage.num_copies,
+                       &stage.parent, &result.transfer_of_group}) {
     column->resize(by_rank.size());
   }
   std::vector<std::uint32_t> parent_of_node(num_ranks / node_size);
-  for (std::uint32_t source = 0; source < num_ranks; ++source) {
-    for (std::uint64_t i = stage0.source_begin[source]; i < stage0.source_begin[source + 1]; ++i) {
+  for_each_part([&](std::uint32_t source, std::uint32_t round, std::size_t part) {
+    for (std::uint64_t i = stage0.part_begin[part]; i < stage0.part_begin[part + 1]; ++i) {
       parent_of_node[stage0.target[i]] = static_cast<std::uint32_t>(i);
     }
-    for (std::uint64_t i = by_rank.source_begin[source]; i < by_rank.source_begin[source + 1];
-         ++i) {
+    for (std::uint64_t i = by_rank.part_begin[part]; i < by_rank.part_begin[part + 1]; ++i) {
       const std::uint32_t target = by_rank.target[i];
       const std::uint32_t node = target / node_size;
-      const std::uint32_t transfer = next[bucket(source, target)]++;
+      const std::uint32_t transfer = next[bucket(source, round, target)]++;
       result.transfer_of_group[i] = transfer;
       stage.src[transfer] = node * node_size + source % node_size;
       stage.dst[transfer] = target;
+      stage.round[transfer] = round;
       stage.num_rows[transfer] = by_rank.num_rows[i];
       stage.num_copies[transfer] = by_rank.num_copies[i];
       stage.parent[transfer] = parent_of_node[node];
     }
-  }
+  });
   return result;
 }
 
 }  // namespace
+
+std::uint32_t hierarchical_rounds(const LayerPlan& plan, const PlanRequest& request) {
+  const std::uint32_t num_nodes = plan.num_ranks / plan.ranks_per_node;
+  if (!request.rows_per_round || num_nodes == 1) return 1;
+  std::uint64_t most_tokens = 0;
+  for (std::uint32_t rank = 0; rank < plan.num_ranks; ++rank) {
+    most_tokens = std::max(most_tokens, plan.num_tokens(rank));
+  }
+  // A token goes to at most num_topk of the nodes, so that with nodes hit alike, one of them gets
+  // no more than this share of a rank's tokens.
+  const std::uint64_t most_rows =
+      most_tokens * std::min(plan.num_topk, num_nodes) / num_nodes;
+  const std::uint64_t rows_per_round = std::max(1U, *request.rows_per_round);
+  const std::uint64_t rounds = (most_rows + rows_per_round - 1) / rows_per_round;
+  return static_cast<std::uint32_t>(
+      std::clamp<std::uint64_t>(rounds, 1, std::max<std::uint64_t>(most_tokens, 1)));
+}
 
 std::vector<Stage> plan_hierarchical(const Deliveries& deliveries) {
   const std::uint32_t node_size = deliveries.ranks_per_node;
@@ -79,13 +105,15 @@ std::vector<Stage> plan_hierarchical(const Deliveries& deliveries) {
   Relayed relayed = relay(deliveries, by_node, by_rank);
 
   Stage to_node;
-  to_node.src.resize(by_node.size());
-  to_node.dst.resize(by_node.size());
-  for (std::uint32_t source = 0; source < deliveries.num_ranks; ++source) {
-    for (std::uint64_t i = by_node.source_begin[source]; i < by_node.source_begin[source + 1];
-         ++i) {
+  to_node.hop = Hop::kRail;
+  for (auto* column : {&to_node.src, &to_node.dst, &to_node.round}) column->resize(by_node.size());
+  for (std::size_t part = 0; part + 1 < by_node.part_begin.size(); ++part) {
+    const auto source = static_cast<std::uint32_t>(part / deliveries.num_rounds);
+    const auto round = static_cast<std::uint32_t>(part % deliveries.num_rounds);
+    for (std::uint64_t i = by_node.part_begin[part]; i < by_node.part_begin[part + 1]; ++i) {
       to_node.src[i] = source;
       to_node.dst[i] = by_node.target[i] * node_size + source % node_size;
+      to_node.round[i] = round;
     }
   }
   to_node.num_rows = by_node.num_rows;

@@ -23,7 +23,7 @@
 #include <utility>
 
 #include "core/error.hpp"
-#include "core/file.hpp"
+#include "core/hash.hpp"
 #include "workloads/trace/importers/assemble.hpp"
 #include "workloads/trace/importers/formats.hpp"
 #include "workloads/trace/importers/torch_file.hpp"

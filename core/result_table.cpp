@@ -1,0 +1,134 @@
+#include "core/result_table.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "core/metrics.hpp"
+#include "core/units.hpp"
+
+namespace coterie {
+namespace {
+
+// Bounds know no phases: nothing was executed.
+bool is_bound(const RunReport& run) {
+  return run.engine == "bound";
+}
+
+std::string name_text(const RunReport& run) {
+  return run.exact ? run.name : run.name + " (not exact)";
+}
+
+std::string metric_text(const RunReport& run, double (*metric)(const LayerReport&)) {
+  if (run.layers.front().phases.empty()) return "-";
+  return format_seconds(Seconds{layer_mean(run, metric)});
+}
+
+std::string tier_text(const RunReport& run, const std::string& tier) {
+  const double bytes =
+      static_cast<double>(run.tier_bytes(tier)) / static_cast<double>(run.layers.size());
+  return bytes > 0.0 ? format_bytes(bytes) : "-";
+}
+
+std::string ratio_text(const std::optional<double>& ratio) {
+  return ratio ? fmt::format("{:.2f}x", *ratio) : "-";
+}
+
+std::string link_text(const RunReport& run) {
+  const LinkLoad* busiest = busiest_link(run);
+  if (busiest == nullptr) return "-";
+  if (!busiest->utilization) return busiest->name;
+  return fmt::format("{} ({:.0f}%)", busiest->name, 100.0 * *busiest->utilization);
+}
+
+std::string pruning_note(const RunReport& run) {
+  return fmt::format(
+      "{} is not exact: experts with {:.1f}% of the router weight are replaced, the top-1 expert of "
+      "{:.1f}% of the tokens",
+      run.name, 100.0 * *run.weight_lost, 100.0 * run.top1_changed.value_or(0.0));
+}
+
+}  // namespace
+
+std::string time_text(const RunReport& run) {
+  const std::string time = format_seconds(Seconds{layer_time_s(run)});
+  if (is_bound(run)) return ">= " + time;
+  const std::optional<double> width = relative_uncertainty(run);
+  if (!width) return time;
+  return fmt::format("{} +-{:.{}f}%", time, 100.0 * *width, run.kind == "measured" ? 1 : 0);
+}
+
+Table result_table(std::span<const RunReport> runs) {
+  Table table;
+  table.header = {"run",           "layer time",   "dispatch",    "MLP",
+                  "combine",       "fan-out",      "scale-up",    "network",
+                  "load max/mean", "busiest link", "vs standard", "vs dedup+contiguous"};
+  for (const RunReport& run : runs) {
+    std::vector<std::string>& row = table.rows.emplace_back();
+    if (run.layers.empty()) {
+      row.assign(table.header.size(), "-");
+      row[0] = run.name;
+      row[1] = "failed";
+      continue;
+    }
+    const Speedups ratios = speedups(runs, run);
+    row = {name_text(run),
+           time_text(run),
+           metric_text(run, dispatch_s),
+           metric_text(run, mlp_s),
+           metric_text(run, combine_s),
+           fmt::format("{:.2f}", layer_mean(run, &LayerReport::fanout_ranks)),
+           tier_text(run, "scale_up"),
+           tier_text(run, "network"),
+           fmt::format("{:.2f}", layer_mean(run, &LayerReport::rank_load_max_over_mean)),
+           link_text(run),
+           ratio_text(ratios.over_standard),
+           ratio_text(ratios.over_dedup_contiguous)};
+  }
+  return table;
+}
+
+Table breakdown_table(std::span<const RunReport> runs) {
+  Table table;
+  table.header = {"run"};
+  for (std::size_t i = 0; i < kNumParts; ++i) {
+    const auto part = static_cast<Part>(i);
+    table.header.push_back(part == Part::kMlp ? "MLP" : to_string(part));
+  }
+  table.header.emplace_back("layer time");
+  for (const RunReport& run : runs) {
+    const std::optional<PartTimes> parts = critical_parts(run);
+    if (!parts) continue;
+    const auto text = [&](double sum_s) {
+      return format_seconds(Seconds{sum_s / static_cast<double>(run.layers.size())});
+    };
+    std::vector<std::string>& row = table.rows.emplace_back();
+    row.push_back(name_text(run));
+    for (const double seconds : parts->seconds) row.push_back(text(seconds));
+    row.push_back(text(parts->total_s()));
+  }
+  return table;
+}
+
+std::vector<std::string> result_notes(std::span<const RunReport> runs) {
+  std::vector<std::string> notes;
+  const auto add = [&](const std::string& note) {
+    if (std::find(notes.begin(), notes.end(), note) == notes.end()) notes.push_back(note);
+  };
+  for (const RunReport& run : runs) {
+    if (run.failure) add(fmt::format("{} failed: {}", run.name, *run.failure));
+  }
+  for (const RunReport& run : runs) {
+    if (run.weight_lost) add(pruning_note(run));
+  }
+  for (const RunReport& run : runs) {
+    for (const std::string& warning : run.warnings) add("warning: " + warning);
+  }
+  if (std::any_of(runs.begin(), runs.end(), is_bound)) {
+    add("bound gives lower bounds of the layer times and ratios of these; phases and the use of "
+        "links over time are not known");
+  }
+  return notes;
+}
+
+}  // namespace coterie

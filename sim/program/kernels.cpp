@@ -1,0 +1,121 @@
+#include "sim/program/kernels.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include <fmt/format.h>
+
+namespace coterie {
+namespace {
+
+constexpr double kBf16Bytes = 2.0;
+constexpr double kMlpLaunches = 2.0;  // gate and up with the activation, then down
+
+double memory_rate(const GpuModel& gpu) {
+  return gpu.memory_bandwidth.value * gpu.memory_efficiency;
+}
+
+}  // namespace
+
+Seconds copy_time(const GpuModel& gpu, double bytes) {
+  if (bytes <= 0.0) return {};
+  return gpu.kernel_launch + Seconds{bytes / memory_rate(gpu)};
+}
+
+Seconds calibrated_mlp_time(const MlpCosts& costs, double hidden, double intermediate,
+                            std::span<const std::uint64_t> expert_tokens, double batch_copies) {
+  const double q = costs.sharpness;
+  const double weights_s = 3.0 * hidden * intermediate * kBf16Bytes / costs.weight_bandwidth.value;
+  const double token_s = 6.0 * hidden * intermediate / costs.compute_rate.value;
+  double seconds = 0.0;
+  for (const std::uint64_t count : expert_tokens) {
+    if (count == 0) continue;
+    const double compute_s = (static_cast<double>(count) + costs.tile_padding) * token_s;
+    const double larger = std::max(weights_s, compute_s);
+    seconds +=
+        larger * std::pow(1.0 + std::pow(std::min(weights_s, compute_s) / larger, q), 1.0 / q);
+  }
+  if (seconds == 0.0 && batch_copies == 0.0) return {};
+  return costs.launch + Seconds{seconds} +
+         Seconds{batch_copies * kBf16Bytes * hidden / costs.batch_bandwidth.value};
+}
+
+Seconds mlp_time(const GpuModel& gpu, const MlpShape& shape,
+                 std::span<const std::uint64_t> expert_tokens) {
+  const bool fp8 = shape.type == PayloadType::kFp8;
+  if (gpu.mlp) {
+    MlpCosts costs = *gpu.mlp;
+    if (fp8) {
+      costs.weight_bandwidth = costs.weight_bandwidth * 2.0;
+      costs.compute_rate = costs.compute_rate * (gpu.fp8_peak / gpu.bf16_peak);
+    }
+    return calibrated_mlp_time(costs, shape.hidden, shape.intermediate, expert_tokens, 0.0);
+  }
+  const double hidden = shape.hidden;
+  const double intermediate = shape.intermediate;
+  const double value_bytes = fp8 ? 1.0 : kBf16Bytes;
+  const double flop_rate = (fp8 ? gpu.fp8_peak : gpu.bf16_peak).value * gpu.compute_efficiency;
+  const double row_in = static_cast<double>(row_payload(shape.type, shape.hidden).value);
+  const double row_out = kBf16Bytes * hidden;
+
+  double seconds = 0.0;
+  for (const std::uint64_t count : expert_tokens) {
+    if (count == 0) continue;
+    const auto tokens = static_cast<double>(count);
+    const double flops = 6.0 * tokens * hidden * intermediate;
+    const double bytes = 3.0 * hidden * intermediate * value_bytes +
+                         tokens * (row_in + row_out + 2.0 * intermediate * value_bytes);
+    seconds += std::max(flops / flop_rate, bytes / memory_rate(gpu));
+  }
+  if (seconds == 0.0) return {};
+  return kMlpLaunches * gpu.kernel_launch + Seconds{seconds};
+}
+
+std::uint32_t GpuResources::memory(std::uint32_t gpu) {
+  const auto [found, is_new] = memory_.try_emplace(gpu, 0);
+  if (is_new) {
+    found->second = builder_.add_resource(fmt::format("gpu {} memory", gpu), memory_rate(gpu_));
+  }
+  return found->second;
+}
+
+std::uint32_t GpuResources::multiprocessors(std::uint32_t gpu) {
+  const auto [found, is_new] = multiprocessors_.try_emplace(gpu, 0);
+  if (is_new) {
+    found->second = builder_.add_resource(fmt::format("gpu {} multiprocessors", gpu), gpu_.num_sms);
+  }
+  return found->second;
+}
+
+void GpuResources::add_copy(const Copy& copy, std::uint32_t waits_for,
+                            std::span<const std::uint32_t> signals) {
+  if (copy.bytes <= 0.0) {
+    builder_.add_compute(copy.gpu, 0.0, waits_for, signals);
+    return;
+  }
+  const std::uint32_t uses[]{memory(copy.gpu)};
+  builder_.add({.src = copy.gpu,
+                .dst = copy.gpu,
+                .duration = copy.launched ? 0.0 : gpu_.kernel_launch.value,
+                .amount = copy.bytes,
+                .waits_for = waits_for,
+                .signals = signals,
+                .uses = uses});
+}
+
+void GpuResources::add_work(std::uint32_t gpu, Seconds duration, std::uint32_t waits_for,
+                            std::span<const std::uint32_t> signals) {
+  if (duration.value <= 0.0) {
+    builder_.add_compute(gpu, 0.0, waits_for, signals);
+    return;
+  }
+  const std::uint32_t uses[]{multiprocessors(gpu)};
+  builder_.add({.src = gpu,
+                .dst = gpu,
+                .amount = duration.value * gpu_.num_sms,
+                .waits_for = waits_for,
+                .signals = signals,
+                .uses = uses});
+}
+
+}  // namespace coterie

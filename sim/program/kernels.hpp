@@ -1,0 +1,71 @@
+#pragma once
+// What the kernels of a layer cost on one GPU, and how they share it: bytes moved over the reachable
+// memory bandwidth, a roofline for the expert MLP, and a fixed launch cost each. The parameters are
+// those of GpuModel (peaks, memory bandwidth, the two efficiencies, kernel_launch), so that
+// calibration can fit them.
+
+#include <cstdint>
+#include <map>
+#include <span>
+
+#include "sim/program/program.hpp"
+#include "topologies/cluster.hpp"
+#include "workloads/model.hpp"
+#include "workloads/plan/payload.hpp"
+
+namespace coterie {
+
+// A kernel that reads and writes `bytes` in total. Zero bytes launch nothing and take no time.
+Seconds copy_time(const GpuModel& gpu, double bytes);
+
+// The gated MLP of one expert: three matrices [hidden, intermediate], multiplied in the type of the
+// dispatched rows (FP8 rows meet FP8 weights at the FP8 peak).
+struct MlpShape {
+  std::uint32_t hidden = 0;
+  std::uint32_t intermediate = 0;
+  PayloadType type = PayloadType::kBf16;
+};
+
+// The MLP over one rank's experts: the sum over those with tokens of
+//   max(flops / (peak * compute_efficiency), bytes / (memory_bandwidth * memory_efficiency))
+// with flops = 6 * tokens * hidden * intermediate, and bytes = the weights once, the rows in and
+// out, and the intermediate activations written and read once; plus the launches of its two grouped
+// multiplications. Zero tokens take no time. Where the GPU has calibrated MlpCosts, those count
+// (FP8 scales their weights and rates by what the peaks say).
+Seconds mlp_time(const GpuModel& gpu, const MlpShape& shape,
+                 std::span<const std::uint64_t> expert_tokens);
+
+// The two resources of every GPU that kernels share, added to a program where they are first used:
+// its memory bandwidth (as far as it is reachable) and its multiprocessors. Transports reserve the
+// latter with holds.
+class GpuResources {
+ public:
+  GpuResources(ProgramBuilder& builder, const GpuModel& gpu) : builder_(builder), gpu_(gpu) {}
+
+  std::uint32_t memory(std::uint32_t gpu);
+  // Its capacity is the number of multiprocessors: amounts are multiprocessor-seconds.
+  std::uint32_t multiprocessors(std::uint32_t gpu);
+
+  // A kernel that reads and writes `bytes` in total: its launch, then its bytes over the memory.
+  // With `launched` it continues a kernel that runs already. Zero bytes take no time.
+  struct Copy {
+    std::uint32_t gpu = 0;
+    double bytes = 0.0;
+    bool launched = false;
+  };
+  void add_copy(const Copy& copy, std::uint32_t waits_for, std::span<const std::uint32_t> signals);
+  // Work that takes `seconds` on all multiprocessors, and longer on fewer; zero takes no time.
+  void add_work(std::uint32_t gpu, Seconds duration, std::uint32_t waits_for,
+                std::span<const std::uint32_t> signals);
+
+ private:
+  ProgramBuilder& builder_;
+  const GpuModel& gpu_;
+  std::map<std::uint32_t, std::uint32_t> memory_, multiprocessors_;  // by GPU
+};
+
+// The formula of MlpCosts, in BF16.
+Seconds calibrated_mlp_time(const MlpCosts& costs, double hidden, double intermediate,
+                            std::span<const std::uint64_t> expert_tokens, double batch_copies);
+
+}  // namespace coterie

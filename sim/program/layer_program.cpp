@@ -1,0 +1,400 @@
+#include "sim/program/layer_program.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <initializer_list>
+#include <map>
+#include <memory>
+
+#include "core/error.hpp"
+#include "sim/program/kernels.hpp"
+#include "workloads/plan/schedule.hpp"
+
+namespace coterie {
+namespace {
+
+// The program under construction, its operations labelled with their phase.
+class LabelledBuilder {
+ public:
+  LabelledBuilder(const Cluster& cluster, const TransportChoice& transport)
+      : transport_(make_transport(cluster, transport)), gpus_(builder_, cluster.gpu) {}
+
+  ProgramBuilder& program() { return builder_; }
+  GpuResources& gpus() { return gpus_; }
+  Transport& transport() { return *transport_; }
+
+  std::vector<std::uint32_t> events(std::size_t count) {
+    std::vector<std::uint32_t> out(count);
+    for (std::uint32_t& event : out) event = builder_.add_event();
+    return out;
+  }
+  // What was added since the last call belongs to this phase.
+  void label(Phase phase) {
+    out_.phase.resize(builder_.num_ops(), phase);
+    out_.num_rows.resize(builder_.num_ops(), 0);
+  }
+  void label(Phase phase, std::optional<std::uint32_t> op, std::uint32_t num_rows) {
+    label(phase);
+    if (op) out_.num_rows[*op] = num_rows;
+  }
+  LayerProgram finish() && {
+    out_.program = std::move(builder_).finish();
+    return std::move(out_);
+  }
+
+ private:
+  ProgramBuilder builder_;
+  std::unique_ptr<Transport> transport_;
+  GpuResources gpus_;
+  LayerProgram out_;
+};
+
+// One EP group's layer. Events are named for what has happened when they fire; one per rank, or one
+// per rank and round.
+class GroupBuilder {
+ public:
+  GroupBuilder(const LayerSetup& setup, const LayerPlan& plan, std::uint32_t first_gpu,
+               const Cluster& cluster, LabelledBuilder& out)
+      : setup_(setup),
+        plan_(plan),
+        first_gpu_(first_gpu),
+        cluster_(cluster),
+        out_(out),
+        builder_(out.program()),
+        dispatch_row_(static_cast<double>(setup.sizes.dispatch_row.value)),
+        combine_row_(static_cast<double>(setup.sizes.combine_row.value)) {}
+
+  // `enter[r]` fires when rank r reaches the layer. Returns the events of the ranks' ends.
+  std::vector<std::uint32_t> build(const std::vector<std::uint32_t>& enter) {
+    count_rows();
+    packed_ = out_.events(plan_.num_ranks);
+    arrived_ = out_.events(plan_.num_ranks);
+    merged_ = out_.events(plan_.num_ranks);
+    returned_ = out_.events(plan_.num_ranks);
+    if (two_hops()) {
+      received_ = out_.events(num_slots());
+      forwarded_ = out_.events(num_slots());
+      gathered_ = out_.events(num_slots());
+      reduced_ = out_.events(num_slots());
+    }
+    add_notify_and_pack(enter);
+    if (two_hops()) {
+      add_dispatch_to_relays();
+      add_forwards();
+    } else {
+      add_flat_dispatch();
+    }
+    add_experts();
+    if (two_hops()) {
+      add_gathers();
+      add_combine_from_relays();
+    } else {
+      add_flat_combine();
+    }
+    return add_sums();
+  }
+
+ private:
+  // What a rank's kernels move, rows.
+  struct RankRows {
+    std::uint64_t packed = 0;    // written into send blocks for other ranks
+    std::uint64_t arriving = 0;  // for its own experts, local ones included
+    std::uint64_t copies = 0;    // (token, expert) pairs of those
+    std::uint64_t summed = 0;    // results it adds up for its own tokens
+  };
+  // What a relay's kernels move in one round.
+  struct RelayRows {
+    std::uint64_t received = 0;   // stage-0 rows
+    std::uint64_t forwarded = 0;  // stage-1 rows
+  };
+
+  [[nodiscard]] bool two_hops() const { return plan_.stages.size() > 1; }
+  [[nodiscard]] bool has_kernels() const { return setup_.kernels.has_value(); }
+  [[nodiscard]] const Stage& first() const { return plan_.stages.front(); }
+  [[nodiscard]] const Stage& last() const { return plan_.stages.back(); }
+  [[nodiscard]] std::size_t num_slots() const {
+    return std::size_t{plan_.num_ranks} * plan_.num_rounds;
+  }
+  [[nodiscard]] std::size_t slot(std::uint32_t rank, std::uint32_t round) const {
+    return std::size_t{rank} * plan_.num_rounds + round;
+  }
+
+  void count_rows() {
+    rows_.assign(plan_.num_ranks, {});
+    for (std::size_t i = 0; i < first().num_transfers(); ++i) {
+      if (first().src[i] != first().dst[i]) rows_[first().src[i]].packed += first().num_rows[i];
+      rows_[first().src[i]].summed += first().num_rows[i];
+    }
+    for (std::size_t i = 0; i < last().num_transfers(); ++i) {
+      rows_[last().dst[i]].arriving += last().num_rows[i];
+      rows_[last().dst[i]].copies += last().num_copies[i];
+    }
+    if (!two_hops()) return;
+    relay_rows_.assign(num_slots(), {});
+    for (std::size_t i = 0; i < first().num_transfers(); ++i) {
+      relay_rows_[slot(first().dst[i], first().round[i])].received += first().num_rows[i];
+    }
+    for (std::size_t i = 0; i < last().num_transfers(); ++i) {
+      relay_rows_[slot(last().src[i], last().round[i])].forwarded += last().num_rows[i];
+    }
+  }
+
+  // Kernels ---------------------------------------------------------------------------------------
+
+  using Signals = std::initializer_list<std::uint32_t>;
+
+  void add_copy(Phase phase, std::uint32_t rank, double bytes, std::uint32_t waits_for,
+                std::span<const std::uint32_t> signals, bool launched = false) {
+    out_.gpus().add_copy({first_gpu_ + rank, has_kernels() ? bytes : 0.0, launched}, waits_for,
+                         signals);
+    out_.label(phase);
+  }
+
+  void add_notify_and_pack(const std::vector<std::uint32_t>& enter) {
+    std::uint32_t barrier = kStartEvent;
+    if (!setup_.ready_s.empty()) {
+      barrier = builder_.add_event();
+      for (std::uint32_t rank = 0; rank < plan_.num_ranks; ++rank) {
+        const std::uint32_t signals[]{barrier};
+        builder_.add_compute(first_gpu_ + rank, setup_.ready_s[first_gpu_ + rank], kStartEvent,
+                             signals);
+      }
+    }
+    const double token_bytes = has_kernels() ? 2.0 * setup_.kernels->model.hidden : 0.0;
+    for (std::uint32_t rank = 0; rank < plan_.num_ranks; ++rank) {
+      const std::uint32_t signals[]{builder_.add_event()};
+      builder_.add_compute(first_gpu_ + rank, has_kernels() ? cluster_.overheads.notify.value : 0.0,
+                           enter.empty() ? barrier : enter[rank], signals);
+      out_.label(Phase::kNotify);
+      // What a rank packs for itself has arrived where it stands.
+      std::vector<std::uint32_t> ready{packed_[rank], arrived_[rank]};
+      for (std::uint32_t round = 0; two_hops() && round < plan_.num_rounds; ++round) {
+        ready.push_back(received_[slot(rank, round)]);
+      }
+      add_copy(Phase::kPack, rank,
+               static_cast<double>(rows_[rank].packed) * (token_bytes + dispatch_row_), signals[0],
+               ready);
+    }
+  }
+
+  void add_experts() {
+    std::vector<std::uint64_t> tokens;
+    for (std::uint32_t rank = 0; rank < plan_.num_ranks; ++rank) {
+      const auto arriving = static_cast<double>(rows_[rank].arriving);
+      const auto copies = static_cast<double>(rows_[rank].copies);
+      const std::uint32_t expanded[]{builder_.add_event()};
+      add_copy(Phase::kExpand, rank, (arriving + copies) * dispatch_row_, arrived_[rank], expanded);
+      const std::uint32_t multiplied[]{builder_.add_event()};
+      Seconds duration;
+      if (has_kernels()) {
+        // The routed experts this rank hosts, and the shared ones, whole, for its own tokens.
+        const ModelShape& model = setup_.kernels->model;
+        const PayloadType type = setup_.kernels->dispatch_payload;
+        tokens.assign(plan_.rank_expert_tokens.begin() + plan_.rank_expert_begin[rank],
+                      plan_.rank_expert_tokens.begin() + plan_.rank_expert_begin[rank + 1]);
+        duration =
+            mlp_time(cluster_.gpu, {model.hidden, model.expert_intermediate, type}, tokens);
+        tokens.assign(model.num_shared_experts, plan_.num_tokens(rank));
+        duration +=
+            mlp_time(cluster_.gpu, {model.hidden, model.shared_intermediate, type}, tokens);
+      }
+      out_.gpus().add_work(first_gpu_ + rank, duration, expanded[0], multiplied);
+      out_.label(Phase::kMlp);
+      std::vector<std::uint32_t> ready{merged_[rank], returned_[rank]};
+      for (std::uint32_t round = 0; two_hops() && round < plan_.num_rounds; ++round) {
+        ready.push_back(gathered_[slot(rank, round)]);
+      }
+      add_copy(Phase::kMerge, rank, (copies + arriving) * combine_row_, multiplied[0], ready);
+    }
+  }
+
+  std::vector<std::uint32_t> add_sums() {
+    const std::vector<std::uint32_t> done = out_.events(plan_.num_ranks);
+    for (std::uint32_t rank = 0; rank < plan_.num_ranks; ++rank) {
+      const auto summed = static_cast<double>(rows_[rank].summed);
+      const auto tokens = static_cast<double>(plan_.num_tokens(rank));
+      add_copy(Phase::kSum, rank, (summed + tokens) * combine_row_, returned_[rank],
+               std::span(&done[rank], 1));
+    }
+    return done;
+  }
+
+  // Messages --------------------------------------------------------------------------------------
+
+  // Adds the messages of one stage in one direction. `ready`: from when on each rank may send.
+  // `after(m)` fires when message m may leave besides, `signal(m)` is told of its arrival.
+  template <class After, class Signal>
+  void add_messages(const Stage& stage, Direction direction, bool continues,
+                    const std::vector<std::uint32_t>& ready, const After& after,
+                    const Signal& signal) {
+    const std::vector<PlanMessage> messages = stage_messages(stage, direction);
+    std::vector<Message> sends;
+    sends.reserve(messages.size());
+    for (const PlanMessage& m : messages) {
+      sends.push_back({first_gpu_ + m.src, first_gpu_ + m.dst,
+                       static_cast<double>(m.bytes(direction, setup_.sizes).value), m.num_rows});
+    }
+    const Phase phase = phase_of(stage, direction);
+    const std::unique_ptr<PhaseTransport> transport = out_.transport().begin(
+        builder_, {direction, continues, sends, first_gpu_, ready});
+    out_.label(phase);
+    for (std::size_t i = 0; i < messages.size(); ++i) {
+      const std::uint32_t signals[]{signal(messages[i])};
+      out_.label(phase, transport->send(sends[i], after(messages[i]), signals), sends[i].num_rows);
+    }
+  }
+
+  static std::uint32_t at_once(const PlanMessage&) { return kStartEvent; }
+
+  void add_flat_dispatch() {
+    add_messages(first(), Direction::kDispatch, false, packed_, at_once,
+                 [this](const PlanMessage& m) { return arrived_[m.dst]; });
+  }
+
+  void add_flat_combine() {
+    add_messages(first(), Direction::kCombine, false, merged_, at_once,
+                 [this](const PlanMessage& m) { return returned_[m.dst]; });
+  }
+
+  void add_dispatch_to_relays() {
+    add_messages(first(), Direction::kDispatch, false, packed_, at_once,
+                 [this](const PlanMessage& m) { return received_[slot(m.dst, m.round)]; });
+  }
+
+  // A round's rows are copied from what a relay received to what it sends on, by one kernel that
+  // runs on from round to round.
+  void add_forwards() {
+    for (std::uint32_t rank = 0; rank < plan_.num_ranks; ++rank) {
+      for (std::uint32_t round = 0; round < plan_.num_rounds; ++round) {
+        const auto rows = static_cast<double>(relay_rows_[slot(rank, round)].forwarded);
+        // The relay's own rows stand where they are copied to.
+        const std::uint32_t signals[]{forwarded_[slot(rank, round)], arrived_[rank]};
+        add_copy(Phase::kForward, rank, 2.0 * rows * dispatch_row_, received_[slot(rank, round)],
+                 signals, /*launched=*/round > 0);
+      }
+    }
+    add_messages(last(), Direction::kDispatch, true, packed_,
+                 [this](const PlanMessage& m) { return forwarded_[slot(m.src, m.round)]; },
+                 [this](const PlanMessage& m) { return arrived_[m.dst]; });
+  }
+
+  void add_gathers() {
+    add_messages(last(), Direction::kCombine, false, merged_, at_once,
+                 [this](const PlanMessage& m) { return gathered_[slot(m.dst, m.round)]; });
+  }
+
+  // A relay sums a round's results per row that it had received and sends them home.
+  void add_combine_from_relays() {
+    for (std::uint32_t rank = 0; rank < plan_.num_ranks; ++rank) {
+      for (std::uint32_t round = 0; round < plan_.num_rounds; ++round) {
+        const RelayRows& rows = relay_rows_[slot(rank, round)];
+        const std::uint32_t signals[]{reduced_[slot(rank, round)], returned_[rank]};
+        add_copy(Phase::kGather, rank,
+                 static_cast<double>(rows.forwarded + rows.received) * combine_row_,
+                 gathered_[slot(rank, round)], signals, /*launched=*/round > 0);
+      }
+    }
+    add_messages(first(), Direction::kCombine, true, merged_,
+                 [this](const PlanMessage& m) { return reduced_[slot(m.src, m.round)]; },
+                 [this](const PlanMessage& m) { return returned_[m.dst]; });
+  }
+
+  const LayerSetup& setup_;
+  const LayerPlan& plan_;
+  std::uint32_t first_gpu_;
+  const Cluster& cluster_;
+  LabelledBuilder& out_;
+  ProgramBuilder& builder_;
+  double dispatch_row_, combine_row_;  // bytes
+  std::vector<RankRows> rows_;         // [num_ranks]
+  std::vector<RelayRows> relay_rows_;  // [num_ranks][num_rounds]
+  // Events, [num_ranks].
+  std::vector<std::uint32_t> packed_;    // its rows may leave
+  std::vector<std::uint32_t> arrived_;   // all rows for its experts are there
+  std::vector<std::uint32_t> merged_;    // its results may leave
+  std::vector<std::uint32_t> returned_;  // all results for its tokens are back
+  // Events of relays, [num_ranks][num_rounds].
+  std::vector<std::uint32_t> received_;   // the round's rows are there
+  std::vector<std::uint32_t> forwarded_;  // and may leave
+  std::vector<std::uint32_t> gathered_;   // the round's results are there
+  std::vector<std::uint32_t> reduced_;    // summed, they may leave
+};
+
+}  // namespace
+
+LayerProgram build_layer(const LayerSetup& setup, const Cluster& cluster) {
+  std::uint64_t num_gpus = 0;
+  for (const LayerPlan& plan : setup.groups) num_gpus += plan.num_ranks;
+  if (num_gpus > cluster.num_gpus()) {
+    throw InputError(fmt::format("topology {}", cluster.name),
+                     fmt::format("{} GPUs", cluster.num_gpus()),
+                     fmt::format("at least {} for {} EP groups", num_gpus, setup.groups.size()));
+  }
+  LabelledBuilder out(cluster, setup.transport);
+  std::uint32_t first_gpu = 0;
+  for (const LayerPlan& plan : setup.groups) {
+    GroupBuilder(setup, plan, first_gpu, cluster, out).build({});
+    first_gpu += plan.num_ranks;
+  }
+  return std::move(out).finish();
+}
+
+LayerProgram build_communication(const DispatchPlan& plan, const Cluster& cluster,
+                                 const TransportChoice& transport) {
+  LabelledBuilder out(cluster, transport);
+  const LayerSetup setup{{}, plan.sizes(), std::nullopt, transport, {}};
+  std::vector<std::uint32_t> enter;
+  for (const LayerPlan& layer : plan.layers) {
+    if (!enter.empty() && enter.size() != layer.num_ranks) {
+      throw InputError(fmt::format("plan, layer {}", layer.layer),
+                       fmt::format("{} ranks", layer.num_ranks),
+                       fmt::format("{} as in its first layer", enter.size()));
+    }
+    enter = GroupBuilder(setup, layer, 0, cluster, out).build(enter);
+  }
+  return std::move(out).finish();
+}
+
+LayerProgram build_traffic(const TrafficMatrix& traffic, const TrafficSetup& setup,
+                           const Cluster& cluster) {
+  LabelledBuilder out(cluster, setup.transport);
+  std::map<double, std::vector<Message>> phases;  // by start time
+  for (const TrafficEntry& entry : traffic.entries) {
+    const auto bytes = static_cast<double>(entry.bytes);
+    const double rows = setup.row_bytes ? std::max(1.0, bytes / *setup.row_bytes) : 1.0;
+    phases[entry.start_s].push_back(
+        {entry.src, entry.dst, bytes, static_cast<std::uint32_t>(std::llround(rows))});
+  }
+  const Phase phase =
+      setup.direction == Direction::kDispatch ? Phase::kDispatch : Phase::kCombine;
+  for (const auto& [start_s, messages] : phases) {
+    std::uint32_t event = kStartEvent;
+    if (start_s > 0.0) {
+      const std::uint32_t signals[]{event = out.program().add_event()};
+      out.program().add_compute(messages.front().src, start_s, kStartEvent, signals);
+    }
+    const std::vector<std::uint32_t> ready(traffic.num_ranks, event);
+    const std::unique_ptr<PhaseTransport> transport = out.transport().begin(
+        out.program(), {setup.direction, false, messages, 0, ready});
+    out.label(phase);
+    for (const Message& message : messages) {
+      out.label(phase, transport->send(message, kStartEvent, {}), message.num_rows);
+    }
+  }
+  return std::move(out).finish();
+}
+
+std::vector<double> rank_finish_s(const Program& program, const Execution& execution,
+                                  std::uint32_t num_ranks) {
+  std::vector<double> finish(num_ranks, 0.0);
+  for (std::size_t op = 0; op < program.num_ops(); ++op) {
+    if (!program.is_transfer(op)) continue;
+    for (const std::uint32_t rank : {program.src[op], program.dst[op]}) {
+      finish[rank] = std::max(finish[rank], execution.finish_s[op]);
+    }
+  }
+  return finish;
+}
+
+}  // namespace coterie

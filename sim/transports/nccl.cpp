@@ -1,0 +1,190 @@
+// `nccl`: grouped sends and receives. Every rank pays a start cost per phase and tier before its
+// first send (StartCost in topologies/transports.hpp); then every message waits for one of the
+// rank's `sends_in_flight` places, is silent for its segment's alpha, and flows no faster than its
+// segment's bandwidth. Rows that stay on their rank cost nothing here.
+
+#include <algorithm>
+#include <array>
+
+#include "sim/transports/makers.hpp"
+#include "sim/transports/parts.hpp"
+
+namespace coterie {
+namespace {
+
+// What one rank moves on one tier in a phase.
+struct Volume {
+  double bytes = 0.0;
+  double received = 0.0;
+  double largest = 0.0;
+  std::uint32_t num_sends = 0;
+};
+
+// The one of the segments that a message of `bytes` falls in; the last has no limit.
+template <class Segment>
+const Segment& by_size(const std::vector<Segment>& segments, double bytes) {
+  return *std::find_if(segments.begin(), segments.end(), [&](const Segment& segment) {
+    return !segment.up_to || bytes <= static_cast<double>(segment.up_to->value);
+  });
+}
+
+// How long `volume` bytes take on a ramp, beyond the launch; at `rate` bytes per second after its
+// last point, and throughout where it has none.
+double ramp_time_s(std::span<const RampPoint> ramp, double volume, double rate) {
+  double from = 0.0;
+  double time_s = 0.0;
+  for (const RampPoint& point : ramp) {
+    const auto to = static_cast<double>(point.volume.value);
+    if (volume <= to) {
+      return time_s + (point.time.value - time_s) * (volume - from) / (to - from);
+    }
+    from = to;
+    time_s = point.time.value;
+  }
+  return time_s + (volume - from) / rate;
+}
+
+double capped(const Injection& injection, Bandwidth bandwidth) {
+  double rate = bandwidth.value;
+  if (const auto cap = injection.rank_bandwidth) rate = std::min(rate, cap->value);
+  if (const auto cap = injection.rank_total_bandwidth) rate = std::min(rate, 0.5 * cap->value);
+  return rate;
+}
+
+// Delay of a rank: see StartCost. `shared` is the volume on its socket's shared link.
+double delay_s(const NcclTier& tier, const Injection& injection, const Volume& volume, double rate,
+               double shared, double shared_rate) {
+  if (tier.start.empty() || volume.num_sends == 0) return 0.0;
+  const StartCost& cost = by_size(tier.start, volume.largest);
+  const std::optional<Bandwidth> cap = by_size(tier.segments, volume.largest).bandwidth;
+  const double single = cap ? volume.largest / cap->value : 0.0;
+  const double bytes =
+      injection.rank_total_bandwidth ? 0.5 * (volume.bytes + volume.received) : volume.bytes;
+  double ramped = std::max(single, ramp_time_s(cost.ramp, bytes, rate));
+  double links = std::max(single, bytes / rate);
+  if (shared > 0.0) {
+    ramped = std::max(ramped, ramp_time_s(cost.shared_ramp, shared, shared_rate));
+    links = std::max(links, shared / shared_rate);
+  }
+  return std::max(
+      0.0, cost.launch.value + cost.per_peer.value * (volume.num_sends - 1) + ramped - links);
+}
+
+// Seconds, [rank][0: scale-up, 1: network], of a phase over `num_ranks` ranks.
+std::vector<std::array<double, 2>> start_delays(const Cluster& cluster,
+                                                const NcclParameters& parameters,
+                                                const PhaseTraffic& traffic) {
+  const std::size_t num_ranks = traffic.ready.size();
+  std::vector<std::array<Volume, 2>> volumes(num_ranks);
+  // Volumes on the sockets' shared links; a single "socket" where there is no scale-up.
+  const std::uint32_t socket_gpus = cluster.scale_up
+                                        ? cluster.scale_up->nodes_per_domain *
+                                              cluster.gpus_per_node / cluster.scale_up->num_sockets
+                                        : cluster.num_gpus();
+  std::vector<double> shared(cluster.num_gpus() / socket_gpus, 0.0);
+  for (const Message& message : traffic.messages) {
+    if (message.src == message.dst) continue;
+    const bool inside = tier_of(cluster, message.src, message.dst) == Tier::kScaleUp;
+    Volume& volume = volumes[message.src - traffic.first_gpu][inside ? 0 : 1];
+    volume.bytes += message.bytes;
+    volume.largest = std::max(volume.largest, message.bytes);
+    ++volume.num_sends;
+    volumes[message.dst - traffic.first_gpu][inside ? 0 : 1].received += message.bytes;
+    if (!inside || !cluster.scale_up->shared_bandwidth) continue;
+    const std::uint32_t group = cluster.scale_up->shared_group;
+    if (message.src / group == message.dst / group) continue;
+    const std::uint32_t from = message.src / socket_gpus;
+    const std::uint32_t to = message.dst / socket_gpus;
+    shared[from] += message.bytes;
+    if (to != from) shared[to] += message.bytes;
+  }
+  std::vector<std::array<double, 2>> delays(num_ranks, {0.0, 0.0});
+  for (std::uint32_t rank = 0; rank < num_ranks; ++rank) {
+    if (const auto& scale_up = cluster.scale_up; scale_up && parameters.scale_up) {
+      const double shared_rate =
+          scale_up->shared_bandwidth ? scale_up->shared_bandwidth->value : 1.0;
+      delays[rank][0] = delay_s(*parameters.scale_up, scale_up->injection, volumes[rank][0],
+                                capped(scale_up->injection, scale_up->bandwidth),
+                                shared[(traffic.first_gpu + rank) / socket_gpus], shared_rate);
+    }
+    if (const auto& nic = cluster.nic; nic && parameters.network) {
+      delays[rank][1] = delay_s(*parameters.network, nic->injection, volumes[rank][1],
+                                capped(nic->injection, nic->bandwidth * nic->per_gpu), 0.0, 1.0);
+    }
+  }
+  return delays;
+}
+
+class NcclPhase : public PhaseTransport {
+ public:
+  NcclPhase(ProgramBuilder& builder, const Cluster& cluster, const NcclParameters& parameters,
+            SendQueues& queues, const PhaseTraffic& traffic)
+      : builder_(builder),
+        cluster_(cluster),
+        parameters_(parameters),
+        queues_(queues),
+        first_gpu_(traffic.first_gpu) {
+    for (const std::uint32_t event : traffic.ready) starts_.push_back({event, event});
+    if (traffic.continues) return;
+    const auto delays = start_delays(cluster, parameters, traffic);
+    for (std::uint32_t rank = 0; rank < starts_.size(); ++rank) {
+      for (std::size_t tier = 0; tier < 2; ++tier) {
+        if (delays[rank][tier] <= 0.0) continue;
+        const std::array<std::uint32_t, 1> started{builder.add_event()};
+        builder.add_compute(first_gpu_ + rank, delays[rank][tier], traffic.ready[rank], started);
+        starts_[rank][tier] = started[0];
+      }
+    }
+  }
+
+  std::optional<std::uint32_t> send(const Message& message, std::uint32_t after,
+                                    std::span<const std::uint32_t> signals) override {
+    if (message.src == message.dst) return std::nullopt;
+    const Tier tier = tier_of(cluster_, message.src, message.dst);
+    const bool inside = tier == Tier::kScaleUp;
+    Operation transfer{.src = message.src,
+                       .dst = message.dst,
+                       .amount = message.bytes,
+                       .queue = queues_.of(builder_, message.src, tier),
+                       .signals = signals};
+    if (const auto& costs = inside ? parameters_.scale_up : parameters_.network) {
+      const MessageSegment& segment = by_size(costs->segments, message.bytes);
+      transfer.duration = segment.alpha.value;
+      if (segment.bandwidth) transfer.rate_cap = builder_.add_rate_cap(segment.bandwidth->value);
+    }
+    transfer.waits_for =
+        when_both(builder_, message.src, starts_[message.src - first_gpu_][inside ? 0 : 1], after);
+    return builder_.add(transfer);
+  }
+
+ private:
+  ProgramBuilder& builder_;
+  const Cluster& cluster_;
+  const NcclParameters& parameters_;
+  SendQueues& queues_;
+  std::uint32_t first_gpu_;
+  std::vector<std::array<std::uint32_t, 2>> starts_;  // [rank][0: scale-up, 1: network]
+};
+
+class Nccl : public Transport {
+ public:
+  Nccl(const Cluster& cluster, NcclParameters parameters)
+      : cluster_(cluster), parameters_(std::move(parameters)), queues_(cluster) {}
+  std::unique_ptr<PhaseTransport> begin(ProgramBuilder& builder,
+                                        const PhaseTraffic& traffic) override {
+    return std::make_unique<NcclPhase>(builder, cluster_, parameters_, queues_, traffic);
+  }
+
+ private:
+  const Cluster& cluster_;
+  NcclParameters parameters_;
+  SendQueues queues_;
+};
+
+}  // namespace
+
+std::unique_ptr<Transport> make(const Cluster& cluster, const NcclParameters& parameters) {
+  return std::make_unique<Nccl>(cluster, parameters);
+}
+
+}  // namespace coterie

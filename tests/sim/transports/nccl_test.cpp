@@ -1,0 +1,107 @@
+// `nccl`: alpha and rate by message size, a queue of sends per rank and tier, a start per phase.
+
+#include <gtest/gtest.h>
+
+#include "tests/sim/engines/networks.hpp"
+#include "tests/sim/transports/phase.hpp"
+
+namespace coterie {
+namespace {
+
+using testing::run_phase;
+using testing::star;
+
+Cluster with_nccl(Cluster cluster, NcclTier network) {
+  cluster.transports = {NcclParameters{std::nullopt, std::move(network)}};
+  return cluster;
+}
+
+// A segment's bandwidth caps a transfer below its links', its alpha depends on the size, and a
+// message of no bytes takes alpha and latency (2 us) alone.
+TEST(Nccl, SegmentsSetAlphaAndRate) {
+  const Cluster cluster = with_nccl(star(3), {{{Bytes{1000}, Seconds{5e-6}, std::nullopt},
+                                               {std::nullopt, Seconds{20e-6}, Bandwidth{0.25e9}}},
+                                              {}});
+  EXPECT_NEAR(run_phase(cluster, {}, {{0, 1, 0.0, 1}}).finish_s(0), 7e-6, 1e-13);
+  EXPECT_NEAR(run_phase(cluster, {}, {{0, 1, 1000.0, 1}}).finish_s(0), 7e-6 + 1e-6, 1e-13);
+  EXPECT_NEAR(run_phase(cluster, {}, {{0, 1, 1e6, 1}}).finish_s(0), 22e-6 + 4e-3, 1e-12);
+  // The cap is each message's own: two move 0.5 GB/s over the link of 1 GB/s.
+  const auto two = run_phase(cluster, {}, {{0, 1, 1e6, 1}, {0, 2, 1e6, 1}});
+  EXPECT_NEAR(two.execution.makespan_s, 22e-6 + 4e-3, 1e-12);
+}
+
+// One place per rank: the second send waits for the first to arrive. alpha 10 us, 2 us of latency.
+// Another rank's send waits for nobody.
+TEST(Nccl, SendsInFlightQueue) {
+  Cluster cluster = with_nccl(star(3), {{{std::nullopt, Seconds{10e-6}, std::nullopt}}, {}});
+  cluster.nic->injection.sends_in_flight = 1;
+  const auto run = run_phase(cluster, {}, {{0, 1, 1e6, 1}, {0, 2, 2e6, 1}, {1, 0, 1e6, 1}});
+  EXPECT_NEAR(run.finish_s(0), 1.012e-3, 1e-12);
+  EXPECT_NEAR(run.execution.start_s[run.ops[1].value()], 1.012e-3, 1e-12);
+  EXPECT_NEAR(run.finish_s(1), 1.012e-3 + 2.012e-3, 1e-12);
+  EXPECT_NEAR(run.finish_s(2), 1.012e-3, 1e-12);
+}
+
+// Two phases that overlap share the queue of a rank's sends: the second phase's send waits for the
+// first phase's to arrive.
+TEST(Nccl, PhasesShareTheQueues) {
+  Cluster cluster = with_nccl(star(3), {});
+  cluster.nic->injection.sends_in_flight = 1;
+  const auto transport = make_transport(cluster, {});
+  ProgramBuilder builder;
+  const std::vector<std::uint32_t> ready(3, kStartEvent);
+  const std::vector<Message> first{{0, 1, 1e6, 1}};
+  const std::vector<Message> second{{0, 2, 1e6, 1}};
+  for (const auto* messages : {&first, &second}) {
+    const auto phase =
+        transport->begin(builder, {Direction::kDispatch, false, *messages, 0, ready});
+    ASSERT_TRUE(phase->send(messages->front(), kStartEvent, {}).has_value());
+  }
+  const Program program = std::move(builder).finish();
+  const Network network(cluster);
+  const Execution execution = run_flow(resolve(program, network), {.relative_precision = 0.0});
+  EXPECT_NEAR(execution.makespan_s, 2.004e-3, 1e-12);
+}
+
+// Launch 30 us and 5 us for each destination after the first: rank 0 has two, so it starts at
+// 35 us; rank 1 has one and starts at 30 us. Then 2 us, and 1 MB (2 MB over rank 0's port).
+TEST(Nccl, AStartIsPaidPerRankAndPhase) {
+  const StartCost start{std::nullopt, Seconds{30e-6}, Seconds{5e-6}, {}, {}};
+  const Cluster cluster = with_nccl(star(3), {{MessageSegment{}}, {start}});
+  const std::vector<Message> messages{{0, 1, 1e6, 1}, {0, 2, 1e6, 1}, {1, 2, 0.0, 1}};
+  const auto run = run_phase(cluster, {}, messages);
+  EXPECT_NEAR(run.finish_s(0), 35e-6 + 2e-6 + 2e-3, 1e-12);
+  EXPECT_NEAR(run.finish_s(2), 30e-6 + 2e-6, 1e-12);
+  // The second hop of a phase starts at once.
+  const auto continued = run_phase(cluster, {}, messages, Direction::kDispatch, true);
+  EXPECT_NEAR(continued.finish_s(2), 2e-6, 1e-12);
+}
+
+// A ramp: 1 MB take 3 ms beyond the launch of 1 ms where the link alone would take 1 ms, so the
+// start is 1 + 3 - 1 = 3 ms. Half of it takes half: 1 + 1.5 - 0.5 = 2 ms.
+TEST(Nccl, ARampDelaysTheStart) {
+  const StartCost start{std::nullopt, Seconds{1e-3}, {}, {{Bytes{1000000}, Seconds{3e-3}}}, {}};
+  const Cluster cluster = with_nccl(star(2), {{MessageSegment{}}, {start}});
+  EXPECT_NEAR(run_phase(cluster, {}, {{0, 1, 1e6, 1}}).finish_s(0), 3e-3 + 1.002e-3, 1e-12);
+  EXPECT_NEAR(run_phase(cluster, {}, {{0, 1, 0.5e6, 1}}).finish_s(0), 2e-3 + 0.502e-3, 1e-12);
+}
+
+// Shared links: GPUs 0 and 1 of a domain send 1 MB each over a bridge of 1 GB/s (ports 10 GB/s).
+// The shared ramp gives 2 MB 5 ms where the bridge alone takes 2 ms: both start 3 ms late.
+TEST(Nccl, ASharedRampCountsTheWholeSocket) {
+  Cluster cluster = testing::two_tiers(1, 4, 1e9, 10e9);
+  cluster.scale_up->shared_bandwidth = Bandwidth{1e9};
+  StartCost start;
+  start.shared_ramp = {{Bytes{2000000}, Seconds{5e-3}}};
+  cluster.transports = {NcclParameters{NcclTier{{MessageSegment{}}, {start}}, std::nullopt}};
+  const auto run = run_phase(cluster, {}, {{0, 2, 1e6, 1}, {1, 3, 1e6, 1}});
+  EXPECT_NEAR(run.execution.makespan_s, 3e-3 + 2e-3, 1e-12);
+  // On a socket of its own, the second pair's bytes are not the first one's business: 1 MB on each
+  // bridge, which the ramp gives 2.5 ms.
+  cluster.scale_up->num_sockets = 2;
+  const auto apart = run_phase(cluster, {}, {{0, 1, 1e6, 1}, {2, 3, 1e6, 1}});
+  EXPECT_NEAR(apart.execution.makespan_s, 2.5e-3, 1e-12);
+}
+
+}  // namespace
+}  // namespace coterie

@@ -1,0 +1,275 @@
+#include "topologies/transports.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+
+#include "core/error.hpp"
+#include "topologies/cluster.hpp"
+#include "topologies/fabrics/fabric_type.hpp"
+#include "topologies/layered_map.hpp"
+
+namespace coterie {
+namespace {
+
+// The text of a transport stands this deep in a topology file.
+constexpr std::size_t kIndent = 4;
+
+std::string spaces(std::size_t count) {
+  return std::string(count, ' ');
+}
+
+// nccl -------------------------------------------------------------------------------------------
+
+MessageSegment read_segment(const YamlValue& value) {
+  YamlMap map = value.as_map();
+  MessageSegment segment;
+  if (const auto up_to = map.optional("up_to")) segment.up_to = up_to->as_bytes();
+  segment.alpha = map.required("alpha").as_seconds();
+  if (const auto rate = map.optional("bandwidth")) segment.bandwidth = positive_bandwidth(*rate);
+  map.finish();
+  return segment;
+}
+
+std::vector<RampPoint> read_ramp(const YamlValue& list) {
+  std::vector<RampPoint> ramp;
+  RampPoint last;
+  for (const YamlValue& value : list.as_list()) {
+    YamlMap map = value.as_map();
+    const RampPoint point{map.required("volume").as_bytes(), map.required("time").as_seconds()};
+    map.finish();
+    if (point.volume <= last.volume || point.time < last.time) {
+      throw value.error("a point that is not beyond the one before",
+                        "ascending volumes above zero and times that never fall");
+    }
+    last = point;
+    ramp.push_back(point);
+  }
+  return ramp;
+}
+
+StartCost read_start_cost(const YamlValue& value) {
+  YamlMap map = value.as_map();
+  StartCost cost;
+  if (const auto up_to = map.optional("up_to")) cost.up_to = up_to->as_bytes();
+  cost.launch = map.required("launch").as_seconds();
+  if (const auto per_peer = map.optional("per_peer")) cost.per_peer = per_peer->as_seconds();
+  if (const auto ramp = map.optional("ramp")) cost.ramp = read_ramp(*ramp);
+  if (const auto ramp = map.optional("shared_ramp")) cost.shared_ramp = read_ramp(*ramp);
+  map.finish();
+  return cost;
+}
+
+// A list of segments by message size: `up_to` ascends, and the last has none.
+template <class Segment>
+std::vector<Segment> read_segments(const YamlValue& list, Segment (*read)(const YamlValue&)) {
+  std::vector<Segment> segments;
+  for (const YamlValue& value : list.as_list()) {
+    const Segment segment = read(value);
+    if (!segments.empty()) {
+      const auto& previous = segments.back().up_to;
+      if (!previous) throw value.error("a segment after one without up_to", "it to be the last");
+      if (segment.up_to && *segment.up_to <= *previous) {
+        throw value.error("up_to not above that of the segment before", "ascending segments");
+      }
+    }
+    segments.push_back(segment);
+  }
+  if (segments.empty()) throw list.error("an empty list", "at least one segment");
+  if (segments.back().up_to) {
+    throw list.error("a last segment with up_to", "one without, for all larger messages");
+  }
+  return segments;
+}
+
+std::optional<NcclTier> read_nccl_tier(LayeredMap& parent, const std::string& key) {
+  auto map = parent.block(key);
+  if (!map) return std::nullopt;
+  NcclTier tier;
+  if (const auto list = map->optional("segments")) {
+    tier.segments = read_segments(*list, read_segment);
+  }
+  if (const auto list = map->optional("start")) {
+    if (!says(*list, "none")) tier.start = read_segments(*list, read_start_cost);
+  }
+  map->finish();
+  return tier;
+}
+
+std::string ramp_text(std::string_view key, const std::vector<RampPoint>& ramp,
+                      std::size_t indent) {
+  if (ramp.empty()) return {};
+  std::string text = fmt::format("{}{}:\n", spaces(indent), key);
+  for (const RampPoint& point : ramp) {
+    text += fmt::format("{}- {{volume: {} B, time: {}}}\n", spaces(indent + 2), point.volume.value,
+                        exact(point.time));
+  }
+  return text;
+}
+
+std::string nccl_tier_text(std::string_view key, const NcclTier& tier, std::size_t indent) {
+  std::string text = fmt::format("{}{}:\n{}segments:\n", spaces(indent), key, spaces(indent + 2));
+  for (const MessageSegment& segment : tier.segments) {
+    text += spaces(indent + 4) + "- {";
+    if (segment.up_to) text += fmt::format("up_to: {} B, ", segment.up_to->value);
+    text += "alpha: " + exact(segment.alpha);
+    if (segment.bandwidth) text += ", bandwidth: " + exact(*segment.bandwidth);
+    text += "}\n";
+  }
+  if (tier.start.empty()) return text;
+  text += spaces(indent + 2) + "start:\n";
+  const std::size_t inner = indent + 6;
+  for (const StartCost& cost : tier.start) {
+    text += fmt::format("{}- launch: {}\n{}per_peer: {}\n", spaces(inner - 2), exact(cost.launch),
+                        spaces(inner), exact(cost.per_peer));
+    if (cost.up_to) text += fmt::format("{}up_to: {} B\n", spaces(inner), cost.up_to->value);
+    text += ramp_text("ramp", cost.ramp, inner) + ramp_text("shared_ramp", cost.shared_ramp, inner);
+  }
+  return text;
+}
+
+// Readers and writers ----------------------------------------------------------------------------
+
+void read(LayeredMap& /*map*/, IdealParameters& /*parameters*/) {}
+void read(LayeredMap& map, NcclParameters& parameters) {
+  parameters.scale_up = read_nccl_tier(map, "scale_up");
+  parameters.network = read_nccl_tier(map, "network");
+}
+
+std::string text_of(const IdealParameters& /*parameters*/) {
+  return {};
+}
+std::string text_of(const NcclParameters& parameters) {
+  std::string text;
+  if (parameters.scale_up) text += nccl_tier_text("scale_up", *parameters.scale_up, kIndent);
+  if (parameters.network) text += nccl_tier_text("network", *parameters.network, kIndent);
+  return text;
+}
+
+constexpr std::array<std::string_view, std::variant_size_v<TransportParameters>> kNames{"ideal",
+                                                                                        "nccl"};
+
+// One of each kind, in the variant's order.
+template <std::size_t... I>
+std::vector<TransportParameters> one_of_each(std::index_sequence<I...>) {
+  return {TransportParameters(std::in_place_index<I>)...};
+}
+TransportParameters blank(std::size_t kind) {
+  static const std::vector<TransportParameters> kBlanks =
+      one_of_each(std::make_index_sequence<std::variant_size_v<TransportParameters>>());
+  return kBlanks[kind];
+}
+
+std::size_t kind_of(std::string_view name) {
+  return static_cast<std::size_t>(std::find(kNames.begin(), kNames.end(), name) - kNames.begin());
+}
+
+TransportParameters read_one(LayeredMap& map, std::size_t kind) {
+  TransportParameters parameters = blank(kind);
+  std::visit([&](auto& alternative) { read(map, alternative); }, parameters);
+  map.finish();
+  return parameters;
+}
+
+std::string text_of_one(const TransportParameters& parameters) {
+  const std::string text =
+      std::visit([](const auto& alternative) { return text_of(alternative); }, parameters);
+  if (text.empty()) return fmt::format("  {}: {{}}\n", transport_name(parameters));
+  return fmt::format("  {}:\n{}", transport_name(parameters), text);
+}
+
+std::string known_names() {
+  return fmt::format("{}", fmt::join(kNames, ", "));
+}
+
+// The transport of this name that the topology describes.
+TransportParameters described(const Cluster& cluster, const std::string& name) {
+  if (kind_of(name) == kNames.size()) {
+    throw InputError("transport", fmt::format("\"{}\"", name), "one of " + known_names());
+  }
+  std::vector<std::string> there;
+  for (const TransportParameters& parameters : cluster.transports) {
+    if (transport_name(parameters) == name) return parameters;
+    there.emplace_back(transport_name(parameters));
+  }
+  if (name == kNames[0]) return IdealParameters{};
+  if (std::find(there.begin(), there.end(), kNames[0]) == there.end()) {
+    there.emplace_back(kNames[0]);
+  }
+  throw InputError(
+      "transport",
+      fmt::format("\"{}\", which topology {} has no parameters for", name, cluster.name),
+      fmt::format("one of {}, or a topology that describes it under \"transports\"",
+                  fmt::join(there, ", ")));
+}
+
+}  // namespace
+
+std::string_view transport_name(const TransportParameters& parameters) {
+  return kNames[parameters.index()];
+}
+
+std::vector<std::string> transport_names() {
+  return {kNames.begin(), kNames.end()};
+}
+
+TransportParameters chosen_transport(const Cluster& cluster, const TransportChoice& choice) {
+  TransportParameters parameters = IdealParameters{};
+  if (choice.name) {
+    parameters = described(cluster, *choice.name);
+  } else if (!cluster.transports.empty()) {
+    parameters = cluster.transports.front();
+  }
+  if (choice.settings.empty()) return parameters;
+  // Settings get the checks of the file: they are laid over the parameters' own text.
+  std::vector<Override> settings;
+  for (const Override& setting : choice.settings) {
+    settings.push_back({"transport." + setting.key, setting.value});
+  }
+  std::string text =
+      std::visit([](const auto& alternative) { return text_of(alternative); }, parameters);
+  text = text.empty() ? "transport: {}\n" : "transport:\n" + text;
+  const std::string name =
+      fmt::format("transport {} of topology {}", transport_name(parameters), cluster.name);
+  LayeredMap map({parse_yaml(text, name, settings).as_map().required("transport").as_map()});
+  return read_one(map, parameters.index());
+}
+
+std::vector<std::string> transport_warnings(const Cluster& cluster) {
+  std::vector<std::string> warnings;
+  const auto add = [&](std::string_view block, std::string_view tier) {
+    warnings.push_back(
+        fmt::format("transport nccl has no costs for \"{}\": its messages take what the links take "
+                    "(transports.nccl.{} gives them)",
+                    block, tier));
+  };
+  for (const TransportParameters& parameters : cluster.transports) {
+    const auto* nccl = std::get_if<NcclParameters>(&parameters);
+    if (nccl == nullptr) continue;
+    if (cluster.scale_up && !nccl->scale_up) add("scale_up", "scale_up");
+    if (cluster.nic && !nccl->network) add("nic", "network");
+  }
+  return warnings;
+}
+
+std::vector<TransportParameters> read_transports(LayeredMap& map) {
+  std::vector<TransportParameters> transports;
+  for (const std::string& key : map.keys()) {
+    const std::size_t kind = kind_of(key);
+    if (kind == kNames.size()) continue;  // finish() says what is wrong with it
+    if (auto block = map.block(key)) transports.push_back(read_one(*block, kind));
+  }
+  for (const std::string_view name : kNames) (void)map.optional(std::string(name));
+  map.finish();
+  return transports;
+}
+
+std::string transports_text(const std::vector<TransportParameters>& transports) {
+  if (transports.empty()) return {};
+  std::string text = "transports:\n";
+  for (const TransportParameters& parameters : transports) text += text_of_one(parameters);
+  return text;
+}
+
+}  // namespace coterie

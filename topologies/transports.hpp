@@ -1,0 +1,97 @@
+#pragma once
+// What transports cost on one machine: the `transports` block of a topology file. A transport is a
+// way to move a plan's rows over the hardware (NCCL's send and receive, a kernel of a dispatch
+// library); these are its parameters there, typed per transport. How they become operations is
+// told in sim/transports/.
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "core/units.hpp"
+#include "core/yaml.hpp"
+
+namespace coterie {
+
+class LayeredMap;
+struct Cluster;
+
+// `ideal`: the wires alone. No parameters.
+struct IdealParameters {};
+
+// Cost of one message of up to `up_to` bytes (the last segment has no limit): a fixed time before
+// its first byte moves, and the highest rate a single transfer reaches. Segments are what protocol
+// switches (NCCL's LL, LL128, Simple) look like from outside.
+struct MessageSegment {
+  std::optional<Bytes> up_to;
+  Seconds alpha;
+  std::optional<Bandwidth> bandwidth;
+};
+
+// What a rank spends before the first of its sends of a phase (dispatch, combine, ...) leaves: the
+// launch of the communication kernel, its set-up per destination, and the time that a transfer
+// needs to reach the links' rate. The start cost for messages of up to `up_to` bytes (the rank's
+// largest of the phase) is
+//   max(0, launch + per_peer * (destinations - 1)
+//            + max(ramp(rank's volume), shared_ramp(shared volume), single)
+//            - max(what the links alone take, single))
+// where `single` is the largest message at its segment's bandwidth and a ramp says how long a
+// volume takes beyond the launch: linear between its points, from zero at zero, and at the links'
+// rate after the last. An empty ramp is the links' rate throughout. Under a rank_total_bandwidth a
+// rank's volume is half of what it sends and receives: as much as in an exchange of equal parts.
+struct RampPoint {
+  Bytes volume;
+  Seconds time;
+};
+struct StartCost {
+  std::optional<Bytes> up_to;
+  Seconds launch;
+  Seconds per_peer;
+  std::vector<RampPoint> ramp;         // bytes that the rank sends in the phase
+  std::vector<RampPoint> shared_ramp;  // bytes over the shared link of the rank's socket
+};
+
+// `nccl`: grouped sends and receives, one message per pair.
+struct NcclTier {
+  std::vector<MessageSegment> segments{MessageSegment{}};  // ascending; never empty
+  std::vector<StartCost> start;                            // ascending; empty: none
+};
+struct NcclParameters {
+  // Absent: messages of the tier cost what the links take.
+  std::optional<NcclTier> scale_up, network;
+};
+
+// In the order in which the names are listed.
+using TransportParameters = std::variant<IdealParameters, NcclParameters>;
+
+// "nccl".
+std::string_view transport_name(const TransportParameters& parameters);
+// All that there are, in the variant's order.
+std::vector<std::string> transport_names();
+
+// What an experiment, or a command's options, says of the transport.
+struct TransportChoice {
+  std::optional<std::string> name;  // absent: the topology's first, else `ideal`
+  // Parameters that replace the topology's, by their dotted key below the transport ("sms",
+  // "network.segments").
+  std::vector<Override> settings;
+};
+
+// The parameters of a chosen transport on a cluster, with the settings in place. `ideal` needs
+// none. Throws InputError for a name that no transport has, for one that the topology has no
+// parameters for, and for settings that do not fit.
+TransportParameters chosen_transport(const Cluster& cluster, const TransportChoice& choice);
+
+// What a reader of the topology should know: tiers of the hardware that a described transport has
+// no costs for, whose messages take the links' time alone. One sentence each.
+std::vector<std::string> transport_warnings(const Cluster& cluster);
+
+// Reads the `transports` block, in the order of its keys: those of the topmost layer first.
+std::vector<TransportParameters> read_transports(LayeredMap& map);
+// The block as YAML text; empty where there are none.
+std::string transports_text(const std::vector<TransportParameters>& transports);
+
+}  // namespace coterie

@@ -1,0 +1,57 @@
+#pragma once
+// From an experiment to runs that can be planned: the parts of its trace, the placement of every
+// run, the routing that it evaluates.
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "workloads/experiment.hpp"
+
+namespace coterie {
+
+// What the runs of an experiment have in common, cut out of the trace once and shared by them.
+struct TraceParts {
+  std::shared_ptr<const Routing> train;  // what placements are learnt on
+  std::shared_ptr<const Routing> eval;   // what the runs dispatch
+  // Whose tokens are whose, [num_groups]. Groups start at different sequences, so that they are not
+  // copies of each other.
+  std::shared_ptr<const std::vector<RankTokens>> tokens;
+  std::string digest;  // of the whole trace, see trace_digest
+};
+
+// Reads the experiment's trace, reduced to its layers. Throws InputError where trace and model do
+// not agree on the number of experts or on top-k, where a layer is missing, or where the evaluated
+// part holds no tokens.
+TraceParts load_trace(const Experiment& experiment);
+
+// A run made ready: what a predictor or the runtime starts from.
+struct PreparedRun {
+  RunSpec spec;
+  Placement placement;
+  std::shared_ptr<const Routing> routing;  // TraceParts::eval, or this run's pruned copy of it
+  std::shared_ptr<const std::vector<RankTokens>> group_tokens;  // TraceParts::tokens
+  bool exact = true;
+  std::optional<double> weight_lost, top1_changed;
+
+  [[nodiscard]] const RankTokens& tokens(std::uint32_t group = 0) const {
+    return group_tokens->at(group);
+  }
+};
+
+struct PrepareOptions {
+  // Where learnt placements are kept between processes, by the content they were learnt from;
+  // absent: nowhere. For programs that prepare the same runs many times.
+  std::optional<std::filesystem::path> cache;
+};
+
+// Learns (or reads) the placement and prunes the evaluated part where asked for. placement.layers
+// are those of the routing, in its order. Throws InputError where the run cannot be carried out: a
+// placement file that does not fit, a balance cap that cannot be met.
+PreparedRun prepare_run(const Experiment& experiment, const RunSpec& spec, const TraceParts& parts,
+                        const PrepareOptions& options = {});
+
+}  // namespace coterie
