@@ -297,11 +297,12 @@ __global__ void __launch_bounds__(kThreads)
 // --- merge and combine --------------------------------------------------------------------------
 
 // output[:] = sum over the first `length` lanes of a warp, in lane order, of
-//             own_weight * inputs[own_row][:], float, rounded once. kNoRow counts as a row of
-//             zeros.
+//             own_weight * inputs[own_row][:], and of addend[:] where it is not null; float,
+//             rounded once. kNoRow counts as a row of zeros.
 template <unsigned kThreads, unsigned kUnroll, bool kWeighted>
 __device__ inline void sum_rows(const Bf16* inputs, std::uint32_t own_row, float own_weight,
-                                unsigned length, std::uint32_t hidden, Bf16* output) {
+                                unsigned length, std::uint32_t hidden, Bf16* output,
+                                const Bf16* addend = nullptr) {
   const std::uint32_t num_vectors = hidden / 8;
   for (std::uint32_t first = 0; first < num_vectors; first += kThreads * kUnroll) {
     float sum[kUnroll][8] = {};
@@ -333,7 +334,14 @@ __device__ inline void sum_rows(const Bf16* inputs, std::uint32_t own_row, float
 #pragma unroll
     for (unsigned u = 0; u < kUnroll; ++u) {
       const std::uint32_t i = first + u * kThreads + threadIdx.x;
-      if (i < num_vectors) store_once(reinterpret_cast<uint4*>(output) + i, pack8(sum[u]));
+      if (i >= num_vectors) continue;
+      if (addend != nullptr) {
+        float x[8];
+        unpack8(load_once(reinterpret_cast<const uint4*>(addend) + i), x);
+#pragma unroll
+        for (int e = 0; e < 8; ++e) sum[u][e] += x[e];
+      }
+      store_once(reinterpret_cast<uint4*>(output) + i, pack8(sum[u]));
     }
   }
 }
@@ -360,18 +368,20 @@ __global__ void __launch_bounds__(kThreads)
                                     results + std::size_t{blockIdx.x} * received.hidden);
 }
 
-// outputs[t] = sum of returned[item_rows[t]]. Grid: one block per token.
+// outputs[t] = sum of returned[item_rows[t]], and addend[t] where there is one. Grid: one block per
+// token.
 template <unsigned kThreads, unsigned kUnroll>
 __global__ void __launch_bounds__(kThreads)
     combine_tokens(const Bf16* returned, std::uint32_t num_topk, std::uint32_t hidden,
-                   const std::uint32_t* item_rows, Bf16* outputs) {
+                   const std::uint32_t* item_rows, const Bf16* addend, Bf16* outputs) {
   begin_kernel();
   const unsigned lane = threadIdx.x % 32;
   const std::uint32_t row =
       lane < num_topk ? item_rows[std::size_t{blockIdx.x} * num_topk + lane] : kNoRow;
   const auto length = static_cast<unsigned>(__popc(__ballot_sync(kAllLanes, row != kNoRow)));
-  sum_rows<kThreads, kUnroll, false>(returned, row, 1.0F, length, hidden,
-                                     outputs + std::size_t{blockIdx.x} * hidden);
+  const std::size_t at = std::size_t{blockIdx.x} * hidden;
+  sum_rows<kThreads, kUnroll, false>(returned, row, 1.0F, length, hidden, outputs + at,
+                                     addend == nullptr ? nullptr : addend + at);
 }
 
 // The same for received rows as items.
@@ -483,7 +493,7 @@ void merge(const ReceivedRows& received, const std::uint32_t* copy_slot, const B
 
 void combine(const Bf16* returned, std::uint32_t num_tokens, std::uint32_t num_topk,
              std::uint32_t hidden, const std::uint32_t* item_rows, Bf16* outputs,
-             cudaStream_t stream) {
+             cudaStream_t stream, const Bf16* addend) {
   check_hidden(RowType::kBf16, hidden);
   if (num_topk == 0 || num_topk > kMaxTopk) {
     throw std::invalid_argument("combine: num_topk must be 1 to 32");
@@ -492,7 +502,7 @@ void combine(const Bf16* returned, std::uint32_t num_tokens, std::uint32_t num_t
   with_shape<Shape<128, 2>, Shape<128, 4>>(hidden, [&](auto shape) {
     constexpr unsigned kThreads = decltype(shape)::threads;
     launch_dependent(&combine_tokens<kThreads, decltype(shape)::unroll>, num_tokens, kThreads, 0,
-                     stream, returned, num_topk, hidden, item_rows, outputs);
+                     stream, returned, num_topk, hidden, item_rows, addend, outputs);
   });
 }
 

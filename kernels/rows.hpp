@@ -49,10 +49,11 @@ void merge(const ReceivedRows& received, const std::uint32_t* copy_slot, const B
 
 // outputs[t][:] = sum over the rows r of token t, in the order of item_rows, of returned[r][:]
 // `returned` is [num_rows][hidden] by the send index's row numbers, `outputs` [num_tokens][hidden].
-// A token without rows gets zeros.
+// A token without rows gets zeros. With `addend`, [num_tokens][hidden], its row of that is added
+// last, before the sum is rounded.
 void combine(const Bf16* returned, std::uint32_t num_tokens, std::uint32_t num_topk,
              std::uint32_t hidden, const std::uint32_t* item_rows, Bf16* outputs,
-             cudaStream_t stream);
+             cudaStream_t stream, const Bf16* addend = nullptr);
 
 // The same on the intermediate rank of a hierarchical combine: items are the received rows,
 // `returned` is by the forward index's row numbers, `results` [received.num_rows][hidden].

@@ -14,6 +14,7 @@
 #include "runtime/control/fault.hpp"
 #include "runtime/executor/executor.hpp"
 #include "runtime/executor/reference.hpp"
+#include "runtime/executor/shared_experts.hpp"
 
 namespace coterie {
 namespace {
@@ -277,6 +278,11 @@ class DryExecutor final : public Executor {
       results = return_results((h == 0 ? "combine" : "gather") + suffix, layout.hops[h], sent[h],
                                results, num_items[h]);
     }
+    std::vector<std::span<const kernels::Bf16>> own_rows;
+    for (std::size_t t = 0; t < layout.num_tokens; ++t) {
+      own_rows.push_back(std::span(tokens).subspan(t * hidden(), hidden()));
+    }
+    add_shared_outputs(layers_.shape, plan.layer, own_rows, results);
     outputs_[layer_idx].clear();
     for (const auto& row : results) {
       outputs_[layer_idx].insert(outputs_[layer_idx].end(), row.begin(), row.end());

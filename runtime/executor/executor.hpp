@@ -21,6 +21,7 @@ namespace coterie {
 
 struct LayerShape {
   kernels::MlpShape mlp{0, 0};
+  std::uint32_t shared_intermediate = 0;  // of all shared experts together; 0 without
   kernels::RowType dispatch = kernels::RowType::kBf16;
   std::uint64_t seed = 0;
 };

@@ -8,10 +8,11 @@
 //   dispatch  grouped send/recv of the blocks; the rank's own block stays where it was packed
 //   forward   hierarchical: index, rows and exchange of the second hop
 //   expand    index of the receiver, rows to expert order
-//   mlp, merge
+//   mlp       the routed experts, then the shared ones on the rank's own tokens
+//   merge
 //   gather    hierarchical: results of the second hop back, summed per received row
 //   combine   results of the first hop back
-//   sum       one row per token
+//   sum       one row per token, with the shared experts'
 
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
@@ -19,6 +20,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <optional>
+#include <set>
 
 #include "core/error.hpp"
 #include "kernels/cuda.hpp"
@@ -31,6 +33,7 @@
 #include "runtime/device/nvml.hpp"
 #include "runtime/executor/executor.hpp"
 #include "runtime/executor/reference.hpp"
+#include "runtime/executor/shared_experts.hpp"
 
 namespace coterie {
 namespace {
@@ -86,6 +89,7 @@ struct LayerTables {
   DeviceBuffer<std::uint32_t> counts_out, counts_in;  // [num_ranks][2] rows and copies
   DeviceBuffer<Bf16> output;
   std::optional<kernels::ExpertMlp> mlp;
+  SharedExperts shared;
   std::vector<Phase> phases;
   std::vector<kernels::Event> events;  // phases.size() + 1
 };
@@ -218,11 +222,22 @@ class GpuExecutor final : public Executor {
             {"cuda_driver_api", version(driver)},
             {"cuda_toolkit", version(toolkit)},
             {"nccl_version", nccl_version()},
+            {"expert_mlp", implementations(false)},
+            {"shared_experts", implementations(true)},
             {"launcher", environment_.source}};
   }
 
  private:
   [[nodiscard]] const LayerShape& shape() const { return layers_.shape; }
+
+  // How the experts of the loaded layers are computed on this rank: the different ways, in order.
+  [[nodiscard]] std::vector<std::string> implementations(bool shared) const {
+    std::set<std::string> ways;
+    for (const LayerTables& layer : tables_) {
+      ways.insert(shared ? layer.shared.implementation() : layer.mlp->implementation());
+    }
+    return {ways.begin(), ways.end()};
+  }
 
   void need_buffers(const RankLayout& layout) {
     const std::size_t hidden = shape().mlp.hidden;
@@ -300,6 +315,7 @@ class GpuExecutor final : public Executor {
     tables.mlp.emplace(shape().mlp, shape().seed, plan.layer, layout.local_experts,
                        std::max(layout.hops.back().num_recv_copies, 1U));
     tables.mlp->prepare(layout.expert_begin, expert_in_.data(), expert_out_.data());
+    tables.shared = SharedExperts(shape(), plan.layer, tokens_.data(), layout.num_tokens);
 
     tables.phases = {Phase::kNotify, Phase::kPack, Phase::kDispatch};
     if (layout.hops.size() > 1) tables.phases.push_back(Phase::kForward);
@@ -438,6 +454,7 @@ class GpuExecutor final : public Executor {
     kernels::expand(rows, tables.copy_slot.data(), expert_in_.data(), stream());
     mark();
     tables.mlp->run(stream());
+    tables.shared.run(stream());
     mark();
     kernels::merge(rows, tables.copy_slot.data(), expert_out_.data(), last_buffers.results.data(),
                    stream());
@@ -456,7 +473,8 @@ class GpuExecutor final : public Executor {
     exchange_results(first, first_tables, hop_buffers_[0]);
     mark();
     kernels::combine(hop_buffers_[0].returned.data(), layout.num_tokens, layout.num_topk, hidden,
-                     first_tables.item_rows.data(), tables.output.data(), stream());
+                     first_tables.item_rows.data(), tables.output.data(), stream(),
+                     tables.shared.outputs());
     mark();
   }
 

@@ -16,6 +16,7 @@
 #include "runtime/device/errors.hpp"
 #include "runtime/executor/executor.hpp"
 #include "runtime/executor/reference.hpp"
+#include "runtime/executor/shared_experts.hpp"
 #include "runtime/session/measure.hpp"
 #include "topologies/network.hpp"
 #include "workloads/experiment.hpp"
@@ -51,6 +52,8 @@ class Session {
         network_(experiment.cluster),
         trace_(load_trace(experiment)) {
     shape_.mlp = {experiment.model.hidden, experiment.model.expert_intermediate};
+    shape_.shared_intermediate =
+        experiment.model.num_shared_experts * experiment.model.shared_intermediate;
     shape_.dispatch = experiment.dispatch_payload == PayloadType::kFp8 ? kernels::RowType::kFp8
                                                                        : kernels::RowType::kBf16;
     shape_.seed = experiment.seed;
@@ -167,11 +170,11 @@ class Session {
                                     static_cast<std::uint32_t>(num_tokens), shape_.mlp.hidden);
     for (const LayerPlan& layer : planned.plans) {
       std::vector<TokenRequest> requests;
+      std::vector<std::span<const kernels::Bf16>> own_rows;
       for (const std::size_t token : samples.tokens) {
+        own_rows.push_back(std::span(tokens).subspan(token * shape_.mlp.hidden, shape_.mlp.hidden));
         TokenRequest request;
-        request.values =
-            wire_values(std::span(tokens).subspan(token * shape_.mlp.hidden, shape_.mlp.hidden),
-                        shape_.dispatch);
+        request.values = wire_values(own_rows.back(), shape_.dispatch);
         for (std::size_t j = 0; j < layer.num_topk; ++j) {
           const std::size_t at = (begin + token) * layer.num_topk + j;
           request.experts.push_back(layer.experts[at]);
@@ -182,6 +185,7 @@ class Session {
         requests.push_back(std::move(request));
       }
       samples.outputs.push_back(reference_outputs(shape_.mlp, shape_.seed, layer.layer, requests));
+      add_shared_outputs(shape_, layer.layer, own_rows, samples.outputs.back());
     }
     return samples;
   }

@@ -193,11 +193,9 @@ class GroupBuilder {
         const PayloadType type = setup_.kernels->dispatch_payload;
         tokens.assign(plan_.rank_expert_tokens.begin() + plan_.rank_expert_begin[rank],
                       plan_.rank_expert_tokens.begin() + plan_.rank_expert_begin[rank + 1]);
-        duration =
-            mlp_time(cluster_.gpu, {model.hidden, model.expert_intermediate, type}, tokens);
+        duration = mlp_time(cluster_.gpu, {model.hidden, model.expert_intermediate, type}, tokens);
         tokens.assign(model.num_shared_experts, plan_.num_tokens(rank));
-        duration +=
-            mlp_time(cluster_.gpu, {model.hidden, model.shared_intermediate, type}, tokens);
+        duration += mlp_time(cluster_.gpu, {model.hidden, model.shared_intermediate, type}, tokens);
       }
       out_.gpus().add_work(first_gpu_ + rank, duration, expanded[0], multiplied);
       out_.label(Phase::kMlp);
@@ -236,8 +234,8 @@ class GroupBuilder {
                        static_cast<double>(m.bytes(direction, setup_.sizes).value), m.num_rows});
     }
     const Phase phase = phase_of(stage, direction);
-    const std::unique_ptr<PhaseTransport> transport = out_.transport().begin(
-        builder_, {direction, continues, sends, first_gpu_, ready});
+    const std::unique_ptr<PhaseTransport> transport =
+        out_.transport().begin(builder_, {direction, continues, sends, first_gpu_, ready});
     out_.label(phase);
     for (std::size_t i = 0; i < messages.size(); ++i) {
       const std::uint32_t signals[]{signal(messages[i])};
@@ -274,9 +272,10 @@ class GroupBuilder {
                  signals, /*launched=*/round > 0);
       }
     }
-    add_messages(last(), Direction::kDispatch, true, packed_,
-                 [this](const PlanMessage& m) { return forwarded_[slot(m.src, m.round)]; },
-                 [this](const PlanMessage& m) { return arrived_[m.dst]; });
+    add_messages(
+        last(), Direction::kDispatch, true, packed_,
+        [this](const PlanMessage& m) { return forwarded_[slot(m.src, m.round)]; },
+        [this](const PlanMessage& m) { return arrived_[m.dst]; });
   }
 
   void add_gathers() {
@@ -295,9 +294,10 @@ class GroupBuilder {
                  gathered_[slot(rank, round)], signals, /*launched=*/round > 0);
       }
     }
-    add_messages(first(), Direction::kCombine, true, merged_,
-                 [this](const PlanMessage& m) { return reduced_[slot(m.src, m.round)]; },
-                 [this](const PlanMessage& m) { return returned_[m.dst]; });
+    add_messages(
+        first(), Direction::kCombine, true, merged_,
+        [this](const PlanMessage& m) { return reduced_[slot(m.src, m.round)]; },
+        [this](const PlanMessage& m) { return returned_[m.dst]; });
   }
 
   const LayerSetup& setup_;
@@ -366,8 +366,7 @@ LayerProgram build_traffic(const TrafficMatrix& traffic, const TrafficSetup& set
     phases[entry.start_s].push_back(
         {entry.src, entry.dst, bytes, static_cast<std::uint32_t>(std::llround(rows))});
   }
-  const Phase phase =
-      setup.direction == Direction::kDispatch ? Phase::kDispatch : Phase::kCombine;
+  const Phase phase = setup.direction == Direction::kDispatch ? Phase::kDispatch : Phase::kCombine;
   for (const auto& [start_s, messages] : phases) {
     std::uint32_t event = kStartEvent;
     if (start_s > 0.0) {
@@ -375,8 +374,8 @@ LayerProgram build_traffic(const TrafficMatrix& traffic, const TrafficSetup& set
       out.program().add_compute(messages.front().src, start_s, kStartEvent, signals);
     }
     const std::vector<std::uint32_t> ready(traffic.num_ranks, event);
-    const std::unique_ptr<PhaseTransport> transport = out.transport().begin(
-        out.program(), {setup.direction, false, messages, 0, ready});
+    const std::unique_ptr<PhaseTransport> transport =
+        out.transport().begin(out.program(), {setup.direction, false, messages, 0, ready});
     out.label(phase);
     for (const Message& message : messages) {
       out.label(phase, transport->send(message, kStartEvent, {}), message.num_rows);

@@ -37,7 +37,7 @@ const std::map<std::string, Names>& allowed() {
         with(core_users, {"topologies", "boost", "protobuf", "zlib", "libzip", "libdeflate"});
     table["sim"] =
         with(core_users, {"topologies", "workloads", "simgrid", "mpi", "CLI11", "ceres", "eigen"});
-    table["kernels"] = {"cuda"};
+    table["kernels"] = {"cuda", "cutlass"};
     table["runtime"] =
         with(core_users, {"topologies", "workloads", "kernels", "cuda", "nccl", "CLI11"});
     return table;
@@ -72,6 +72,8 @@ std::string owner(const std::string& header) {
       {"cuda", "cuda"},
       {"cub", "cuda"},
       {"thrust/", "cuda"},
+      {"cutlass/", "cutlass"},
+      {"cute/", "cutlass"},
       {"zip.h", "libzip"},
       {"zlib.h", "zlib"},
       {"libdeflate", "libdeflate"},

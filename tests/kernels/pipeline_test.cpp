@@ -424,6 +424,18 @@ TEST_P(Pipeline, AgreesWithTheReference) {
                                         reference::combine(items[rank], sent.expected.item_rows,
                                                            to_float(returned.download()), hidden)),
               1.0 / 256);
+
+    // The same with a row to add to every token, here the results turned round.
+    auto addend_rows = to_float(outputs.download());
+    std::reverse(addend_rows.begin(), addend_rows.end());
+    const DeviceBuffer<Bf16> addend{std::span<const Bf16>(to_device_type(addend_rows))};
+    std::vector<float> sums = reference::combine(items[rank], sent.expected.item_rows,
+                                                 to_float(returned.download()), hidden);
+    for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += addend_rows[i];
+    combine(returned.data(), scenario().tokens[rank], k, hidden, sent.item_rows.data(),
+            outputs.data(), stream_->get(), addend.data());
+    stream_->synchronize();
+    EXPECT_LT(reference::relative_error(to_float(outputs.download()), sums), 1.0 / 256);
   }
 }
 

@@ -71,7 +71,8 @@ class RuntimeFixture : public testing::Test {
         folder_ / "model.yaml",
         fmt::format("schema_version: 1\nname: small\ndescription: test\nnum_layers: 3\n"
                     "moe_layers: {{first: 1, step: 1}}\nhidden: {}\nexpert_intermediate: 32\n"
-                    "num_experts: 16\nnum_topk: 4\nnum_shared_experts: 0\n"
+                    "num_experts: 16\nnum_topk: 4\nnum_shared_experts: 2\n"
+                    "shared_intermediate: 24\n"
                     "routing: \"test\"\n",
                     hidden));
     write_file(

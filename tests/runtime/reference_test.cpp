@@ -7,6 +7,8 @@
 #include <cmath>
 #include <limits>
 
+#include "runtime/executor/shared_experts.hpp"
+
 namespace coterie {
 namespace {
 
@@ -30,6 +32,44 @@ TEST(Reference, OneExpertIsItsEquation) {
       y += weight(2, h, i) * g / (1.0 + std::exp(-g)) * u;
     }
     EXPECT_NEAR(outputs[0][h], 0.75 * y, 1e-4 * (1.0 + std::fabs(y)));
+  }
+}
+
+// One expert of the shared experts' whole width, added to what is there, for the token in BF16; a
+// layer without shared experts leaves the outputs alone.
+TEST(Reference, SharedExpertsAreOneWideExpertForEveryToken) {
+  LayerShape shape;
+  shape.mlp = {8, 16};
+  shape.dispatch = kernels::RowType::kFp8;
+  shape.seed = 11;
+  const auto tokens = make_tokens(1, 0, 2, 8);
+  const std::vector<std::span<const kernels::Bf16>> rows = {std::span(tokens).first(8),
+                                                            std::span(tokens).last(8)};
+  std::vector<std::vector<float>> outputs(2, std::vector<float>(8, 0.5F));
+  add_shared_outputs(shape, 3, rows, outputs);
+  EXPECT_EQ(outputs[1], std::vector<float>(8, 0.5F));
+
+  shape.shared_intermediate = 24;
+  add_shared_outputs(shape, 3, rows, outputs);
+  const auto weight = [&](std::uint32_t matrix, std::size_t element) {
+    return static_cast<double>(
+        kernels::expert_weight({8, 24}, 11, 3, 0xffffffffU, matrix, element));
+  };
+  for (std::size_t t = 0; t < 2; ++t) {
+    for (std::size_t h = 0; h < 8; ++h) {
+      double y = 0.5;
+      for (std::size_t i = 0; i < 24; ++i) {
+        double g = 0.0;
+        double u = 0.0;
+        for (std::size_t x = 0; x < 8; ++x) {
+          const auto value = static_cast<double>(__bfloat162float(rows[t][x]));
+          g += weight(0, i * 8 + x) * value;
+          u += weight(1, i * 8 + x) * value;
+        }
+        y += weight(2, h * 24 + i) * g / (1.0 + std::exp(-g)) * u;
+      }
+      EXPECT_NEAR(outputs[t][h], y, 1e-4 * (1.0 + std::fabs(y)));
+    }
   }
 }
 

@@ -10,8 +10,8 @@
 #include <cmath>
 
 #include "core/error.hpp"
-#include "workloads/plan/host_choice.hpp"
 #include "workloads/plan/fan_out.hpp"
+#include "workloads/plan/host_choice.hpp"
 
 namespace coterie {
 namespace {

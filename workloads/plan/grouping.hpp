@@ -23,10 +23,10 @@ struct GroupBy {
 // The non-empty (part, target) groups, by part (source and round), within a part from the source's
 // own target upwards (modulo the number of targets).
 struct Groups {
-  std::vector<std::uint64_t> part_begin;    // [num_parts + 1]
-  std::vector<std::uint32_t> target;        // [num_groups]
-  std::vector<std::uint32_t> num_rows;      // [num_groups]
-  std::vector<std::uint32_t> num_copies;    // [num_groups]
+  std::vector<std::uint64_t> part_begin;  // [num_parts + 1]
+  std::vector<std::uint32_t> target;      // [num_groups]
+  std::vector<std::uint32_t> num_rows;    // [num_groups]
+  std::vector<std::uint32_t> num_copies;  // [num_groups]
 
   [[nodiscard]] std::size_t size() const { return target.size(); }
 };

@@ -232,9 +232,8 @@ LayerPlan make_plan(const Routing& routing, std::size_t layer_idx, const LayerPl
     }
   }
   part_begin.push_back(plan.num_tokens());
-  plan.stages = policy.plan(
-      {plan.num_ranks, plan.ranks_per_node, plan.num_topk, plan.num_rounds, request.detail,
-       part_begin, serving});
+  plan.stages = policy.plan({plan.num_ranks, plan.ranks_per_node, plan.num_topk, plan.num_rounds,
+                             request.detail, part_begin, serving});
   for (Stage& stage : plan.stages) order_answers(plan.num_ranks, plan.num_rounds, stage);
   if (request.detail == PlanDetail::kRows) {
     plan.experts = gather(routing.layer_experts(layer_idx), tokens, plan.num_topk);

@@ -99,8 +99,8 @@ struct LayerPlan {
   std::vector<ExpertIdx> experts;          // [num_tokens][num_topk]; empty in plans of counts only
   std::vector<float> weights;              // the same shape or empty
   std::vector<Stage> stages;               // 1, or 2 for hierarchical
-  std::vector<std::uint32_t> rank_expert_begin;  // [num_ranks + 1] into rank_experts
-  std::vector<ExpertIdx> rank_experts;           // experts hosted by each rank, ascending
+  std::vector<std::uint32_t> rank_expert_begin;   // [num_ranks + 1] into rank_experts
+  std::vector<ExpertIdx> rank_experts;            // experts hosted by each rank, ascending
   std::vector<std::uint64_t> rank_expert_tokens;  // [rank_experts.size()] tokens that each hosted
                                                   // expert serves
 

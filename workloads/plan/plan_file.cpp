@@ -5,8 +5,8 @@
 
 #include "core/error.hpp"
 #include "core/file.hpp"
-#include "workloads/plan/plan_file.hpp"
 #include "workloads/plan/plan.pb.h"
+#include "workloads/plan/plan_file.hpp"
 #include "workloads/trace/record_file.hpp"
 
 namespace coterie {

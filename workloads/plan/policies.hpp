@@ -21,7 +21,7 @@ struct Deliveries {
   // [num_ranks * num_rounds + 1] the tokens of each rank's part for each round: part p belongs to
   // rank p / num_rounds and round p % num_rounds.
   std::span<const std::uint64_t> part_begin;
-  std::span<const std::uint32_t> serving;      // [num_tokens][num_topk] ranks
+  std::span<const std::uint32_t> serving;  // [num_tokens][num_topk] ranks
 };
 
 struct PolicyEntry {
