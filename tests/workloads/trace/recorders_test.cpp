@@ -220,6 +220,7 @@ TEST_F(RecorderTest, SglangTensorParallelRanksCountOnceAndDataParallelOnesAdd) {
                                               {"r2.pt", sglang_file({other}, kMap, 2, 2)}});
   EXPECT_EQ(routing_of(imported).num_tokens(), 4U);
   EXPECT_THAT(imported.notes, Contains(HasSubstr("r1.pt: holds the same routing as")));
+  EXPECT_THAT(imported.notes, Contains(HasSubstr("files of ranks 0, 2 hold the same layers")));
 }
 
 TEST_F(RecorderTest, SglangPipelineStagesAreMergedByLayer) {
