@@ -274,6 +274,20 @@ void note_shared_prompts(const Routing& routing, std::vector<std::string>& notes
       num_shared, routing.num_sequences(), kPromptTokens));
 }
 
+// Files of several ranks with other tokens: said, because stages of a pipeline that number their
+// layers from 0 anew look the same.
+void note_ranks(const std::vector<ImportedFile>& files, Imported& all) {
+  std::set<std::uint32_t> ranks;
+  for (const ImportedFile& file : files) {
+    if (file.imported.rank) ranks.insert(*file.imported.rank);
+  }
+  if (ranks.size() < 2) return;
+  all.notes.push_back(fmt::format(
+      "files of ranks {} hold the same layers and other choices: they count as data-parallel "
+      "ranks' (stages of a pipeline whose layers are numbered from 0 anew would look so too)",
+      fmt::join(ranks, ", ")));
+}
+
 void check_one_kind(const std::vector<ImportedFile>& files) {
   for (const ImportedFile& file : files) {
     if (file.imported.trace.index() != files.front().imported.trace.index()) {
@@ -328,6 +342,7 @@ Imported combine(std::vector<ImportedFile> files) {
     files = std::move(merged);
   } else {
     files = std::move(groups.front());
+    note_ranks(files, all);
   }
   all.trace = files.size() == 1 ? std::move(files.front().imported.trace) : concatenate(files);
   note_shared_prompts(std::get<Routing>(all.trace), all.notes);

@@ -35,6 +35,8 @@ const std::vector<Importer>& importers() {
        is_esft},
       {"gpt-oss-json", "router_data of GPT-OSS-MoE-ExpertFingerprinting (needs --num-experts)",
        import_gpt_oss_json, is_gpt_oss_json},
+      {"trtllm", "TensorRT-LLM's expert statistic: rank<r>.safetensors, counts", import_trtllm,
+       is_trtllm},
   };
   return kImporters;
 }

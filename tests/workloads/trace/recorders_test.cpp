@@ -220,6 +220,7 @@ TEST_F(RecorderTest, SglangTensorParallelRanksCountOnceAndDataParallelOnesAdd) {
                                               {"r2.pt", sglang_file({other}, kMap, 2, 2)}});
   EXPECT_EQ(routing_of(imported).num_tokens(), 4U);
   EXPECT_THAT(imported.notes, Contains(HasSubstr("r1.pt: holds the same routing as")));
+  EXPECT_THAT(imported.notes, Contains(HasSubstr("files of ranks 0, 2 hold the same layers")));
 }
 
 TEST_F(RecorderTest, SglangPipelineStagesAreMergedByLayer) {
@@ -519,6 +520,55 @@ TEST_F(RecorderTest, GptOssFingerprints) {
   EXPECT_EQ(routing_of(imported).weights[0], 0.75F);
   EXPECT_EQ(routing_of(imported).sequence_begin, (Begins{0, 2}));
   EXPECT_THAT(imported.notes, Contains(HasSubstr("generated tokens only")));
+}
+
+// TensorRT-LLM ----------------------------------------------------------------------------------
+// NVIDIA/TensorRT-LLM 0fccc5b, tensorrt_llm/_torch/expert_statistic.py: torch.bincount (int64) per
+// f"{iter}_{layer}" and meta_info.json of rank 0, in the layout of safetensors.
+std::string safetensors(const std::vector<std::pair<std::string, std::vector<std::int64_t>>>& all,
+                        const std::string& dtype = "I64") {
+  nlohmann::ordered_json header;
+  std::string data;
+  for (const auto& [key, counts] : all) {
+    header[key] = {{"dtype", dtype},
+                   {"shape", {counts.size()}},
+                   {"data_offsets", {data.size(), data.size() + 8 * counts.size()}}};
+    data += raw(counts);
+  }
+  std::string text = header.dump();
+  while (text.size() % 8 != 0) text += ' ';
+  return raw(static_cast<std::uint64_t>(text.size())) + text + data;
+}
+
+TEST_F(RecorderTest, TensorRtLlmCountsAreAddedUp) {
+  const std::string rank0 =
+      safetensors({{"50_3", {1, 0, 2}}, {"51_3", {3, 3, 3}}, {"50_4", {0, 0, 6}}});
+  const std::string rank2 = safetensors({{"50_3", {1, 1, 1}}, {"50_4", {1, 1, 1}}});
+  write_file(folder_ / "meta_info.json", R"({"num_experts": 3, "num_experts_per_token": 2})");
+  const Imported imported = import_files(
+      "",
+      {{"rank0.safetensors", rank0}, {"rank1.safetensors", rank0}, {"rank2.safetensors", rank2}});
+  const auto& counts = std::get<ExpertCounts>(imported.trace);
+  EXPECT_EQ(counts.layers, (Layers{3, 4}));
+  EXPECT_EQ(counts.counts, (std::vector<std::uint64_t>{5, 4, 6, 1, 1, 7}));
+  EXPECT_EQ(counts.num_topk, 2U);
+  EXPECT_THAT(imported.notes, ElementsAre(HasSubstr("rank1.safetensors: holds the same routing")));
+
+  const auto refused = [&](const std::string& content) {
+    return error_of("trtllm", {{"rank0.safetensors", content}});
+  };
+  EXPECT_THAT(refused(safetensors({{"lm_head.weight", {1, 2}}})),
+              HasSubstr("found a tensor \"lm_head.weight\", expected ITERATION_LAYER"));
+  EXPECT_THAT(refused(safetensors({{"50_3", {1, 2}}})),
+              HasSubstr("found 2 experts, expected 3 as meta_info.json says"));
+  EXPECT_THAT(refused(safetensors({{"50_3", {1, 2, 3}}, {"51_3", {1, 2}}})),
+              HasSubstr("51_3: found 2 experts, expected 3 as before"));
+  EXPECT_THAT(refused(safetensors({{"50_3", {1, -2, 3}}})), HasSubstr("found count -2"));
+  EXPECT_THAT(refused(safetensors({{"50_3", {1, 2, 3}}}, "F64")), HasSubstr("found dtype \"F64\""));
+  EXPECT_THAT(refused(rank0.substr(0, rank0.size() - 1)),
+              HasSubstr("expected 24 bytes inside the file"));
+  EXPECT_THAT(refused(rank0.substr(0, 20)), HasSubstr("expected a whole safetensors file"));
+  EXPECT_THAT(refused(""), HasSubstr("found a header of 0 bytes in a file of 0"));
 }
 
 // What holds for all ----------------------------------------------------------------------------

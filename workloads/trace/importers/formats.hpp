@@ -15,6 +15,7 @@ Imported import_csv(const std::filesystem::path& path, const ImportOptions& opti
 Imported import_hf_json(const std::filesystem::path& path, const ImportOptions& options);
 Imported import_esft(const std::filesystem::path& path, const ImportOptions& options);
 Imported import_gpt_oss_json(const std::filesystem::path& path, const ImportOptions& options);
+Imported import_trtllm(const std::filesystem::path& path, const ImportOptions& options);
 
 bool is_npz(const FileHead& head);
 bool is_npy(const FileHead& head);
@@ -26,5 +27,6 @@ bool is_csv(const FileHead& head);
 bool is_hf_json(const FileHead& head);
 bool is_esft(const FileHead& head);
 bool is_gpt_oss_json(const FileHead& head);
+bool is_trtllm(const FileHead& head);
 
 }  // namespace coterie
