@@ -95,7 +95,13 @@ def simulate(experiment: Path, overrides: dict | None = None) -> pd.DataFrame:
     with tempfile.TemporaryDirectory() as folder:
         sets = [part for key, value in (overrides or {}).items() for part in ("--set", f"{key}={value}")]
         coterie("simulate", experiment, "-o", folder, "--no-timelines", *sets)
-        return pd.read_csv(Path(folder) / "results.csv")
+        return one_layer(pd.read_csv(Path(folder) / "results.csv"))
+
+
+def one_layer(table: pd.DataFrame) -> pd.DataFrame:
+    """Times of one MoE layer under the short names of the figures: time_s, low_s, high_s. Tables of version
+    0.1 have these names already; in its sweeps they are sums over the layers of a run."""
+    return table.rename(columns={f"layer_{name}_s": f"{name}_s" for name in ("time", "low", "high")})
 
 
 def mean_layer(results: pd.DataFrame) -> pd.DataFrame:
@@ -104,7 +110,7 @@ def mean_layer(results: pd.DataFrame) -> pd.DataFrame:
     See read_sweep for what these three mean.
     """
     table = results.copy()
-    table["compute_s"] = table[[f"{name}_slowest_rank_s" for name in ("pack", "expand", "mlp", "merge", "sum")]].sum(axis=1)
+    table["compute_s"] = compute_s(table)
     table = table.groupby("run", sort=False).mean(numeric_only=True).reset_index()
     table["exposed_s"] = (table["time_s"] - table["compute_s"]).clip(lower=0.0)
     table["exposed_share"] = table["exposed_s"] / table["time_s"]
@@ -114,8 +120,18 @@ def mean_layer(results: pd.DataFrame) -> pd.DataFrame:
 # ---------------------------------------------------------------------------------- sweep tables
 
 
-COMPUTE_PHASES = ["pack_s", "expand_s", "mlp_s", "merge_s", "sum_s"]
+COMPUTE_PHASES = ["pack", "expand", "mlp", "merge", "sum"]
 BINDING = ["kernels and MLP", "NVLink", "NIC", "fabric"]
+
+
+def compute_columns(table: pd.DataFrame) -> list[str]:
+    """The columns of the compute phases, each on its slowest rank; sweeps of version 0.1 call them PHASE_s."""
+    names = [f"{phase}_slowest_rank_s" for phase in COMPUTE_PHASES]
+    return [name for name in names if name in table] or [name for phase in COMPUTE_PHASES if (name := f"{phase}_s") in table]
+
+
+def compute_s(table: pd.DataFrame) -> pd.Series:
+    return table[compute_columns(table)].sum(axis=1)
 
 
 def binding(table: pd.DataFrame) -> pd.Series:
@@ -123,7 +139,7 @@ def binding(table: pd.DataFrame) -> pd.Series:
     of the busiest link: NVLink (or PCIe), NIC (its port or what a rank can inject), or the fabric behind it."""
     kind = table["busiest_link"].fillna("").str
     tier = np.select([table["busiest_link_tier"] == "scale_up", kind.contains("network cap|nic")], ["NVLink", "NIC"], "fabric")
-    compute = table[COMPUTE_PHASES].sum(axis=1) >= 0.5 * table["time_s"]
+    compute = compute_s(table) >= 0.5 * table["time_s"]
     return pd.Series(np.where(compute, "kernels and MLP", tier), index=table.index).where(table["time_s"].notna())
 
 
@@ -135,15 +151,14 @@ def read_sweep(path: Path) -> pd.DataFrame:
                          bound of communication, since the slowest ranks of two phases may differ.
     exposed_share        exposed_s / time_s
     """
-    table = pd.read_csv(path, comment="#")
+    table = one_layer(pd.read_csv(path, comment="#"))
     if "status" in table:
         failed = table[table["status"] != "ok"]
         if len(failed):
             print(f"{path.name}: {len(failed)} failed rows left out; the first: {failed['error'].iloc[0]}")
         table = table[table["status"] == "ok"].copy()
-    parts = [name for name in COMPUTE_PHASES if name in table]
-    if parts and "compute_s" not in table:
-        table["compute_s"] = table[parts].sum(axis=1)
+    if compute_columns(table) and "compute_s" not in table:
+        table["compute_s"] = compute_s(table)
     if "compute_s" in table:
         table["exposed_s"] = (table["time_s"] - table["compute_s"]).clip(lower=0.0)
         table["exposed_share"] = table["exposed_s"] / table["time_s"]
@@ -179,8 +194,8 @@ CONDENSED = ["status", "error", "run", "num_gpus", "fanout_ranks", "fanout_nodes
 def condense(source: Path, target: Path, header: list[str], drop: tuple[str, ...] = ()) -> pd.DataFrame:
     """A sweep's table made small enough to commit: the columns of CONDENSED at four digits, the head's
     lines as comments, and there what is equal in all rows. A trace's path becomes its stem."""
-    table = pd.read_csv(source)
-    table["compute_s"] = table[COMPUTE_PHASES].sum(axis=1)
+    table = one_layer(pd.read_csv(source))
+    table["compute_s"] = compute_s(table)
     table["binding"] = binding(table)
     axes = [name for name in table if name.startswith("set.") and "max_imbalance" not in name]
     if "set.trace.file" in axes:

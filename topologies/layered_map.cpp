@@ -57,6 +57,11 @@ std::vector<std::string> LayeredMap::keys() const {
   return keys;
 }
 
+bool LayeredMap::has(const std::string& key) const {
+  return std::any_of(layers_.begin(), layers_.end(),
+                     [&](const YamlMap& layer) { return layer.has(key); });
+}
+
 void LayeredMap::finish() const {
   for (const YamlMap& layer : layers_) layer.finish();
 }

@@ -26,6 +26,8 @@ class LayeredMap {
   [[nodiscard]] std::optional<LayeredMap> block(const std::string& key);
   // All keys, those of the topmost layer first, each layer's in file order.
   [[nodiscard]] std::vector<std::string> keys() const;
+  // Whether any layer gives the key.
+  [[nodiscard]] bool has(const std::string& key) const;
   // Whether the topmost layer itself gives the key.
   [[nodiscard]] bool given_on_top(const std::string& key) const { return layers_[0].has(key); }
 

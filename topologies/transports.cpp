@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <array>
+#include <type_traits>
+#include <utility>
 
 #include "core/error.hpp"
 #include "topologies/cluster.hpp"
@@ -129,12 +131,137 @@ std::string nccl_tier_text(std::string_view key, const NcclTier& tier, std::size
   return text;
 }
 
+// Kernels ----------------------------------------------------------------------------------------
+
+// The keys of a block of plain values, told to a reader and to a writer alike: `visit(key, value)`
+// for those that must be given, `visit(key, value, default)` for the others.
+template <class Costs, class Visitor>
+void visit_keys(Costs& costs,
+                Visitor& visit) requires std::is_same_v<std::remove_const_t<Costs>, CopyKernel> {
+  visit("fixed", costs.fixed);
+  visit("first_row", costs.first_row);
+  visit("first_rows", costs.first_rows);
+  visit("fill", costs.fill, true);
+  visit("fill_tokens", costs.fill_tokens, 1e-3, 1e9);
+  visit("token", costs.token, true);
+  visit("row", costs.row, true);
+  visit("row_floor", costs.row_floor, true);
+  visit("bandwidth", costs.bandwidth);
+  visit("receive_share", costs.receive_share, 0.0, 10.0);
+  visit("token_bandwidth", costs.token_bandwidth);
+  visit("pair_gain", costs.pair_gain, 0.01, 1e4);
+  visit("port_bandwidth", costs.port_bandwidth);
+}
+template <class Costs, class Visitor>
+void visit_keys(Costs& costs,
+                Visitor& visit) requires std::is_same_v<std::remove_const_t<Costs>, PutKernel> {
+  visit("fixed", costs.fixed);
+  visit("peer", costs.peer, true);
+  visit("token_row", costs.token_row, true);
+  visit("token", costs.token, true);
+  visit("row", costs.row, true);
+  visit("port_bandwidth", costs.port_bandwidth);
+}
+
+struct KeyReader {
+  LayeredMap& map;
+  void operator()(const char* key, Seconds& value, bool optional = false) const {
+    if (optional && !map.has(key)) {
+      (void)map.optional(key);
+      return;
+    }
+    value = map.required(key).as_seconds();
+  }
+  void operator()(const char* key, Bandwidth& value) const {
+    value = positive_bandwidth(map.required(key));
+  }
+  void operator()(const char* key, std::optional<Bandwidth>& value) const {
+    if (const auto given = map.optional(key)) {
+      if (!says(*given, "none")) value = positive_bandwidth(*given);
+    }
+  }
+  void operator()(const char* key, double& value, double min, double max) const {
+    value = number_or(map, key, min, max, value);
+  }
+};
+
+struct KeyWriter {
+  std::string text;
+  void operator()(const char* key, const Seconds& value, bool optional = false) {
+    if (!optional || value.value != 0.0) add(key, exact(value));
+  }
+  void operator()(const char* key, const Bandwidth& value) { add(key, exact(value)); }
+  void operator()(const char* key, const std::optional<Bandwidth>& value) {
+    if (value) add(key, exact(*value));
+  }
+  void operator()(const char* key, const double& value, double /*min*/, double /*max*/) {
+    add(key, fmt::format("{}", value));
+  }
+
+ private:
+  void add(const char* key, const std::string& value) {
+    text += fmt::format("{}{}: {}", text.empty() ? "" : ", ", key, value);
+  }
+};
+
+template <class Kernel>
+std::optional<Kernel> read_kernel(LayeredMap& parent, const std::string& key) {
+  auto map = parent.block(key);
+  if (!map) return std::nullopt;
+  Kernel kernel;
+  const KeyReader reader{*map};
+  visit_keys(kernel, reader);
+  map->finish();
+  return kernel;
+}
+template <class Kernel>
+Kernel required_kernel(LayeredMap& parent, const std::string& key) {
+  auto kernel = read_kernel<Kernel>(parent, key);
+  if (!kernel) (void)parent.required(key);
+  if (!kernel) throw parent.place().error("\"" + key + "\" as none", "the kernel's costs");
+  return *kernel;
+}
+template <class Kernel>
+std::string kernel_text(std::string_view key, const Kernel& kernel) {
+  KeyWriter writer;
+  visit_keys(kernel, writer);
+  return fmt::format("{}{}: {{{}}}\n", spaces(kIndent), key, writer.text);
+}
+
+std::uint32_t read_sms(LayeredMap& map) {
+  return static_cast<std::uint32_t>(map.required("sms").as_integer(1, 1 << 16));
+}
+
 // Readers and writers ----------------------------------------------------------------------------
 
 void read(LayeredMap& /*map*/, IdealParameters& /*parameters*/) {}
 void read(LayeredMap& map, NcclParameters& parameters) {
   parameters.scale_up = read_nccl_tier(map, "scale_up");
   parameters.network = read_nccl_tier(map, "network");
+}
+void read(LayeredMap& map, DeepepNormalParameters& parameters) {
+  parameters.sms = read_sms(map);
+  if (parameters.sms % 2 != 0) {
+    const YamlValue sms = map.required("sms");
+    throw sms.error(sms.excerpt(), "an even number: half of them send, half receive");
+  }
+  if (const auto notify = map.optional("notify")) parameters.notify = notify->as_seconds();
+  parameters.dispatch = required_kernel<CopyKernel>(map, "dispatch");
+  parameters.combine = required_kernel<CopyKernel>(map, "combine");
+  parameters.dispatch_between = read_kernel<CopyKernel>(map, "dispatch_between");
+  parameters.combine_between = read_kernel<CopyKernel>(map, "combine_between");
+}
+void read(LayeredMap& map, DeepepLowLatencyParameters& parameters) {
+  parameters.sms = read_sms(map);
+  parameters.max_tokens_per_rank =
+      static_cast<std::uint32_t>(map.required("max_tokens_per_rank").as_integer(1, 1 << 24));
+  parameters.dispatch = required_kernel<PutKernel>(map, "dispatch");
+  parameters.combine = required_kernel<PutKernel>(map, "combine");
+}
+void read(LayeredMap& map, NvlinkOneSidedParameters& parameters) {
+  parameters.sms = read_sms(map);
+  parameters.dispatch = required_kernel<PutKernel>(map, "dispatch");
+  parameters.combine = required_kernel<PutKernel>(map, "combine");
 }
 
 std::string text_of(const IdealParameters& /*parameters*/) {
@@ -147,8 +274,29 @@ std::string text_of(const NcclParameters& parameters) {
   return text;
 }
 
-constexpr std::array<std::string_view, std::variant_size_v<TransportParameters>> kNames{"ideal",
-                                                                                        "nccl"};
+std::string text_of(const DeepepNormalParameters& parameters) {
+  std::string text = fmt::format("{}sms: {}\n", spaces(kIndent), parameters.sms);
+  if (parameters.notify)
+    text += fmt::format("{}notify: {}\n", spaces(kIndent), exact(*parameters.notify));
+  text += kernel_text("dispatch", parameters.dispatch) + kernel_text("combine", parameters.combine);
+  if (const auto& kernel = parameters.dispatch_between)
+    text += kernel_text("dispatch_between", *kernel);
+  if (const auto& kernel = parameters.combine_between)
+    text += kernel_text("combine_between", *kernel);
+  return text;
+}
+std::string text_of(const DeepepLowLatencyParameters& parameters) {
+  return fmt::format("{0}sms: {1}\n{0}max_tokens_per_rank: {2}\n", spaces(kIndent), parameters.sms,
+                     parameters.max_tokens_per_rank) +
+         kernel_text("dispatch", parameters.dispatch) + kernel_text("combine", parameters.combine);
+}
+std::string text_of(const NvlinkOneSidedParameters& parameters) {
+  return fmt::format("{}sms: {}\n", spaces(kIndent), parameters.sms) +
+         kernel_text("dispatch", parameters.dispatch) + kernel_text("combine", parameters.combine);
+}
+
+constexpr std::array<std::string_view, std::variant_size_v<TransportParameters>> kNames{
+    "ideal", "nccl", "deepep_normal", "deepep_low_latency", "nvlink_one_sided"};
 
 // One of each kind, in the variant's order.
 template <std::size_t... I>
@@ -183,6 +331,23 @@ std::string known_names() {
   return fmt::format("{}", fmt::join(kNames, ", "));
 }
 
+// The multiprocessors that a kernel holds; none for transports that hold none.
+std::uint32_t sms_of(const TransportParameters& parameters) {
+  return std::visit(
+      [](const auto& alternative) -> std::uint32_t {
+        if constexpr (requires { alternative.sms; }) return alternative.sms;
+        return 0;
+      },
+      parameters);
+}
+
+void check_sms(const Cluster& cluster, const TransportParameters& parameters,
+               const std::string& where) {
+  if (sms_of(parameters) <= cluster.gpu.num_sms) return;
+  throw InputError(where, fmt::format("{} multiprocessors (sms)", sms_of(parameters)),
+                   fmt::format("at most the {} of a {}", cluster.gpu.num_sms, cluster.gpu.name));
+}
+
 // The transport of this name that the topology describes.
 TransportParameters described(const Cluster& cluster, const std::string& name) {
   if (kind_of(name) == kNames.size()) {
@@ -210,6 +375,11 @@ std::string_view transport_name(const TransportParameters& parameters) {
   return kNames[parameters.index()];
 }
 
+bool counts_rows(const TransportParameters& parameters) {
+  return !std::holds_alternative<IdealParameters>(parameters) &&
+         !std::holds_alternative<NcclParameters>(parameters);
+}
+
 std::vector<std::string> transport_names() {
   return {kNames.begin(), kNames.end()};
 }
@@ -221,7 +391,12 @@ TransportParameters chosen_transport(const Cluster& cluster, const TransportChoi
   } else if (!cluster.transports.empty()) {
     parameters = cluster.transports.front();
   }
-  if (choice.settings.empty()) return parameters;
+  const std::string name =
+      fmt::format("transport {} of topology {}", transport_name(parameters), cluster.name);
+  if (choice.settings.empty()) {
+    check_sms(cluster, parameters, name);
+    return parameters;
+  }
   // Settings get the checks of the file: they are laid over the parameters' own text.
   std::vector<Override> settings;
   for (const Override& setting : choice.settings) {
@@ -230,10 +405,10 @@ TransportParameters chosen_transport(const Cluster& cluster, const TransportChoi
   std::string text =
       std::visit([](const auto& alternative) { return text_of(alternative); }, parameters);
   text = text.empty() ? "transport: {}\n" : "transport:\n" + text;
-  const std::string name =
-      fmt::format("transport {} of topology {}", transport_name(parameters), cluster.name);
   LayeredMap map({parse_yaml(text, name, settings).as_map().required("transport").as_map()});
-  return read_one(map, parameters.index());
+  parameters = read_one(map, parameters.index());
+  check_sms(cluster, parameters, name);
+  return parameters;
 }
 
 std::vector<std::string> transport_warnings(const Cluster& cluster) {

@@ -64,13 +64,81 @@ struct NcclParameters {
   std::optional<NcclTier> scale_up, network;
 };
 
+// A kernel that copies rows with a part of the GPU's multiprocessors: some of them send, the others
+// receive. Two multiprocessors, one of each, are a *channel*; the tokens of a rank are dealt to its
+// channels. With n tokens and r rows per channel, rows of b bytes, and f rows per token, a rank
+//
+//   starts   fixed + b / first_row + f * b / first_rows + fill * (1 - exp(-n / fill_tokens))
+//   sends    n * token + r * row(b)        with row(b) = max(row_floor, row + b / bandwidth)
+//   receives receive_share * r' * row(b) + n' * b / token_bandwidth
+//
+// where r' rows come in, and the last term counts the n' tokens whose results are added up (combine).
+// To one destination alone it sends r" rows in n * token + r" * row(b) * P / pair_gain: the warps are
+// dealt to P destinations. What goes to other GPUs is limited by port_bandwidth too, each direction;
+// of kernels that work in two hops, what goes to other nodes.
+struct CopyKernel {
+  Seconds fixed;
+  std::optional<Bandwidth> first_row;   // absent: no time
+  std::optional<Bandwidth> first_rows;  // likewise
+  Seconds fill;
+  double fill_tokens = 1.0;
+  Seconds token;
+  Seconds row;
+  Seconds row_floor;
+  Bandwidth bandwidth;
+  double receive_share = 1.0;
+  std::optional<Bandwidth> token_bandwidth;  // absent: nothing is added up
+  double pair_gain = 1.0;
+  std::optional<Bandwidth> port_bandwidth;  // absent: the links'
+};
+
+// `deepep_normal`: DeepEP's normal kernels. Rows that stay on their rank are copied like others.
+struct DeepepNormalParameters {
+  std::uint32_t sms = 24;         // of the kernel; even
+  std::optional<Seconds> notify;  // exchange of counts before a dispatch; absent: the overhead's
+  CopyKernel dispatch, combine;
+  // The kernels that cross nodes, in two hops; absent: as inside a node.
+  std::optional<CopyKernel> dispatch_between, combine_between;
+};
+
+// A kernel that puts rows straight into the receiver's memory: a rank with P peers, f rows per token
+// and T tokens in all
+//
+//   starts   fixed + P * peer + f * token_row
+//   sends    max(T * token / multiprocessors, rows * row, bytes over links / port_bandwidth)
+struct PutKernel {
+  Seconds fixed;
+  Seconds peer;
+  Seconds token_row;
+  Seconds token;  // on one multiprocessor
+  Seconds row;    // 1 / message rate of a rank
+  Bandwidth port_bandwidth;
+};
+
+// `deepep_low_latency`: one put per (token, expert), nothing de-duplicated or forwarded.
+struct DeepepLowLatencyParameters {
+  std::uint32_t sms = 1;
+  std::uint32_t max_tokens_per_rank = 1;  // what its buffers hold
+  PutKernel dispatch, combine;
+};
+
+// `nvlink_one_sided`: one put per (token, rank), flags as barriers; combine pulls.
+struct NvlinkOneSidedParameters {
+  std::uint32_t sms = 1;
+  PutKernel dispatch, combine;
+};
+
 // In the order in which the names are listed.
-using TransportParameters = std::variant<IdealParameters, NcclParameters>;
+using TransportParameters = std::variant<IdealParameters, NcclParameters, DeepepNormalParameters,
+                                         DeepepLowLatencyParameters, NvlinkOneSidedParameters>;
 
 // "nccl".
 std::string_view transport_name(const TransportParameters& parameters);
 // All that there are, in the variant's order.
 std::vector<std::string> transport_names();
+
+// Whether messages must say of how many rows they consist: costs depend on it.
+bool counts_rows(const TransportParameters& parameters);
 
 // What an experiment, or a command's options, says of the transport.
 struct TransportChoice {
@@ -82,7 +150,8 @@ struct TransportChoice {
 
 // The parameters of a chosen transport on a cluster, with the settings in place. `ideal` needs
 // none. Throws InputError for a name that no transport has, for one that the topology has no
-// parameters for, and for settings that do not fit.
+// parameters for, and for settings that do not fit (more multiprocessors than the GPU has among
+// them).
 TransportParameters chosen_transport(const Cluster& cluster, const TransportChoice& choice);
 
 // What a reader of the topology should know: tiers of the hardware that a described transport has

@@ -9,12 +9,14 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 
 #include "core/error.hpp"
 #include "runtime/control/fault.hpp"
 #include "runtime/executor/executor.hpp"
 #include "runtime/executor/reference.hpp"
 #include "runtime/executor/shared_experts.hpp"
+#include "workloads/plan/schedule.hpp"
 
 namespace coterie {
 namespace {
@@ -28,6 +30,7 @@ struct Row {
   std::uint32_t item = 0;
 };
 using Block = std::vector<Row>;
+using Values = std::vector<float>;  // [hidden]
 
 constexpr auto kWire = kernels::RowType::kBf16;
 
@@ -103,7 +106,7 @@ std::string encode_results(const std::vector<std::vector<float>>& rows) {
 
 class DryExecutor final : public Executor {
  public:
-  explicit DryExecutor(ControlGroup& group) : group_(group) {
+  DryExecutor(ControlGroup& group, ExecutionLog* log) : group_(group), log_(log) {
     group_.set_stage("communicator initialisation");
   }
 
@@ -156,12 +159,13 @@ class DryExecutor final : public Executor {
   // Items to blocks, by send position: one row per item and destination, or per copy.
   static std::vector<Block> distribute(const std::vector<Row>& items, const Hop& hop,
                                        bool row_per_copy) {
-    std::vector<Block> blocks(hop.send.size());
+    std::vector<Block> blocks(hop.send_ranks.size());
     for (std::uint32_t i = 0; i < items.size(); ++i) {
-      std::vector<std::size_t> open(hop.send.size(), 0);  // 1 + row number within the block
+      std::vector<std::size_t> open(hop.send_ranks.size(), 0);  // 1 + row number within the block
       for (const Copy& copy : items[i].copies) {
         const std::size_t position =
-            (hop.slot_dest[copy.expert] + hop.send.size() - hop.first_dest) % hop.send.size();
+            (hop.slot_dest[copy.expert] + hop.send_ranks.size() - hop.first_dest) %
+            hop.send_ranks.size();
         Block& block = blocks[position];
         if (open[position] == 0 || row_per_copy) {
           block.push_back({items[i].values, {}, i});
@@ -173,40 +177,83 @@ class DryExecutor final : public Executor {
     return blocks;
   }
 
-  // Over the control connection; the received rows in the order of the sources.
-  std::vector<Row> exchange_blocks(const std::string& name, const Hop& hop,
-                                   const std::vector<Block>& blocks) {
+  // A layer on its way through the steps of its plan.
+  struct Run {
+    const LayerPlan& plan;
+    const RankLayout& layout;
+    std::vector<Row> tokens;                      // the rank's own, as items of the first hop
+    std::vector<std::vector<Row>> received[2];    // [hop][round] in the order of the sources
+    std::vector<std::vector<Block>> sent[2];      // [hop][round] by send position
+    std::vector<std::vector<Values>> results[2];  // [hop][round] by received row
+    std::vector<Values> sums;                     // [num_tokens]
+    std::vector<Step> done;
+
+    [[nodiscard]] std::size_t last() const { return layout.hops.size() - 1; }
+  };
+
+  void record(const Run& run, const Step& step, std::uint32_t peer, std::uint32_t num_rows,
+              std::size_t num_bytes) {
+    if (log_ == nullptr || num_rows == 0 || peer == run.layout.rank) return;
+    log_->push_back(
+        {step, run.layout.rank, peer, num_rows, num_bytes, prerequisites(run.plan, step)});
+  }
+
+  // The rows that a round of a hop is made from.
+  static std::vector<Row> items_of(const Run& run, std::size_t hop, std::uint32_t round) {
+    if (hop > 0) return run.received[hop - 1][round];
+    const auto begin = run.tokens.begin();
+    return {begin + run.layout.round_begin[round], begin + run.layout.round_begin[round + 1]};
+  }
+
+  // Over the control connection.
+  void send_rows(Run& run, const Step& step, const std::string& name) {
+    const Hop& hop = run.layout.hops[step.stage];
+    const std::vector<Block> blocks = distribute(items_of(run, step.stage, step.round), hop,
+                                                 run.layout.policy == DispatchPolicy::kStandard);
     std::vector<std::string> to_each(group_.num_ranks());
     for (std::size_t p = 0; p < blocks.size(); ++p) {
-      if (!blocks[p].empty()) to_each[hop.send_ranks[p]] = encode(blocks[p], hidden());
+      if (blocks[p].empty()) continue;
+      std::string& bytes = to_each[hop.send_ranks[p]];
+      bytes = encode(blocks[p], hidden());
+      record(run, step, hop.send_ranks[p], static_cast<std::uint32_t>(blocks[p].size()),
+             bytes.size());
     }
     const auto from_each = group_.exchange(name, std::move(to_each));
-    std::vector<Row> rows;
+    std::vector<Row>& rows = run.received[step.stage][step.round];
     for (std::size_t s = 0; s < hop.recv_ranks.size(); ++s) {
-      for (Row& row :
-           decode(from_each[hop.recv_ranks[s]], hidden(), hop.recv[s], hop.recv_ranks[s])) {
+      for (Row& row : decode(from_each[hop.recv_ranks[s]], hidden(), hop.rounds[step.round].recv[s],
+                             hop.recv_ranks[s])) {
         rows.push_back(std::move(row));
       }
     }
-    return rows;
+    run.sent[step.stage][step.round] = blocks;
   }
 
   // The other way: results by received row, answered to their sources and summed per item.
-  std::vector<std::vector<float>> return_results(const std::string& name, const Hop& hop,
-                                                 const std::vector<Block>& sent,
-                                                 const std::vector<std::vector<float>>& results,
-                                                 std::size_t num_items) {
+  void send_results(Run& run, const Step& step, const std::string& name) {
+    const Hop& hop = run.layout.hops[step.stage];
+    const HopRound& round = hop.rounds[step.round];
+    const std::vector<Values>& results = run.results[step.stage][step.round];
     std::vector<std::string> to_each(group_.num_ranks());
     std::size_t begin = 0;
     for (std::size_t s = 0; s < hop.recv_ranks.size(); ++s) {
-      const std::size_t end = begin + hop.recv[s].num_rows;
-      to_each[hop.recv_ranks[s]] =
-          encode_results({results.begin() + static_cast<std::ptrdiff_t>(begin),
-                          results.begin() + static_cast<std::ptrdiff_t>(end)});
+      const std::size_t end = begin + round.recv[s].num_rows;
+      std::string& bytes = to_each[hop.recv_ranks[s]];
+      bytes = encode_results({results.begin() + static_cast<std::ptrdiff_t>(begin),
+                              results.begin() + static_cast<std::ptrdiff_t>(end)});
       begin = end;
     }
+    // In send order: the own position first, then ascending and around.
+    for (std::size_t p = 0; p < hop.recv_ranks.size(); ++p) {
+      const std::size_t s = (hop.recv_self + p) % hop.recv_ranks.size();
+      record(run, step, hop.recv_ranks[s], round.recv[s].num_rows,
+             to_each[hop.recv_ranks[s]].size());
+    }
     const auto from_each = group_.exchange(name, std::move(to_each));
-    std::vector<std::vector<float>> sums(num_items, std::vector<float>(hidden(), 0.0F));
+    const std::vector<Block>& sent = run.sent[step.stage][step.round];
+    const std::uint32_t first_token = run.layout.round_begin[step.round];
+    std::vector<Values>& sums =
+        step.stage == 0 ? run.sums : run.results[step.stage - 1][step.round];
     for (std::size_t p = 0; p < sent.size(); ++p) {
       const std::string& bytes = from_each[hop.send_ranks[p]];
       if (bytes.size() != sent[p].size() * hidden() * sizeof(kernels::Bf16)) {
@@ -216,7 +263,7 @@ class DryExecutor final : public Executor {
       }
       std::size_t at = 0;
       for (const Row& row : sent[p]) {
-        for (float& sum : sums[row.item]) {
+        for (float& sum : sums[row.item + (step.stage == 0 ? first_token : 0)]) {
           kernels::Bf16 value;
           std::memcpy(&value, bytes.data() + at, sizeof value);
           at += sizeof value;
@@ -224,72 +271,116 @@ class DryExecutor final : public Executor {
         }
       }
     }
-    return sums;
+  }
+
+  // The experts' results of all rows that the last hop brought.
+  void compute_experts(Run& run) {
+    std::vector<TokenRequest> requests;
+    for (const std::vector<Row>& round : run.received[run.last()]) {
+      for (const Row& row : round) {
+        TokenRequest request;
+        request.values = row.values;
+        for (const Copy& copy : row.copies) {
+          if (copy.expert - run.layout.first_local_slot >= run.layout.local_experts.size()) {
+            throw Error(ExitCode::kInternalError, "a row reached a rank without its expert");
+          }
+          request.experts.push_back(run.layout.slot_expert[copy.expert]);
+          request.weights.push_back(copy.weight);
+        }
+        requests.push_back(std::move(request));
+      }
+    }
+    std::vector<Values> results =
+        reference_outputs(layers_.shape.mlp, layers_.shape.seed, run.plan.layer, requests);
+    auto next = results.begin();
+    for (std::size_t r = 0; r < run.received[run.last()].size(); ++r) {
+      const auto end = next + static_cast<std::ptrdiff_t>(run.received[run.last()][r].size());
+      run.results[run.last()][r].assign(std::make_move_iterator(next),
+                                        std::make_move_iterator(end));
+      next = end;
+    }
+    // What relays sum up, they start from zero.
+    if (run.last() == 0) return;
+    for (std::size_t r = 0; r < run.received[0].size(); ++r) {
+      run.results[0][r].assign(run.received[0][r].size(), Values(hidden(), 0.0F));
+    }
+  }
+
+  void run_step(Run& run, const Step& step) {
+    for (const Step& earlier : prerequisites(run.plan, step)) {
+      if (std::find(run.done.begin(), run.done.end(), earlier) == run.done.end()) {
+        throw Error(ExitCode::kInternalError, "a step of the plan comes before what it waits for");
+      }
+    }
+    const Phase phase = phase_of(run.plan.stages[step.stage], step.direction);
+    const std::string name =
+        fmt::format("{} round {} of layer {}", to_string(phase), step.round, run.plan.layer);
+    if (step.direction == Direction::kDispatch) {
+      send_rows(run, step, name);
+    } else {
+      send_results(run, step, name);
+    }
+    run.done.push_back(step);
   }
 
   void run_layer(std::size_t layer_idx, bool may_fail) {
     const RankLayout& layout = layers_.layouts[layer_idx];
-    const LayerPlan& plan = *layers_.plans[layer_idx];
-    const std::string suffix = fmt::format(" of layer {}", plan.layer);
+    Run run{*layers_.plans[layer_idx], layout, {}, {}, {}, {}, {}, {}};
     const auto tokens = make_tokens(layers_.shape.seed, group_.rank(), layout.num_tokens, hidden());
-    std::vector<Row> items(layout.num_tokens);
-    for (std::size_t t = 0; t < items.size(); ++t) {
-      items[t].values =
+    run.tokens.resize(layout.num_tokens);
+    for (std::size_t t = 0; t < run.tokens.size(); ++t) {
+      run.tokens[t].values =
           wire_values(std::span(tokens).subspan(t * hidden(), hidden()), layers_.shape.dispatch);
       for (std::size_t j = 0; j < layout.num_topk; ++j) {
         const std::size_t at = t * layout.num_topk + j;
-        items[t].copies.push_back({layout.token_slots[at], layout.token_weights[at]});
+        run.tokens[t].copies.push_back({layout.token_slots[at], layout.token_weights[at]});
       }
     }
-    group_.barrier("notify" + suffix);
-    if (may_fail) fault_point(group_.rank(), "dispatch");
-
-    std::vector<std::vector<Block>> sent;
-    std::vector<std::size_t> num_items;
+    run.sums.assign(layout.num_tokens, Values(hidden(), 0.0F));
     for (std::size_t h = 0; h < layout.hops.size(); ++h) {
-      num_items.push_back(items.size());
-      sent.push_back(distribute(items, layout.hops[h], layout.policy == DispatchPolicy::kStandard));
-      if (h == 0) {
-        first_hop_rows_[layer_idx].clear();
-        for (const Block& block : sent[0]) {
-          first_hop_rows_[layer_idx].insert(first_hop_rows_[layer_idx].end(), block.begin(),
-                                            block.end());
-        }
-      }
-      items = exchange_blocks((h == 0 ? "dispatch" : "forward") + suffix, layout.hops[h], sent[h]);
+      run.received[h].resize(layout.num_rounds());
+      run.sent[h].resize(layout.num_rounds());
+      run.results[h].resize(layout.num_rounds());
     }
-
-    std::vector<TokenRequest> requests(items.size());
-    for (std::size_t r = 0; r < items.size(); ++r) {
-      requests[r].values = items[r].values;
-      for (const Copy& copy : items[r].copies) {
-        if (copy.expert - layout.first_local_slot >= layout.local_experts.size()) {
-          throw Error(ExitCode::kInternalError, "a row reached a rank without its expert");
-        }
-        requests[r].experts.push_back(layout.slot_expert[copy.expert]);
-        requests[r].weights.push_back(copy.weight);
-      }
+    group_.barrier(fmt::format("notify of layer {}", run.plan.layer));
+    if (may_fail) fault_point(group_.rank(), "dispatch");
+    const std::vector<Step> steps = plan_steps(run.plan);
+    for (const Step& step : steps) {
+      if (step.direction == Direction::kDispatch) run_step(run, step);
     }
-    std::vector<std::vector<float>> results =
-        reference_outputs(layers_.shape.mlp, layers_.shape.seed, plan.layer, requests);
-
+    keep_first_hop(layer_idx, run);
+    compute_experts(run);
     if (may_fail) fault_point(group_.rank(), "combine");
-    for (std::size_t h = layout.hops.size(); h-- > 0;) {
-      results = return_results((h == 0 ? "combine" : "gather") + suffix, layout.hops[h], sent[h],
-                               results, num_items[h]);
+    for (const Step& step : steps) {
+      if (step.direction == Direction::kCombine) run_step(run, step);
     }
     std::vector<std::span<const kernels::Bf16>> own_rows;
     for (std::size_t t = 0; t < layout.num_tokens; ++t) {
       own_rows.push_back(std::span(tokens).subspan(t * hidden(), hidden()));
     }
-    add_shared_outputs(layers_.shape, plan.layer, own_rows, results);
+    add_shared_outputs(layers_.shape, run.plan.layer, own_rows, run.sums);
     outputs_[layer_idx].clear();
-    for (const auto& row : results) {
+    for (const Values& row : run.sums) {
       outputs_[layer_idx].insert(outputs_[layer_idx].end(), row.begin(), row.end());
     }
   }
 
+  // What compare_with_plan looks at: the rows of the first hop, items numbered through all rounds.
+  void keep_first_hop(std::size_t layer_idx, const Run& run) {
+    std::vector<Row>& kept = first_hop_rows_[layer_idx];
+    kept.clear();
+    for (std::size_t r = 0; r < run.sent[0].size(); ++r) {
+      for (const Block& block : run.sent[0][r]) {
+        for (const Row& row : block) {
+          kept.push_back(row);
+          kept.back().item += run.layout.round_begin[r];
+        }
+      }
+    }
+  }
+
   ControlGroup& group_;
+  ExecutionLog* log_;  // may be null
   RunLayers layers_;
   std::vector<std::vector<float>> outputs_;
   std::vector<std::vector<Row>> first_hop_rows_;
@@ -297,8 +388,8 @@ class DryExecutor final : public Executor {
 
 }  // namespace
 
-std::unique_ptr<Executor> make_dry_executor(ControlGroup& group) {
-  return std::make_unique<DryExecutor>(group);
+std::unique_ptr<Executor> make_dry_executor(ControlGroup& group, ExecutionLog* log) {
+  return std::make_unique<DryExecutor>(group, log);
 }
 
 }  // namespace coterie

@@ -16,6 +16,7 @@
 #include "runtime/control/group.hpp"
 #include "runtime/executor/layout.hpp"
 #include "workloads/plan/plan.hpp"
+#include "workloads/plan/schedule.hpp"
 
 namespace coterie {
 
@@ -74,6 +75,18 @@ class Executor {
 
 std::unique_ptr<Executor> make_gpu_executor(ControlGroup& group,
                                             const RankEnvironment& environment);
-std::unique_ptr<Executor> make_dry_executor(ControlGroup& group);
+
+// A message that a rank sent, as the dry executor keeps it: in the order of sending, those that
+// stay on their rank left out.
+struct ExecutedMessage {
+  Step step;
+  std::uint32_t src = 0, dst = 0;
+  std::uint32_t num_rows = 0;
+  std::size_t num_bytes = 0;
+  std::vector<Step> after;  // the exchanges that had to bring their messages first
+};
+using ExecutionLog = std::vector<ExecutedMessage>;
+// `log`, where given, grows with every iteration; it must outlive the executor.
+std::unique_ptr<Executor> make_dry_executor(ControlGroup& group, ExecutionLog* log = nullptr);
 
 }  // namespace coterie

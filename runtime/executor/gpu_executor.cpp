@@ -1,16 +1,24 @@
-// The layers of a run on a GPU. Everything of an iteration is enqueued on one stream behind a
-// closed gate, with an event after every phase; once all ranks have enqueued theirs the gates open,
-// and nothing waits for the host between the first event and the last. (The verification runs
-// without a gate: NCCL makes its connections there.)
+// The layers of a run on a GPU. Everything of an iteration is enqueued behind a closed gate, with
+// events around every phase; once all ranks have enqueued theirs the gates open, and nothing waits
+// for the host between the first event and the last. (The verification runs without a gate: NCCL
+// makes its connections there.)
+//
+// The exchanges are the plan's steps (workloads/plan/schedule.hpp), enqueued in that order. A plan
+// of one hop runs on one stream. With two hops every hop has a stream and a communicator of its
+// own, so that a round is passed on while the next one arrives:
+//
+//   main   notify, pack ----------------------------- expand, MLP, merge ------------------ sum
+//   hop 0               dispatch 0, 1, 2, ...                            combine 0, 1, ...
+//   hop 1                  forward 0, 1, ...                      gather 0, 1, ...
 //
 //   notify    grouped exchange of the counts with every rank: also the barrier of the layer
 //   pack      index of the first hop, token rows into the send blocks
-//   dispatch  grouped send/recv of the blocks; the rank's own block stays where it was packed
-//   forward   hierarchical: index, rows and exchange of the second hop
+//   dispatch  grouped send/recv of a round's blocks; the rank's own block stays where it was packed
+//   forward   index, rows and exchange of the second hop
 //   expand    index of the receiver, rows to expert order
 //   mlp       the routed experts, then the shared ones on the rank's own tokens
 //   merge
-//   gather    hierarchical: results of the second hop back, summed per received row
+//   gather    results of the second hop back, summed per received row
 //   combine   results of the first hop back
 //   sum       one row per token, with the shared experts'
 
@@ -23,17 +31,15 @@
 #include <set>
 
 #include "core/error.hpp"
-#include "kernels/cuda.hpp"
-#include "kernels/index.hpp"
-#include "kernels/rows.hpp"
 #include "runtime/control/fault.hpp"
 #include "runtime/device/communicator.hpp"
 #include "runtime/device/errors.hpp"
 #include "runtime/device/gate.hpp"
 #include "runtime/device/nvml.hpp"
 #include "runtime/executor/executor.hpp"
+#include "runtime/executor/gpu_tables.hpp"
 #include "runtime/executor/reference.hpp"
-#include "runtime/executor/shared_experts.hpp"
+#include "workloads/plan/schedule.hpp"
 
 namespace coterie {
 namespace {
@@ -42,65 +48,13 @@ using kernels::Bf16;
 using kernels::DeviceBuffer;
 using kernels::TransferBlock;
 
-// A buffer that several layers use in turn: grows to the largest request.
-template <class T>
-class SharedBuffer {
- public:
-  void need(std::size_t size) { size_ = std::max(size_, size); }
-  // Allocates what was asked for since the last call, if that is more than there is.
-  void allocate() {
-    if (size_ > buffer_.size()) {
-      buffer_ = DeviceBuffer<T>();
-      buffer_ = DeviceBuffer<T>(size_);
-    }
-  }
-  [[nodiscard]] T* data() const { return buffer_.data(); }
-
- private:
-  std::size_t size_ = 0;
-  DeviceBuffer<T> buffer_;
-};
-
-// Buffers of one hop; the layers of a run share them.
-struct HopBuffers {
-  SharedBuffer<std::byte> send, recv;
-  SharedBuffer<Bf16> results;   // by received row
-  SharedBuffer<Bf16> returned;  // by sent row
-};
-
-// Tables of one hop of one layer.
-struct HopTables {
-  DeviceBuffer<std::uint16_t> slot_dest;
-  DeviceBuffer<TransferBlock> send_blocks;  // written by the index kernels
-  DeviceBuffer<TransferBlock> recv_blocks;
-  std::vector<TransferBlock> host_send, host_recv;
-  DeviceBuffer<std::uint32_t> item_rows, row_item, row_mask;
-
-  [[nodiscard]] kernels::SendIndex index() const {
-    return {send_blocks.data(), item_rows.data(), row_item.data(), row_mask.data()};
-  }
-};
-
-struct LayerTables {
-  DeviceBuffer<std::uint16_t> token_slots, slot_local;
-  DeviceBuffer<float> token_weights;
-  std::vector<HopTables> hops;
-  DeviceBuffer<std::uint32_t> copy_slot, expert_begin;
-  DeviceBuffer<std::uint32_t> counts_out, counts_in;  // [num_ranks][2] rows and copies
-  DeviceBuffer<Bf16> output;
-  std::optional<kernels::ExpertMlp> mlp;
-  SharedExperts shared;
-  std::vector<Phase> phases;
-  std::vector<kernels::Event> events;  // phases.size() + 1
-};
-
 class GpuExecutor final : public Executor {
  public:
   GpuExecutor(ControlGroup& group, const RankEnvironment& environment)
       : group_(group), environment_(environment), share_(share_gpus(environment)) {
     group_.set_stage("selection of the GPU");
     use_gpu(share_, environment);
-    stream_.emplace();
+    main_.emplace();
     communicator_.emplace(group);
   }
 
@@ -110,23 +64,22 @@ class GpuExecutor final : public Executor {
     tables_.clear();
     layers_ = std::move(layers);
     const LayerShape& shape = layers_.shape;
-    for (const RankLayout& layout : layers_.layouts) need_buffers(layout);
-    for (HopBuffers& buffers : hop_buffers_) {
-      buffers.send.allocate();
-      buffers.recv.allocate();
-      buffers.results.allocate();
-      buffers.returned.allocate();
-    }
-    expert_in_.allocate();
-    expert_out_.allocate();
-    workspace_.allocate();
+    for (const RankLayout& layout : layers_.layouts) buffers_.need(shape, layout);
+    buffers_.allocate();
     const std::uint32_t num_tokens = layers_.layouts.front().num_tokens;
     if (tokens_.size() != std::size_t{num_tokens} * shape.mlp.hidden) {
       tokens_ = DeviceBuffer<Bf16>(std::span<const Bf16>(
           make_tokens(shape.seed, environment_.rank, num_tokens, shape.mlp.hidden)));
     }
+    bool two_hops = false;
     for (std::size_t i = 0; i < layers_.layouts.size(); ++i) {
-      tables_.push_back(make_tables(*layers_.plans[i], layers_.layouts[i]));
+      tables_.push_back(make_layer_tables(shape, *layers_.plans[i], layers_.layouts[i], buffers_,
+                                          tokens_.data()));
+      two_hops = two_hops || layers_.layouts[i].hops.size() > 1;
+    }
+    if (two_hops && !second_communicator_) {
+      second_communicator_.emplace(group_);
+      for (auto& stream : hop_streams_) stream.emplace();
     }
     check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
   }
@@ -137,7 +90,7 @@ class GpuExecutor final : public Executor {
                                                               : fmt::format("iteration {}", number);
     group_.watch_stage(fmt::format("start of {}", name));
     if (kind == Iteration::kWarmUp) fault_point(environment_.rank, "warm-up");
-    if (kind != Iteration::kVerification) gate_.close(stream());
+    if (kind != Iteration::kVerification) gate_.close(main());
     // An exchange that nobody times lines the ranks up before the first event.
     exchange_counts(tables_.front());
     for (std::size_t i = 0; i < tables_.size(); ++i) {
@@ -149,19 +102,19 @@ class GpuExecutor final : public Executor {
     }
     if (kind == Iteration::kTimed) fault_point(environment_.rank, "in-flight");
     for (std::size_t i = 0; i < tables_.size(); ++i) {
-      for (std::size_t p = 0; p < tables_[i].phases.size(); ++p) {
-        group_.watch_stage(fmt::format("{} of layer {} in {}", to_string(tables_[i].phases[p]),
+      for (const PhaseMarks& marks : tables_[i].phases) {
+        group_.watch_stage(fmt::format("{} of layer {} in {}", to_string(marks.phase),
                                        layers_.plans[i]->layer, name));
-        communicator_->wait_for(tables_[i].events[p + 1]);
+        communicator_->wait_for(marks.end);
       }
     }
     std::vector<LayerTimes> times;
     for (const LayerTables& layer : tables_) {
+      const kernels::Event& start = layer.phases.front().begin;
       LayerTimes entry;
-      for (std::size_t p = 0; p < layer.phases.size(); ++p) {
-        entry.phases.push_back({layer.phases[p],
-                                kernels::seconds_between(layer.events[0], layer.events[p]),
-                                kernels::seconds_between(layer.events[0], layer.events[p + 1])});
+      for (const PhaseMarks& marks : layer.phases) {
+        entry.phases.push_back({marks.phase, kernels::seconds_between(start, marks.begin),
+                                kernels::seconds_between(start, marks.end)});
       }
       times.push_back(std::move(entry));
     }
@@ -185,24 +138,37 @@ class GpuExecutor final : public Executor {
     for (std::size_t s = 0; s < hop.recv_ranks.size(); ++s) {
       const std::uint32_t from = hop.recv_ranks[s];
       if (from == layout.rank) continue;
-      if (counts[2 * from] != hop.recv[s].num_rows ||
-          counts[2 * from + 1] != hop.recv[s].num_copies) {
+      kernels::BlockCounts planned{0, 0};
+      for (const HopRound& round : hop.rounds) {
+        planned.num_rows += round.recv[s].num_rows;
+        planned.num_copies += round.recv[s].num_copies;
+      }
+      if (counts[2 * from] != planned.num_rows || counts[2 * from + 1] != planned.num_copies) {
         return fmt::format(
-            "layer {}: rank {} announced {} rows and {} copies, the plan says {} "
-            "and {}",
-            plan.layer, from, counts[2 * from], counts[2 * from + 1], hop.recv[s].num_rows,
-            hop.recv[s].num_copies);
+            "layer {}: rank {} announced {} rows and {} copies, the plan says {} and {}",
+            plan.layer, from, counts[2 * from], counts[2 * from + 1], planned.num_rows,
+            planned.num_copies);
       }
     }
     if (layer.expert_begin.download() != layout.expert_begin) {
       return fmt::format("layer {}: the rows per expert on the device differ from the plan's",
                          plan.layer);
     }
-    return coterie::compare_with_plan(plan, layout, layer.hops[0].row_item.download(),
-                                      layer.hops[0].row_mask.download());
+    // The index numbers the tokens of a round from its first.
+    std::vector<std::uint32_t> row_item = layer.hops[0].row_item.download();
+    for (std::size_t r = 0; r < hop.rounds.size(); ++r) {
+      const HopRound& round = hop.rounds[r];
+      for (std::uint32_t i = 0; i < round.num_send_rows; ++i) {
+        row_item[round.send_row_begin + i] += layout.round_begin[r];
+      }
+    }
+    return coterie::compare_with_plan(plan, layout, row_item, layer.hops[0].row_mask.download());
   }
 
-  void finish() override { communicator_->finish(); }
+  void finish() override {
+    if (second_communicator_) second_communicator_->finish();
+    communicator_->finish();
+  }
 
   [[nodiscard]] std::map<std::string, nlohmann::json> facts() const override {
     cudaDeviceProp properties{};
@@ -228,7 +194,32 @@ class GpuExecutor final : public Executor {
   }
 
  private:
+  // One layer as the functions below enqueue it.
+  struct Work {
+    const LayerPlan& plan;
+    const RankLayout& layout;
+    LayerTables& tables;
+    std::vector<Step> steps;
+
+    [[nodiscard]] bool two_hops() const { return layout.hops.size() > 1; }
+    [[nodiscard]] const kernels::Event& arrived(const Step& step) const {
+      const auto at = std::find(steps.begin(), steps.end(), step) - steps.begin();
+      return tables.arrived[static_cast<std::size_t>(at)];
+    }
+  };
+
   [[nodiscard]] const LayerShape& shape() const { return layers_.shape; }
+  [[nodiscard]] cudaStream_t main() const { return main_->get(); }
+  // Where the exchanges of a hop are enqueued, and over what.
+  [[nodiscard]] cudaStream_t stream_of(const Work& work, std::size_t hop) const {
+    return work.two_hops() ? hop_streams_[hop]->get() : main();
+  }
+  Communicator& communicator_of(std::size_t hop) {
+    return hop == 0 ? *communicator_ : *second_communicator_;
+  }
+  static void wait(cudaStream_t stream, const kernels::Event& event) {
+    check_cuda(cudaStreamWaitEvent(stream, event.get()), "cudaStreamWaitEvent");
+  }
 
   // How the experts of the loaded layers are computed on this rank: the different ways, in order.
   [[nodiscard]] std::vector<std::string> implementations(bool shared) const {
@@ -239,92 +230,12 @@ class GpuExecutor final : public Executor {
     return {ways.begin(), ways.end()};
   }
 
-  void need_buffers(const RankLayout& layout) {
-    const std::size_t hidden = shape().mlp.hidden;
-    std::size_t workspace = 0;
-    for (std::size_t h = 0; h < layout.hops.size(); ++h) {
-      const Hop& hop = layout.hops[h];
-      hop_buffers_[h].send.need(
-          kernels::blocks_bytes(hop.send, shape().dispatch, shape().mlp.hidden));
-      hop_buffers_[h].recv.need(
-          kernels::blocks_bytes(hop.recv, shape().dispatch, shape().mlp.hidden));
-      hop_buffers_[h].results.need(hop.num_recv_rows * hidden);
-      hop_buffers_[h].returned.need(hop.num_send_rows * hidden);
-      const auto num_dests = static_cast<std::uint32_t>(hop.send.size());
-      workspace =
-          std::max(workspace, kernels::index_workspace_bytes(hop.num_send_copies, num_dests));
-    }
-    const std::uint32_t copies = layout.hops.back().num_recv_copies;
-    workspace =
-        std::max(workspace, kernels::index_workspace_bytes(
-                                copies, static_cast<std::uint32_t>(layout.local_experts.size())));
-    workspace_.need(workspace);
-    expert_in_.need(copies * hidden);
-    expert_out_.need(copies * hidden);
+  // A stage of its own: whoever does not get to this launch is behind those that wait in it.
+  void announce(Phase phase, std::uint32_t layer) {
+    group_.watch_stage(fmt::format("launch of {} of layer {}", to_string(phase), layer));
   }
 
-  template <class T>
-  static DeviceBuffer<T> upload(const std::vector<T>& values) {
-    return DeviceBuffer<T>(std::span<const T>(values));
-  }
-
-  HopTables make_hop_tables(const Hop& hop, const HopBuffers& buffers,
-                            std::size_t num_items_copies) {
-    HopTables tables;
-    tables.slot_dest = upload(hop.slot_dest);
-    tables.host_send =
-        kernels::layout_blocks(hop.send, shape().dispatch, shape().mlp.hidden, buffers.send.data());
-    tables.host_recv =
-        kernels::layout_blocks(hop.recv, shape().dispatch, shape().mlp.hidden, buffers.recv.data());
-    // Send position 0 is the rank itself: its rows are read where they were packed.
-    tables.host_recv[hop.recv_self].data = tables.host_send[0].data;
-    tables.recv_blocks = upload(tables.host_recv);
-    tables.send_blocks = DeviceBuffer<TransferBlock>(hop.send.size());
-    tables.item_rows = DeviceBuffer<std::uint32_t>(num_items_copies);
-    tables.row_item = DeviceBuffer<std::uint32_t>(hop.num_send_rows);
-    tables.row_mask = DeviceBuffer<std::uint32_t>(hop.num_send_rows);
-    return tables;
-  }
-
-  LayerTables make_tables(const LayerPlan& plan, const RankLayout& layout) {
-    LayerTables tables;
-    tables.token_slots = upload(layout.token_slots);
-    tables.token_weights = upload(layout.token_weights);
-    tables.slot_local = upload(layout.slot_local);
-    // The items of the second hop are the rows that the first one brought.
-    std::size_t num_item_copies = layout.token_slots.size();
-    for (std::size_t h = 0; h < layout.hops.size(); ++h) {
-      tables.hops.push_back(make_hop_tables(layout.hops[h], hop_buffers_[h], num_item_copies));
-      num_item_copies = layout.hops[h].num_recv_copies;
-    }
-    tables.copy_slot = DeviceBuffer<std::uint32_t>(num_item_copies);
-    tables.expert_begin = DeviceBuffer<std::uint32_t>(layout.expert_begin.size());
-
-    std::vector<std::uint32_t> counts(2 * std::size_t{plan.num_ranks}, 0);
-    for (std::size_t p = 0; p < layout.hops[0].send.size(); ++p) {
-      const std::uint32_t to = layout.hops[0].send_ranks[p];
-      counts[2 * to] = layout.hops[0].send[p].num_rows;
-      counts[2 * to + 1] = layout.hops[0].send[p].num_copies;
-    }
-    tables.counts_out = upload(counts);
-    tables.counts_in = DeviceBuffer<std::uint32_t>(counts.size());
-    tables.counts_in.fill_bytes(0xff);
-    tables.output = DeviceBuffer<Bf16>(std::size_t{layout.num_tokens} * shape().mlp.hidden);
-    tables.output.fill_bytes(0xff);
-
-    tables.mlp.emplace(shape().mlp, shape().seed, plan.layer, layout.local_experts,
-                       std::max(layout.hops.back().num_recv_copies, 1U));
-    tables.mlp->prepare(layout.expert_begin, expert_in_.data(), expert_out_.data());
-    tables.shared = SharedExperts(shape(), plan.layer, tokens_.data(), layout.num_tokens);
-
-    tables.phases = {Phase::kNotify, Phase::kPack, Phase::kDispatch};
-    if (layout.hops.size() > 1) tables.phases.push_back(Phase::kForward);
-    tables.phases.insert(tables.phases.end(), {Phase::kExpand, Phase::kMlp, Phase::kMerge});
-    if (layout.hops.size() > 1) tables.phases.push_back(Phase::kGather);
-    tables.phases.insert(tables.phases.end(), {Phase::kCombine, Phase::kSum});
-    tables.events = std::vector<kernels::Event>(tables.phases.size() + 1);
-    return tables;
-  }
+  // Exchanges ------------------------------------------------------------------------------------
 
   void exchange_counts(const LayerTables& tables) {
     std::vector<Message> sends;
@@ -337,16 +248,13 @@ class GpuExecutor final : public Executor {
       receives.push_back(
           {r, reinterpret_cast<std::byte*>(tables.counts_in.data() + 2 * r), kBytes});  // NOLINT
     }
-    communicator_->exchange(sends, receives, stream());
+    communicator_->exchange(sends, receives, main());
   }
 
-  // A stage of its own: whoever does not get to this launch is behind those that wait in it.
-  void announce(const char* launch, std::uint32_t layer) {
-    group_.watch_stage(fmt::format("launch of {} of layer {}", launch, layer));
-  }
-
-  // The blocks of a hop, in the direction of the dispatch.
-  void exchange_blocks(const Hop& hop, const HopTables& tables) {
+  // A round's blocks, in the direction of the dispatch.
+  void exchange_blocks(const Work& work, std::size_t h, std::uint32_t r) {
+    const Hop& hop = work.layout.hops[h];
+    const RoundTables& round = work.tables.hops[h].rounds[r];
     std::vector<Message> sends;
     std::vector<Message> receives;
     const auto bytes = [this](const TransferBlock& block) {
@@ -354,145 +262,227 @@ class GpuExecutor final : public Executor {
                                  : kernels::block_bytes(shape().dispatch, shape().mlp.hidden,
                                                         block.num_rows, block.num_copies);
     };
-    for (std::size_t p = 1; p < hop.send.size(); ++p) {
-      sends.push_back({hop.send_ranks[p], tables.host_send[p].data, bytes(tables.host_send[p])});
+    for (std::size_t p = 1; p < hop.send_ranks.size(); ++p) {
+      sends.push_back({hop.send_ranks[p], round.host_send[p].data, bytes(round.host_send[p])});
     }
-    for (std::size_t s = 0; s < hop.recv.size(); ++s) {
+    for (std::size_t s = 0; s < hop.recv_ranks.size(); ++s) {
       if (s == hop.recv_self) continue;
-      receives.push_back({hop.recv_ranks[s], tables.host_recv[s].data, bytes(tables.host_recv[s])});
+      receives.push_back({hop.recv_ranks[s], round.host_recv[s].data, bytes(round.host_recv[s])});
     }
-    communicator_->exchange(sends, receives, stream());
+    communicator_of(h).exchange(sends, receives, stream_of(work, h));
   }
 
-  // The results of a hop, in the direction of the combine: what was received is answered.
-  void exchange_results(const Hop& hop, const HopTables& tables, const HopBuffers& buffers) {
+  // A round's results, in the direction of the combine: what was received is answered.
+  void exchange_results(const Work& work, std::size_t h, std::uint32_t r) {
+    const Hop& hop = work.layout.hops[h];
+    const HopRound& counts = hop.rounds[r];
+    const RoundTables& round = work.tables.hops[h].rounds[r];
     const std::size_t hidden = shape().mlp.hidden;
+    Bf16* const results = buffers_.hops[h].results.data() + counts.recv_row_begin * hidden;
+    Bf16* const returned = buffers_.hops[h].returned.data() + counts.send_row_begin * hidden;
     const auto message = [hidden](std::uint32_t peer, Bf16* base, const TransferBlock& block) {
       return Message{peer, reinterpret_cast<std::byte*>(base + block.row_begin * hidden),  // NOLINT
                      block.num_rows * hidden * sizeof(Bf16)};
     };
     std::vector<Message> sends;
     std::vector<Message> receives;
-    for (std::size_t s = 0; s < hop.recv.size(); ++s) {
+    for (std::size_t s = 0; s < hop.recv_ranks.size(); ++s) {
       if (s == hop.recv_self) continue;
-      sends.push_back(message(hop.recv_ranks[s], buffers.results.data(), tables.host_recv[s]));
+      sends.push_back(message(hop.recv_ranks[s], results, round.host_recv[s]));
     }
-    for (std::size_t p = 1; p < hop.send.size(); ++p) {
-      receives.push_back(message(hop.send_ranks[p], buffers.returned.data(), tables.host_send[p]));
+    for (std::size_t p = 1; p < hop.send_ranks.size(); ++p) {
+      receives.push_back(message(hop.send_ranks[p], returned, round.host_send[p]));
     }
-    communicator_->exchange(sends, receives, stream());
-    const TransferBlock& own = tables.host_recv[hop.recv_self];
-    if (own.num_rows > 0) {
-      check_cuda(
-          cudaMemcpyAsync(buffers.returned.data() + tables.host_send[0].row_begin * hidden,
-                          buffers.results.data() + own.row_begin * hidden,
-                          own.num_rows * hidden * sizeof(Bf16), cudaMemcpyDeviceToDevice, stream()),
-          "cudaMemcpyAsync of the own results");
+    const cudaStream_t stream = stream_of(work, h);
+    communicator_of(h).exchange(sends, receives, stream);
+    const TransferBlock& own = round.host_recv[hop.recv_self];
+    if (own.num_rows == 0) return;
+    check_cuda(
+        cudaMemcpyAsync(returned + round.host_send[0].row_begin * hidden,
+                        results + own.row_begin * hidden, own.num_rows * hidden * sizeof(Bf16),
+                        cudaMemcpyDeviceToDevice, stream),
+        "cudaMemcpyAsync of the own results");
+  }
+
+  // Phases ---------------------------------------------------------------------------------------
+
+  // All rounds: their rows leave one after the other.
+  void pack(const Work& work) {
+    const Hop& hop = work.layout.hops.front();
+    const HopTables& tables = work.tables.hops.front();
+    const std::uint32_t hidden = shape().mlp.hidden;
+    const std::uint32_t num_topk = work.layout.num_topk;
+    const auto num_dests = static_cast<std::uint32_t>(hop.send_ranks.size());
+    for (std::uint32_t r = 0; r < work.layout.num_rounds(); ++r) {
+      const std::size_t first = work.layout.round_begin[r];
+      const auto num_tokens = static_cast<std::uint32_t>(work.layout.round_begin[r + 1] - first);
+      if (num_tokens == 0) continue;
+      const kernels::TokenRouting routing{work.tables.token_slots.data() + first * num_topk,
+                                          work.tables.token_weights.data() + first * num_topk,
+                                          num_tokens, num_topk};
+      kernels::build_send_index(routing,
+                                {tables.slot_dest.data(), work.layout.num_slots(), num_dests,
+                                 hop.first_dest, work.layout.policy == DispatchPolicy::kStandard},
+                                shape().dispatch, hidden, tables.rounds[r].send_buffer,
+                                tables.rounds[r].index, buffers_.workspace.data(), main());
+      kernels::pack(tokens_.data() + first * hidden, num_tokens, num_topk, hidden, shape().dispatch,
+                    tables.rounds[r].index, num_dests, main());
     }
   }
 
-  [[nodiscard]] kernels::ReceivedRows received(const Hop& hop, const HopTables& tables) const {
-    return {tables.recv_blocks.data(), static_cast<std::uint32_t>(hop.recv.size()),
-            hop.num_recv_rows,         hop.num_recv_copies,
-            shape().dispatch,          shape().mlp.hidden};
+  // What a relay received in a round, into the blocks of the second hop.
+  void forward(const Work& work, std::uint32_t r) {
+    const Hop& hop = work.layout.hops[1];
+    const HopTables& tables = work.tables.hops[1];
+    if (work.layout.hops[0].rounds[r].num_recv_rows == 0) return;
+    const auto num_dests = static_cast<std::uint32_t>(hop.send_ranks.size());
+    const kernels::ReceivedRows arrived =
+        received(shape(), work.layout.hops[0], work.tables.hops[0], r);
+    kernels::build_forward_index(
+        arrived,
+        {tables.slot_dest.data(), work.layout.num_slots(), num_dests, hop.first_dest, false},
+        tables.rounds[r].send_buffer, tables.rounds[r].index, buffers_.workspace.data(),
+        stream_of(work, 1));
+    kernels::forward(arrived, tables.rounds[r].index, num_dests, stream_of(work, 1));
+  }
+
+  // The results that the second hop brought back in a round, one per row that the first had brought.
+  void reduce(const Work& work, std::uint32_t r) {
+    const HopRound& first = work.layout.hops[0].rounds[r];
+    const HopRound& second = work.layout.hops[1].rounds[r];
+    if (first.num_recv_rows == 0) return;
+    const std::size_t hidden = shape().mlp.hidden;
+    kernels::combine_received(received(shape(), work.layout.hops[0], work.tables.hops[0], r),
+                              buffers_.hops[1].returned.data() + second.send_row_begin * hidden,
+                              work.tables.hops[1].rounds[r].index.item_rows,
+                              buffers_.hops[0].results.data() + first.recv_row_begin * hidden,
+                              stream_of(work, 1));
+  }
+
+  void expand(const Work& work) {
+    const LayerTables& tables = work.tables;
+    const kernels::ReceivedRows rows =
+        received(shape(), work.layout.hops.back(), tables.hops.back());
+    kernels::build_receive_index(rows, tables.slot_local.data(),
+                                 static_cast<std::uint32_t>(work.layout.local_experts.size()),
+                                 {tables.copy_slot.data(), nullptr, tables.expert_begin.data()},
+                                 buffers_.workspace.data(), main());
+    kernels::expand(rows, tables.copy_slot.data(), buffers_.expert_in.data(), main());
+  }
+
+  void merge(const Work& work) {
+    kernels::merge(received(shape(), work.layout.hops.back(), work.tables.hops.back()),
+                   work.tables.copy_slot.data(), buffers_.expert_out.data(),
+                   buffers_.hops[work.layout.hops.size() - 1].results.data(), main());
+  }
+
+  void sum(const Work& work) {
+    const Hop& hop = work.layout.hops.front();
+    const std::size_t hidden = shape().mlp.hidden;
+    for (std::uint32_t r = 0; r < work.layout.num_rounds(); ++r) {
+      const std::size_t first = work.layout.round_begin[r];
+      const auto num_tokens = static_cast<std::uint32_t>(work.layout.round_begin[r + 1] - first);
+      if (num_tokens == 0) continue;
+      const Bf16* const addend = work.tables.shared.outputs();
+      kernels::combine(buffers_.hops[0].returned.data() + hop.rounds[r].send_row_begin * hidden,
+                       num_tokens, work.layout.num_topk, shape().mlp.hidden,
+                       work.tables.hops[0].rounds[r].index.item_rows,
+                       work.tables.output.data() + first * hidden, main(),
+                       addend == nullptr ? nullptr : addend + first * hidden);
+    }
+  }
+
+  // One step of the plan. `first` and `last`: of its stage and direction, for the phase's events.
+  void enqueue_step(const Work& work, const Step& step, std::size_t step_idx) {
+    const Stage& stage = work.plan.stages[step.stage];
+    const Phase phase = phase_of(stage, step.direction);
+    const cudaStream_t stream = stream_of(work, step.stage);
+    PhaseMarks& marks = work.tables.marks(phase);
+    const bool begins = step.round == 0;
+    const bool ends = step.round + 1 == work.plan.num_rounds;
+    // Own rows are packed, and results merged, on the main stream.
+    if (begins && step.stage == 0 && step.direction == Direction::kDispatch) {
+      wait(stream, work.tables.marks(Phase::kPack).end);
+    }
+    if (begins && step.stage + 1 == work.plan.stages.size() &&
+        step.direction == Direction::kCombine) {
+      wait(stream, work.tables.marks(Phase::kMerge).end);
+    }
+    // Those of the last hop's answers are what the merge, on the main stream, came after.
+    if (step.direction == Direction::kDispatch || step.stage + 1 < work.plan.stages.size()) {
+      for (const Step& earlier : prerequisites(work.plan, step)) {
+        wait(stream, work.arrived(earlier));
+      }
+    }
+    if (begins) {
+      announce(phase, work.plan.layer);
+      marks.begin.record(stream);
+    }
+    if (step.direction == Direction::kDispatch) {
+      if (step.stage == 1) forward(work, step.round);
+      exchange_blocks(work, step.stage, step.round);
+    } else {
+      exchange_results(work, step.stage, step.round);
+      if (step.stage == 1) reduce(work, step.round);
+    }
+    work.tables.arrived[step_idx].record(stream);
+    if (ends) marks.end.record(stream);
+  }
+
+  void enqueue_steps(const Work& work, Direction direction) {
+    for (std::size_t i = 0; i < work.steps.size(); ++i) {
+      if (work.steps[i].direction == direction) enqueue_step(work, work.steps[i], i);
+    }
   }
 
   // `may_fail`: pass the fault points, where the other ranks wait for this one inside NCCL.
   void enqueue_layer(std::size_t layer_idx, bool may_fail) {
-    const RankLayout& layout = layers_.layouts[layer_idx];
-    LayerTables& tables = tables_[layer_idx];
-    const std::uint32_t layer = layers_.plans[layer_idx]->layer;
-    std::size_t next_event = 0;
-    const auto mark = [&] { tables.events[next_event++].record(stream()); };
-    const std::uint32_t hidden = shape().mlp.hidden;
-    const std::uint32_t num_slots = layout.num_slots();
-    const Hop& first = layout.hops.front();
-    const Hop& last = layout.hops.back();
-    const HopTables& first_tables = tables.hops.front();
-    const HopTables& last_tables = tables.hops.back();
-    const bool two_hops = layout.hops.size() > 1;
-    HopBuffers& last_buffers = hop_buffers_[layout.hops.size() - 1];
-
-    mark();
-    exchange_counts(tables);
-    mark();
-
-    const kernels::TokenRouting routing{tables.token_slots.data(), tables.token_weights.data(),
-                                        layout.num_tokens, layout.num_topk};
-    const auto num_dests = static_cast<std::uint32_t>(first.send.size());
-    kernels::build_send_index(routing,
-                              {first_tables.slot_dest.data(), num_slots, num_dests,
-                               first.first_dest, layout.policy == DispatchPolicy::kStandard},
-                              shape().dispatch, hidden, hop_buffers_[0].send.data(),
-                              first_tables.index(), workspace_.data(), stream());
-    kernels::pack(tokens_.data(), layout.num_tokens, layout.num_topk, hidden, shape().dispatch,
-                  first_tables.index(), num_dests, stream());
-    mark();
-
+    const Work work{*layers_.plans[layer_idx], layers_.layouts[layer_idx], tables_[layer_idx],
+                    plan_steps(*layers_.plans[layer_idx])};
+    const auto on_main = [&](Phase phase, const auto& body) {
+      PhaseMarks& marks = work.tables.marks(phase);
+      marks.begin.record(main());
+      body();
+      marks.end.record(main());
+    };
+    on_main(Phase::kNotify, [&] { exchange_counts(work.tables); });
+    on_main(Phase::kPack, [&] { pack(work); });
     if (may_fail) fault_point(environment_.rank, "dispatch");
-    announce("dispatch", layer);
-    exchange_blocks(first, first_tables);
-    mark();
-
-    if (two_hops) {
-      const auto num_forward = static_cast<std::uint32_t>(last.send.size());
-      const kernels::ReceivedRows arrived = received(first, first_tables);
-      kernels::build_forward_index(
-          arrived, {last_tables.slot_dest.data(), num_slots, num_forward, last.first_dest, false},
-          last_buffers.send.data(), last_tables.index(), workspace_.data(), stream());
-      kernels::forward(arrived, last_tables.index(), num_forward, stream());
-      announce("forward", layer);
-      exchange_blocks(last, last_tables);
-      mark();
+    enqueue_steps(work, Direction::kDispatch);
+    if (work.two_hops()) {
+      // Everything for this rank's experts has come by the second hop, and what the first one sent
+      // is out of its buffers.
+      wait(main(), work.tables.marks(Phase::kForward).end);
+      wait(main(), work.tables.marks(Phase::kDispatch).end);
     }
-
-    const kernels::ReceivedRows rows = received(last, last_tables);
-    kernels::build_receive_index(rows, tables.slot_local.data(),
-                                 static_cast<std::uint32_t>(layout.local_experts.size()),
-                                 {tables.copy_slot.data(), nullptr, tables.expert_begin.data()},
-                                 workspace_.data(), stream());
-    kernels::expand(rows, tables.copy_slot.data(), expert_in_.data(), stream());
-    mark();
-    tables.mlp->run(stream());
-    tables.shared.run(stream());
-    mark();
-    kernels::merge(rows, tables.copy_slot.data(), expert_out_.data(), last_buffers.results.data(),
-                   stream());
-    mark();
-
-    if (two_hops) {
-      announce("gather", layer);
-      exchange_results(last, last_tables, last_buffers);
-      kernels::combine_received(received(first, first_tables), last_buffers.returned.data(),
-                                last_tables.item_rows.data(), hop_buffers_[0].results.data(),
-                                stream());
-      mark();
-    }
+    on_main(Phase::kExpand, [&] { expand(work); });
+    on_main(Phase::kMlp, [&] {
+      work.tables.mlp->run(main());
+      work.tables.shared.run(main());
+    });
+    on_main(Phase::kMerge, [&] { merge(work); });
     if (may_fail) fault_point(environment_.rank, "combine");
-    announce("combine", layer);
-    exchange_results(first, first_tables, hop_buffers_[0]);
-    mark();
-    kernels::combine(hop_buffers_[0].returned.data(), layout.num_tokens, layout.num_topk, hidden,
-                     first_tables.item_rows.data(), tables.output.data(), stream(),
-                     tables.shared.outputs());
-    mark();
+    enqueue_steps(work, Direction::kCombine);
+    if (work.two_hops()) {
+      wait(main(), work.tables.marks(Phase::kGather).end);
+      wait(main(), work.tables.marks(Phase::kCombine).end);
+    }
+    on_main(Phase::kSum, [&] { sum(work); });
   }
-
-  [[nodiscard]] cudaStream_t stream() const { return stream_->get(); }
 
   ControlGroup& group_;
   const RankEnvironment environment_;
   const GpuShare share_;
-  std::optional<kernels::Stream> stream_;
+  std::optional<kernels::Stream> main_;
+  std::optional<kernels::Stream> hop_streams_[2];
   RunLayers layers_;
-  HopBuffers hop_buffers_[2];
-  SharedBuffer<Bf16> expert_in_, expert_out_;
-  SharedBuffer<std::byte> workspace_;
+  RunBuffers buffers_;
   DeviceBuffer<Bf16> tokens_;
   std::vector<LayerTables> tables_;
   // The last members go first: an abort ends the device's work before its memory goes, and the gate
   // opens before the abort waits for the stream.
   std::optional<Communicator> communicator_;
+  std::optional<Communicator> second_communicator_;
   Gate gate_;
 };
 

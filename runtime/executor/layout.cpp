@@ -6,70 +6,59 @@
 #include <limits>
 
 #include "core/error.hpp"
+#include "workloads/plan/schedule.hpp"
 
 namespace coterie {
 namespace {
 
 constexpr std::uint16_t kUnserved = std::numeric_limits<std::uint16_t>::max();
 
-// How the ranks of a hop number their destinations.
-struct Numbering {
-  std::uint32_t num_dests = 1;
-  std::uint32_t own = 0;     // this rank's own destination number
-  std::uint32_t stride = 1;  // rank = first + number * stride
-  std::uint32_t first = 0;
-  [[nodiscard]] std::uint32_t rank_of(std::uint32_t number) const {
-    return first + number * stride;
-  }
-};
-
-Numbering numbering(const LayerPlan& plan, std::uint32_t rank, std::size_t stage_idx) {
-  if (plan.policy != DispatchPolicy::kHierarchical) return {plan.num_ranks, rank, 1, 0};
-  const std::uint32_t node = rank / plan.ranks_per_node;
-  const std::uint32_t local = rank % plan.ranks_per_node;
-  if (stage_idx == 0) {
-    return {plan.num_ranks / plan.ranks_per_node, node, plan.ranks_per_node, local};
-  }
-  return {plan.ranks_per_node, local, 1, node * plan.ranks_per_node};
-}
-
 Hop make_hop(const LayerPlan& plan, std::uint32_t rank, std::size_t stage_idx) {
-  const Numbering numbers = numbering(plan, rank, stage_idx);
+  const Stage& stage = plan.stages[stage_idx];
+  const HopPeers peers = hop_peers(plan, stage.hop, rank);
   Hop hop;
-  hop.first_dest = numbers.own;
-  for (std::uint32_t p = 0; p < numbers.num_dests; ++p) {
-    hop.send_ranks.push_back(numbers.rank_of((numbers.own + p) % numbers.num_dests));
-    hop.recv_ranks.push_back(numbers.rank_of(p));
+  hop.first_dest = peers.own;
+  hop.recv_self = peers.own;
+  for (std::uint32_t p = 0; p < peers.num_peers; ++p) {
+    hop.send_ranks.push_back(peers.rank_of((peers.own + p) % peers.num_peers));
+    hop.recv_ranks.push_back(peers.rank_of(p));
   }
-  hop.recv_self = numbers.own;
-  hop.send.resize(numbers.num_dests);
-  hop.recv.resize(numbers.num_dests);
+  const std::vector<kernels::BlockCounts> none(peers.num_peers, {0, 0});
+  hop.rounds.resize(plan.num_rounds);
+  for (HopRound& round : hop.rounds) round.send = round.recv = none;
   const auto number_of = [&](std::uint32_t other) {
-    const std::uint32_t number = (other - numbers.first) / numbers.stride;
-    if (other < numbers.first || number >= numbers.num_dests || numbers.rank_of(number) != other) {
+    const auto number = peers.number_of(other);
+    if (!number) {
       throw InputError(fmt::format("dispatch plan, layer {}, stage {}", plan.layer, stage_idx),
                        fmt::format("a transfer between ranks {} and {}", rank, other),
-                       "transfers between ranks that this policy connects");
+                       fmt::format("transfers that a hop of kind {} has", to_string(stage.hop)));
     }
-    return number;
+    return *number;
   };
-  const auto add = [&](kernels::BlockCounts& counts, const Stage& stage, std::size_t t) {
-    counts.num_rows += stage.num_rows[t];
-    counts.num_copies += stage.num_copies[t];
-  };
-  const Stage& stage = plan.stages[stage_idx];
-  for (std::size_t t = 0; t < stage.num_transfers(); ++t) {
-    if (stage.src[t] == rank) {
-      const std::uint32_t number = number_of(stage.dst[t]);
-      add(hop.send[(number + numbers.num_dests - numbers.own) % numbers.num_dests], stage, t);
-      hop.num_send_rows += stage.num_rows[t];
-      hop.num_send_copies += stage.num_copies[t];
+  for (const PlanMessage& message : stage_messages(stage, Direction::kDispatch)) {
+    HopRound& round = hop.rounds[message.round];
+    if (message.src == rank) {
+      const std::uint32_t number = number_of(message.dst);
+      const std::uint32_t place = (number + peers.num_peers - peers.own) % peers.num_peers;
+      round.send[place] = {message.num_rows, message.num_copies};
+      round.num_send_rows += message.num_rows;
+      round.num_send_copies += message.num_copies;
     }
-    if (stage.dst[t] == rank) {
-      add(hop.recv[number_of(stage.src[t])], stage, t);
-      hop.num_recv_rows += stage.num_rows[t];
-      hop.num_recv_copies += stage.num_copies[t];
+    if (message.dst == rank) {
+      round.recv[number_of(message.src)] = {message.num_rows, message.num_copies};
+      round.num_recv_rows += message.num_rows;
+      round.num_recv_copies += message.num_copies;
     }
+  }
+  for (HopRound& round : hop.rounds) {
+    round.send_row_begin = hop.num_send_rows;
+    round.send_copy_begin = hop.num_send_copies;
+    round.recv_row_begin = hop.num_recv_rows;
+    round.recv_copy_begin = hop.num_recv_copies;
+    hop.num_send_rows += round.num_send_rows;
+    hop.num_send_copies += round.num_send_copies;
+    hop.num_recv_rows += round.num_recv_rows;
+    hop.num_recv_copies += round.num_recv_copies;
   }
   return hop;
 }
@@ -112,15 +101,25 @@ void assign_slots(const LayerPlan& plan, RankLayout& layout) {
 
 }  // namespace
 
+namespace {
+
+// The number under which a hop addresses the rows for `host`. It is the same at all ranks that can
+// send them there: on a rail the host's node stands for it.
+std::uint16_t destination_of(const LayerPlan& plan, HopKind hop, std::uint32_t host) {
+  return static_cast<std::uint16_t>(hop_peers(plan, hop, host).own);
+}
+
+}  // namespace
+
 RankLayout make_rank_layout(const LayerPlan& plan, std::uint32_t rank) {
   if (!plan.has_rows()) {
     throw InputError(fmt::format("dispatch plan, layer {}", plan.layer), "counts only",
                      "a plan with rows");
   }
-  if (plan.policy == DispatchPolicy::kHierarchical && plan.num_ranks % plan.ranks_per_node != 0) {
+  if (plan.num_ranks % plan.ranks_per_node != 0) {
     throw InputError(fmt::format("dispatch plan, layer {}", plan.layer),
                      fmt::format("{} ranks on nodes of {}", plan.num_ranks, plan.ranks_per_node),
-                     "full nodes for the hierarchical policy");
+                     "full nodes");
   }
   RankLayout layout;
   layout.rank = rank;
@@ -128,6 +127,10 @@ RankLayout make_rank_layout(const LayerPlan& plan, std::uint32_t rank) {
   layout.num_tokens =
       static_cast<std::uint32_t>(plan.token_begin[rank + 1] - plan.token_begin[rank]);
   layout.num_topk = plan.num_topk;
+  for (std::uint32_t round = 0; round <= plan.num_rounds; ++round) {
+    layout.round_begin.push_back(static_cast<std::uint32_t>(
+        round_begin(plan.token_begin, rank, round, plan.num_rounds) - plan.token_begin[rank]));
+  }
   assign_slots(plan, layout);
   if (plan.weights.empty()) {
     layout.token_weights.assign(layout.token_slots.size(),
@@ -147,11 +150,8 @@ RankLayout make_rank_layout(const LayerPlan& plan, std::uint32_t rank) {
          ++slot) {
       layout.slot_expert.push_back(plan.rank_experts[slot]);
       layout.slot_local.push_back(static_cast<std::uint16_t>(slot - plan.rank_expert_begin[host]));
-      if (plan.policy == DispatchPolicy::kHierarchical) {
-        layout.hops[0].slot_dest.push_back(static_cast<std::uint16_t>(host / plan.ranks_per_node));
-        layout.hops[1].slot_dest.push_back(static_cast<std::uint16_t>(host % plan.ranks_per_node));
-      } else {
-        layout.hops[0].slot_dest.push_back(static_cast<std::uint16_t>(host));
+      for (std::size_t h = 0; h < layout.hops.size(); ++h) {
+        layout.hops[h].slot_dest.push_back(destination_of(plan, plan.stages[h].hop, host));
       }
     }
   }
@@ -177,30 +177,23 @@ std::optional<std::string> compare_with_plan(const LayerPlan& plan, const RankLa
                                              const std::vector<std::uint32_t>& row_item,
                                              const std::vector<std::uint32_t>& row_mask) {
   const Stage& stage = plan.stages.front();
-  const Hop& hop = layout.hops.front();
-  std::vector<std::size_t> block_begin{0};
-  for (const kernels::BlockCounts& counts : hop.send) {
-    block_begin.push_back(block_begin.back() + counts.num_rows);
-  }
   const auto first_token = static_cast<std::uint32_t>(plan.token_begin[layout.rank]);
+  // The plan lists the rank's rows in the order in which the device builds them: round by round, in
+  // a round by send position.
+  std::size_t built = 0;
   for (std::size_t t = 0; t < stage.num_transfers(); ++t) {
     if (stage.src[t] != layout.rank) continue;
-    const auto position = static_cast<std::size_t>(
-        std::find(hop.send_ranks.begin(), hop.send_ranks.end(), stage.dst[t]) -
-        hop.send_ranks.begin());
-    for (std::uint64_t i = 0; i < stage.num_rows[t]; ++i) {
-      const std::uint64_t row = stage.row_begin[t] + i;
-      const std::size_t built = block_begin[position] + i;
+    for (std::uint64_t row = stage.row_begin[t]; row < stage.row_begin[t + 1]; ++row, ++built) {
       if (row_item[built] + first_token == stage.row_token[row] &&
           row_mask[built] == stage.row_mask[row]) {
         continue;
       }
       return fmt::format(
-          "layer {}: row {} from rank {} to rank {} is token {} mask {:#x} on the device, but "
-          "token "
-          "{} mask {:#x} in the plan",
-          plan.layer, i, layout.rank, stage.dst[t], row_item[built] + first_token, row_mask[built],
-          stage.row_token[row], stage.row_mask[row]);
+          "layer {}: row {} from rank {} to rank {} in round {} is token {} mask {:#x} on the "
+          "device, but token {} mask {:#x} in the plan",
+          plan.layer, row - stage.row_begin[t], layout.rank, stage.dst[t], stage.round[t],
+          row_item[built] + first_token, row_mask[built], stage.row_token[row],
+          stage.row_mask[row]);
     }
   }
   return std::nullopt;

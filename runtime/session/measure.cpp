@@ -3,10 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <limits>
-#include <map>
 
-#include "core/error.hpp"
+#include "core/metrics.hpp"
 #include "core/statistics.hpp"
 #include "runtime/control/channel.hpp"
 
@@ -75,52 +73,23 @@ void fill_times(const std::vector<RankTimes>& ranks, std::size_t layer_idx, Laye
 
 std::vector<TransferGroup> transfer_groups(const LayerPlan& plan, const Network& network,
                                            const PayloadSizes& sizes, const LayerReport& report) {
-  struct Direction {
-    Phase phase;
-    std::size_t stage_idx;
-    bool dispatch;
-  };
-  std::vector<Direction> directions{{Phase::kDispatch, 0, true}};
-  if (plan.stages.size() > 1) {
-    directions.push_back({Phase::kForward, 1, true});
-    directions.push_back({Phase::kGather, 1, false});
-  }
-  directions.push_back({Phase::kCombine, 0, false});
-
-  std::vector<TransferGroup> groups;
-  for (const Direction& direction : directions) {
-    const Stage& stage = plan.stages[direction.stage_idx];
-    struct Sums {
-      TransferGroup group;
-      std::vector<std::int64_t> sent, received;
-    };
-    std::map<Tier, Sums> tiers;
+  TransferSums sums(plan.num_ranks);
+  for (const Stage& stage : plan.stages) {
     for (std::size_t t = 0; t < stage.num_transfers(); ++t) {
-      const Tier tier = network.tier(GpuId{stage.src[t]}, GpuId{stage.dst[t]});
-      Sums& sums = tiers[tier];
-      if (sums.sent.empty()) {
-        sums.sent.assign(plan.num_ranks, 0);
-        sums.received.assign(plan.num_ranks, 0);
-      }
-      const std::int64_t bytes = direction.dispatch ? dispatch_bytes(stage, t, sizes).value
-                                                    : combine_bytes(stage, t, sizes).value;
-      ++sums.group.num_transfers;
-      sums.group.num_rows += stage.num_rows[t];
-      sums.group.bytes += bytes;
-      sums.sent[direction.dispatch ? stage.src[t] : stage.dst[t]] += bytes;
-      sums.received[direction.dispatch ? stage.dst[t] : stage.src[t]] += bytes;
+      const std::uint32_t src = stage.src[t];
+      const std::uint32_t dst = stage.dst[t];
+      const std::string tier = to_string(network.tier(GpuId{src}, GpuId{dst}));
+      const std::uint64_t rows = stage.num_rows[t];
+      sums.add({stage.out, tier, src, dst, rows, dispatch_bytes(stage, t, sizes).value, {}, {}});
+      sums.add({stage.back, tier, dst, src, rows, combine_bytes(stage, t, sizes).value, {}, {}});
     }
-    for (auto& [tier, sums] : tiers) {
-      sums.group.phase = direction.phase;
-      sums.group.tier = to_string(tier);
-      sums.group.max_rank_send = *std::max_element(sums.sent.begin(), sums.sent.end());
-      sums.group.max_rank_receive = *std::max_element(sums.received.begin(), sums.received.end());
-      for (const PhaseTimes& times : report.phases) {
-        if (times.phase != direction.phase) continue;
-        sums.group.begin_s = *std::min_element(times.begin_s.begin(), times.begin_s.end());
-        sums.group.end_s = *std::max_element(times.end_s.begin(), times.end_s.end());
-      }
-      groups.push_back(std::move(sums.group));
+  }
+  std::vector<TransferGroup> groups = sums.take();
+  for (TransferGroup& group : groups) {
+    for (const PhaseTimes& times : report.phases) {
+      if (times.phase != group.phase) continue;
+      group.begin_s = *std::min_element(times.begin_s.begin(), times.begin_s.end());
+      group.end_s = *std::max_element(times.end_s.begin(), times.end_s.end());
     }
   }
   return groups;

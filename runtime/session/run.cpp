@@ -8,9 +8,9 @@
 
 #include "core/error.hpp"
 #include "core/file.hpp"
-#include "core/provenance.hpp"
+#include "core/hash.hpp"
+#include "core/result_table.hpp"
 #include "core/results.hpp"
-#include "core/table.hpp"
 #include "runtime/control/channel.hpp"
 #include "runtime/control/fault.hpp"
 #include "runtime/device/errors.hpp"
@@ -19,10 +19,13 @@
 #include "runtime/executor/shared_experts.hpp"
 #include "runtime/session/measure.hpp"
 #include "topologies/network.hpp"
-#include "workloads/experiment.hpp"
+#include "workloads/prepare.hpp"
+#include "workloads/run_report.hpp"
 
 namespace coterie {
 namespace {
+
+constexpr const char* kKind = "measured";
 
 // How far a layer's outputs are off, over all ranks.
 struct LayerCheck {
@@ -33,6 +36,12 @@ struct RunCheck {
   std::vector<LayerCheck> layers;
   std::string plan_difference;  // empty: the devices built what the plan says
   std::optional<std::string> failure;
+};
+
+// What became of a run; with a code where it failed (report.failure has the sentence).
+struct RunOutcome {
+  RunReport report;
+  std::optional<ExitCode> failure_code;
 };
 
 // The sampled tokens of a layer and what the CPU makes of them.
@@ -68,6 +77,7 @@ class Session {
     spec.placement = "contiguous";
     spec.policy = DispatchPolicy::kStandard;
     const Planned planned = plan(spec);
+    if (planned.infeasible) throw InputError(*planned.infeasible);
     executor_.load(make_run_layers(shape_, planned.plans, group_.rank()));
     executor_.iterate(Iteration::kVerification, 0);
     exact_samples_ = sample(planned);
@@ -77,8 +87,14 @@ class Session {
     }
   }
 
-  RunReport run(const RunSpec& spec) {
+  RunOutcome run(const RunSpec& spec) {
     const Planned planned = plan(spec);
+    if (planned.infeasible) {
+      RunOutcome outcome{failed_run(experiment_, spec, *planned.infeasible), ExitCode::kBadInput};
+      outcome.report.kind = kKind;
+      outcome.report.engine = outcome.report.transport = "nccl";
+      return outcome;
+    }
     if (group_.rank() == 0) spdlog::info("run {}: loading", spec.name);
     executor_.load(make_run_layers(shape_, planned.plans, group_.rank()));
     executor_.iterate(Iteration::kVerification, 0);
@@ -99,53 +115,58 @@ class Session {
     for (const std::string& bytes : group_.gather("collection of the times", pack_times(times))) {
       ranks.push_back(unpack_times(bytes));
     }
-    RunReport report = describe(planned, check);
+    RunOutcome outcome{describe(planned, check), {}};
+    if (check.failure) outcome.failure_code = ExitCode::kCheckFailed;
     if (group_.rank() == 0 && !check.failure) {
       for (std::size_t i = 0; i < planned.plans.size(); ++i) {
-        report.layers.push_back(describe_layer(planned, i, ranks));
+        outcome.report.layers.push_back(describe_layer(planned, i, ranks));
       }
     }
-    return report;
+    return outcome;
   }
 
  private:
   struct Planned {
     PreparedRun prepared;
     std::vector<LayerPlan> plans;
+    std::optional<std::string> infeasible;  // why the run cannot be carried out, on all ranks alike
   };
 
   Planned plan(const RunSpec& spec) {
     group_.set_stage(fmt::format("planning of run {}", spec.name));
-    Planned planned{prepare_run(experiment_, spec, trace_), {}};
-    const PlanRequest request = plan_request(experiment_, spec.policy, PlanDetail::kRows);
-    for (std::size_t i = 0; i < planned.prepared.routing.num_layers(); ++i) {
-      planned.plans.push_back(make_plan(planned.prepared.routing, i,
-                                        planned.prepared.placement.layers[i],
-                                        planned.prepared.tokens, request));
+    Planned planned;
+    try {
+      planned = plan_layers(spec);
+    } catch (const InputError& error) {
+      planned.infeasible = error.what();
     }
-    compare_across_ranks(planned.plans);
+    compare_across_ranks(planned);
+    return planned;
+  }
+
+  Planned plan_layers(const RunSpec& spec) const {
+    Planned planned{prepare_run(experiment_, spec, trace_), {}, {}};
+    const PlanRequest request = plan_request(experiment_, spec.policy, PlanDetail::kRows);
+    for (std::size_t i = 0; i < planned.prepared.routing->num_layers(); ++i) {
+      planned.plans.push_back(make_plan(*planned.prepared.routing, i,
+                                        planned.prepared.placement.layers[i],
+                                        planned.prepared.tokens(), request));
+    }
     return planned;
   }
 
   // Every rank plans on its own; a rank with other inputs would send what nobody expects.
-  void compare_across_ranks(const std::vector<LayerPlan>& plans) {
-    std::uint64_t digest = 0;
-    const auto add = [&digest](const auto& values) {
-      const std::string_view bytes(reinterpret_cast<const char*>(values.data()),  // NOLINT
-                                   values.size() * sizeof(values[0]));
-      digest = content_hash(std::to_string(digest) + std::to_string(content_hash(bytes)));
-    };
-    for (const LayerPlan& layer : plans) {
+  void compare_across_ranks(const Planned& planned) {
+    ContentHash hash;
+    for (const LayerPlan& layer : planned.plans) {
       for (const Stage& stage : layer.stages) {
-        add(stage.src);
-        add(stage.dst);
-        add(stage.row_token);
-        add(stage.row_mask);
+        hash.add(stage.src).add(stage.dst).add(stage.round).add(stage.parent);
+        hash.add(stage.row_token).add(stage.row_mask);
       }
-      add(layer.rank_experts);
-      add(layer.weights);
+      hash.add(layer.rank_experts).add(layer.weights);
     }
-    const auto digests = group_.all_gather("comparison of the plans", std::to_string(digest));
+    const auto digests = group_.all_gather(
+        "comparison of the plans", planned.infeasible ? "infeasible" : hex64(hash.digest()));
     for (std::size_t r = 1; r < digests.size(); ++r) {
       if (digests[r] != digests[0]) {
         throw InputError("dispatch plans", fmt::format("another plan on rank {} than on rank 0", r),
@@ -267,31 +288,12 @@ class Session {
 
   RunReport describe(const Planned& planned, const RunCheck& check) const {
     const PreparedRun& prepared = planned.prepared;
-    RunReport report;
-    report.kind = "measured";
-    report.engine = "nccl";
-    report.name = prepared.spec.name;
-    report.policy = to_string(prepared.spec.policy);
-    report.placement = prepared.spec.placement;
-    report.exact = prepared.exact;
-    report.topology = experiment_.cluster.name;
-    report.model = experiment_.model.name;
-    report.trace = experiment_.trace.file.filename().string();
-    report.num_ranks = experiment_.num_ranks;
-    for (std::size_t r = 0; r + 1 < prepared.tokens.token_begin.size(); ++r) {
-      report.tokens_per_rank = std::max(
-          report.tokens_per_rank, static_cast<std::uint32_t>(prepared.tokens.token_begin[r + 1] -
-                                                             prepared.tokens.token_begin[r]));
-    }
-    report.dispatch_payload = to_string(experiment_.dispatch_payload);
-    report.combine_payload = to_string(experiment_.combine_payload);
-    report.weight_lost = prepared.weight_lost;
-    report.top1_changed = prepared.top1_changed;
-    report.provenance = executor_.facts();
-    report.provenance["version"] = version();
+    RunReport report = run_header(experiment_, prepared);
+    report.kind = kKind;
+    report.engine = report.transport = "nccl";
+    for (auto& [key, value] : executor_.facts()) report.provenance[key] = value;
     report.provenance["command"] = options_.command;
     report.provenance["enqueued_ahead"] = true;  // see Gate
-    report.provenance["seed"] = experiment_.seed;
     report.provenance["warm_up"] = options_.num_warm_up;
     report.provenance["iterations"] = options_.num_iterations;
     report.provenance["hidden"] = experiment_.model.hidden;
@@ -307,7 +309,7 @@ class Session {
                                         {"checked_tokens_per_rank", options_.num_check_tokens},
                                         {"tolerance", kReferenceTolerance},
                                         {"layers", std::move(layers)}};
-    if (check.failure) report.provenance["failed"] = *check.failure;
+    report.failure = check.failure;
     return report;
   }
 
@@ -316,16 +318,12 @@ class Session {
     const LayerPlan& plan = planned.plans[layer_idx];
     const PreparedRun& prepared = planned.prepared;
     LayerReport report;
-    report.layer = plan.layer;
-    const FanOut counts = fan_out(prepared.routing, layer_idx, prepared.placement.layers[layer_idx],
-                                  experiment_.ranks_per_node(), prepared.tokens);
-    report.copies = counts.copies;
-    report.fanout_ranks = counts.fanout_ranks;
-    report.remote_fanout_ranks = counts.remote_fanout_ranks;
-    report.fanout_nodes = counts.fanout_nodes;
-    report.remote_fanout_nodes = counts.remote_fanout_nodes;
-    report.rank_load_max_over_mean = counts.rank_load_max_over_mean;
+    add_counts(experiment_, prepared, layer_idx, report);
     fill_times(ranks, layer_idx, report);
+    for (const PhaseTimes& times : report.phases) {
+      if (times.phase != Phase::kMerge) continue;
+      report.combine_ready_s = combine_ready_s(std::span(&plan, 1), times.end_s);
+    }
     report.groups = transfer_groups(plan, network_, sizes_, report);
     return report;
   }
@@ -335,7 +333,7 @@ class Session {
   ControlGroup& group_;
   Executor& executor_;
   const Network network_;
-  const Routing trace_;
+  const TraceParts trace_;
   LayerShape shape_;
   PayloadSizes sizes_;
   Samples exact_samples_;
@@ -351,77 +349,49 @@ double worst_error(const RunReport& report, const char* key) {
   return worst;
 }
 
+// The table that predictions get, with what only measurements have: how far outputs are off.
 void print_table(const std::vector<RunReport>& reports) {
-  const auto find = [&](const char* policy) -> const RunReport* {
-    for (const RunReport& report : reports) {
-      if (report.policy == policy && report.placement == "contiguous" && report.exact &&
-          !report.layers.empty()) {
-        return &report;
-      }
-    }
-    return nullptr;
-  };
-  const RunReport* standard = find("standard");
-  const RunReport* dedup = find("dedup");
-  const auto speed_up = [](const RunReport* base, const RunReport& report) {
-    return base == nullptr ? std::string("-")
-                           : fmt::format("{:.2f}", base->time_s() / report.time_s());
-  };
-  Table table{{"run", "time ms", "+-%", "dispatch", "forward", "mlp", "gather", "combine",
-               "remote MB", "/standard", "/dedup", "error", "vs exact"},
-              {}};
-  for (const RunReport& report : reports) {
-    const std::string name = report.exact ? report.name : report.name + " (not exact)";
-    if (report.layers.empty()) {
-      std::vector<std::string> row(table.header.size(), "-");
-      row[0] = name;
-      row[1] = "failed";
-      table.rows.push_back(std::move(row));
-      continue;
-    }
-    const auto ms = [&](Phase phase) {
-      return fmt::format("{:.3f}", report.phase_slowest_s(phase) * 1e3);
+  Table table = result_table(reports);
+  table.header.insert(table.header.end(), {"error", "vs exact"});
+  for (std::size_t i = 0; i < reports.size(); ++i) {
+    const RunReport& report = reports[i];
+    const auto error = [&](const char* key) {
+      return report.layers.empty() ? "-" : fmt::format("{:.1e}", worst_error(report, key));
     };
-    double spread = 0.0;
-    for (const LayerReport& layer : report.layers) {
-      spread = std::max(spread, relative_spread(layer.samples_s));
-    }
-    const std::int64_t remote = report.tier_bytes("scale_up") + report.tier_bytes("network");
-    table.rows.push_back(
-        {name, fmt::format("{:.3f}", report.time_s() * 1e3), fmt::format("{:.1f}", spread * 100),
-         ms(Phase::kDispatch), ms(Phase::kForward), ms(Phase::kMlp), ms(Phase::kGather),
-         ms(Phase::kCombine), fmt::format("{:.2f}", static_cast<double>(remote) * 1e-6),
-         speed_up(standard, report), speed_up(dedup, report),
-         fmt::format("{:.1e}", worst_error(report, "reference_error")),
-         report.exact ? fmt::format("{:.1e}", worst_error(report, "standard_contiguous_error"))
-                      : "-"});
+    table.rows[i].push_back(error("reference_error"));
+    table.rows[i].push_back(report.exact ? error("standard_contiguous_error") : "-");
   }
   fmt::print("{}", render(table));
+  if (const Table parts = breakdown_table(reports); !parts.rows.empty()) {
+    fmt::print("\nwhere the time of the rank that ends a layer goes:\n\n{}", render(parts));
+  }
+  const std::vector<std::string> notes = result_notes(reports);
+  if (!notes.empty()) fmt::print("\n{}\n", fmt::join(notes, "\n"));
 }
 
 void write_outputs(const RunOptions& options, const Experiment& experiment,
                    const std::vector<RunReport>& reports) {
-  write_file(options.output / "effective.yaml", experiment.effective_yaml);
-  write_file(options.output / "command.txt", options.command + "\n");
   if (options.dry_run) {
     nlohmann::json document{
         {"schema_version", 1}, {"kind", "dry_run"}, {"runs", nlohmann::json::array()}};
     for (const RunReport& report : reports) {
-      document["runs"].push_back({{"name", report.name},
-                                  {"policy", report.policy},
-                                  {"placement", report.placement},
-                                  {"correctness", report.provenance.at("correctness")}});
+      nlohmann::json& entry = document["runs"].emplace_back();
+      entry = {{"name", report.name}, {"policy", report.policy}, {"placement", report.placement}};
+      if (report.failure) entry["failure"] = *report.failure;
+      const auto correctness = report.provenance.find("correctness");
+      if (correctness != report.provenance.end()) entry["correctness"] = correctness->second;
     }
+    make_folder(options.output);
+    write_file(options.output / "effective.yaml", experiment.effective_yaml);
+    write_file(options.output / "command.txt", options.command + "\n");
     write_file(options.output / "dry_run.json", document.dump(1) + "\n");
     return;
   }
+  ResultFiles files{{experiment.name, reports}, {}, experiment.effective_yaml, options.command};
   for (const RunReport& report : reports) {
-    if (report.layers.empty()) continue;
-    write_timeline(options.output / fmt::format("timeline-{}.json", report.name),
-                   make_timeline(report));
+    if (!report.layers.empty()) files.timelines.push_back({report.name, make_timeline(report)});
   }
-  // Last: results.json says that the folder is complete.
-  write_results(options.output, {experiment.name, reports});
+  write_results(options.output, kKind, files);
 }
 
 void check_experiment(const Experiment& experiment, const RankEnvironment& environment) {
@@ -459,10 +429,10 @@ void run_experiment(const RunOptions& options, const RankEnvironment& environmen
   }
   const Experiment experiment = load_experiment(options.experiment, overrides);
   check_experiment(experiment, environment);
-  if (environment.rank == 0) make_folder(options.output);
+  if (environment.rank == 0) check_results_folder(options.output, experiment.name, kKind);
 
   ControlGroup group(environment, options.group);
-  std::optional<std::string> failure;
+  std::optional<Error> failure;  // of the first run that failed
   const auto body = [&] {
     group.barrier("rendezvous");
     fault_point(environment.rank, "rendezvous");
@@ -474,11 +444,11 @@ void run_experiment(const RunOptions& options, const RankEnvironment& environmen
     session.run_baseline();
     std::vector<RunReport> reports;
     for (const RunSpec& spec : experiment.runs) {
-      reports.push_back(session.run(spec));
-      const auto failed = reports.back().provenance.find("failed");
-      if (failed != reports.back().provenance.end() && !failure) {
-        failure = failed->second.get<std::string>();
+      RunOutcome outcome = session.run(spec);
+      if (outcome.failure_code && !failure) {
+        failure.emplace(*outcome.failure_code, *outcome.report.failure);
       }
+      reports.push_back(std::move(outcome.report));
     }
     fault_point(environment.rank, "report");
     // Nothing is written before every rank has come this far.
@@ -497,7 +467,7 @@ void run_experiment(const RunOptions& options, const RankEnvironment& environmen
     group.finish();
   };
   run_in_group(group, [&] { with_device_errors(body); });
-  if (failure) throw CheckError(*failure);
+  if (failure) throw Error(*failure);
 }
 
 }  // namespace coterie

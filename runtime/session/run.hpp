@@ -33,7 +33,8 @@ inline constexpr double kReferenceTolerance = 1e-2;
 inline constexpr double kExactnessTolerance = 1e-2;
 
 // Collective over the processes that `environment` tells of. Rank 0 prints the table and writes the
-// files. Throws CheckError, after everything is written, if a run's output was wrong.
+// files. A run that cannot be carried out, or whose output was wrong, is reported as failed and the
+// others go on; the error of the first such run is thrown after everything is written (code 2 or 4).
 void run_experiment(const RunOptions& options, const RankEnvironment& environment);
 
 }  // namespace coterie

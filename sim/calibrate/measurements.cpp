@@ -15,49 +15,10 @@
 #include "core/file.hpp"
 #include "core/statistics.hpp"
 #include "sim/calibrate/nccl_log.hpp"
+#include "sim/calibrate/point_table.hpp"
 
 namespace coterie {
 namespace {
-
-// A CSV table of measured points; cells are asked for with what they must be.
-class PointTable {
- public:
-  PointTable(const std::string& text, std::string name)
-      : name_(std::move(name)), table_(parse_csv(text, name_)) {
-    if (table_.rows.empty()) throw InputError(name_, "a table without rows", "measured points");
-  }
-
-  [[nodiscard]] std::size_t num_rows() const { return table_.rows.size(); }
-  [[nodiscard]] std::string text(std::size_t row, const std::string& column) const {
-    if (!table_.find(column)) {
-      throw InputError(name_ + ":1", fmt::format("the columns {}", fmt::join(table_.columns, ", ")),
-                       fmt::format("a column {}", column));
-    }
-    return table_.text(row, column);
-  }
-  [[nodiscard]] std::string place(std::size_t row, const std::string& column) const {
-    return fmt::format("{}:{}: {}", name_, table_.lines[row], column);
-  }
-  // A number above zero.
-  [[nodiscard]] double positive(std::size_t row, const std::string& column) const {
-    const std::string cell = text(row, column);
-    const std::optional<double> value = parse_number(cell);
-    if (!value) throw InputError(place(row, column), fmt::format("\"{}\"", cell), "a number");
-    if (*value <= 0.0) throw InputError(place(row, column), cell, "a value above zero");
-    return *value;
-  }
-  [[nodiscard]] std::uint32_t count(std::size_t row, const std::string& column) const {
-    const double value = positive(row, column);
-    if (value != std::floor(value) || value > 1e9) {
-      throw InputError(place(row, column), text(row, column), "a whole number");
-    }
-    return static_cast<std::uint32_t>(value);
-  }
-
- private:
-  std::string name_;
-  CsvTable table_;
-};
 
 std::vector<AllToAllPoint> from_csv(const std::string& text, const std::string& name) {
   const PointTable table(text, name);
@@ -215,23 +176,6 @@ std::vector<MlpPoint> read_mlp(const std::filesystem::path& path) {
                        "balanced or power_law_EXPONENT");
     }
     point.time_s = table.positive(row, "latency_ms") * 1e-3;
-    points.push_back(point);
-  }
-  return points;
-}
-
-std::vector<TokenKernelPoint> read_token_kernels(const std::filesystem::path& path) {
-  const PointTable table(read_file(path), path.string());
-  std::vector<TokenKernelPoint> points;
-  for (std::size_t row = 0; row < table.num_rows(); ++row) {
-    TokenKernelPoint point;
-    point.hidden = table.positive(row, "hidden");
-    point.tokens_per_rank = table.positive(row, "num_tokens_per_rank");
-    point.topk = table.count(row, "topk");
-    point.num_experts = table.count(row, "num_experts");
-    point.sms = table.positive(row, "sms");
-    point.dispatch_s = table.positive(row, "dispatch_us") * 1e-6;
-    point.combine_s = table.positive(row, "combine_us") * 1e-6;
     points.push_back(point);
   }
   return points;

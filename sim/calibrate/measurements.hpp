@@ -55,15 +55,4 @@ struct MlpPoint {
 // latency_ms.
 std::vector<MlpPoint> read_mlp(const std::filesystem::path& path);
 
-// A dispatch and a combine by DeepEP's normal kernels inside one node, uniform routing.
-struct TokenKernelPoint {
-  double hidden = 0.0;
-  double tokens_per_rank = 0.0;
-  std::uint32_t topk = 1, num_experts = 1, num_ranks = 8;
-  double sms = 1.0;
-  double dispatch_s = 0.0, combine_s = 0.0;
-};
-// CSV: hidden, num_tokens_per_rank, topk, num_experts, sms, dispatch_us, combine_us.
-std::vector<TokenKernelPoint> read_token_kernels(const std::filesystem::path& path);
-
 }  // namespace coterie

@@ -35,6 +35,7 @@ struct PredictArguments {
   std::vector<std::string> overrides;
   std::string transport;
   std::optional<std::int64_t> row_bytes;
+  std::optional<std::uint32_t> tokens_per_rank;
   std::string direction;
   bool json = false;
 };
@@ -80,17 +81,27 @@ TransportChoice transport_choice(const PredictArguments& arguments,
   return choice;
 }
 
-// That a matrix's entries are whole rows; a plan knows its rows and directions itself.
-void check_rows(const PredictArguments& arguments, const Traffic& traffic) {
+// That a matrix's entries are whole rows, whose size is given where the transport counts them; a
+// plan knows its rows and directions itself.
+void check_rows(const PredictArguments& arguments, const Traffic& traffic,
+                const TransportParameters& parameters) {
   const auto* matrix = std::get_if<TrafficMatrix>(&traffic);
   if (matrix == nullptr) {
     if (arguments.row_bytes) throw InputError("--row-bytes", "it with a plan file", "a matrix");
     if (!arguments.direction.empty()) {
       throw InputError("--direction", "it with a plan file, which has both", "a matrix");
     }
+    if (arguments.tokens_per_rank) {
+      throw InputError("--tokens-per-rank", "it with a plan file, which knows them", "a matrix");
+    }
     return;
   }
-  if (!arguments.row_bytes) return;
+  if (!arguments.row_bytes) {
+    if (!counts_rows(parameters)) return;
+    throw InputError(
+        "--row-bytes", "none",
+        fmt::format("the bytes of a row, which transport {} counts", transport_name(parameters)));
+  }
   for (const TrafficEntry& entry : matrix->entries) {
     if (entry.bytes % *arguments.row_bytes == 0) continue;
     throw InputError(arguments.input,
@@ -107,6 +118,7 @@ LayerProgram build_program(const PredictArguments& arguments, const Traffic& tra
   TrafficSetup setup;
   setup.direction = arguments.direction == "combine" ? Direction::kCombine : Direction::kDispatch;
   if (arguments.row_bytes) setup.row_bytes = static_cast<double>(*arguments.row_bytes);
+  setup.tokens_per_rank = arguments.tokens_per_rank;
   setup.transport = transport;
   return build_traffic(std::get<TrafficMatrix>(traffic), setup, cluster);
 }
@@ -118,7 +130,6 @@ void predict(const PredictArguments& arguments) {
                      fmt::format("one of {}", fmt::join(engines, ", ")));
   }
   const Traffic traffic = read_input(arguments.input);
-  check_rows(arguments, traffic);
   std::vector<Override> overrides = parse_overrides(arguments.overrides);
   const TransportChoice transport = transport_choice(arguments, overrides);
   const std::uint32_t num_gpus = arguments.ranks.value_or(num_ranks(traffic));
@@ -128,6 +139,7 @@ void predict(const PredictArguments& arguments) {
                      fmt::format("at most {}, the GPUs of topology {}", network.num_gpus(),
                                  network.cluster().name));
   }
+  check_rows(arguments, traffic, chosen_transport(network.cluster(), transport));
   const LayerProgram layer = build_program(arguments, traffic, transport, network.cluster());
   const ResolvedProgram resolved = resolve(layer.program, network);
 
@@ -208,6 +220,11 @@ void add_predict_command(CLI::App& app) {
   command
       ->add_option("--row-bytes", arguments->row_bytes,
                    "Bytes of a row of the matrix, for transports that count rows")
+      ->check(CLI::PositiveNumber);
+  command
+      ->add_option("--tokens-per-rank", arguments->tokens_per_rank,
+                   "Tokens whose rows the matrix holds, for kernels that scan or add up tokens "
+                   "(default: the rows of a rank's largest entry)")
       ->check(CLI::PositiveNumber);
   command
       ->add_option("--direction", arguments->direction,

@@ -275,11 +275,12 @@ void ComponentRun::pass_horizon(double next) {
 }
 
 void ComponentRun::check_time() const {
-  if (now_ + step_ > now_) return;
+  if (now_ + step_ > now_ && now_ + step_ < kNever) return;
   throw Stuck{.why = Stuck::Why::kTooLate, .time_s = now_, .step_s = step_};
 }
 
 void ComponentRun::run() {
+  if (step_ > 0.0) check_time();
   start_ready();
   while (schedule_.num_unfinished() > 0) {
     const double next = std::min(state_.next_event_s(), next_change_s());

@@ -86,6 +86,10 @@ class Schedule {
     if (first_hold_.empty()) return {};
     return input_.holds.subspan(first_hold_[op], first_hold_[op + 1] - first_hold_[op]);
   }
+  // Most lists come sorted.
+  static void sort(std::vector<std::uint32_t>& items) {
+    if (!std::is_sorted(items.begin(), items.end())) std::sort(items.begin(), items.end());
+  }
   void join(std::uint32_t op);
   void touch(std::uint32_t queue);
   void change(std::uint32_t capacity, double amount, bool begins);
@@ -133,7 +137,7 @@ void Schedule::settle(double now, const Start& start) {
     while (!ready_.empty()) {
       batch_.swap(ready_);
       ready_.clear();
-      std::sort(batch_.begin(), batch_.end());
+      sort(batch_);
       for (const std::uint32_t op : batch_) {
         if (input_.queue[op] == kFreeQueue && holds_of(op).empty()) {
           begin(op);
@@ -142,11 +146,11 @@ void Schedule::settle(double now, const Start& start) {
         }
       }
     }
-    std::sort(joining_.begin(), joining_.end());
+    sort(joining_);
     for (const std::uint32_t op : joining_) join(op);
     giving_.swap(touched_);
     touched_.clear();
-    std::sort(giving_.begin(), giving_.end());
+    sort(giving_);
     for (const std::uint32_t id : giving_) {
       Queue& queue = queues_[id];
       queue.touched = false;

@@ -10,7 +10,11 @@
 //    that both stand for that GPU.
 //  - A change of capacity, by a hold or at a given time, is Link::set_bandwidth at that moment.
 //    SimGrid's solver passes over links without bandwidth, so that flows would run as if these were
-//    not there; where nothing is left, the communications over the link are suspended instead.
+//    not there, and 3.32 counts the time of suspended communications as if they had gone on. Where
+//    nothing is left, the link keeps a trillionth of its capacity instead. A run in which all
+//    communications crawl so and nothing is due that could end it is stopped.
+//  - SimGrid caps a communication for good at the bandwidths that it finds when it starts. Links
+//    therefore have the largest capacity that they ever have while one over them starts.
 //  - Communications have whole sizes. Where amounts are not whole numbers, all amounts and
 //    capacities are multiplied by a power of two first, which changes no time.
 //  - No actors: the communications are started from the simulation's own loop, by a timer or by the
@@ -191,11 +195,9 @@ class VaryingCapacities {
       : routes_(resolved.routes), platform_(platform) {
     const Program& program = resolved.program;
     if (program.changes.empty() && program.holds.empty()) return;
-    blocked_.assign(program.num_ops(), 0);
     entries_.resize(routes_.capacity.size());
     const auto vary = [&](std::uint32_t idx) {
       entries_[idx].varies = true;
-      entries_[idx].now = routes_.largest[idx];
       set(idx, routes_.capacity[idx]);
     };
     for (const CapacityChange& change : program.changes) vary(change.link);
@@ -203,48 +205,60 @@ class VaryingCapacities {
   }
 
   void set(std::uint32_t idx, double capacity) {
-    Entry& entry = entries_[idx];
-    const double before = std::exchange(entry.now, capacity);
-    if (capacity > 0.0) platform_.set_capacity(idx, capacity);
-    if ((capacity > 0.0) == (before > 0.0)) return;
-    for (const auto& [op, comm] : entry.comms) {
-      if (capacity == 0.0 && blocked_[op]++ == 0) comm->suspend();
-      if (capacity > 0.0 && --blocked_[op] == 0) comm->resume();
-    }
+    entries_[idx].now = capacity;
+    apply(idx);
   }
-  // A communication that was just started, and one that ended.
-  void add(std::uint32_t op, const sg::CommPtr& comm) {
-    if (entries_.empty()) return;
+  void start(std::uint32_t op, const sg::CommPtr& comm) {
+    if (entries_.empty()) {
+      comm->start();
+      return;
+    }
     for (const std::uint32_t idx : routes_.of(op)) {
-      if (!entries_[idx].varies || !entries_[idx].comms.emplace(op, comm).second) continue;
-      if (entries_[idx].now == 0.0 && blocked_[op]++ == 0) comm->suspend();
+      if (entries_[idx].varies) platform_.set_capacity(idx, routes_.largest[idx]);
     }
-  }
-  void remove(std::uint32_t op) {
-    if (entries_.empty()) return;
-    for (const std::uint32_t idx : routes_.of(op)) entries_[idx].comms.erase(op);
-  }
-  // The first communication, by index, that stands still, and a capacity of which nothing is left.
-  [[nodiscard]] std::optional<std::pair<std::uint32_t, std::uint32_t>> first_blocked() const {
-    std::optional<std::pair<std::uint32_t, std::uint32_t>> out;
-    for (std::uint32_t idx = 0; idx < entries_.size(); ++idx) {
-      if (!entries_[idx].varies || entries_[idx].now > 0.0 || entries_[idx].comms.empty()) continue;
-      const std::uint32_t op = entries_[idx].comms.begin()->first;
-      if (!out || op < out->first) out = {op, idx};
+    comm->start();
+    for (const std::uint32_t idx : routes_.of(op)) {
+      if (entries_[idx].varies) apply(idx);
     }
-    return out;
+    running_.insert(op);
+  }
+  // To be called when its communication has ended.
+  void remove(std::uint32_t op) { running_.erase(op); }
+
+  struct Blocked {
+    std::uint32_t op, capacity;
+  };
+  // If all communications stand still, the first of them and a capacity of which nothing is left.
+  [[nodiscard]] std::optional<Blocked> all_blocked() const {
+    std::optional<Blocked> first;
+    for (const std::uint32_t op : running_) {
+      const std::span<const std::uint32_t> route = routes_.of(op);
+      const auto empty = std::find_if(route.begin(), route.end(), [&](std::uint32_t idx) {
+        return entries_[idx].varies && entries_[idx].now == 0.0;
+      });
+      if (empty == route.end()) return std::nullopt;
+      if (!first) first = Blocked{op, *empty};
+    }
+    return first;
   }
 
  private:
+  // Of the largest capacity: what a link keeps of which nothing is left.
+  static constexpr double kCrawl = 1e-12;
+
+  void apply(std::uint32_t idx) {
+    platform_.set_capacity(
+        idx, entries_[idx].now > 0.0 ? entries_[idx].now : kCrawl * routes_.largest[idx]);
+  }
+
   struct Entry {
     bool varies = false;
     double now = 0.0;
-    std::map<std::uint32_t, sg::CommPtr> comms;  // by operation
   };
   const Routes& routes_;
   const Platform& platform_;
-  std::vector<Entry> entries_;          // [num_capacities], or empty if none varies
-  std::vector<std::uint32_t> blocked_;  // [num_ops] capacities on its way of which nothing is left
+  std::vector<Entry> entries_;       // [num_capacities], or empty if none varies
+  std::set<std::uint32_t> running_;  // operations with a communication, if any capacity varies
 };
 
 // What the schedule of the whole program works on.
@@ -321,8 +335,7 @@ class Run {
   void communicate(std::uint32_t op) {
     sg::CommPtr comm = platform_.communication(op, input_.amount[op]);
     operation_of_.emplace(comm.get(), op);
-    comm->start();
-    varying_.add(op, comm);
+    varying_.start(op, comm);
     // SimGrid touches a communication after its completion was reported; it must live on.
     comms_.push_back(std::move(comm));
   }
@@ -367,13 +380,14 @@ class Run {
     if (next_change_ < changes.size() && schedule_.num_unfinished() > 0) {
       wake_at(changes[next_change_].time_s);
     }
+    if (!next_wake_ && varying_.all_blocked()) throw why_stuck();
   }
 
   [[nodiscard]] InputError why_stuck() const {
     const Program& program = resolved_.program;
-    if (const auto blocked = varying_.first_blocked()) {
-      return stands_still(program, resolved_.routes, resolved_.network.links(), blocked->first,
-                          blocked->second);
+    if (const auto blocked = varying_.all_blocked()) {
+      return stands_still(program, resolved_.routes, resolved_.network.links(), blocked->op,
+                          blocked->capacity);
     }
     if (const auto waiting = schedule_.first_waiting()) {
       return never_held(program, waiting->op,

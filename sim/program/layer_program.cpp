@@ -122,6 +122,9 @@ class GroupBuilder {
 
   void count_rows() {
     rows_.assign(plan_.num_ranks, {});
+    for (std::uint32_t rank = 0; rank < plan_.num_ranks; ++rank) {
+      num_tokens_.push_back(static_cast<std::uint32_t>(plan_.num_tokens(rank)));
+    }
     for (std::size_t i = 0; i < first().num_transfers(); ++i) {
       if (first().src[i] != first().dst[i]) rows_[first().src[i]].packed += first().num_rows[i];
       rows_[first().src[i]].summed += first().num_rows[i];
@@ -151,6 +154,25 @@ class GroupBuilder {
     out_.label(phase);
   }
 
+  // A copy that a transport whose kernels take rows from the tokens makes itself.
+  void add_row_copy(Phase phase, std::uint32_t rank, double bytes, std::uint32_t waits_for,
+                    std::span<const std::uint32_t> signals, bool launched = false) {
+    add_copy(phase, rank, out_.transport().moves_tokens() ? 0.0 : bytes, waits_for, signals,
+             launched);
+  }
+
+  // What packing moves: the tokens once more as send blocks; before kernels that take the tokens
+  // themselves, what it takes to quantise them.
+  [[nodiscard]] double packed_bytes(std::uint32_t rank) const {
+    if (!has_kernels()) return 0.0;
+    const double token_bytes = 2.0 * setup_.kernels->model.hidden;
+    const double rows = !out_.transport().moves_tokens() ? static_cast<double>(rows_[rank].packed)
+                        : setup_.kernels->dispatch_payload == PayloadType::kFp8
+                            ? static_cast<double>(plan_.num_tokens(rank))
+                            : 0.0;
+    return rows * (token_bytes + dispatch_row_);
+  }
+
   void add_notify_and_pack(const std::vector<std::uint32_t>& enter) {
     std::uint32_t barrier = kStartEvent;
     if (!setup_.ready_s.empty()) {
@@ -161,10 +183,10 @@ class GroupBuilder {
                              signals);
       }
     }
-    const double token_bytes = has_kernels() ? 2.0 * setup_.kernels->model.hidden : 0.0;
+    const Seconds notify = out_.transport().notify().value_or(cluster_.overheads.notify);
     for (std::uint32_t rank = 0; rank < plan_.num_ranks; ++rank) {
       const std::uint32_t signals[]{builder_.add_event()};
-      builder_.add_compute(first_gpu_ + rank, has_kernels() ? cluster_.overheads.notify.value : 0.0,
+      builder_.add_compute(first_gpu_ + rank, has_kernels() ? notify.value : 0.0,
                            enter.empty() ? barrier : enter[rank], signals);
       out_.label(Phase::kNotify);
       // What a rank packs for itself has arrived where it stands.
@@ -172,9 +194,7 @@ class GroupBuilder {
       for (std::uint32_t round = 0; two_hops() && round < plan_.num_rounds; ++round) {
         ready.push_back(received_[slot(rank, round)]);
       }
-      add_copy(Phase::kPack, rank,
-               static_cast<double>(rows_[rank].packed) * (token_bytes + dispatch_row_), signals[0],
-               ready);
+      add_copy(Phase::kPack, rank, packed_bytes(rank), signals[0], ready);
     }
   }
 
@@ -212,8 +232,8 @@ class GroupBuilder {
     for (std::uint32_t rank = 0; rank < plan_.num_ranks; ++rank) {
       const auto summed = static_cast<double>(rows_[rank].summed);
       const auto tokens = static_cast<double>(plan_.num_tokens(rank));
-      add_copy(Phase::kSum, rank, (summed + tokens) * combine_row_, returned_[rank],
-               std::span(&done[rank], 1));
+      add_row_copy(Phase::kSum, rank, (summed + tokens) * combine_row_, returned_[rank],
+                   std::span(&done[rank], 1));
     }
     return done;
   }
@@ -231,11 +251,12 @@ class GroupBuilder {
     sends.reserve(messages.size());
     for (const PlanMessage& m : messages) {
       sends.push_back({first_gpu_ + m.src, first_gpu_ + m.dst,
-                       static_cast<double>(m.bytes(direction, setup_.sizes).value), m.num_rows});
+                       static_cast<double>(m.bytes(direction, setup_.sizes).value), m.num_rows,
+                       m.num_copies});
     }
     const Phase phase = phase_of(stage, direction);
-    const std::unique_ptr<PhaseTransport> transport =
-        out_.transport().begin(builder_, {direction, continues, sends, first_gpu_, ready});
+    const std::unique_ptr<PhaseTransport> transport = out_.transport().begin(
+        builder_, out_.gpus(), {direction, continues, sends, first_gpu_, ready, num_tokens_});
     out_.label(phase);
     for (std::size_t i = 0; i < messages.size(); ++i) {
       const std::uint32_t signals[]{signal(messages[i])};
@@ -268,8 +289,8 @@ class GroupBuilder {
         const auto rows = static_cast<double>(relay_rows_[slot(rank, round)].forwarded);
         // The relay's own rows stand where they are copied to.
         const std::uint32_t signals[]{forwarded_[slot(rank, round)], arrived_[rank]};
-        add_copy(Phase::kForward, rank, 2.0 * rows * dispatch_row_, received_[slot(rank, round)],
-                 signals, /*launched=*/round > 0);
+        add_row_copy(Phase::kForward, rank, 2.0 * rows * dispatch_row_,
+                     received_[slot(rank, round)], signals, /*launched=*/round > 0);
       }
     }
     add_messages(
@@ -289,9 +310,9 @@ class GroupBuilder {
       for (std::uint32_t round = 0; round < plan_.num_rounds; ++round) {
         const RelayRows& rows = relay_rows_[slot(rank, round)];
         const std::uint32_t signals[]{reduced_[slot(rank, round)], returned_[rank]};
-        add_copy(Phase::kGather, rank,
-                 static_cast<double>(rows.forwarded + rows.received) * combine_row_,
-                 gathered_[slot(rank, round)], signals, /*launched=*/round > 0);
+        add_row_copy(Phase::kGather, rank,
+                     static_cast<double>(rows.forwarded + rows.received) * combine_row_,
+                     gathered_[slot(rank, round)], signals, /*launched=*/round > 0);
       }
     }
     add_messages(
@@ -306,9 +327,10 @@ class GroupBuilder {
   const Cluster& cluster_;
   LabelledBuilder& out_;
   ProgramBuilder& builder_;
-  double dispatch_row_, combine_row_;  // bytes
-  std::vector<RankRows> rows_;         // [num_ranks]
-  std::vector<RelayRows> relay_rows_;  // [num_ranks][num_rounds]
+  double dispatch_row_, combine_row_;      // bytes
+  std::vector<RankRows> rows_;             // [num_ranks]
+  std::vector<std::uint32_t> num_tokens_;  // [num_ranks]
+  std::vector<RelayRows> relay_rows_;      // [num_ranks][num_rounds]
   // Events, [num_ranks].
   std::vector<std::uint32_t> packed_;    // its rows may leave
   std::vector<std::uint32_t> arrived_;   // all rows for its experts are there
@@ -366,6 +388,8 @@ LayerProgram build_traffic(const TrafficMatrix& traffic, const TrafficSetup& set
     phases[entry.start_s].push_back(
         {entry.src, entry.dst, bytes, static_cast<std::uint32_t>(std::llround(rows))});
   }
+  std::vector<std::uint32_t> num_tokens;
+  if (setup.tokens_per_rank) num_tokens.assign(traffic.num_ranks, *setup.tokens_per_rank);
   const Phase phase = setup.direction == Direction::kDispatch ? Phase::kDispatch : Phase::kCombine;
   for (const auto& [start_s, messages] : phases) {
     std::uint32_t event = kStartEvent;
@@ -374,8 +398,8 @@ LayerProgram build_traffic(const TrafficMatrix& traffic, const TrafficSetup& set
       out.program().add_compute(messages.front().src, start_s, kStartEvent, signals);
     }
     const std::vector<std::uint32_t> ready(traffic.num_ranks, event);
-    const std::unique_ptr<PhaseTransport> transport =
-        out.transport().begin(out.program(), {setup.direction, false, messages, 0, ready});
+    const std::unique_ptr<PhaseTransport> transport = out.transport().begin(
+        out.program(), out.gpus(), {setup.direction, false, messages, 0, ready, num_tokens});
     out.label(phase);
     for (const Message& message : messages) {
       out.label(phase, transport->send(message, kStartEvent, {}), message.num_rows);
@@ -388,7 +412,6 @@ std::vector<double> rank_finish_s(const Program& program, const Execution& execu
                                   std::uint32_t num_ranks) {
   std::vector<double> finish(num_ranks, 0.0);
   for (std::size_t op = 0; op < program.num_ops(); ++op) {
-    if (!program.is_transfer(op)) continue;
     for (const std::uint32_t rank : {program.src[op], program.dst[op]}) {
       finish[rank] = std::max(finish[rank], execution.finish_s[op]);
     }

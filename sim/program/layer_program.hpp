@@ -60,12 +60,13 @@ LayerProgram build_communication(const DispatchPlan& plan, const Cluster& cluste
 struct TrafficSetup {
   Direction direction = Direction::kDispatch;
   std::optional<double> row_bytes;  // for transports that count rows; absent: one row per message
+  std::optional<std::uint32_t> tokens_per_rank;  // absent: see phase_volumes in kernel_phase.hpp
   TransportChoice transport;
 };
 LayerProgram build_traffic(const TrafficMatrix& traffic, const TrafficSetup& setup,
                            const Cluster& cluster);
 
-// When the last transfer from or to each rank ends, [num_ranks]; zero for ranks without any.
+// When the last operation of each rank ends, [num_ranks]; zero for ranks without any.
 std::vector<double> rank_finish_s(const Program& program, const Execution& execution,
                                   std::uint32_t num_ranks);
 

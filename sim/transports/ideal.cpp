@@ -41,7 +41,7 @@ class IdealPhase : public PhaseTransport {
 class Ideal : public Transport {
  public:
   explicit Ideal(const Cluster& cluster) : cluster_(cluster), queues_(cluster) {}
-  std::unique_ptr<PhaseTransport> begin(ProgramBuilder& builder,
+  std::unique_ptr<PhaseTransport> begin(ProgramBuilder& builder, GpuResources& /*gpus*/,
                                         const PhaseTraffic& traffic) override {
     return std::make_unique<IdealPhase>(builder, cluster_, queues_, traffic);
   }

@@ -10,5 +10,9 @@ namespace coterie {
 // The cluster must outlive what is returned.
 std::unique_ptr<Transport> make(const Cluster& cluster, const IdealParameters& parameters);
 std::unique_ptr<Transport> make(const Cluster& cluster, const NcclParameters& parameters);
+std::unique_ptr<Transport> make(const Cluster& cluster, const DeepepNormalParameters& parameters);
+std::unique_ptr<Transport> make(const Cluster& cluster,
+                                const DeepepLowLatencyParameters& parameters);
+std::unique_ptr<Transport> make(const Cluster& cluster, const NvlinkOneSidedParameters& parameters);
 
 }  // namespace coterie

@@ -170,7 +170,7 @@ class Nccl : public Transport {
  public:
   Nccl(const Cluster& cluster, NcclParameters parameters)
       : cluster_(cluster), parameters_(std::move(parameters)), queues_(cluster) {}
-  std::unique_ptr<PhaseTransport> begin(ProgramBuilder& builder,
+  std::unique_ptr<PhaseTransport> begin(ProgramBuilder& builder, GpuResources& /*gpus*/,
                                         const PhaseTraffic& traffic) override {
     return std::make_unique<NcclPhase>(builder, cluster_, parameters_, queues_, traffic);
   }

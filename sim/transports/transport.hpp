@@ -9,6 +9,7 @@
 #include <span>
 
 #include "core/phase.hpp"
+#include "sim/program/kernels.hpp"
 #include "sim/program/program.hpp"
 #include "topologies/cluster.hpp"
 
@@ -20,6 +21,7 @@ struct Message {
   std::uint32_t src = 0, dst = 0;  // GPUs
   double bytes = 0.0;
   std::uint32_t num_rows = 0;
+  std::uint32_t num_copies = 0;  // (token, expert) pairs that the rows serve; 0: one per row
 };
 
 // What a transport is told before it sends: all messages of one phase of one EP group.
@@ -33,6 +35,8 @@ struct PhaseTraffic {
   // [num_ranks] the event from which on each rank of the group may send; rank r is GPU
   // first_gpu + r.
   std::span<const std::uint32_t> ready;
+  // [num_ranks] tokens of each rank, whose rows (or results) these are; empty: not known.
+  std::span<const std::uint32_t> num_tokens{};
 };
 
 // One phase of one EP group under construction.
@@ -63,8 +67,13 @@ class Transport {
   // queues of a GPU's sends, its kernels) is shared by them. The builder must outlive what is
   // returned. Operations that belong to the phase as a whole (a start cost, a kernel's hold) are
   // added here.
-  virtual std::unique_ptr<PhaseTransport> begin(ProgramBuilder& builder,
+  virtual std::unique_ptr<PhaseTransport> begin(ProgramBuilder& builder, GpuResources& gpus,
                                                 const PhaseTraffic& traffic) = 0;
+  // Whether its kernels take the rows from where the tokens are and add up what comes back, so that
+  // nothing is packed before a dispatch and nothing summed after a combine.
+  [[nodiscard]] virtual bool moves_tokens() const { return false; }
+  // The exchange of counts before a dispatch; absent: what the cluster's overheads say.
+  [[nodiscard]] virtual std::optional<Seconds> notify() const { return std::nullopt; }
 };
 
 // The parameters come from the cluster's `transports` block (chosen_transport in

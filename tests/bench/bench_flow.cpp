@@ -165,8 +165,9 @@ void against_simgrid(const Options& options) {
     Execution run;
     const double simgrid_s =
         time_s(1, RUSAGE_CHILDREN, [&] { reference = run_simgrid(resolve(program, network), {}); });
-    const double flow_s =
-        time_s(9, RUSAGE_SELF, [&] { run = run_flow(resolve(program, network), {}); });
+    const double flow_s = time_s(9, RUSAGE_SELF, [&] {
+      run = simulate_flows(program, resolve_routes(program, network), {});
+    });
     table.rows.push_back(
         {rules.places == kUnlimitedPlaces ? "star" : "star, 8 sends in flight",
          fmt::format("{:.3f}", simgrid_s), fmt::format("{:.1f}", flow_s * 1e3),
@@ -189,8 +190,9 @@ void skewed(const Options&) {
     const Network network = make_network(item);
     const Program program = *testing::make_program(item, network, COTERIE_SHARED_DATA);
     Execution run;
-    const double flow_s =
-        time_s(5, RUSAGE_SELF, [&] { run = run_flow(resolve(program, network), {}); });
+    const double flow_s = time_s(5, RUSAGE_SELF, [&] {
+      run = simulate_flows(program, resolve_routes(program, network), {});
+    });
     sum += flow_s;
     table.rows.push_back(
         {fmt::format("{} GPUs", sizes[i]), fmt::format("{:.1f}", flow_s * 1e3),

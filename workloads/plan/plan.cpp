@@ -35,7 +35,7 @@ std::optional<DispatchPolicy> parse_policy(std::string_view name) {
   return std::nullopt;
 }
 
-std::string to_string(Hop hop) {
+std::string to_string(HopKind hop) {
   constexpr const char* kNames[] = {"group", "rail", "node"};
   return kNames[static_cast<std::size_t>(hop)];
 }

@@ -43,18 +43,18 @@ std::string to_string(DispatchPolicy policy);
 std::optional<DispatchPolicy> parse_policy(std::string_view name);
 
 // Which ranks the transfers of a stage join.
-enum class Hop : std::uint8_t {
+enum class HopKind : std::uint8_t {
   kGroup,  // any two ranks of the EP group
   kRail,   // ranks of the same local index, one in every node
   kNode,   // ranks of one node
 };
-std::string to_string(Hop hop);
+std::string to_string(HopKind hop);
 
 // The transfers of one stage. A transfer is the rows that one source sends to one destination in
 // one round and that one parent brought there; what travels as one message, and in which order, is
 // in schedule.hpp.
 struct Stage {
-  Hop hop = Hop::kGroup;
+  HopKind hop = HopKind::kGroup;
   Phase out = Phase::kDispatch;  // the phase of its rows, and that of their results
   Phase back = Phase::kCombine;
 

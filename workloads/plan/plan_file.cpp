@@ -174,8 +174,8 @@ class PlanReader {
     throw file_.error(fmt::format("payload \"{}\"", name), "bf16 or fp8");
   }
 
-  Hop hop(const std::string& name) {
-    for (const Hop hop : {Hop::kGroup, Hop::kRail, Hop::kNode}) {
+  HopKind hop(const std::string& name) {
+    for (const HopKind hop : {HopKind::kGroup, HopKind::kRail, HopKind::kNode}) {
       if (name == to_string(hop)) return hop;
     }
     throw file_.error(fmt::format("hop \"{}\"", name), "group, rail or node");

@@ -24,6 +24,43 @@ std::vector<PlanMessage> stage_messages(const Stage& stage, Direction direction)
   return messages;
 }
 
+std::vector<Step> plan_steps(const LayerPlan& plan) {
+  std::vector<Step> steps;
+  // Stage `later` follows stage `earlier` one round behind.
+  const auto add = [&](Direction direction, std::size_t earlier, std::size_t later) {
+    for (std::uint32_t round = 0; round < plan.num_rounds; ++round) {
+      steps.push_back({direction, earlier, round});
+      if (round > 0) steps.push_back({direction, later, round - 1});
+    }
+    steps.push_back({direction, later, plan.num_rounds - 1});
+  };
+  if (plan.stages.size() == 1) {
+    for (const Direction direction : {Direction::kDispatch, Direction::kCombine}) {
+      for (std::uint32_t round = 0; round < plan.num_rounds; ++round) {
+        steps.push_back({direction, 0, round});
+      }
+    }
+    return steps;
+  }
+  add(Direction::kDispatch, 0, 1);
+  add(Direction::kCombine, 1, 0);
+  return steps;
+}
+
+std::vector<Step> prerequisites(const LayerPlan& plan, const Step& step) {
+  const std::size_t last = plan.stages.size() - 1;
+  if (step.direction == Direction::kDispatch) {
+    if (step.stage == 0) return {};
+    return {{Direction::kDispatch, step.stage - 1, step.round}};
+  }
+  if (step.stage < last) return {{Direction::kCombine, step.stage + 1, step.round}};
+  std::vector<Step> dispatch;
+  for (std::uint32_t round = 0; round < plan.num_rounds; ++round) {
+    dispatch.push_back({Direction::kDispatch, last, round});
+  }
+  return dispatch;
+}
+
 Phase phase_of(const Stage& stage, Direction direction) {
   return direction == Direction::kDispatch ? stage.out : stage.back;
 }
@@ -35,16 +72,16 @@ std::optional<std::uint32_t> HopPeers::number_of(std::uint32_t rank) const {
   return number;
 }
 
-HopPeers hop_peers(const LayerPlan& plan, Hop hop, std::uint32_t rank) {
+HopPeers hop_peers(const LayerPlan& plan, HopKind hop, std::uint32_t rank) {
   const std::uint32_t node_size = plan.ranks_per_node;
   const std::uint32_t node = rank / node_size;
   const std::uint32_t local = rank % node_size;
   switch (hop) {
-    case Hop::kRail:
+    case HopKind::kRail:
       return {plan.num_ranks / node_size, node, local, node_size};
-    case Hop::kNode:
+    case HopKind::kNode:
       return {node_size, local, node * node_size, 1};
-    case Hop::kGroup:
+    case HopKind::kGroup:
       break;
   }
   return {plan.num_ranks, rank, 0, 1};

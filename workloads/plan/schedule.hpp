@@ -16,6 +16,7 @@
 // received all results of stage 0. Rows and results that stay on their rank are in messages too (to
 // itself); they cross no link and are there as soon as they could leave.
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -44,6 +45,21 @@ struct PlanMessage {
 // All messages of a stage in one direction: senders ascending, each in the order in which it sends.
 std::vector<PlanMessage> stage_messages(const Stage& stage, Direction direction);
 
+// One exchange of the EP group: the messages of one stage, direction and round.
+struct Step {
+  Direction direction = Direction::kDispatch;
+  std::size_t stage = 0;
+  std::uint32_t round = 0;
+  friend bool operator==(const Step&, const Step&) = default;
+};
+// All exchanges in an order in which every rank can carry them out one after the other: a round is
+// passed on after the next one was sent. What has streams may let exchanges of different stages
+// overlap; those of one stage and direction keep this order.
+std::vector<Step> plan_steps(const LayerPlan& plan);
+// The exchanges whose messages to a rank must all have arrived before it may send its own of `step`
+// (the table above); those that are answered after the experts wait for the whole dispatch.
+std::vector<Step> prerequisites(const LayerPlan& plan, const Step& step);
+
 // The phase of a stage's messages.
 Phase phase_of(const Stage& stage, Direction direction);
 
@@ -61,7 +77,7 @@ struct HopPeers {
   // Nothing for a rank that the hop does not reach from here.
   [[nodiscard]] std::optional<std::uint32_t> number_of(std::uint32_t rank) const;
 };
-HopPeers hop_peers(const LayerPlan& plan, Hop hop, std::uint32_t rank);
+HopPeers hop_peers(const LayerPlan& plan, HopKind hop, std::uint32_t rank);
 
 // Fills Stage::answer_order from the other columns.
 void order_answers(std::uint32_t num_ranks, std::uint32_t num_rounds, Stage& stage);

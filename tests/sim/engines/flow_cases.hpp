@@ -13,6 +13,8 @@
 #include <string>
 #include <vector>
 
+#include <fmt/format.h>
+
 #include "core/random.hpp"
 #include "sim/program/program.hpp"
 #include "topologies/network.hpp"
@@ -25,16 +27,18 @@
 namespace coterie::testing {
 
 enum class Pattern : std::uint8_t {
-  kEqual,         // every pair the same size
-  kLogNormal,     // sigma 1
-  kSkewed,        // log-normal, and receivers of log-normal popularity: hot ranks
-  kIncast,        // everybody to rank 0, log-normal
-  kUnequal,       // sizes spread over eight orders of magnitude, a third of the pairs silent
-  kGroups,        // groups of 8 ranks, interleaved over the cluster, log-normal
-  kDedup,         // dispatch and combine of a planned layer
-  kHierarchical,  // the same in two levels
-  kTrace,         // dispatch and combine of one layer of a real trace, dedup
-  kTraceTwoLevel  // the same in two levels
+  kEqual,          // every pair the same size
+  kLogNormal,      // sigma 1
+  kSkewed,         // log-normal, and receivers of log-normal popularity: hot ranks
+  kIncast,         // everybody to rank 0, log-normal
+  kUnequal,        // sizes spread over eight orders of magnitude, a third of the pairs silent
+  kGroups,         // groups of 8 ranks, interleaved over the cluster, log-normal
+  kDedup,          // dispatch and combine of a planned layer
+  kHierarchical,   // the same in two levels
+  kTrace,          // dispatch and combine of one layer of a real trace, dedup
+  kTraceTwoLevel,  // the same in two levels
+  kOverlap,        // log-normal, beside kernels of the same GPUs (overlapping_program)
+  kFailing         // log-normal, while links fail and recover
 };
 
 // What every transfer of a case costs besides its links: a silent time that depends on its size, a
@@ -58,9 +62,9 @@ struct FlowCase {
   Pattern pattern = Pattern::kLogNormal;
   double mean_bytes = 1e6;
   [[nodiscard]] std::string name() const {
-    constexpr const char* kNames[] = {"equal",   "log-normal",      "skewed", "incast",
-                                      "unequal", "groups",          "dedup",  "hierarchical",
-                                      "trace",   "trace, two-level"};
+    constexpr const char* kNames[] = {"equal",   "log-normal",       "skewed",  "incast",
+                                      "unequal", "groups",           "dedup",   "hierarchical",
+                                      "trace",   "trace, two-level", "overlap", "failing"};
     std::string text = topology;
     if (rules.places != kUnlimitedPlaces)
       text += ", " + std::to_string(rules.places) + " in flight";
@@ -146,7 +150,7 @@ class Sender {
       : builder_(builder), network_(network), rules_(rules) {}
 
   void send(std::uint32_t src, std::uint32_t dst, double bytes, std::uint32_t waits_for,
-            std::span<const std::uint32_t> signals) {
+            std::span<const std::uint32_t> signals, std::span<const std::uint32_t> uses = {}) {
     const bool small = bytes <= 65536.0;
     Operation transfer{.src = src, .dst = dst, .amount = bytes};
     transfer.duration = small ? rules_.small_s : rules_.large_s;
@@ -154,6 +158,7 @@ class Sender {
     transfer.queue = queue(src, network_.tier(GpuId{src}, GpuId{dst}));
     transfer.waits_for = waits_for;
     transfer.signals = signals;
+    transfer.uses = uses;
     builder_.add(transfer);
   }
 
@@ -242,6 +247,69 @@ inline void add_layer(ProgramBuilder& builder, Sender& sender, const LayerPlan& 
   for (std::size_t i = 0; i < first.num_transfers(); ++i) back(first, i, gathered[i], {});
 }
 
+// Transfers that load the memories of both GPUs, beside a chain of kernels on each. A kernel moves
+// bytes and occupies multiprocessors, in two parallel parts. Until all that a GPU sends has arrived,
+// its sends hold 24 of 132 multiprocessors; each kernel in four holds 90 for itself and takes a
+// while, and so waits for others of its kind.
+inline Program overlapping_program(const TrafficMatrix& traffic, const Network& network,
+                                   const SendRules& rules) {
+  ProgramBuilder builder;
+  Sender sender(builder, network, rules);
+  Random random(traffic.num_ranks);
+  std::vector<std::uint32_t> memory, sms, sent;
+  for (std::uint32_t gpu = 0; gpu < traffic.num_ranks; ++gpu) {
+    memory.push_back(builder.add_resource(fmt::format("gpu {} memory", gpu), 1e11));
+    sms.push_back(builder.add_resource(fmt::format("gpu {} multiprocessors", gpu), 132.0));
+    sent.push_back(builder.add_event());
+    builder.add_hold(
+        {sms[gpu], 24.0, builder.add_compute(gpu, 1e-6, kStartEvent, {{sent[gpu]}}), sent[gpu]});
+  }
+  for (const TrafficEntry& entry : traffic.entries) {
+    const std::uint32_t uses[]{memory[entry.src], memory[entry.dst]};
+    sender.send(entry.src, entry.dst, static_cast<double>(entry.bytes), kStartEvent,
+                {{sent[entry.src]}}, uses);
+  }
+  for (std::uint32_t gpu = 0; gpu < traffic.num_ranks; ++gpu) {
+    std::uint32_t ready = kStartEvent;
+    for (int i = 0; i < 16; ++i) {
+      const std::uint32_t done = builder.add_event();
+      Operation part{.src = gpu, .dst = gpu, .duration = 3e-6, .waits_for = ready};
+      part.signals = std::span(&done, 1);
+      if (i % 4 == 0) {
+        part.duration = 2e-5 * random.uniform();
+        builder.add_hold({sms[gpu], 90.0, builder.add(part), done});
+      } else {
+        part.amount = std::round(1e7 * random.uniform());
+        part.uses = std::span(&memory[gpu], 1);
+        builder.add(part);
+        part.amount = 132.0 * 5e-5 * random.uniform();
+        part.uses = std::span(&sms[gpu], 1);
+        builder.add(part);
+      }
+      if (i % 2 == 1) ready = done;  // two at a time
+    }
+  }
+  return std::move(builder).finish();
+}
+
+// One link in eight fails at some time and has half its bandwidth when it is back.
+inline Program failing_program(const TrafficMatrix& traffic, const Network& network,
+                               const SendRules& rules) {
+  ProgramBuilder builder;
+  Sender sender(builder, network, rules);
+  Random random(traffic.num_ranks);
+  for (const TrafficEntry& entry : traffic.entries) {
+    sender.send(entry.src, entry.dst, static_cast<double>(entry.bytes), kStartEvent, {});
+  }
+  for (std::uint32_t link = 0; link < network.links().size(); ++link) {
+    if (random.index(8) != 0) continue;
+    const double down_s = 5e-4 * random.uniform();
+    builder.add_change({down_s, link, 0.0});
+    builder.add_change({down_s + 2e-4, link, 0.5 * network.links()[link].bandwidth.value});
+  }
+  return std::move(builder).finish();
+}
+
 inline std::optional<Program> make_program(const FlowCase& item, const Network& network,
                                            const std::filesystem::path& shared_data) {
   const auto planned = [&](const Routing& routing, DispatchPolicy policy) {
@@ -263,6 +331,14 @@ inline std::optional<Program> make_program(const FlowCase& item, const Network& 
       return planned(*routing, item.pattern == Pattern::kTrace ? DispatchPolicy::kDedup
                                                                : DispatchPolicy::kHierarchical);
     }
+    case Pattern::kOverlap:
+      return overlapping_program(
+          make_traffic(item.pattern, item.num_ranks, item.mean_bytes, item.num_ranks), network,
+          item.rules);
+    case Pattern::kFailing:
+      return failing_program(
+          make_traffic(item.pattern, item.num_ranks, item.mean_bytes, item.num_ranks), network,
+          item.rules);
     default:
       return traffic_of(make_traffic(item.pattern, item.num_ranks, item.mean_bytes, item.num_ranks),
                         network, item.rules);
@@ -329,15 +405,22 @@ inline std::vector<FlowCase> flow_cases() {
       {"b200_rail_optimised", kTypical, 32, kTraceTwoLevel},
       {"h100_rail_optimised", kTypical, 128, kHierarchical},
       {"h100_fat_tree", kTypical, 128, kGroups, 1e5},
+      {"star", kBare, 16, kOverlap},
+      {"star", kBareQueue, 32, kFailing},
+      {"h100_node", kTypical, 8, kOverlap},
+      {"h100_node", kCapped, 8, kFailing, 3e7},
+      {"h100_rail_optimised", kTypical, 32, kOverlap},
+      {"h100_leaf_spine_2to1", kTypical, 64, kOverlap, 1e5},
+      {"h100_leaf_spine_2to1", kTypical, 64, kFailing},
+      {"h100_fat_tree", kTypical, 32, kFailing},
   };
 }
 
-// When each rank has sent and received everything: the last finish of its transfers, seconds.
+// When each rank is done: the last finish of its operations, at either end of transfers, seconds.
 inline std::vector<double> finish_of_ranks(const Program& program, const Execution& execution,
                                            std::uint32_t num_ranks) {
   std::vector<double> finish(num_ranks, 0.0);
   for (std::size_t op = 0; op < program.num_ops(); ++op) {
-    if (!program.is_transfer(op)) continue;
     for (const std::uint32_t rank : {program.src[op], program.dst[op]}) {
       finish[rank] = std::max(finish[rank], execution.finish_s[op]);
     }

@@ -355,6 +355,97 @@ TEST(FlowProperties, NoLinkCarriesMoreThanItsCapacityAllowsByAnyTime) {
   }
 }
 
+// The same while links fail, recover and lose capacity: what a link has carried by any time is never
+// more than the integral of its capacity until then, in spite of the credit for idle time.
+TEST(FlowProperties, NoLinkCarriesMoreThanItsChangingCapacityAllows) {
+  for (const std::uint64_t seed : {1U, 2U}) {
+    double exact_s = 0.0;
+    for (const double precision : {0.01, 0.05}) {
+      Case input = all_to_all({.num_gpus = 70, .in_flight = kNoLimit, .delay = 0.0, .seed = seed});
+      Random random(seed);
+      for (int i = 0; i < 40; ++i) {
+        const auto link = static_cast<std::uint32_t>(random.index(140));
+        const double down_s = 60.0 * random.uniform();
+        input.builder.add_change({down_s, link, random.index(2) == 0 ? 0.0 : 0.5});
+        input.builder.add_change({down_s + 20.0 * random.uniform(), link, 1.0});
+      }
+      const Program program = std::move(input.builder).finish();
+      std::vector<double> carried(140, 0.0);
+      std::vector<double> allowed(140, 0.0);
+      std::vector<double> capacity = input.routes.capacity;
+      std::size_t next_change = 0;
+      const auto allow_until = [&](double from, double until) {
+        for (;;) {
+          const bool changes =
+              next_change < program.changes.size() && program.changes[next_change].time_s < until;
+          const double end = changes ? std::max(from, program.changes[next_change].time_s) : until;
+          for (std::size_t link = 0; link < 140; ++link) {
+            allowed[link] += capacity[link] * (end - from);
+          }
+          if (!changes) return;
+          capacity[program.changes[next_change].link] = program.changes[next_change].capacity;
+          ++next_change;
+          from = end;
+        }
+      };
+      std::vector<FlowRate> rates;
+      double since = 0.0;
+      double worst = 0.0;
+      FlowOptions options;
+      options.relative_precision = precision;
+      options.small_program = 0;
+      options.observer = [&](const FlowSnapshot& snapshot) {
+        for (const FlowRate& flow : rates) {
+          for (const std::uint32_t link : input.routes.of(flow.op)) {
+            carried[link] += flow.rate * (snapshot.time_s - since);
+          }
+        }
+        allow_until(since, snapshot.time_s);
+        since = snapshot.time_s;
+        rates.assign(snapshot.flows.begin(), snapshot.flows.end());
+        for (std::size_t link = 0; link < 140; ++link) {
+          worst = std::max(worst, carried[link] - allowed[link]);
+        }
+      };
+      const Execution run = simulate_flows(program, input.routes, options);
+      EXPECT_GT(next_change, 40U) << "the changes must come while flows run";
+      EXPECT_LE(worst, 1e-9 * run.makespan_s) << seed << " " << precision;
+      if (exact_s == 0.0) exact_s = exact(program, input).makespan_s;
+      EXPECT_NEAR(run.makespan_s, exact_s, 0.02 * exact_s) << seed << " " << precision;
+    }
+  }
+}
+
+// Components that are equal number for number run once for all of them, with their holds and
+// changes; one whose link fails at another time runs by itself. Each GPU sends 10 B over its own
+// link of 1 B/s to the next, which is down from 2 s to 3 s (11 s), of the last pair from 2 s to 5 s
+// (13 s); the kernel of 4 at 2 per second beside it meets a hold of all until 1 s (3 s).
+TEST(FlowProperties, EqualComponentsWithHoldsAndChangesRunOnce) {
+  Case input(8, {1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0}, 8);
+  for (std::uint32_t pair = 0; pair < 4; ++pair) {
+    const std::uint32_t gpu = 2 * pair;
+    const std::uint32_t uses[]{input.builder.add_resource("sms", 2.0)};
+    const std::uint32_t held = input.builder.add_event();
+    const std::uint32_t done = input.builder.add_event();
+    const std::uint32_t first = input.compute(gpu, 1.0, kStartEvent, {held, done});
+    input.builder.add_hold({uses[0], 2.0, first, held});
+    input.transfer(gpu, gpu + 1, 10.0, {pair}, 0.0, kUnlimited, kStartEvent, {done});
+    input.add({.src = gpu, .dst = gpu, .amount = 4.0, .uses = uses}, {4 + pair}, kUnlimited);
+    input.builder.add_change({2.0, pair, 0.0});
+    input.builder.add_change({pair == 3 ? 5.0 : 3.0, pair, 1.0});
+  }
+  const Program program = std::move(input.builder).finish();
+  FlowOptions options;
+  FlowStats stats;
+  const Execution run = simulate_flows(program, input.routes, options, &stats);
+  EXPECT_EQ(stats.num_components, 4U);
+  EXPECT_EQ(stats.num_runs, 2U);
+  for (std::uint32_t pair = 0; pair < 4; ++pair) {
+    EXPECT_NEAR(run.finish_s[3 * pair + 1], pair == 3 ? 13.0 : 11.0, 1e-12);
+    EXPECT_NEAR(run.finish_s[3 * pair + 2], 3.0, 1e-12);
+  }
+}
+
 // Between events a saturated network never idles: with no delay and no limit, the receiver of an
 // incast of unequal sizes is busy from the first to the last byte, in exact and coarse runs.
 TEST(FlowProperties, IncastKeepsTheReceiverBusy) {
@@ -581,6 +672,65 @@ TEST(FlowDegenerate, LinkWithoutCapacityIsRefused) {
     } catch (const InputError& error) {
       EXPECT_THAT(error.what(), HasSubstr("transfer 0 from GPU 0 to GPU 1"));
       EXPECT_THAT(error.what(), HasSubstr("link 1"));
+    }
+  }
+}
+
+// Times of which double precision cannot tell the steps of a run apart: a latency or a late start of
+// 1e30 s before transfers of 1 s. An engine that went on would not move, or lose all of them.
+TEST(FlowDegenerate, TimesBeyondDoublePrecisionAreRefused) {
+  for (const bool late : {false, true}) {
+    for (const double precision : {0.0, 0.01}) {
+      Case input(4, {1.0, 1.0}, 8);
+      const std::uint32_t start = input.builder.add_event();
+      input.compute(0, late ? 1e30 : 0.0, kStartEvent, {start});
+      for (std::uint32_t dst = 1; dst < 4; ++dst) {
+        input.transfer(0, dst, 1.0 + dst, {0}, late ? 0.0 : 1e30, kUnlimited, start, {});
+      }
+      const Program program = std::move(input.builder).finish();
+      FlowOptions options;
+      options.relative_precision = precision;
+      options.small_program = 0;
+      try {
+        simulate_flows(program, input.routes, options);
+        FAIL() << late << " " << precision;
+      } catch (const InputError& error) {
+        EXPECT_THAT(error.what(),
+                    HasSubstr("1e+30 s, expected times that double precision tells apart"));
+      }
+    }
+  }
+}
+
+// 1e300 B at 1e-10 B/s take longer than any double.
+TEST(FlowDegenerate, TransfersThatNeverEndAreRefused) {
+  for (const double precision : {0.0, 0.01}) {
+    Case input(2, {1e-10}, 8);
+    input.transfer(0, 1, 1e300, {0});
+    const Program program = std::move(input.builder).finish();
+    FlowOptions options;
+    options.relative_precision = precision;
+    EXPECT_THROW(simulate_flows(program, input.routes, options), InputError);
+  }
+}
+
+// Threads change neither the result nor the sentence of a program that cannot end.
+TEST(FlowDegenerate, TheFirstComponentThatIsStuckIsNamedWhateverTheThreads) {
+  for (const unsigned threads : {1U, 4U}) {
+    Case input(8, {1.0, 1.0, 1.0, 1.0}, 8);
+    for (std::uint32_t pair = 0; pair < 4; ++pair) {
+      input.transfer(2 * pair, 2 * pair + 1, 2.0 + pair, {pair});
+      if (pair > 0) input.builder.add_change({1.0, pair, 0.0});
+    }
+    const Program program = std::move(input.builder).finish();
+    FlowOptions options;
+    options.num_threads = threads;
+    try {
+      simulate_flows(program, input.routes, options);
+      FAIL();
+    } catch (const InputError& error) {
+      EXPECT_THAT(error.what(), HasSubstr("transfer 1 from GPU 2 to GPU 3 that stands still"));
+      EXPECT_THAT(error.what(), HasSubstr("nothing is left of link 1"));
     }
   }
 }

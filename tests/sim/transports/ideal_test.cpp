@@ -33,6 +33,7 @@ TEST(Ideal, LeavesWithTheLaterOfTwoEvents) {
   const Cluster cluster = star(2);
   const auto transport = make_transport(cluster, {});
   ProgramBuilder builder;
+  GpuResources gpus(builder, cluster.gpu);
   const std::uint32_t early[]{builder.add_event()};
   const std::uint32_t late[]{builder.add_event()};
   builder.add_compute(0, 1e-3, kStartEvent, early);
@@ -40,7 +41,8 @@ TEST(Ideal, LeavesWithTheLaterOfTwoEvents) {
   const std::vector<Message> messages{{0, 1, 1e6, 1}};
   for (const bool rank_is_late : {false, true}) {
     const std::uint32_t ready[]{rank_is_late ? late[0] : early[0], kStartEvent};
-    const auto phase = transport->begin(builder, {Direction::kDispatch, false, messages, 0, ready});
+    const auto phase =
+        transport->begin(builder, gpus, {Direction::kDispatch, false, messages, 0, ready});
     ASSERT_TRUE(phase->send(messages[0], rank_is_late ? early[0] : late[0], {}).has_value());
   }
   const Program program = std::move(builder).finish();

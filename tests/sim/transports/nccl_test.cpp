@@ -49,12 +49,13 @@ TEST(Nccl, PhasesShareTheQueues) {
   cluster.nic->injection.sends_in_flight = 1;
   const auto transport = make_transport(cluster, {});
   ProgramBuilder builder;
+  GpuResources gpus(builder, cluster.gpu);
   const std::vector<std::uint32_t> ready(3, kStartEvent);
   const std::vector<Message> first{{0, 1, 1e6, 1}};
   const std::vector<Message> second{{0, 2, 1e6, 1}};
   for (const auto* messages : {&first, &second}) {
     const auto phase =
-        transport->begin(builder, {Direction::kDispatch, false, *messages, 0, ready});
+        transport->begin(builder, gpus, {Direction::kDispatch, false, *messages, 0, ready});
     ASSERT_TRUE(phase->send(messages->front(), kStartEvent, {}).has_value());
   }
   const Program program = std::move(builder).finish();

@@ -21,12 +21,15 @@ struct PhaseRun {
 
 inline PhaseRun run_phase(const Cluster& cluster, const TransportChoice& choice,
                           const std::vector<Message>& messages,
-                          Direction direction = Direction::kDispatch, bool continues = false) {
+                          Direction direction = Direction::kDispatch, bool continues = false,
+                          const std::vector<std::uint32_t>& num_tokens = {}) {
   const auto transport = make_transport(cluster, choice);
   PhaseRun run;
   ProgramBuilder builder;
   const std::vector<std::uint32_t> ready(cluster.num_gpus(), kStartEvent);
-  const auto phase = transport->begin(builder, {direction, continues, messages, 0, ready});
+  GpuResources gpus(builder, cluster.gpu);
+  const auto phase =
+      transport->begin(builder, gpus, {direction, continues, messages, 0, ready, num_tokens});
   for (const Message& message : messages) {
     run.ops.push_back(phase->send(message, kStartEvent, {}));
   }

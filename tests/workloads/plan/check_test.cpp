@@ -133,7 +133,7 @@ const Mutation kMutations[] = {
        std::swap(p.stages[0].answer_order[1], p.stages[0].answer_order[2]);
      },
      "its answer is out of order"},
-    {"hop", kHierarchical, [](LayerPlan& p) { p.stages[0].hop = Hop::kGroup; },
+    {"hop", kHierarchical, [](LayerPlan& p) { p.stages[0].hop = HopKind::kGroup; },
      "hop group with dispatch and combine, where the policy has rail"},
     {"phase", kHierarchical, [](LayerPlan& p) { p.stages[1].back = Phase::kCombine; },
      "hop node with forward and combine, where the policy has node with forward and gather"},

@@ -239,7 +239,8 @@ TEST_F(ExperimentFile, APlacementFileIsNotEvaluatedOnWhatItLearnt) {
   // Reducing the experiment to some layers does not hide it.
   placement.trained_on = training_label(read_routing(first.trace.file), first.trace.eval);
   write_placement(folder_ / "p.json", placement);
-  const Experiment layer = load(kGood, {"runs.0.placement=p.json", "layers=[2]"});
+  const Experiment layer =
+      load(kGood, {"runs.0.placement=" + (folder_ / "p.json").string(), "layers=[2]"});
   EXPECT_THAT(refusal([&] { prepare_run(layer, layer.runs[0], load_trace(layer)); }),
               HasSubstr("learnt on sequences that the experiment evaluates"));
 }

@@ -92,8 +92,8 @@ TEST(PlanKnownAnswer, HierarchicalInTwoRounds) {
   EXPECT_EQ(plan.num_rounds, 2u);
   const Stage& rail = plan.stages[0];
   const Stage& node = plan.stages[1];
-  EXPECT_EQ(rail.hop, Hop::kRail);
-  EXPECT_EQ(node.hop, Hop::kNode);
+  EXPECT_EQ(rail.hop, HopKind::kRail);
+  EXPECT_EQ(node.hop, HopKind::kNode);
   EXPECT_EQ(node.out, Phase::kForward);
   EXPECT_EQ(node.back, Phase::kGather);
   EXPECT_THAT(transfers_of(rail),

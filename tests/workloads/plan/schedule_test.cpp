@@ -65,9 +65,9 @@ TEST(Schedule, PeersOfEveryHop) {
   plan.num_ranks = 8;
   plan.ranks_per_node = 4;
   // Rank 6 is the third of node 1.
-  const HopPeers group = hop_peers(plan, Hop::kGroup, 6);
-  const HopPeers rail = hop_peers(plan, Hop::kRail, 6);
-  const HopPeers node = hop_peers(plan, Hop::kNode, 6);
+  const HopPeers group = hop_peers(plan, HopKind::kGroup, 6);
+  const HopPeers rail = hop_peers(plan, HopKind::kRail, 6);
+  const HopPeers node = hop_peers(plan, HopKind::kNode, 6);
   EXPECT_EQ(std::tuple(group.num_peers, group.own, group.rank_of(3)), std::tuple(8u, 6u, 3u));
   EXPECT_EQ(std::tuple(rail.num_peers, rail.own, rail.rank_of(0)), std::tuple(2u, 1u, 2u));
   EXPECT_EQ(std::tuple(node.num_peers, node.own, node.rank_of(0)), std::tuple(4u, 2u, 4u));

@@ -49,7 +49,7 @@ Relayed relay(const Deliveries& deliveries, const Groups& stage0, const Groups& 
 
   Relayed result;
   Stage& stage = result.stage;
-  stage.hop = Hop::kNode;
+  stage.hop = HopKind::kNode;
   stage.out = Phase::kForward;
   stage.back = Phase::kGather;
   for (auto* column : {&stage.src, &stage.dst, &stage.round, &stage.num_rows, &stage.num_copies,
@@ -105,7 +105,7 @@ std::vector<Stage> plan_hierarchical(const Deliveries& deliveries) {
   Relayed relayed = relay(deliveries, by_node, by_rank);
 
   Stage to_node;
-  to_node.hop = Hop::kRail;
+  to_node.hop = HopKind::kRail;
   for (auto* column : {&to_node.src, &to_node.dst, &to_node.round}) column->resize(by_node.size());
   for (std::size_t part = 0; part + 1 < by_node.part_begin.size(); ++part) {
     const auto source = static_cast<std::uint32_t>(part / deliveries.num_rounds);

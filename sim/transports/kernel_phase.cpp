@@ -1,0 +1,225 @@
+#include "sim/transports/kernel_phase.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+
+#include "sim/transports/parts.hpp"
+
+namespace coterie {
+namespace {
+
+// Ranks that a sender of this hop may have rows for: the kernels deal their warps to them.
+std::uint32_t destinations(const Cluster& cluster, const PhaseTraffic& traffic) {
+  const auto num_ranks = static_cast<std::uint32_t>(traffic.ready.size());
+  const std::uint32_t per_node = std::min(cluster.gpus_per_node, num_ranks);
+  bool inside_node = true;
+  bool along_rails = true;
+  for (const Message& message : traffic.messages) {
+    inside_node &= message.src / cluster.gpus_per_node == message.dst / cluster.gpus_per_node;
+    along_rails &= message.src % cluster.gpus_per_node == message.dst % cluster.gpus_per_node;
+  }
+  if (num_ranks <= per_node) return num_ranks;
+  if (along_rails) return (num_ranks + per_node - 1) / per_node;
+  return inside_node ? per_node : num_ranks;
+}
+
+// Resources of the ranks of a phase. A resource that limits nothing is not made.
+class RankResources {
+ public:
+  RankResources(ProgramBuilder& builder, std::string_view name, std::uint32_t first_gpu)
+      : builder_(builder), name_(name), first_gpu_(first_gpu) {}
+  void add(double capacity) {
+    std::optional<std::uint32_t> resource;
+    if (capacity > 0.0) {
+      const auto gpu = first_gpu_ + static_cast<std::uint32_t>(resources_.size());
+      resource = builder_.add_resource(fmt::format("gpu {} {}", gpu, name_), capacity);
+    }
+    resources_.push_back(resource);
+  }
+  void use(std::uint32_t rank, std::vector<std::uint32_t>& uses) const {
+    if (resources_[rank]) uses.push_back(*resources_[rank]);
+  }
+
+ private:
+  ProgramBuilder& builder_;
+  std::string name_;
+  std::uint32_t first_gpu_;
+  std::vector<std::optional<std::uint32_t>> resources_;  // [num_ranks]
+};
+
+double rate_of(double bytes, double seconds) {
+  return bytes > 0.0 && seconds > 0.0 ? bytes / seconds : 0.0;
+}
+
+class KernelPhase : public PhaseTransport {
+ public:
+  // `ends[rank]`: counted down by all messages from and to the rank.
+  KernelPhase(ProgramBuilder& builder, GpuResources& gpus, const Cluster& cluster,
+              const PhaseTraffic& traffic, const KernelModel& model, const PhaseVolumes& volumes,
+              std::vector<std::uint32_t> starts, std::vector<std::uint32_t> ends,
+              std::function<Message(const Message&)> adapted)
+      : builder_(builder),
+        gpus_(gpus),
+        cluster_(cluster),
+        two_hops_(volumes.crosses_nodes || volumes.reuses_kernel),
+        first_gpu_(traffic.first_gpu),
+        starts_(std::move(starts)),
+        ends_(std::move(ends)),
+        senders_(builder, "sender", first_gpu_),
+        receivers_(builder, "receiver", first_gpu_),
+        ports_out_(builder, "kernel port out", first_gpu_),
+        ports_in_(builder, "kernel port in", first_gpu_),
+        adapted_(std::move(adapted)) {
+    for (const RankVolume& volume : volumes.ranks) {
+      const KernelTimes times = model(volumes, volume);
+      senders_.add(rate_of(volume.bytes_out, times.send_s));
+      receivers_.add(rate_of(volume.bytes_in, times.receive_s));
+      ports_out_.add(volume.port_out > 0.0 ? times.port_rate : 0.0);
+      ports_in_.add(volume.port_in > 0.0 ? times.port_rate : 0.0);
+      pair_caps_.push_back(times.pair_rate > 0.0 ? builder.add_rate_cap(times.pair_rate) : kNoCap);
+    }
+  }
+
+  std::optional<std::uint32_t> send(const Message& planned, std::uint32_t after,
+                                    std::span<const std::uint32_t> signals) override {
+    const Message message = adapted_(planned);
+    const std::uint32_t src = message.src - first_gpu_;
+    const std::uint32_t dst = message.dst - first_gpu_;
+    std::vector<std::uint32_t> all(signals.begin(), signals.end());
+    all.push_back(ends_[src]);
+    if (src != dst) all.push_back(ends_[dst]);
+    const std::uint32_t leaves = when_both(builder_, message.src, starts_[src], after);
+    std::vector<std::uint32_t> uses;
+    senders_.use(src, uses);
+    receivers_.use(dst, uses);
+    uses.push_back(gpus_.memory(message.src));  // rows are read once,
+    if (src != dst) {
+      if (!two_hops_ || tier_of(cluster_, message.src, message.dst) == Tier::kNetwork) {
+        ports_out_.use(src, uses);
+        ports_in_.use(dst, uses);
+      }
+      uses.push_back(gpus_.memory(message.dst));  // and written once
+    } else {
+      const std::array<std::uint32_t, 1> memory{gpus_.memory(message.dst)};
+      builder_.add({.src = message.src,
+                    .dst = message.dst,
+                    .amount = message.bytes,
+                    .waits_for = leaves,
+                    .signals = all,
+                    .uses = memory});
+    }
+    return builder_.add({.src = message.src,
+                         .dst = message.dst,
+                         .amount = message.bytes,
+                         .rate_cap = pair_caps_[src],
+                         .waits_for = leaves,
+                         .signals = all,
+                         .uses = uses});
+  }
+
+ private:
+  ProgramBuilder& builder_;
+  GpuResources& gpus_;
+  const Cluster& cluster_;
+  bool two_hops_;
+  std::uint32_t first_gpu_;
+  std::vector<std::uint32_t> starts_, ends_;  // [num_ranks] events
+  RankResources senders_, receivers_, ports_out_, ports_in_;
+  std::vector<std::uint32_t> pair_caps_;  // [num_ranks] of the sender
+  std::function<Message(const Message&)> adapted_;
+};
+
+}  // namespace
+
+PhaseVolumes phase_volumes(const Cluster& cluster, const PhaseTraffic& traffic) {
+  PhaseVolumes volumes;
+  volumes.ranks.resize(traffic.ready.size());
+  volumes.num_destinations = destinations(cluster, traffic);
+  volumes.reuses_kernel = traffic.continues;
+  // The port of a kernel that works in two hops is the one out of the node.
+  const bool in_two_hops =
+      traffic.continues ||
+      std::any_of(traffic.messages.begin(), traffic.messages.end(), [&](const Message& message) {
+        return tier_of(cluster, message.src, message.dst) == Tier::kNetwork;
+      });
+  double bytes = 0.0;
+  double rows = 0.0;
+  for (const Message& message : traffic.messages) {
+    const auto num_rows = static_cast<double>(message.num_rows);
+    RankVolume& from = volumes.ranks[message.src - traffic.first_gpu];
+    RankVolume& to = volumes.ranks[message.dst - traffic.first_gpu];
+    from.rows_out += num_rows;
+    from.bytes_out += message.bytes;
+    from.largest_out = std::max(from.largest_out, message.bytes);
+    to.rows_in += num_rows;
+    to.bytes_in += message.bytes;
+    rows += num_rows;
+    bytes += message.bytes;
+    const Tier tier = tier_of(cluster, message.src, message.dst);
+    volumes.crosses_nodes |= tier == Tier::kNetwork;
+    if (tier == Tier::kNetwork || (tier == Tier::kScaleUp && !in_two_hops)) {
+      from.port_out += message.bytes;
+      to.port_in += message.bytes;
+    }
+    RankVolume& owner = traffic.direction == Direction::kDispatch ? from : to;
+    if (traffic.num_tokens.empty()) owner.tokens = std::max(owner.tokens, num_rows);
+  }
+  for (std::size_t rank = 0; rank < traffic.num_tokens.size(); ++rank) {
+    volumes.ranks[rank].tokens = traffic.num_tokens[rank];
+  }
+  volumes.row_bytes = rows > 0.0 ? bytes / rows : 0.0;
+  return volumes;
+}
+
+double kernel_flow_s(const KernelModel& model, const PhaseVolumes& volumes, double port_limit) {
+  double flow_s = 0.0;
+  for (const RankVolume& volume : volumes.ranks) {
+    const KernelTimes times = model(volumes, volume);
+    const double port = times.port_rate > 0.0 ? std::min(times.port_rate, port_limit) : port_limit;
+    flow_s = std::max(
+        {flow_s, times.send_s, times.receive_s, std::max(volume.port_out, volume.port_in) / port});
+    if (times.pair_rate > 0.0) flow_s = std::max(flow_s, volume.largest_out / times.pair_rate);
+  }
+  return flow_s;
+}
+
+double kernel_phase_s(const KernelModel& model, const PhaseVolumes& volumes, double port_limit) {
+  double start_s = 0.0;
+  for (const RankVolume& volume : volumes.ranks) {
+    start_s = std::max(start_s, model(volumes, volume).start_s);
+  }
+  return start_s + kernel_flow_s(model, volumes, port_limit);
+}
+
+std::unique_ptr<PhaseTransport> KernelTransport::begin(ProgramBuilder& builder, GpuResources& gpus,
+                                                       const PhaseTraffic& traffic) {
+  kernel_ends_.resize(cluster_.num_gpus(), kStartEvent);
+  std::vector<Message> messages;
+  for (const Message& message : traffic.messages) messages.push_back(adapted(message));
+  PhaseTraffic moved = traffic;
+  moved.messages = messages;
+  const PhaseVolumes volumes = phase_volumes(cluster_, moved);
+  const KernelModel times_of = model(traffic.direction, volumes);
+  const auto num_ranks = static_cast<std::uint32_t>(traffic.ready.size());
+  std::vector<std::uint32_t> starts(traffic.ready.begin(), traffic.ready.end());
+  for (std::uint32_t rank = 0; rank < num_ranks; ++rank) {
+    const std::uint32_t gpu = traffic.first_gpu + rank;
+    std::uint32_t& end = kernel_ends_[gpu];
+    if (traffic.continues && end != kStartEvent) continue;  // the kernel of the hop before runs on
+    end = builder.add_event();
+    const double start_s = traffic.continues ? 0.0 : times_of(volumes, volumes.ranks[rank]).start_s;
+    const std::array<std::uint32_t, 2> signals{builder.add_event(), end};
+    const std::uint32_t launch = builder.add_compute(gpu, start_s, traffic.ready[rank], signals);
+    starts[rank] = signals[0];
+    builder.add_hold({gpus.multiprocessors(gpu), static_cast<double>(sms_), launch, end});
+  }
+  const auto first = kernel_ends_.begin() + traffic.first_gpu;
+  return std::make_unique<KernelPhase>(builder, gpus, cluster_, traffic, times_of, volumes,
+                                       std::move(starts),
+                                       std::vector<std::uint32_t>(first, first + num_ranks),
+                                       [this](const Message& message) { return adapted(message); });
+}
+
+}  // namespace coterie
