@@ -420,7 +420,8 @@ TEST_F(RecorderTest, AscendingIdsAreNoted) {
 
 TEST_F(RecorderTest, CsvOfLists) {
   const std::string text = "layer,experts\n1,\"1 2\"\n1,\"3 4\"\r\n2,\"5  6\"\n\n2,7 0\n";
-  for (const std::string& content : {text, text.substr(text.find('\n') + 1)}) {
+  const std::string spreadsheet = "\xef\xbb\xbfLayer,Experts" + text.substr(text.find('\n'));
+  for (const std::string& content : {text, text.substr(text.find('\n') + 1), spreadsheet}) {
     const Routing routing = routing_of(import_text("", content, options(8)));
     EXPECT_EQ(routing.layers, (Layers{1, 2}));
     EXPECT_EQ(routing.experts, (Ids{1, 2, 3, 4, 5, 6, 7, 0}));

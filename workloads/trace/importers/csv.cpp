@@ -33,8 +33,12 @@ namespace {
 
 enum class Column : std::uint8_t { kToken, kLayer, kExpert, kExperts, kCount };
 
-// Names under which columns are found in the wild.
-std::optional<Column> column_of(std::string_view name) {
+constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";  // in front of spreadsheets' exports
+
+// Names under which columns are found in the wild, in any case.
+std::optional<Column> column_of(std::string_view cell) {
+  std::string name(cell);
+  for (char& c : name) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
   struct Name {
     std::string_view name;
     Column column;
@@ -331,7 +335,8 @@ class Reader {
 }  // namespace
 
 bool is_csv(const FileHead& head) {
-  const std::string_view line = std::string_view(head.text).substr(0, head.text.find('\n'));
+  std::string_view line = std::string_view(head.text).substr(0, head.text.find('\n'));
+  if (line.starts_with(kByteOrderMark)) line.remove_prefix(kByteOrderMark.size());
   if (line.find('"') != std::string_view::npos) {  // layer,"1 2 3"
     return line.find_first_not_of("0123456789, \t\r\"") == std::string_view::npos;
   }
@@ -348,7 +353,9 @@ Imported import_csv(const std::filesystem::path& path, const ImportOptions& opti
   Reader reader(path.string(), options);
   std::string line;
   for (std::uint64_t number = 1; std::getline(in, line); ++number) {
-    const std::string_view text = trim(line, " \t\r");
+    std::string_view text = line;
+    if (number == 1 && text.starts_with(kByteOrderMark)) text.remove_prefix(kByteOrderMark.size());
+    text = trim(text, " \t\r");
     if (!text.empty()) reader.read_line(text, number);
   }
   return reader.finish();
