@@ -15,6 +15,7 @@ jobs=${JOBS:-$(nproc)}
 packages=(
   g++ cmake ninja-build pkg-config ccache git ca-certificates
   libboost-graph-dev libyaml-cpp-dev libprotobuf-dev protobuf-compiler zlib1g-dev libzip-dev libdeflate-dev
+  libpugixml-dev
   libfmt-dev libspdlog-dev nlohmann-json3-dev libxxhash-dev libcli11-dev
   libsimgrid-dev libopenmpi-dev openmpi-bin libceres-dev
   libjs-chart.js

@@ -6,7 +6,6 @@
 #include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <regex>
 #include <set>
 #include <sstream>
 #include <tuple>
@@ -15,17 +14,11 @@
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/statistics.hpp"
+#include "sim/calibrate/nccl_log.hpp"
 #include "sim/calibrate/point_table.hpp"
 
 namespace coterie {
 namespace {
-
-std::vector<std::string> words(const std::string& line) {
-  std::istringstream stream(line);
-  std::vector<std::string> out;
-  for (std::string word; stream >> word;) out.push_back(word);
-  return out;
-}
 
 std::vector<AllToAllPoint> from_csv(const std::string& text, const std::string& name) {
   const PointTable table(text, name);
@@ -43,107 +36,6 @@ std::vector<AllToAllPoint> from_csv(const std::string& text, const std::string& 
     point.bytes_per_rank = table.positive(row, "bytes_per_rank");
     point.time_s = table.positive(row, "latency_us") * 1e-6;
     points.push_back(point);
-  }
-  return points;
-}
-
-// Which test wrote a log. Newer versions name it ("# Collective test starting: alltoall_perf"),
-// older ones do not, but their busbw / algbw tells: (n - 1) / n for all-to-alls, 1 for
-// sendrecv_perf.
-class NcclTest {
- public:
-  void read_header(const std::string& line) {
-    static const std::regex kName(
-        "(all_reduce|all_gather|alltoallv?|broadcast|gather|hypercube|reduce_scatter|reduce|"
-        "scatter|"
-        "sendrecv)_perf");
-    std::smatch match;
-    if (std::regex_search(line, match, kName)) program_ = match[1];
-  }
-  void read_row(const std::vector<std::string>& cells) {
-    const std::optional<double> algbw = parse_number(cells[6]);
-    const std::optional<double> busbw = parse_number(cells[7]);
-    if (algbw && busbw && *algbw > algbw_) {
-      algbw_ = *algbw;  // printed with two decimals: the largest is the most precise
-      ratio_ = *busbw / *algbw;
-    }
-    rooted_ = rooted_ || cells[4].front() != '-';
-  }
-  [[nodiscard]] bool send_receive(std::uint32_t num_ranks, const std::string& name) const {
-    constexpr const char* kExpected = "a log of alltoall_perf, alltoallv_perf or sendrecv_perf";
-    if (!program_.empty()) {
-      if (program_ == "sendrecv") return true;
-      if (program_ == "alltoall" || program_ == "alltoallv") return false;
-      throw InputError(name, "a log of " + program_ + "_perf", kExpected);
-    }
-    if (rooted_) throw InputError(name, "operations with a root", kExpected);
-    if (algbw_ < 1.0) return false;  // too few digits to tell
-    const double alltoall = (num_ranks - 1.0) / num_ranks;
-    const double tolerance = 0.01 / algbw_ + 1e-3;
-    if (std::abs(ratio_ - alltoall) <= tolerance) return false;
-    if (std::abs(ratio_ - 1.0) <= tolerance) return true;
-    throw InputError(name, fmt::format("busbw / algbw = {:.3f} with {} ranks", ratio_, num_ranks),
-                     fmt::format("{:.3f} (alltoall_perf) or 1 (sendrecv_perf)", alltoall));
-  }
-
- private:
-  std::string program_;
-  double algbw_ = 0.0, ratio_ = 0.0;
-  bool rooted_ = false;
-};
-
-// nccl-tests: "# Rank 0 Group 0 Pid 1 on HOST device 0 [0000:01:00] NVIDIA H200" lines, then rows
-// of
-//   size count type redop root time algbw busbw #wrong [time algbw busbw #wrong]
-// with out-of-place times first, microseconds.
-std::vector<AllToAllPoint> from_nccl_tests(const std::string& text, const std::string& name) {
-  std::vector<AllToAllPoint> points;
-  AllToAllPoint common;
-  common.num_ranks = 0;
-  NcclTest test;
-  std::istringstream stream(text);
-  std::string line;
-  for (std::size_t number = 1; std::getline(stream, line); ++number) {
-    const std::vector<std::string> cells = words(line);
-    if (cells.empty()) continue;
-    test.read_header(line);
-    if (cells[0] == "#" || cells[0].front() == '#') {
-      if (cells.size() > 2 && cells[1] == "Rank" && line.find("device") != std::string::npos) {
-        ++common.num_ranks;
-        const std::size_t bracket = line.rfind(']');
-        if (bracket != std::string::npos && bracket + 2 < line.size()) {
-          common.device = line.substr(bracket + 2);
-        }
-      }
-      const std::size_t version = line.find("nccl-library=");
-      if (version != std::string::npos) common.version = line.substr(version + 13);
-      continue;
-    }
-    const std::optional<double> size = parse_number(cells[0]);
-    if (cells.size() < 8 || !size) continue;  // messages of the launcher
-    if (*size == 0.0) continue;
-    const std::optional<double> time_us = parse_number(cells[5]);
-    if (!time_us || *time_us <= 0.0) {
-      throw InputError(fmt::format("{}:{}: time", name, number), fmt::format("\"{}\"", cells[5]),
-                       "microseconds above zero");
-    }
-    test.read_row(cells);
-    AllToAllPoint point = common;
-    point.bytes_per_rank = *size;
-    point.time_s = *time_us * 1e-6;
-    points.push_back(point);
-  }
-  if (common.num_ranks < 2) {
-    throw InputError(name, fmt::format("{} lines \"# Rank ... device\"", common.num_ranks),
-                     "one for each of at least two ranks");
-  }
-  const bool send_receive = test.send_receive(common.num_ranks, name);
-  for (AllToAllPoint& point : points) {
-    if (send_receive) {  // every rank sends its whole buffer to one other
-      point.num_ranks = 2;
-      point.bytes_per_rank *= 2.0;
-    }
-    point.machine = common.device.empty() ? "nccl-tests" : common.device;
   }
   return points;
 }
@@ -185,14 +77,21 @@ std::vector<AllToAllPoint> from_probe(const std::string& text, const std::string
 
 }  // namespace
 
-std::vector<AllToAllPoint> parse_alltoall(const std::string& text, const std::string& name) {
+std::vector<AllToAllPoint> parse_alltoall(const std::string& text, const std::string& name,
+                                          std::vector<std::string>* notes) {
   const std::size_t first = text.find_first_not_of(" \t\r\n");
   if (first == std::string::npos) throw InputError(name, "an empty file", "measured points");
+  const std::string unread = unread_nccl_output(text);
+  if (!unread.empty()) {
+    throw InputError(name, unread, "the text that nccl-tests prints, or its own report (-J)");
+  }
   std::vector<AllToAllPoint> points;
-  if (text[first] == '{') {
+  if (is_nccl_report(text)) {
+    points = read_nccl_report(text, name);
+  } else if (text[first] == '{') {
     points = from_probe(text, name);
-  } else if (text[first] == '#' || text.find("# Rank") != std::string::npos) {
-    points = from_nccl_tests(text, name);
+  } else if (is_nccl_log(text) || text[first] == '#') {
+    points = read_nccl_log(text, name, notes);
   } else {
     points = from_csv(text, name);
   }
@@ -200,8 +99,9 @@ std::vector<AllToAllPoint> parse_alltoall(const std::string& text, const std::st
   return points;
 }
 
-std::vector<AllToAllPoint> read_alltoall(const std::filesystem::path& path) {
-  return parse_alltoall(read_file(path), path.string());
+std::vector<AllToAllPoint> read_alltoall(const std::filesystem::path& path,
+                                         std::vector<std::string>* notes) {
+  return parse_alltoall(read_file(path), path.string(), notes);
 }
 
 std::vector<AllToAllPoint> select_machine(const std::vector<AllToAllPoint>& points,

@@ -25,10 +25,13 @@ struct AllToAllPoint {
 };
 
 // Any of: CSV with the columns machine, device, nccl_version, num_gpus, bytes_per_rank, latency_us;
-// the text output of nccl-tests (alltoall_perf, alltoallv_perf; sendrecv_perf between two ranks);
-// the JSON curves of `coterie-runtime probe`. The format is recognised by the content.
-std::vector<AllToAllPoint> read_alltoall(const std::filesystem::path& path);
-std::vector<AllToAllPoint> parse_alltoall(const std::string& text, const std::string& name);
+// the text output of nccl-tests (alltoall_perf, alltoallv_perf; sendrecv_perf between two ranks) or
+// its own JSON report (nccl_log.hpp); the JSON curves of `coterie-runtime probe`. The format is
+// recognised by the content. What was left out is appended to `notes`, where they are given.
+std::vector<AllToAllPoint> read_alltoall(const std::filesystem::path& path,
+                                         std::vector<std::string>* notes = nullptr);
+std::vector<AllToAllPoint> parse_alltoall(const std::string& text, const std::string& name,
+                                          std::vector<std::string>* notes = nullptr);
 
 // Points of one machine: the only one of the file, or the one named. Refuses a mixture without a
 // name, an unknown name, and fewer than three sizes. Repeated measurements of a size are replaced

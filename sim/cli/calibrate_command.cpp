@@ -93,7 +93,9 @@ void report_alltoall(const std::vector<AllToAllPoint>& points, const AllToAllFit
 void fit_links(const FitArguments& arguments, Cluster& cluster) {
   std::vector<AllToAllPoint> all;
   for (const std::string& path : arguments.alltoall) {
-    for (AllToAllPoint& point : read_alltoall(path)) all.push_back(std::move(point));
+    std::vector<std::string> notes;
+    for (AllToAllPoint& point : read_alltoall(path, &notes)) all.push_back(std::move(point));
+    for (const std::string& note : notes) spdlog::info("{}", note);
   }
   const std::string where = arguments.alltoall.front();
   const std::vector<AllToAllPoint> points = select_machine(all, arguments.machine, where);

@@ -1,6 +1,8 @@
-// coterie topology list | show: what clusters there are and what one amounts to.
+// coterie topology list | show | import: what clusters there are, what one amounts to, and clusters
+// from what machines and other simulators say.
 
 #include <fmt/format.h>
+#include <spdlog/spdlog.h>
 
 #include <iostream>
 #include <memory>
@@ -11,6 +13,7 @@
 #include "sim/cli/commands.hpp"
 #include "topologies/diagram.hpp"
 #include "topologies/fabric_summary.hpp"
+#include "topologies/import/importer.hpp"
 
 namespace coterie {
 namespace {
@@ -202,10 +205,55 @@ void show(const ShowOptions& options) {
   }
 }
 
+struct ImportArguments {
+  std::string input;
+  std::string output;
+  std::string name;
+  TopologyImportOptions options;
+};
+
+void run_import(const ImportArguments& arguments) {
+  ImportedTopology imported = import_topology(arguments.input, arguments.options);
+  imported.cluster.name = arguments.name.empty()
+                              ? std::filesystem::path(arguments.output).stem().string()
+                              : arguments.name;
+  for (const std::string& sentence : imported.read) spdlog::info("read: {}", sentence);
+  for (const std::string& sentence : imported.not_known) spdlog::warn("not in it: {}", sentence);
+  write_file(arguments.output, to_yaml(imported.cluster));
+  fmt::print("{}: {} GPU{} in {} node{}\n", arguments.output, imported.cluster.num_gpus(),
+             imported.cluster.num_gpus() == 1 ? "" : "s", imported.cluster.num_nodes,
+             imported.cluster.num_nodes == 1 ? "" : "s");
+}
+
+void add_import(CLI::App& topology) {
+  CLI::App* command = topology.add_subcommand(
+      "import", "Describes a cluster from what a machine or another simulator says of it");
+  auto arguments = std::make_shared<ImportArguments>();
+  std::string formats;
+  for (const TopologyImporter& importer : topology_importers()) {
+    formats += fmt::format("\n  {:12} {}", importer.name, importer.description);
+  }
+  command->add_option("INPUT", arguments->input, "The file; its format is told from it")
+      ->required();
+  command->add_option("--base", arguments->options.base,
+                      "A preset or file of the same GPU: what the input cannot know");
+  command
+      ->add_option("--nodes", arguments->options.num_nodes,
+                   "Nodes of this kind; more than one needs a base with a fabric. Default: one")
+      ->check(CLI::Range(1U, 1U << 20));
+  command->add_option("--name", arguments->name, "Name in reports; default: the output's stem");
+  command->add_option("-o,--output", arguments->output, "The YAML file to write")->required();
+  command->footer("Formats:" + formats +
+                  "\n\nExample:\n  nvidia-smi topo -m > topo.txt\n"
+                  "  coterie topology import topo.txt --base h100_node -o mine.yaml");
+  command->callback([arguments] { run_import(*arguments); });
+}
+
 }  // namespace
 
 void add_topology_command(CLI::App& app) {
-  CLI::App* topology = app.add_subcommand("topology", "Lists and shows cluster descriptions");
+  CLI::App* topology =
+      app.add_subcommand("topology", "Lists, shows and imports cluster descriptions");
   topology->require_subcommand(1);
   topology->footer(
       "Example:\n  coterie topology show h100_rail_optimised --ranks 2048 --svg c.svg");
@@ -230,6 +278,7 @@ void add_topology_command(CLI::App& app) {
       "Example:\n  coterie topology show h100_rail_optimised --set nodes=2048 --set "
       "fabric.oversubscription=4");
   show_app->callback([options] { show(*options); });
+  add_import(*topology);
 }
 
 }  // namespace coterie

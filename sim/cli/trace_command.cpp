@@ -44,8 +44,8 @@ void add_import(CLI::App& trace) {
     formats += fmt::format("\n  {:14} {}", importer.name, importer.description);
   }
   command->add_option("INPUT", arguments->inputs, "Files to read, one after the other")->required();
-  command->add_option("--format", arguments->format, "Format of the inputs (listed below)")
-      ->required();
+  command->add_option("--format", arguments->format,
+                      "Format of the inputs (listed below); default: told from the files");
   command->add_option("-o,--output", arguments->output, "The trace to write")->required();
   command->add_option("--num-experts", arguments->options.num_experts,
                       "Routed experts per layer, where the input does not say");
@@ -54,13 +54,13 @@ void add_import(CLI::App& trace) {
                    "Numbers of the MoE layers, comma-separated; default: found by their rows")
       ->delimiter(',');
   command->add_option("--model", arguments->model,
-                      "Model preset or file that gives the experts and layers");
+                      "Model preset or file that gives the experts, top-k and layers");
   command->add_option("--num-topk", arguments->options.num_topk,
-                      "hf-json: experts per token, where the input does not say");
+                      "Experts per token, where the input does not say; else held against it");
   command->add_option("--selection", arguments->options.selection,
                       "hf-json: softmax_topk, topk_softmax or sigmoid_group; default: the model's");
   command->footer("Formats:" + formats +
-                  "\n\nExample:\n  coterie trace import law.npz --format npz -o law.moet");
+                  "\n\nExample:\n  coterie trace import law.npz -o law.moet");
   command->callback([arguments] { run_import(*arguments); });
 }
 

@@ -32,7 +32,7 @@ const std::map<std::string, Names>& allowed() {
     // Above core, yaml-cpp and xxHash stay behind core's own interfaces.
     const Names core_users{"core", "fmt", "spdlog", "nlohmann-json"};
     table["core"] = kCore;
-    table["topologies"] = with(core_users, {"boost"});
+    table["topologies"] = with(core_users, {"boost", "pugixml"});
     table["workloads"] =
         with(core_users, {"topologies", "boost", "protobuf", "zlib", "libzip", "libdeflate"});
     table["sim"] =
@@ -57,6 +57,7 @@ std::string owner(const std::string& header) {
       {"runtime/", "runtime"},
       {"tests/", "tests"},
       {"boost/", "boost"},
+      {"pugixml", "pugixml"},
       {"simgrid", "simgrid"},
       {"xbt", "simgrid"},
       {"yaml-cpp/", "yaml-cpp"},

@@ -121,62 +121,6 @@ TEST(CalibrateMeasurements, RefusesOnePointMixturesAndImpossibleRates) {
             "physical limit of the link");
 }
 
-// The columns of nccl-tests' alltoall_perf; the rows are made up.
-TEST(CalibrateMeasurements, ReadsNcclTests) {
-  const auto points = parse_alltoall(
-      "# nThread 1 nGpus 2 minBytes 1024 maxBytes 4096 step: 2(factor)\n"
-      "#  Rank  0 Group  0 Pid  7 on  host device  0 [0000:19:00] NVIDIA H200\n"
-      "#  Rank  1 Group  0 Pid  7 on  host device  1 [0000:3b:00] NVIDIA H200\n"
-      "#       size         count      type   redop    root     time   algbw   busbw #wrong\n"
-      "#        (B)    (elements)                               (us)  (GB/s)  (GB/s)\n"
-      "        1024           128     float    none      -1    10.50    0.10    0.05      0\n"
-      "        2048           256     float    none      -1    11.00    0.19    0.09      0\n"
-      "# Out of bounds values : 0 OK\n",
-      "log.txt");
-  ASSERT_EQ(points.size(), 2U);
-  EXPECT_EQ(points[1].num_ranks, 2U);
-  EXPECT_EQ(points[1].bytes_per_rank, 2048.0);
-  EXPECT_DOUBLE_EQ(points[1].time_s, 11e-6);
-  EXPECT_EQ(points[0].device, "NVIDIA H200");
-}
-
-// Logs of two ranks whose rows are made up: `busbw` of 40 GB/s algbw, operation and root.
-std::string nccl_log(const std::string& first, const std::string& busbw,
-                     const std::string& root = "-1") {
-  return first +
-         "# nThread 1 nGpus 2 minBytes 1024 maxBytes 4096 step: 2(factor)\n"
-         "#  Rank  0 Group  0 Pid  7 on  host device  0 [0000:19:00] NVIDIA H200\n"
-         "#  Rank  1 Group  0 Pid  7 on  host device  1 [0000:3b:00] NVIDIA H200\n"
-         "     1048576        262144     float     sum      " +
-         root + "    26.20   40.00   " + busbw + "      0\n";
-}
-
-// In sendrecv_perf a rank's whole buffer goes to one other, in alltoall_perf with two ranks half.
-TEST(CalibrateMeasurements, TellsSendRecvFromAllToAllWithOrWithoutItsName) {
-  const auto bytes = [](const std::string& log) {
-    const auto points = parse_alltoall(log, "log.txt");
-    return points.at(0).message();
-  };
-  EXPECT_EQ(bytes(nccl_log("", "40.00")), 1048576.0);
-  EXPECT_EQ(bytes(nccl_log("# Collective test starting: sendrecv_perf\n", "40.00")), 1048576.0);
-  EXPECT_EQ(bytes(nccl_log("", "20.00")), 524288.0);
-  EXPECT_EQ(bytes(nccl_log("# Collective test starting: alltoallv_perf\n", "20.00")), 524288.0);
-}
-
-TEST(CalibrateMeasurements, RefusesLogsOfOtherNcclTests) {
-  const auto refusal = [](const std::string& log) {
-    return sentence([&] { (void)parse_alltoall(log, "log.txt"); });
-  };
-  EXPECT_EQ(refusal(nccl_log("# Collective test starting: all_reduce_perf\n", "40.00")),
-            "log.txt: found a log of all_reduce_perf, expected a log of alltoall_perf, "
-            "alltoallv_perf or sendrecv_perf");
-  EXPECT_EQ(
-      refusal(nccl_log("", "60.00")),
-      "log.txt: found busbw / algbw = 1.500 with 2 ranks, expected 0.500 (alltoall_perf) or 1 "
-      "(sendrecv_perf)");
-  EXPECT_THAT(refusal(nccl_log("", "40.00", "0")), HasSubstr("operations with a root"));
-}
-
 // The schema of runtime/README.md.
 TEST(CalibrateMeasurements, ReadsProbeCurves) {
   const auto points = parse_alltoall(

@@ -126,5 +126,30 @@ TEST_F(TopologyCommand, BadInputLeavesNothingBehind) {
   EXPECT_EQ(run("show --help").exit_code, 0);
 }
 
+// 4 GPUs on 18 NVLinks of 25 GB/s each: the port of the base.
+TEST_F(TopologyCommand, ImportsAMachineThatShowReads) {
+  const std::string input = (folder_ / "topo.txt").string();
+  const std::string output = (folder_ / "mine.yaml").string();
+  std::string matrix = "\tGPU0\tGPU1\tGPU2\tGPU3\tCPU Affinity\n";
+  for (int a = 0; a < 4; ++a) {
+    matrix += "GPU" + std::to_string(a);
+    for (int b = 0; b < 4; ++b) matrix += a == b ? "\t X " : "\tNV18";
+    matrix += "\t0-55\n";
+  }
+  write_file(input, matrix);
+  const Outcome imported = run("import " + input + " --base h100_node -o " + output);
+  ASSERT_EQ(imported.exit_code, 0) << imported.err;
+  EXPECT_EQ(imported.out, output + ": 4 GPUs in 1 node\n");
+  EXPECT_NE(imported.err.find("warning: not in it: what the GPUs compute"), std::string::npos);
+  const Outcome shown = run("show " + output + " --json");
+  ASSERT_EQ(shown.exit_code, 0) << shown.err;
+  const auto document = nlohmann::json::parse(shown.out);
+  EXPECT_EQ(document["name"], "mine");
+  EXPECT_EQ(document["num_gpus"], 4);
+  const Outcome refused = run("import " + input + " -o " + output);
+  EXPECT_EQ(refused.exit_code, 2);
+  EXPECT_NE(refused.err.find("expected --base"), std::string::npos) << refused.err;
+}
+
 }  // namespace
 }  // namespace coterie

@@ -1,10 +1,14 @@
 #include "workloads/trace/importer.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
+#include <fstream>
 
 #include "core/error.hpp"
+#include "workloads/trace/archive.hpp"
+#include "workloads/trace/combine.hpp"
 #include "workloads/trace/importers/formats.hpp"
 
 namespace coterie {
@@ -12,19 +16,27 @@ namespace coterie {
 const std::vector<Importer>& importers() {
   static const std::vector<Importer> kImporters{
       {"npz", "NumPy archive: routed_experts [tokens, layers, k] and companions; vLLM users' files",
-       import_npz},
+       import_npz, is_npz},
       {"npy", "NumPy array [tokens, layers, k], as saved from vLLM (needs --num-experts)",
-       import_npy},
+       import_npy, is_npy},
       {"vllm-jsonl", "vLLM routing loggers: a meta line, then a route line per token and layer",
-       import_vllm_jsonl},
-      {"sglang", "SGLang's expert-distribution recorder (.pt), modes stat and per_token",
-       import_sglang},
+       import_vllm_jsonl, is_vllm_jsonl},
+      {"sglang", "SGLang's expert-distribution recorder (.pt): stat, per_pass and per_token",
+       import_sglang, is_sglang},
       {"megatron-jsonl", "Megatron-LM's --moe-routing-trace-path (needs --num-experts)",
-       import_megatron_jsonl},
-      {"json", "one prefill and its decode steps as JSON (needs --num-experts)", import_json},
-      {"csv", "llama.cpp style: layer,\"space separated ids\" (needs --num-experts)", import_csv},
+       import_megatron_jsonl, is_megatron_jsonl},
+      {"json", "one prefill and its decode steps as JSON (needs --num-experts)", import_json,
+       is_json_dump},
+      {"csv", "a table of choices or counts by layer; its header says which (needs --num-experts)",
+       import_csv, is_csv},
       {"hf-json", "Hugging Face router logits as JSON; the choice is redone (see --selection)",
-       import_hf_json},
+       import_hf_json, is_hf_json},
+      {"esft", "ESFT's expert_weights_LAYER.txt, one file per layer (needs --model)", import_esft,
+       is_esft},
+      {"gpt-oss-json", "router_data of GPT-OSS-MoE-ExpertFingerprinting (needs --num-experts)",
+       import_gpt_oss_json, is_gpt_oss_json},
+      {"trtllm", "TensorRT-LLM's expert statistic: rank<r>.safetensors, counts", import_trtllm,
+       is_trtllm},
   };
   return kImporters;
 }
@@ -57,97 +69,116 @@ void check_sound(const Trace& trace, const std::string& path) {
   }
 }
 
-void append(ExpertCounts& all, const ExpertCounts& more, const std::string& path) {
-  if (more.num_experts != all.num_experts || more.layers != all.layers) {
-    throw InputError(path,
-                     fmt::format("{} layers of {} experts", more.layers.size(), more.num_experts),
-                     fmt::format("{} layers of {} experts as in the inputs before it",
-                                 all.layers.size(), all.num_experts));
+// What the options say about the shape must be what the data has.
+void check_against_options(const Trace& trace, const ImportOptions& options,
+                           const std::string& where) {
+  const std::uint32_t num_topk = std::visit([](const auto& t) { return t.num_topk; }, trace);
+  if (num_topk == 0) return;  // counts that do not say
+  if (options.num_topk && *options.num_topk != num_topk) {
+    throw InputError(where, fmt::format("top-{}", num_topk),
+                     fmt::format("top-{} as --num-topk says", *options.num_topk));
   }
-  for (std::size_t i = 0; i < all.counts.size(); ++i) all.counts[i] += more.counts[i];
+  if (options.model && options.model->num_topk != num_topk) {
+    throw InputError(where, fmt::format("top-{}", num_topk),
+                     fmt::format("top-{} as {} has", options.model->num_topk, options.model->name));
+  }
 }
 
-// The routings one after the other; all of the same shape.
-Routing concatenate(const std::vector<Routing>& parts,
-                    std::span<const std::filesystem::path> inputs) {
-  Routing all;
-  const Routing& first = parts.front();
-  all.model = first.model;
-  all.num_experts = first.num_experts;
-  all.num_topk = first.num_topk;
-  all.layers = first.layers;
-  all.sequence_begin.push_back(0);
-  std::size_t num_ids = 0;
-  for (std::size_t i = 0; i < parts.size(); ++i) {
-    const Routing& part = parts[i];
-    if (part.num_experts != all.num_experts || part.num_topk != all.num_topk ||
-        part.layers != all.layers || part.weights.empty() != first.weights.empty()) {
-      const auto shape = [](const Routing& r) {
-        return fmt::format("{} layers, top-{} of {}, {} weights", r.num_layers(), r.num_topk,
-                           r.num_experts, r.weights.empty() ? "no" : "with");
-      };
-      throw InputError(inputs[i].string(), shape(part),
-                       fmt::format("{} as in {}", shape(first), inputs[0].string()));
-    }
-    const std::uint64_t offset = all.sequence_begin.back();
-    for (std::size_t s = 1; s < part.sequence_begin.size(); ++s) {
-      all.sequence_begin.push_back(offset + part.sequence_begin[s]);
-    }
-    num_ids += part.experts.size();
-    all.origin += (i == 0 ? "" : ", ") + part.origin;
-  }
-  all.experts.reserve(num_ids);
-  if (!first.weights.empty()) all.weights.reserve(num_ids);
-  for (std::size_t layer_idx = 0; layer_idx < all.num_layers(); ++layer_idx) {
-    for (const Routing& part : parts) {
-      const auto ids = part.layer_experts(layer_idx);
-      all.experts.insert(all.experts.end(), ids.begin(), ids.end());
-      const auto weights = part.layer_weights(layer_idx);
-      all.weights.insert(all.weights.end(), weights.begin(), weights.end());
+// Every MoE layer that was asked for must have routing in one of the inputs.
+void check_layers(const Trace& trace, const ImportOptions& options, const std::string& where) {
+  std::vector<std::uint32_t> wanted = options.layers;
+  if (wanted.empty() && options.model) wanted = options.model->moe_layers;
+  const auto& layers = std::visit(
+      [](const auto& t) -> const auto& { return t.layers; }, trace);
+  for (const std::uint32_t layer : wanted) {
+    if (std::find(layers.begin(), layers.end(), layer) == layers.end()) {
+      throw InputError(where, fmt::format("no layer {}", layer), "every MoE layer asked for");
     }
   }
-  return all;
+  for (const std::uint32_t layer : layers) {  // importers of tokens leave such layers out
+    if (!wanted.empty() && std::find(wanted.begin(), wanted.end(), layer) == wanted.end()) {
+      throw InputError(where, fmt::format("choices in layer {}", layer),
+                       "none outside the MoE layers asked for");
+    }
+  }
+}
+
+// Every engine can fuse shared experts with the routed ones; then every token "chooses" them. With
+// their ids inside the number of experts nothing else gives them away.
+void note_shared_expert(const Routing& routing, std::vector<std::string>& notes) {
+  constexpr std::uint64_t kFewestTokens = 16;  // below, a popular expert may do so by chance
+  if (routing.num_topk < 2 || routing.num_tokens() < kFewestTokens) return;
+  std::optional<std::vector<ExpertIdx>> common;  // to all rows
+  for (std::size_t at = 0; at < routing.experts.size(); at += routing.num_topk) {
+    const auto row = std::span(routing.experts).subspan(at, routing.num_topk);
+    if (!common) common.emplace(row.begin(), row.end());
+    std::erase_if(*common,
+                  [&](ExpertIdx id) { return std::find(row.begin(), row.end(), id) == row.end(); });
+    if (common->empty()) return;
+  }
+  notes.push_back(fmt::format(
+      "expert {} is chosen by every token in every layer, as a shared expert fused with the routed "
+      "ones is: if so, leave it out by giving the number of routed experts (--num-experts or "
+      "--model)",
+      fmt::join(*common, ", ")));
+}
+
+FileHead read_head(const std::filesystem::path& path) {
+  constexpr std::size_t kHeadBytes = 65536;
+  FileHead head{path, std::string(kHeadBytes, '\0'), {}};
+  std::ifstream in(path, std::ios::binary);
+  if (!in || std::filesystem::is_directory(path)) {
+    throw InputError(fmt::format("{}: cannot be read", path.string()));
+  }
+  in.read(head.text.data(), static_cast<std::streamsize>(kHeadBytes));
+  head.text.resize(static_cast<std::size_t>(in.gcount()));
+  if (head.text.starts_with("PK\x03\x04")) head.members = Archive(path).names();
+  return head;
 }
 
 }  // namespace
 
+const Importer& infer_importer(std::span<const std::filesystem::path> inputs) {
+  const Importer* inferred = nullptr;
+  for (const std::filesystem::path& input : inputs) {
+    const FileHead head = read_head(input);
+    std::vector<const Importer*> fitting;
+    std::vector<std::string> names;
+    for (const Importer& importer : importers()) {
+      names.push_back(importer.name);
+      if (importer.recognises(head)) fitting.push_back(&importer);
+    }
+    if (fitting.size() != 1) {
+      throw InputError(input.string(), "a format that is not certain",
+                       fmt::format("--format with one of {}", fmt::join(names, ", ")));
+    }
+    if (inferred != nullptr && inferred != fitting.front()) {
+      throw InputError(input.string(), fmt::format("a file of format {}", fitting.front()->name),
+                       fmt::format("{} as in {}", inferred->name, inputs.front().string()));
+    }
+    inferred = fitting.front();
+  }
+  return *inferred;
+}
+
 Imported import_traces(std::span<const std::filesystem::path> inputs, const std::string& format,
                        const ImportOptions& options) {
-  const Importer& importer = find_importer(format);
   if (inputs.empty()) throw InputError("trace import: found no input files, expected at least one");
-  Imported all;
-  std::vector<Routing> routings;
-  std::optional<ExpertCounts> counts;
+  const Importer& importer = format.empty() ? infer_importer(inputs) : find_importer(format);
+  std::vector<ImportedFile> files;
   for (const std::filesystem::path& input : inputs) {
-    Imported one = importer.import_file(input, options);
-    check_sound(one.trace, input.string());
-    all.num_dropped_rows += one.num_dropped_rows;
-    for (std::string& note : one.notes) {
-      all.notes.push_back(fmt::format("{}: {}", input.string(), note));
-    }
-    if (auto* routing = std::get_if<Routing>(&one.trace)) {
-      routing->origin = input.filename().string();
-      routings.push_back(std::move(*routing));
-    } else {
-      auto& more = std::get<ExpertCounts>(one.trace);
-      more.origin = input.filename().string();
-      if (counts) {
-        append(*counts, more, input.string());
-        counts->origin += ", " + more.origin;
-      } else {
-        counts = std::move(more);
-      }
-    }
-    if (counts && !routings.empty()) {
-      throw InputError(input.string(),
-                       "expert counts among recordings of tokens, or the other way round",
-                       "inputs of one kind");
-    }
+    ImportedFile file{input.string(), importer.import_file(input, options)};
+    check_sound(file.imported.trace, file.name);
+    check_against_options(file.imported.trace, options, file.name);
+    std::visit([&](auto& trace) { trace.origin = input.filename().string(); }, file.imported.trace);
+    files.push_back(std::move(file));
   }
-  if (counts) {
-    all.trace = std::move(*counts);
-  } else {
-    all.trace = routings.size() == 1 ? std::move(routings.front()) : concatenate(routings, inputs);
+  const std::string where =
+      files.size() == 1 ? files.front().name : fmt::format("the {} inputs", files.size());
+  Imported all = combine(std::move(files));
+  check_layers(all.trace, options, where);
+  if (const auto* routing = std::get_if<Routing>(&all.trace)) {
+    note_shared_expert(*routing, all.notes);
   }
   if (options.model) {
     std::visit([&](auto& trace) { trace.model = options.model->name; }, all.trace);

@@ -35,6 +35,15 @@ class ImporterTest : public testing::FolderTest {
     }
     return import_traces(paths, format, options);
   }
+  template <class F>
+  static void expect_refused(const F& import, const std::string& sentence) {
+    try {
+      import();
+      FAIL() << "accepted";
+    } catch (const InputError& error) {
+      EXPECT_THAT(error.what(), HasSubstr(sentence));
+    }
+  }
   static ImportOptions experts(std::uint32_t num_experts) {
     ImportOptions options;
     options.num_experts = num_experts;
@@ -72,20 +81,51 @@ TEST_F(ImporterTest, NpyTakesEveryIntegerType) {
   }
 }
 
-TEST_F(ImporterTest, VllmArchivesConcatenate) {
-  const auto archive = [](const std::vector<std::int32_t>& ids, const std::string& shape) {
-    return zip({{"request_id.npy", npy("<i4", "()", raw(7))},
-                {"prompt_token_ids.npy", npy("<i4", "(1,)", raw(11))},
-                {"output_token_ids.npy", npy("<i4", "(1,)", raw(12))},
-                {"routed_experts.npy", npy("<i4", shape, raw(ids))}});
+// vllm-project/vllm 00bd149, vllm/v1/core/sched/scheduler.py: `num_tokens = request.num_tokens - 1`
+// rows, as the last output token was not fed to the model; routed_experts_capturer.py allots
+// num_hidden_layers layers, zeros where none is an MoE layer.
+std::string vllm_archive(const std::vector<std::int32_t>& ids, std::size_t num_rows,
+                         std::int32_t num_prompt, std::int32_t first_output) {
+  const auto list = [](std::int32_t count, std::int32_t first) {
+    std::vector<std::int32_t> tokens;
+    for (std::int32_t t = 0; t < count; ++t) tokens.push_back(first + t);
+    return npy("<i4", "(" + std::to_string(count) + ",)", raw(tokens));
   };
+  const auto num_output = static_cast<std::int32_t>(num_rows) + 1 - num_prompt;
+  return zip(
+      {{"request_id.npy", npy("<i4", "()", raw(7))},
+       {"prompt_token_ids.npy", list(num_prompt, 11)},
+       {"output_token_ids.npy", list(num_output, first_output)},
+       {"routed_experts.npy", npy("<i4", "(" + std::to_string(num_rows) + ", 3, 2)", raw(ids))}});
+}
+
+TEST_F(ImporterTest, VllmArchivesConcatenate) {
   const Imported imported = import_texts(
-      "npz", {archive(kVllmIds, "(3, 3, 2)"), archive({0, 0, 6, 7, 2, 1}, "(1, 3, 2)")},
+      "npz", {vllm_archive(kVllmIds, 3, 2, 50), vllm_archive({0, 0, 6, 7, 2, 1}, 1, 1, 60)},
       experts(8));
   const Routing& routing = routing_of(imported);
   EXPECT_EQ(routing.experts, (Ids{1, 2, 5, 6, 6, 7, 3, 4, 7, 1, 2, 1}));
   EXPECT_EQ(routing.sequence_begin, (Begins{0, 2, 3}));
   EXPECT_EQ(routing.origin, "input0, input1");
+}
+
+TEST_F(ImporterTest, VllmArchivesWithOtherTokensThanRowsAreRefused) {
+  std::string archive = vllm_archive(kVllmIds, 3, 2, 50);
+  archive = zip({{"prompt_token_ids.npy", npy("<i4", "(1,)", raw(11))},
+                 {"output_token_ids.npy", npy("<i4", "(1,)", raw(12))},
+                 {"routed_experts.npy", npy("<i4", "(3, 3, 2)", raw(kVllmIds))}});
+  expect_refused([&] { import_text("npz", archive, experts(8)); },
+                 "found 3 rows, expected 1 or 2, as there are 1 prompt and 1 output tokens");
+}
+
+// The same choices for other tokens are another request; the same request again is counted once.
+TEST_F(ImporterTest, ARequestGivenTwiceCountsOnce) {
+  const std::string one = vllm_archive(kVllmIds, 3, 2, 50);
+  const Imported twice = import_texts("npz", {one, one}, experts(8));
+  EXPECT_EQ(routing_of(twice).num_tokens(), 2U);
+  EXPECT_THAT(twice.notes.back(), HasSubstr("counted once"));
+  const Imported other = import_texts("npz", {one, vllm_archive(kVllmIds, 3, 2, 70)}, experts(8));
+  EXPECT_EQ(routing_of(other).num_tokens(), 4U);
 }
 
 TEST_F(ImporterTest, NpzReadsSequencesLayersAndWeights) {
@@ -139,26 +179,6 @@ TEST_F(ImporterTest, VllmJsonlKeepsAShortRepetitionAndStartsAPassOnRepeatedToken
   EXPECT_EQ(routing_of(imported).sequence_begin, (Begins{0, 2, 3}));
 }
 
-TEST_F(ImporterTest, MegatronBlocksAreSequences) {
-  const auto record = [](int step, int block, int layer, const std::string& rows, int tokens) {
-    return "{\"step\": " + std::to_string(step) +
-           ", \"stage\": 0, \"block\": " + std::to_string(block) +
-           ", \"layer\": " + std::to_string(layer) +
-           ", \"rank\": 0, \"num_tokens\": " + std::to_string(tokens) +
-           ", \"topk\": 2, \"top_indices\": [" + rows + "]}\n";
-  };
-  const std::string text = record(0, 0, 1, "[0, 1], [2, 3]", 2) +
-                           record(0, 0, 4, "[4, 5], [6, 7]", 2) + record(0, 1, 1, "[1, 0]", 1) +
-                           record(0, 1, 4, "[5, 4]", 1) +
-                           record(0, 1, 4, "[5, 4]", 1);  // recomputed
-  const Imported imported = import_text("megatron-jsonl", text, experts(8));
-  const Routing& routing = routing_of(imported);
-  EXPECT_EQ(routing.layers, (std::vector<std::uint32_t>{1, 4}));
-  EXPECT_EQ(routing.experts, (Ids{0, 1, 2, 3, 1, 0, 4, 5, 6, 7, 5, 4}));
-  EXPECT_EQ(routing.sequence_begin, (Begins{0, 2, 3}));
-  EXPECT_EQ(imported.num_dropped_rows, 1U);
-}
-
 TEST_F(ImporterTest, JsonDumpsOfPrefillAndDecode) {
   const std::string text =
       R"([{"0": null, "1": [[1, 2], [3, 4]], "2": [[5, 6], [7, 0]]},
@@ -167,13 +187,6 @@ TEST_F(ImporterTest, JsonDumpsOfPrefillAndDecode) {
   EXPECT_EQ(routing.layers, (std::vector<std::uint32_t>{1, 2}));
   EXPECT_EQ(routing.experts, (Ids{1, 2, 3, 4, 2, 1, 5, 6, 7, 0, 6, 5}));
   EXPECT_EQ(routing.sequence_begin, (Begins{0, 3}));
-}
-
-TEST_F(ImporterTest, LlamaCppCsv) {
-  const std::string text = "layer,experts\n1,\"1 2\"\n1,\"3 4\"\r\n2,\"5  6\"\n\n2,7 0\n";
-  const Routing routing = routing_of(import_text("csv", text, experts(8)));
-  EXPECT_EQ(routing.layers, (std::vector<std::uint32_t>{1, 2}));
-  EXPECT_EQ(routing.experts, (Ids{1, 2, 3, 4, 5, 6, 7, 0}));
 }
 
 TEST_F(ImporterTest, HuggingFaceLogitsAreSelectedAsTheModelDoes) {
@@ -197,7 +210,8 @@ TEST_F(ImporterTest, HuggingFaceLogitsAreSelectedAsTheModelDoes) {
   routing = routing_of(import_text("hf-json", biased, options));
   EXPECT_EQ(routing.experts, (Ids{0, 1}));
   EXPECT_NEAR(routing.weights[0], 0.5F / 1.3F, 1e-6F);
-  EXPECT_EQ(import_text("hf-json", text, options).notes.size(), 1U);
+  // No bias in the input, and no sequence lengths.
+  EXPECT_EQ(import_text("hf-json", text, options).notes.size(), 2U);
 }
 
 TEST_F(ImporterTest, HuggingFaceGroupLimit) {
@@ -230,10 +244,14 @@ TEST_F(ImporterTest, SglangStatAddsTheSteps) {
   EXPECT_EQ(trace.layers, (std::vector<std::uint32_t>{1, 2}));
   EXPECT_EQ(trace.counts, (std::vector<std::uint64_t>{11, 22, 33, 44}));
   EXPECT_EQ(imported.num_dropped_rows, 1U);
-  // Counts of several ranks add up.
-  const Imported both = import_texts("sglang", {text, text});
-  EXPECT_EQ(std::get<ExpertCounts>(both.trace).counts,
-            (std::vector<std::uint64_t>{22, 44, 66, 88}));
+  // Counts of several recordings add up; the same one given twice counts once.
+  std::vector<std::int64_t> more(12, 0);
+  more[2] = 5;
+  const std::string second = torch_file(
+      p_dict({{"logical_count", p_tensor("LongStorage", "0", 12, {2, 3, 2}, {6, 2, 1})}}),
+      {raw(more)});
+  const Imported all = import_texts("sglang", {text, second, text});
+  EXPECT_EQ(std::get<ExpertCounts>(all.trace).counts, (std::vector<std::uint64_t>{16, 22, 33, 44}));
 }
 
 TEST_F(ImporterTest, SglangPerTokenMapsPhysicalToLogical) {

@@ -194,6 +194,13 @@ std::vector<Malformed> array_cases() {
       {"npy_all_zero", "npy", ids_npy({0, 0, 0, 0}, "(2, 1, 2)"),
        "F: found equal ids in every row of every layer (zeros or padding), expected a recording in "
        "which at least one token was routed"},
+      // A choice that was masked out, and a token routed in one of two layers only.
+      {"npy_masked_choice", "npy", ids_npy({1, 2, 3, -1}, "(2, 1, 2)"),
+       "F: layer 0, token 1: found -1 in place 1 of its experts (a choice that was masked out), "
+       "expected 2 experts"},
+      {"npy_unrouted_in_one_layer", "npy", ids_npy({1, 2, 3, 4, 5, 6, -1, -1}, "(2, 2, 2)"),
+       "F: layer 1, token 1: found only -1 (no routing), while the token has routing in other "
+       "layers, expected 2 experts"},
       {"npz_truncated", "npz", archive.substr(0, archive.size() / 2),
        "F: found " + std::to_string(archive.size() / 2) +
            " bytes that are no whole zip archive (Not a zip archive), expected a zip archive with "
@@ -220,6 +227,10 @@ std::vector<Malformed> array_cases() {
        "F: member routed_experts.npy: found 16 experts recorded, expected 8 as asked for"},
   };
 }
+
+const std::string kHeaders =
+    "a header of layer,experts; layer,expert; token,layer,experts; token,layer,expert; "
+    "layer_id,expert_id,count or expert_id,count";
 
 std::vector<Malformed> text_cases() {
   const std::string meta = "{\"type\": \"meta\", \"top_k\": 2}\n";
@@ -249,12 +260,56 @@ std::vector<Malformed> text_cases() {
       {"json_ragged", "json", R"([{"1": [[1, 2], [3, 4]], "2": [[5, 6]]}])",
        "F: entry 0, layer 2: found 1 tokens, expected 2 as in the layers before"},
       {"csv_no_comma", "csv", "1;2 3\n",
-       "F: line 1: found \"1;2 3\", expected layer,\"space separated ids\""},
+       "F: line 1: found 1 cells (\"1;2 3\"), expected layer,\"space separated ids\""},
+      {"csv_unknown_column", "csv", "layer,expert,probability\n1,2,0.5\n",
+       "F: line 1: found a column \"probability\", expected " + kHeaders},
+      {"csv_unknown_combination", "csv", "token,layer,count\n1,2,3\n",
+       "F: line 1: found the columns token,layer,count, expected " + kHeaders},
+      {"csv_ragged_cells", "csv", "layer,experts\n1,\"2 3\",4\n",
+       "F: line 2: found 3 cells (\"1,\"2 3\",4\"), expected 2 as the header has"},
+      {"csv_open_quote", "csv", "1,\"2 3\n",
+       "F: line 1: found a quote that is not closed, expected a quote at the end of the cell"},
+      {"csv_one_expert_per_line", "csv", "layer,expert\n1,2\n",
+       "F: line 2: found one expert per line, which does not say how many lines are a token, "
+       "expected --num-topk or --model to say how many experts a token has"},
+      {"csv_single_ids_without_a_header", "csv", "1,2\n1,3\n",
+       "F: found one expert per line and no header to say whether that is all of a token's choice, "
+       "expected --num-topk 1, or a header layer,expert and --num-topk"},
+      {"csv_counts_without_layer", "csv", "expert_id,count\n0,5\n",
+       "F: line 2: found counts without a layer (expert_id,count), expected --layers with the "
+       "number of the one layer they are of; counts summed over layers are of no use"},
+      {"csv_count_twice", "csv", "layer_id,expert_id,count\n3,1,5\n3,1,6\n",
+       "F: line 3: found expert 1 of layer 3 twice, expected each once"},
+      {"csv_counts_with_gaps", "csv", "layer_id,expert_id,count\n3,0,5\n3,2,6\n",
+       "F: found no number of experts in the input, expected --num-experts or --model to give it",
+       0},
       {"csv_bad_id", "csv", "1,\"2 x\"\n", "F: line 1: found \"x\", expected an expert id"},
       {"csv_ragged_k", "csv", "1,\"2 3\"\n1,\"2 3 4\"\n",
        "F: line 2: found 3 experts, expected 2 as in the rows before"},
       {"csv_out_of_range", "csv", "1,\"2 9\"\n",
        "F: layer 1, token 0: found expert 9, expected an id below 8"},
+      {"megatron_unknown_block", "megatron-jsonl",
+       R"({"step": 0, "block": "encoder", "layer": 1, "num_tokens": 1, "topk": 1, "top_indices": [[1]]})",
+       "F: line 1: block: found \"encoder\", expected \"decoder\" or \"mtp\""},
+      {"megatron_only_mtp", "megatron-jsonl",
+       R"({"step": 0, "block": "mtp", "mtp_idx": 0, "layer": 1, "num_tokens": 1, "topk": 1, "top_indices": [[1]]})",
+       "F: found only 1 records of multi-token prediction, expected records of the decoder's "
+       "routers"},
+      {"hf_infinity", "hf-json", R"({"top_k": 1, "router_logits": [[[1, -Infinity]]]})",
+       "F: byte 38: found -Infinity, which Python writes for a number that is not finite and JSON "
+       "does not have, expected finite numbers (for router logits: those before a mask sets "
+       "experts "
+       "to -inf)"},
+      {"hf_batch_axis", "hf-json", R"({"top_k": 1, "router_logits": [null, [[[1, 2]]]]})",
+       "F: router_logits[1]: found a further dimension ([batch][tokens][experts]), expected "
+       "[tokens][experts]: the sequences of the batch one after the other (in PyTorch: "
+       "logits.flatten(0, 1)), with their lengths as \"seq_len\""},
+      {"hf_all_null", "hf-json", R"({"top_k": 1, "router_logits": [null]})",
+       "F: router_logits: found null in place of every layer, expected logits of at least one"},
+      {"gpt_oss_skipped_token", "gpt-oss-json",
+       R"({"router_data": [{"token_4": {"layer_0": {"selected_experts": [1], "selected_probs": [1.0]}}},
+                           {"token_6": {"layer_0": {"selected_experts": [2], "selected_probs": [1.0]}}}]})",
+       "F: router_data[1]: found token_6, expected token_5, as they are numbered on"},
       {"hf_no_selection", "hf-json", R"({"top_k": 2, "router_logits": [[[1, 2, 3]]]})",
        "F: found logits without the model's way to choose from them, expected --selection or a "
        "--model whose routing is known"},
@@ -319,7 +374,7 @@ std::vector<Malformed> torch_cases() {
        "F: logical_count: found float64, expected integers"},
       {"pt_neither_mode", "sglang", pickled(p_dict({{"x", "N"}})),
        "F: found neither logical_count nor records, expected the dump of SGLang's recorder in mode "
-       "stat or per_token"},
+       "stat, per_pass or per_token"},
       {"pt_not_a_dict", "sglang", pickled("]"),
        "F: found no dict at the top, expected a recorder's dump"},
   };

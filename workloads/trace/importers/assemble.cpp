@@ -77,12 +77,15 @@ bool is_unrouted(const ExpertIdx* row, std::uint32_t num_topk) {
   return num_topk > 1 || row[0] == kPadding;
 }
 
-// With k = 1 an unrouted row cannot be told from a choice of expert 0, so only a whole layer of
-// zeros counts, and only beside layers that are not.
-bool is_dense(const Routing& routing, std::size_t layer_idx) {
+// With k = 1 an unrouted row of zeros cannot be told from a choice of expert 0, so only a whole
+// layer of zeros counts, only beside layers that are not, and only where the MoE layers are not
+// known.
+bool is_dense(const Routing& routing, std::size_t layer_idx, bool layers_known) {
   const auto ids = routing.layer_experts(layer_idx);
   if (routing.num_topk == 1) {
-    return ids.size() > 1 && std::all_of(ids.begin(), ids.end(), [](auto id) { return id == 0; });
+    if (std::all_of(ids.begin(), ids.end(), [](auto id) { return id == kPadding; })) return true;
+    return !layers_known && ids.size() > 1 &&
+           std::all_of(ids.begin(), ids.end(), [](auto id) { return id == 0; });
   }
   for (std::size_t at = 0; at < ids.size(); at += routing.num_topk) {
     if (!is_unrouted(ids.data() + at, routing.num_topk)) return false;
@@ -138,6 +141,100 @@ void drop_tokens(Routing& routing, const std::vector<char>& dropped) {
   routing.sequence_begin = std::move(begin);
 }
 
+// Recorders with a fixed k axis fill what the model does not use with -1: the last columns, in
+// every row. They are cut off. A -1 that is left stands for a choice that was masked out or never
+// recorded.
+void cut_padded_columns(Routing& routing, const std::string& where) {
+  if (std::find(routing.experts.begin(), routing.experts.end(), kPadding) ==
+      routing.experts.end()) {
+    return;
+  }
+  const std::uint32_t k = routing.num_topk;
+  std::uint32_t used = 0;
+  for (std::size_t i = 0; i < routing.experts.size(); ++i) {
+    if (routing.experts[i] != kPadding)
+      used = std::max(used, static_cast<std::uint32_t>(i % k) + 1);
+  }
+  const std::size_t num_rows = routing.experts.size() / k;
+  for (std::size_t row = 0; row < num_rows; ++row) {
+    for (std::uint32_t i = 0; i < used; ++i) {
+      const ExpertIdx id = routing.experts[row * k + i];
+      if (id == kPadding) {
+        const bool all = is_unrouted(routing.experts.data() + row * k, k);
+        throw InputError(
+            fmt::format("{}: layer {}, token {}", where, routing.layers[row / routing.num_tokens()],
+                        row % routing.num_tokens()),
+            all ? "only -1 (no routing), while the token has routing in other layers"
+                : fmt::format("-1 in place {} of its experts (a choice that was masked out)", i),
+            fmt::format("{} experts", used));
+      }
+      routing.experts[row * used + i] = id;
+      if (!routing.weights.empty()) {
+        routing.weights[row * used + i] = routing.weights[row * k + i];
+      }
+    }
+  }
+  routing.experts.resize(num_rows * used);
+  if (!routing.weights.empty()) routing.weights.resize(num_rows * used);
+  routing.num_topk = used;
+}
+
+// Engines that fuse the shared experts into the grouped kernel append them to every token's choice,
+// with ids behind the routed experts': the last columns, ids from num_experts on, in every row with
+// routing. Returns how many such columns there are; 0 where the ids are anything else, or k without
+// them is not what the options say.
+std::uint64_t fused_columns(std::span<const std::int64_t> ids, std::uint64_t k,
+                            std::uint32_t num_experts, const ImportOptions& options) {
+  const auto beyond = [&](std::int64_t id) { return id >= static_cast<std::int64_t>(num_experts); };
+  std::optional<std::uint64_t> routed;
+  for (std::size_t row = 0; row < ids.size(); row += k) {
+    const auto first = ids.begin() + static_cast<std::ptrdiff_t>(row);
+    const auto last = first + static_cast<std::ptrdiff_t>(k);
+    if (std::all_of(first, last, [&](std::int64_t id) { return id == *first; })) continue;
+    const auto fused = std::find_if(first, last, beyond);
+    const auto width = static_cast<std::uint64_t>(fused - first);
+    if (!std::all_of(fused, last, beyond) || (routed && *routed != width)) return 0;
+    if (std::any_of(first, fused, [](std::int64_t id) { return id < -1; })) return 0;
+    routed = width;
+  }
+  if (!routed || *routed == 0) return 0;
+  if (options.num_topk && *options.num_topk != *routed) return 0;
+  if (options.model && options.model->num_topk != *routed) return 0;
+  return k - *routed;
+}
+
+// The input without the last `num_fused` columns.
+Imported assemble_without_fused(const TokenMajor& input, std::span<const std::int64_t> ids,
+                                std::uint64_t num_fused, std::uint32_t num_experts,
+                                const ImportOptions& options, const std::string& where) {
+  const std::uint64_t k = input.experts.shape[2];
+  const std::uint64_t kept = k - num_fused;
+  std::vector<std::int64_t> routed;
+  std::vector<float> weights;
+  const std::vector<float> all_weights =
+      input.weights ? to_floats(*input.weights) : std::vector<float>{};
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    if (i % k >= kept) continue;
+    routed.push_back(ids[i]);
+    if (!all_weights.empty()) weights.push_back(all_weights[i]);
+  }
+  TokenMajor reduced = input;
+  reduced.experts.type = NumberType::kI64;
+  reduced.experts.data = std::as_bytes(std::span(routed));
+  reduced.experts.shape[2] = kept;
+  if (input.weights) {
+    reduced.weights->type = NumberType::kF32;
+    reduced.weights->data = std::as_bytes(std::span(weights));
+    reduced.weights->shape[2] = kept;
+  }
+  Imported imported = assemble(reduced, options, where);
+  imported.notes.push_back(
+      fmt::format("left out the last {} of {} choices of every token, ids from {} on: shared "
+                  "experts fused with the routed ones",
+                  num_fused, k, num_experts));
+  return imported;
+}
+
 }  // namespace
 
 std::uint32_t resolve_num_experts(const std::optional<std::uint32_t>& recorded,
@@ -159,10 +256,23 @@ std::uint32_t resolve_num_experts(const std::optional<std::uint32_t>& recorded,
   return number;
 }
 
+namespace {
+std::vector<std::uint32_t> number_layers(std::size_t count) {
+  std::vector<std::uint32_t> layers(count);
+  std::iota(layers.begin(), layers.end(), 0U);
+  return layers;
+}
+}  // namespace
+
 std::vector<std::uint32_t> resolve_layers(std::size_t count, const ImportOptions& options,
                                           const std::string& where) {
   if (!options.layers.empty() && options.layers.size() == count) return options.layers;
-  if (options.layers.empty() && options.model) {
+  if (!options.layers.empty() && options.layers.size() < count) return number_layers(count);
+  if (!options.layers.empty()) {
+    throw InputError(where, fmt::format("{} layers", count),
+                     fmt::format("at least the {} that --layers names", options.layers.size()));
+  }
+  if (options.model) {
     const ModelShape& model = *options.model;
     if (model.moe_layers.size() == count) return model.moe_layers;
     if (model.num_layers != count) {
@@ -171,9 +281,7 @@ std::vector<std::uint32_t> resolve_layers(std::size_t count, const ImportOptions
                                    model.moe_layers.size(), model.num_layers, model.name));
     }
   }
-  std::vector<std::uint32_t> layers(count);
-  std::iota(layers.begin(), layers.end(), 0U);
-  return layers;
+  return number_layers(count);
 }
 
 void drop_unrouted(Imported& imported, const ImportOptions& options, const std::string& where) {
@@ -184,18 +292,13 @@ void drop_unrouted(Imported& imported, const ImportOptions& options, const std::
   std::vector<std::uint32_t> dense;
   for (std::size_t layer_idx = 0; layer_idx < routing.num_layers(); ++layer_idx) {
     const std::uint32_t layer = routing.layers[layer_idx];
-    const bool keep = wanted.empty()
-                          ? !is_dense(routing, layer_idx)
-                          : std::find(wanted.begin(), wanted.end(), layer) != wanted.end();
+    const bool moe =
+        wanted.empty() || std::find(wanted.begin(), wanted.end(), layer) != wanted.end();
+    const bool keep = moe && !is_dense(routing, layer_idx, !wanted.empty());
     if (keep) {
       kept.push_back(layer_idx);
     } else {
       dense.push_back(layer);
-    }
-  }
-  for (const std::uint32_t layer : wanted) {
-    if (std::find(routing.layers.begin(), routing.layers.end(), layer) == routing.layers.end()) {
-      throw InputError(where, fmt::format("no layer {}", layer), "every MoE layer asked for");
     }
   }
   if (kept.empty()) {
@@ -226,11 +329,13 @@ void drop_unrouted(Imported& imported, const ImportOptions& options, const std::
     dropped[token] = 1;
     ++num_dropped;
   }
-  if (num_dropped == 0) return;
-  imported.num_dropped_rows += num_dropped * routing.num_layers();
-  imported.notes.push_back(fmt::format("left out {} token{} without routing (padding)", num_dropped,
-                                       num_dropped == 1 ? "" : "s"));
-  drop_tokens(routing, dropped);
+  if (num_dropped > 0) {
+    imported.num_dropped_rows += num_dropped * routing.num_layers();
+    imported.notes.push_back(fmt::format("left out {} token{} without routing (padding)",
+                                         num_dropped, num_dropped == 1 ? "" : "s"));
+    drop_tokens(routing, dropped);
+  }
+  cut_padded_columns(routing, where);
 }
 
 Imported assemble(const TokenMajor& input, const ImportOptions& options, const std::string& where) {
@@ -251,6 +356,17 @@ Imported assemble(const TokenMajor& input, const ImportOptions& options, const s
   if (ids.shape[2] == 0 || ids.shape[2] > kMaxTopk) {
     throw InputError(where, fmt::format("{} experts per token", ids.shape[2]),
                      fmt::format("1 to {}", kMaxTopk));
+  }
+  if (options.model && input.layers.empty()) {
+    const std::uint64_t moe = options.model->moe_layers.size();
+    const std::uint64_t all = options.model->num_layers;
+    if (num_layers != moe && num_layers != all && (num_tokens == moe || num_tokens == all)) {
+      throw InputError(where,
+                       fmt::format("expert ids of shape {}, whose first axis has as many entries "
+                                   "as {} has layers",
+                                   shape_text(ids.shape), options.model->name),
+                       "[tokens, layers, k] (in NumPy: ids.transpose(1, 0, 2))");
+    }
   }
   Imported imported;
   Routing routing;
@@ -281,7 +397,13 @@ Imported assemble(const TokenMajor& input, const ImportOptions& options, const s
     return transpose_ids<decltype(tag)>(ids.data.data(), num_tokens, num_layers, routing.num_topk,
                                         routing.num_experts, routing.experts.data());
   });
-  if (!sound) report_bad_id(input, routing.num_experts, where);
+  if (!sound) {
+    const auto values = to_integers(ids, where);
+    const std::uint64_t num_fused =
+        fused_columns(values, ids.shape[2], routing.num_experts, options);
+    if (num_fused == 0) report_bad_id(input, routing.num_experts, where);
+    return assemble_without_fused(input, values, num_fused, routing.num_experts, options, where);
+  }
   if (input.weights) {
     const ArrayView& weights = *input.weights;
     if (is_integer(weights.type) || weights.shape != ids.shape) {

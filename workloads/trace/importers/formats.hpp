@@ -1,5 +1,5 @@
 #pragma once
-// The import functions that the registry lists, one file each.
+// The import functions that the registry lists, one file each, and how each tells its files.
 
 #include "workloads/trace/importer.hpp"
 
@@ -13,5 +13,20 @@ Imported import_megatron_jsonl(const std::filesystem::path& path, const ImportOp
 Imported import_json(const std::filesystem::path& path, const ImportOptions& options);
 Imported import_csv(const std::filesystem::path& path, const ImportOptions& options);
 Imported import_hf_json(const std::filesystem::path& path, const ImportOptions& options);
+Imported import_esft(const std::filesystem::path& path, const ImportOptions& options);
+Imported import_gpt_oss_json(const std::filesystem::path& path, const ImportOptions& options);
+Imported import_trtllm(const std::filesystem::path& path, const ImportOptions& options);
+
+bool is_npz(const FileHead& head);
+bool is_npy(const FileHead& head);
+bool is_vllm_jsonl(const FileHead& head);
+bool is_sglang(const FileHead& head);
+bool is_megatron_jsonl(const FileHead& head);
+bool is_json_dump(const FileHead& head);
+bool is_csv(const FileHead& head);
+bool is_hf_json(const FileHead& head);
+bool is_esft(const FileHead& head);
+bool is_gpt_oss_json(const FileHead& head);
+bool is_trtllm(const FileHead& head);
 
 }  // namespace coterie

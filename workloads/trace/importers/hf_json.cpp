@@ -1,7 +1,9 @@
 // Router logits of Hugging Face transformers (output_router_logits), dumped as JSON:
 //   {"router_logits": [[[...experts] per token] per MoE layer], "top_k": k,
 //    "layers": [numbers], "seq_len": [lengths], "e_score_correction_bias": [[...] per layer]}
-// All but router_logits are optional (--model or --num-topk gives k). The model's choice is redone:
+// All but router_logits are optional (--model or --num-topk gives k). A layer that is null is
+// dense: transformers puts None in the tuple for layers without a router. The model's choice is
+// redone:
 //   softmax_topk    softmax over all experts, then the k best (Mixtral, Qwen, OLMoE, DeepSeek-V2)
 //   topk_softmax    the k best logits, softmax over those (gpt-oss)
 //   sigmoid_group   sigmoid plus bias, the best groups, then the k best in them (DeepSeek-V3, GLM);
@@ -151,6 +153,7 @@ std::vector<std::uint64_t> sequence_of_token(const nlohmann::json& document, std
   return sequence;
 }
 
+// Numbers of all entries of router_logits, null ones included.
 std::vector<std::uint32_t> layers_of(const nlohmann::json& document, std::size_t num_layers,
                                      const ImportOptions& options, const std::string& name) {
   std::vector<std::uint32_t> layers;
@@ -187,22 +190,47 @@ std::vector<float> bias_of(const nlohmann::json& document, std::size_t layer_idx
   return bias;
 }
 
+// [tokens][experts] of numbers, neither empty.
+void check_layer_shape(const nlohmann::json& layer, std::size_t l, const std::string& name) {
+  const std::string place = fmt::format("{}: router_logits[{}]", name, l);
+  if (!layer.is_array() || layer.empty() || !layer.front().is_array() || layer.front().empty()) {
+    throw InputError(place, "no tokens, or no experts of a token", "[tokens][experts]");
+  }
+  if (layer.front().front().is_array()) {
+    throw InputError(place, "a further dimension ([batch][tokens][experts])",
+                     "[tokens][experts]: the sequences of the batch one after the other (in "
+                     "PyTorch: logits.flatten(0, 1)), with their lengths as \"seq_len\"");
+  }
+}
+
 }  // namespace
+
+bool is_hf_json(const FileHead& head) {
+  return head.text.find("\"router_logits\"") != std::string::npos;
+}
 
 Imported import_hf_json(const std::filesystem::path& path, const ImportOptions& options) {
   const std::string name = path.string();
   const nlohmann::json document = parse_json(read_file(path), name);
   const nlohmann::json& logits = json_member(document, "router_logits", name);
-  if (!logits.is_array() || logits.empty() || !logits.front().is_array() ||
-      logits.front().empty()) {
-    throw InputError(name + ": router_logits", "no layers or no tokens",
-                     "[layers][tokens][experts]");
+  if (!logits.is_array() || logits.empty()) {
+    throw InputError(name + ": router_logits", "no layers", "[layers][tokens][experts]");
   }
+  std::vector<std::size_t> routed;  // positions of the layers that are not null
+  for (std::size_t l = 0; l < logits.size(); ++l) {
+    if (!logits[l].is_null()) routed.push_back(l);
+  }
+  if (routed.empty()) {
+    throw InputError(name + ": router_logits", "null in place of every layer",
+                     "logits of at least one");
+  }
+  for (const std::size_t l : routed) check_layer_shape(logits[l], l, name);
+  const nlohmann::json& first = logits[routed.front()];
   Selector selector = make_selector(document, options, name);
-  const std::size_t num_tokens = logits.front().size();
+  const std::size_t num_tokens = first.size();
   const std::uint32_t num_experts = resolve_num_experts(
-      static_cast<std::uint32_t>(std::min<std::size_t>(logits.front().front().size(), kMaxExperts)),
-      options, name);
+      static_cast<std::uint32_t>(std::min<std::size_t>(first.front().size(), kMaxExperts)), options,
+      name);
   if (selector.num_topk > num_experts || num_experts % selector.num_groups != 0) {
     throw InputError(name,
                      fmt::format("top-{} of {} experts in {} groups", selector.num_topk,
@@ -213,7 +241,7 @@ Imported import_hf_json(const std::filesystem::path& path, const ImportOptions& 
   const std::vector<std::uint32_t> layers = layers_of(document, logits.size(), options, name);
   const bool biased = document.contains("e_score_correction_bias");
   RowTable table;
-  for (std::size_t l = 0; l < logits.size(); ++l) {
+  for (const std::size_t l : routed) {
     const std::vector<float> bias =
         biased ? bias_of(document, l, logits.size(), num_experts, name) : std::vector<float>{};
     const std::string layer_place = fmt::format("{}: router_logits[{}]", name, l);
@@ -233,6 +261,15 @@ Imported import_hf_json(const std::filesystem::path& path, const ImportOptions& 
     }
   }
   Imported imported = table.finish(num_experts, options, name);
+  if (routed.size() < logits.size()) {
+    imported.notes.push_back(fmt::format("left out {} layers whose logits are null (dense layers)",
+                                         logits.size() - routed.size()));
+  }
+  if (!document.contains("seq_len")) {
+    imported.notes.emplace_back(
+        "without \"seq_len\" all tokens count as one sequence: what prompts they are from cannot "
+        "be known");
+  }
   if (selector.selection == Selection::kSigmoidGroup && !biased) {
     imported.notes.push_back(
         "the selection bias is not in the logits: choices near a tie may differ from the model's");

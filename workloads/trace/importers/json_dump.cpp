@@ -27,6 +27,17 @@ std::uint32_t layer_number(const std::string& key, const std::string& where) {
 
 }  // namespace
 
+bool is_json_dump(const FileHead& head) {  // [{"0": null, or [{"1": [[
+  std::string start;
+  for (const char c : head.text.substr(0, 4096)) {
+    if (c != ' ' && c != '\t' && c != '\r' && c != '\n') start += c;
+  }
+  if (!start.starts_with("[{\"")) return false;
+  const std::size_t end = start.find_first_not_of("0123456789", 3);
+  return end > 3 && end != std::string::npos &&
+         (start.compare(end, 6, "\":null") == 0 || start.compare(end, 4, "\":[[") == 0);
+}
+
 Imported import_json(const std::filesystem::path& path, const ImportOptions& options) {
   const nlohmann::json steps = parse_json(read_file(path), path.string());
   if (!steps.is_array() || steps.empty()) {

@@ -6,6 +6,10 @@
 
 namespace coterie {
 
+bool is_npy(const FileHead& head) {
+  return head.text.starts_with("\x93NUMPY");
+}
+
 Imported import_npy(const std::filesystem::path& path, const ImportOptions& options) {
   const std::string content = read_file(path);
   TokenMajor input;

@@ -107,12 +107,34 @@ Imported RowTable::finish(std::uint32_t num_experts, const ImportOptions& option
   return imported;
 }
 
+namespace {
+// The word at which a parser stopped, where it is one of the numbers that Python's json.dump writes
+// and JSON does not have; else empty.
+std::string_view unwritable_number(std::string_view text, std::size_t byte) {
+  const std::size_t from = text.find_last_of(" \t\r\n,[:{", byte > 1 ? byte - 2 : 0);
+  const std::string_view word = text.substr(from == std::string_view::npos ? 0 : from + 1, 9);
+  for (const std::string_view number : {"-Infinity", "Infinity", "NaN"}) {
+    if (word.starts_with(number)) return number;
+  }
+  return {};
+}
+}  // namespace
+
 nlohmann::json parse_json(std::string_view text, const std::string& where) {
   try {
     return nlohmann::json::parse(text);
   } catch (const nlohmann::json::parse_error& error) {
-    throw InputError(fmt::format("{}: byte {}", where, error.byte),
-                     "text that is not JSON (damaged or truncated)", "a JSON value");
+    const std::string place = fmt::format("{}: byte {}", where, error.byte);
+    const std::string_view number = unwritable_number(text, error.byte);
+    if (!number.empty()) {
+      throw InputError(place,
+                       fmt::format("{}, which Python writes for a number that is not finite and "
+                                   "JSON does not have",
+                                   number),
+                       "finite numbers (for router logits: those before a mask sets experts to "
+                       "-inf)");
+    }
+    throw InputError(place, "text that is not JSON (damaged or truncated)", "a JSON value");
   }
 }
 

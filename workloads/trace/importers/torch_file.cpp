@@ -409,21 +409,24 @@ TorchFile::Array TorchFile::read(const TorchTensor& tensor) const {
   // expanded view could ask for any amount of memory). Each factor is bounded before it is used.
   std::uint64_t count = 1;
   std::uint64_t last = tensor.offset;
+  const bool empty = std::find(tensor.shape.begin(), tensor.shape.end(), 0U) != tensor.shape.end();
   bool fits = tensor.offset <= available;
+  if (empty && fits) {  // whatever its other extents and strides: nothing is read
+    Array array;
+    array.view.type = tensor.storage.type;
+    array.view.shape = tensor.shape;
+    return array;
+  }
   for (std::size_t d = 0; d < tensor.shape.size() && fits; ++d) {
     const std::uint64_t extent = tensor.shape[d];
-    if (extent == 0) {
-      count = 0;
-      continue;
-    }
-    fits = extent <= available && (count == 0 || count <= available / extent) &&
+    fits = extent <= available && count <= available / extent &&
            (extent == 1 || tensor.strides[d] <= available / (extent - 1));
     if (!fits) break;
     count *= extent;
     last += (extent - 1) * tensor.strides[d];
     fits = last < available;
   }
-  if (!fits || (count > 0 && last >= available)) {
+  if (!fits || last >= available) {
     throw InputError(where, fmt::format("a tensor of shape {}", shape_text(tensor.shape)),
                      fmt::format("one inside its storage of {} elements", available));
   }

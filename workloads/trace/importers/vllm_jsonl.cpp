@@ -84,6 +84,13 @@ class Sequences {
 
 }  // namespace
 
+bool is_vllm_jsonl(const FileHead& head) {
+  const std::string_view line = std::string_view(head.text).substr(0, head.text.find('\n'));
+  const nlohmann::json record = nlohmann::json::parse(line, nullptr, false);
+  return record.is_object() && record.contains("type") &&
+         (record["type"] == "meta" || (record["type"] == "route" && record.contains("topk_ids")));
+}
+
 Imported import_vllm_jsonl(const std::filesystem::path& path, const ImportOptions& options) {
   std::ifstream in(path);
   if (!in) throw InputError(fmt::format("{}: cannot be read", path.string()));
