@@ -19,7 +19,7 @@ struct Volume {
   double bytes = 0.0;
   double received = 0.0;
   double largest = 0.0;
-  std::uint32_t num_sends = 0;
+  std::uint32_t num_peers = 0;  // that it sends to, in however many messages
 };
 
 // The one of the segments that a message of `bytes` falls in; the last has no limit.
@@ -57,7 +57,7 @@ double capped(const NcclTier& tier, const Injection& injection, Bandwidth bandwi
 // Delay of a rank: see StartCost. `shared` is the volume on its socket's shared link.
 double delay_s(const NcclTier& tier, const Injection& injection, const Volume& volume, double rate,
                double shared, double shared_rate) {
-  if (tier.start.empty() || volume.num_sends == 0) return 0.0;
+  if (tier.start.empty() || volume.num_peers == 0) return 0.0;
   const StartCost& cost = by_size(tier.start, volume.largest);
   const std::optional<Bandwidth> cap = by_size(tier.segments, volume.largest).bandwidth;
   const double single = cap ? volume.largest / cap->value : 0.0;
@@ -70,7 +70,7 @@ double delay_s(const NcclTier& tier, const Injection& injection, const Volume& v
     links = std::max(links, shared / shared_rate);
   }
   return std::max(
-      0.0, cost.launch.value + cost.per_peer.value * (volume.num_sends - 1) + ramped - links);
+      0.0, cost.launch.value + cost.per_peer.value * (volume.num_peers - 1) + ramped - links);
 }
 
 // Seconds, [rank][0: scale-up, 1: network], of a phase over `num_ranks` ranks.
@@ -85,13 +85,17 @@ std::vector<std::array<double, 2>> start_delays(const Cluster& cluster,
                                               cluster.gpus_per_node / cluster.scale_up->num_sockets
                                         : cluster.num_gpus();
   std::vector<double> shared(cluster.num_gpus() / socket_gpus, 0.0);
+  std::vector<bool> met(num_ranks * num_ranks, false);
   for (const Message& message : traffic.messages) {
     if (message.src == message.dst) continue;
     const bool inside = tier_of(cluster, message.src, message.dst) == Tier::kScaleUp;
     Volume& volume = volumes[message.src - traffic.first_gpu][inside ? 0 : 1];
     volume.bytes += message.bytes;
     volume.largest = std::max(volume.largest, message.bytes);
-    ++volume.num_sends;
+    const std::size_t pair = std::size_t{message.src - traffic.first_gpu} * num_ranks +
+                             (message.dst - traffic.first_gpu);
+    if (!met[pair]) ++volume.num_peers;
+    met[pair] = true;
     volumes[message.dst - traffic.first_gpu][inside ? 0 : 1].received += message.bytes;
     if (!inside || !cluster.scale_up->shared_bandwidth) continue;
     const std::uint32_t group = cluster.scale_up->shared_group;
