@@ -115,7 +115,8 @@ class Simulation {
     for (const RankTokens& tokens : tokens_[run]) {
       plans.push_back(
           make_plan(runs_[run].routing, layer, runs_[run].placement.layers[layer], tokens,
-                    {runs_[run].spec.policy, experiment_.ranks_per_node(), PlanDetail::kCounts}));
+                    {runs_[run].spec.policy, experiment_.ranks_per_node(), PlanDetail::kCounts,
+                     runs_[run].placement.replica_choice}));
     }
     return plans;
   }
@@ -162,7 +163,8 @@ class Simulation {
     }
     for (const RankTokens& tokens : tokens_[run]) {
       const FanOut counts = fan_out(runs_[run].routing, layer, runs_[run].placement.layers[layer],
-                                    experiment_.ranks_per_node(), tokens);
+                                    experiment_.ranks_per_node(), tokens,
+                                    runs_[run].placement.replica_choice);
       const double weight = static_cast<double>(tokens.token_begin.back()) / num_tokens;
       report.copies += weight * counts.copies;
       report.fanout_ranks += weight * counts.fanout_ranks;

@@ -173,18 +173,29 @@ RunSpec read_run(const YamlValue& value, const fs::path& folder, std::uint32_t n
   run.policy = *policy;
 
   if (const auto prune = map.optional("prune")) run.prune = read_prune(*prune, num_ranks);
-  if (const auto cap = map.optional("max_imbalance")) {
-    run.max_imbalance = cap->as_number(1.0, 1e6);
+  const auto read_cap = [&](const char* key) -> std::optional<double> {
+    const auto cap = map.optional(key);
+    if (!cap) return std::nullopt;
+    const double number = cap->as_number(1.0, 1e6);
     if (!strategy || !find_strategy(run.placement).takes_balance_cap) {
       throw cap->error(fmt::format("a balance cap with the placement {}", run.placement),
                        "none: only the collaboration strategies take one");
     }
-  }
+    return number;
+  };
+  run.max_imbalance = read_cap("max_imbalance");
+  run.max_node_imbalance = read_cap("max_node_imbalance");
   if (const auto replicas = map.optional("replicas")) {
     run.num_replicas = static_cast<std::uint32_t>(replicas->as_integer(0, 1 << 20));
     if (run.num_replicas > 0 && (!strategy || !find_strategy(run.placement).takes_replicas)) {
       throw replicas->error(fmt::format("replicas with the placement {}", run.placement),
-                            "none: only load_balanced replicates experts");
+                            "none: only the strategies that learn replicate experts");
+    }
+  }
+  if (const auto choice = map.optional("replica_choice")) {
+    run.replica_choice = parse_replica_choice(choice->as_string());
+    if (!run.replica_choice) {
+      throw choice->error(choice->excerpt(), fmt::format("one of {}", replica_choice_names()));
     }
   }
   map.finish();

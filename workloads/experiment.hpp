@@ -24,7 +24,10 @@ struct RunSpec {
   DispatchPolicy policy = DispatchPolicy::kStandard;
   std::optional<PruneRequest> prune;
   std::optional<double> max_imbalance;
+  std::optional<double> max_node_imbalance;
   std::uint32_t num_replicas = 0;
+  // Absent: the rule of the placement file, or locality for a strategy.
+  std::optional<ReplicaChoice> replica_choice;
 };
 
 struct TraceSpec {

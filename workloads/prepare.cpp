@@ -30,9 +30,11 @@ std::string learning_key(const PlacementRequest& request, const Routing& trainin
                             values.size() * sizeof(values[0]));
   };
   std::uint64_t key = content_hash(
-      fmt::format("{} {} {} {} {} {} {} {} {}", version(), request.strategy, request.num_ranks,
-                  request.ranks_per_node, request.seed, request.max_imbalance.value_or(0.0),
-                  request.num_replicas, training.num_experts, training.num_topk));
+      fmt::format("{} {} {} {} {} {} {} {} {} {} {} {}", version(), request.strategy,
+                  request.num_ranks, request.ranks_per_node, request.seed,
+                  request.max_imbalance.value_or(0.0), request.max_node_imbalance.value_or(0.0),
+                  request.num_replicas, to_string(request.replica_choice), request.num_starts,
+                  training.num_experts, training.num_topk));
   for (const std::string_view part :
        {bytes_of(training.layers), bytes_of(training.sequence_begin), bytes_of(training.experts)}) {
     key = mix64(key ^ content_hash(part));
@@ -47,7 +49,9 @@ Placement learn(const Experiment& experiment, const RunSpec& spec, const Routing
   request.ranks_per_node = experiment.ranks_per_node();
   request.seed = experiment.seed;
   request.max_imbalance = spec.max_imbalance;
+  request.max_node_imbalance = spec.max_node_imbalance;
   request.num_replicas = spec.num_replicas;
+  request.replica_choice = spec.replica_choice.value_or(ReplicaChoice::kLocality);
   const bool learns = strategy_learns(spec.placement);
   std::filesystem::path cached;
   if (learns && experiment.cache) {
@@ -78,10 +82,7 @@ Placement read_fitting(const Experiment& experiment, const RunSpec& spec, const 
     throw InputError(file, fmt::format("a placement over {} ranks", placement.num_ranks),
                      fmt::format("{}, as the experiment has", experiment.num_ranks));
   }
-  if (placement.num_experts != trace.num_experts) {
-    throw InputError(file, fmt::format("a placement of {} experts", placement.num_experts),
-                     fmt::format("{}, as the trace has", trace.num_experts));
-  }
+  expect_experts(placement, trace.num_experts, file);
   if (!experiment.trace.evaluate_on_training &&
       learnt_from(placement, trace, experiment.trace.eval)) {
     throw InputError(file, "a placement learnt on sequences that the experiment evaluates",
@@ -146,6 +147,7 @@ PreparedRun prepare_run(const Experiment& experiment, const RunSpec& spec, const
   }
   run.placement = from_file ? read_fitting(experiment, spec, trace)
                             : learn(experiment, spec, learns ? training : trace);
+  if (spec.replica_choice) run.placement.replica_choice = *spec.replica_choice;
   run.routing = select(trace, experiment.trace.eval);
   if (spec.prune) {
     PruneResult pruned = prune(run.routing, training, run.placement, *spec.prune);

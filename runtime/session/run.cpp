@@ -114,7 +114,8 @@ class Session {
   Planned plan(const RunSpec& spec) {
     group_.set_stage(fmt::format("planning of run {}", spec.name));
     Planned planned{prepare_run(experiment_, spec, trace_), {}};
-    const PlanRequest request{spec.policy, experiment_.ranks_per_node(), PlanDetail::kRows};
+    const PlanRequest request{spec.policy, experiment_.ranks_per_node(), PlanDetail::kRows,
+                              planned.prepared.placement.replica_choice};
     for (std::size_t i = 0; i < planned.prepared.routing.num_layers(); ++i) {
       planned.plans.push_back(make_plan(planned.prepared.routing, i,
                                         planned.prepared.placement.layers[i],
@@ -314,7 +315,8 @@ class Session {
     LayerReport report;
     report.layer = plan.layer;
     const FanOut counts = fan_out(prepared.routing, layer_idx, prepared.placement.layers[layer_idx],
-                                  experiment_.ranks_per_node(), prepared.tokens);
+                                  experiment_.ranks_per_node(), prepared.tokens,
+                                  prepared.placement.replica_choice);
     report.copies = counts.copies;
     report.fanout_ranks = counts.fanout_ranks;
     report.remote_fanout_ranks = counts.remote_fanout_ranks;

@@ -112,7 +112,8 @@ Analysis analyze(const Routing& evaluated, const Placement& placement, SequenceD
   Analysis analysis;
   for (std::size_t i = 0; i < evaluated.num_layers(); ++i) {
     analysis.layers.push_back(
-        fan_out(evaluated, i, placement.layers[i], placement.ranks_per_node, tokens));
+        fan_out(evaluated, i, placement.layers[i], placement.ranks_per_node, tokens,
+                placement.replica_choice));
   }
   analysis.mean = mean_of(analysis.layers);
   const FanOut& mean = analysis.mean;
@@ -226,14 +227,8 @@ Placement get_placement(const AnalyzeArguments& arguments, const Routing& trace,
     if (learnt_from(placement, trace, eval) && !arguments.allow_training_part) {
       refuse(placement.trained_on);
     }
-    if (placement.num_experts != trace.num_experts) {
-      throw InputError(arguments.placement_file, fmt::format("{} experts", placement.num_experts),
-                       fmt::format("{}, as the trace has", trace.num_experts));
-    }
+    expect_experts(placement, trace.num_experts, arguments.placement_file);
     placement = select_layers(placement, trace.layers);
-    if (placement.strategy == kMapStrategy) {
-      placement.ranks_per_node = default_ranks_per_node(placement.num_ranks);
-    }
   }
   if (options.ranks_per_node) placement.ranks_per_node = *options.ranks_per_node;
   return placement;

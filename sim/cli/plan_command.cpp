@@ -60,7 +60,8 @@ void run_build(const BuildArguments& arguments) {
   Progress progress("planning", run.routing.num_layers());
   for (std::size_t i = 0; i < run.routing.num_layers(); ++i) {
     plan.layers.push_back(make_plan(run.routing, i, run.placement.layers[i], run.tokens,
-                                    {spec.policy, experiment.ranks_per_node(), PlanDetail::kRows}));
+                                    {spec.policy, experiment.ranks_per_node(), PlanDetail::kRows,
+                                     run.placement.replica_choice}));
     plan.layers.back().exact = run.exact;
     progress.advance();
   }

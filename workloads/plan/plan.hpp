@@ -121,10 +121,11 @@ struct PlanRequest {
   DispatchPolicy policy = DispatchPolicy::kDedup;
   std::uint32_t ranks_per_node = 1;
   PlanDetail detail = PlanDetail::kRows;
+  ReplicaChoice replica_choice = ReplicaChoice::kLocality;  // Placement::replica_choice
 };
 
-// Plans one layer. Replicated experts: the token's own rank if it hosts the expert, else a host in
-// its own node, else a rank that the token goes to anyway, else one by hash of token and expert.
+// Plans one layer. Which host serves a replicated expert is settled by the request's rule
+// (host_choice.hpp).
 LayerPlan make_plan(const Routing& routing, std::size_t layer_idx, const LayerPlacement& placement,
                     const RankTokens& tokens, const PlanRequest& request);
 
@@ -156,7 +157,8 @@ double uniform_fan_out(std::uint32_t num_experts, std::uint32_t num_ranks, std::
 // One pass over the layer; the same host choice for replicated experts as make_plan. Throws
 // InputError where the placement's experts or ranks do not fit the routing and the tokens.
 FanOut fan_out(const Routing& routing, std::size_t layer_idx, const LayerPlacement& placement,
-               std::uint32_t ranks_per_node, const RankTokens& tokens);
+               std::uint32_t ranks_per_node, const RankTokens& tokens,
+               ReplicaChoice choice = ReplicaChoice::kLocality);
 
 // A plan file holds the layers of one run with the sizes of its rows.
 struct DispatchPlan {

@@ -336,14 +336,14 @@ const Malformed kMalformed[] = {
     {"replicas", "dispatch: standard", "dispatch: standard, replicas: 2",
      "e.yaml:10:75: key \"runs.0.replicas\": found replicas with the placement contiguous, "
      "expected "
-     "none: only load_balanced replicates experts"},
+     "none: only the strategies that learn replicate experts"},
     {"imbalance", "dispatch: standard", "dispatch: standard, max_imbalance: 1.2",
      "e.yaml:10:80: key \"runs.0.max_imbalance\": found a balance cap with the placement "
      "contiguous, "
      "expected none: only the collaboration strategies take one"},
     {"run_key", "replicas: 8", "replica: 8",
      "e.yaml:12:65: key \"runs.2\": found unknown key \"replica\", expected one of dispatch, "
-     "max_imbalance, name, placement, prune, replicas"},
+     "max_imbalance, max_node_imbalance, name, placement, prune, replica_choice, replicas"},
     {"runs_not_a_list", "runs:\n", "runs: {}\nunused:\n",
      "e.yaml:9:7: key \"runs\": found a map, expected a list"},
     {"ranks_missing", "ranks: 8\n", "",
