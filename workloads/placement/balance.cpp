@@ -58,8 +58,8 @@ class Packing {
   void anneal(Random& random, std::uint64_t num_steps) {
     std::vector<Item> best = items_;
     double best_fullest = fullest();
-    // From swaps of a few percent of a part's load down to nothing.
-    constexpr double kHot = 3e-2;
+    // From the energy of a whole part down to nothing.
+    constexpr double kHot = 1.0;
     constexpr double kCold = 1e-6;
     const double cooling = std::pow(kCold / kHot, 1.0 / static_cast<double>(num_steps));
     double temperature = kHot;
@@ -174,9 +174,9 @@ class Packing {
 
 // Anneals several times from the same start and keeps the first of the best.
 std::vector<Packing::Item> best_of(const Packing& start, std::uint64_t seed) {
-  constexpr std::uint64_t kRuns = 4;
+  constexpr std::uint64_t kRuns = 6;
   const std::uint64_t num_steps =
-      std::clamp<std::uint64_t>(std::uint64_t{2000} * start.items().size(), 20'000, 200'000);
+      std::clamp<std::uint64_t>(std::uint64_t{2000} * start.items().size(), 60'000, 200'000);
   std::vector<Packing::Item> best = start.items();
   double best_fullest = start.fullest();
   for (std::uint64_t run = 0; run < kRuns; ++run) {

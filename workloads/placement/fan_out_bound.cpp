@@ -299,9 +299,10 @@ std::uint64_t fan_out_bound(const FanOutBoundTask& task) {
       static_cast<std::uint32_t>(std::clamp(kMaxWork / work, 20.0, double{kMaxPasses})));
   PairDual dual(task);
   // The dual is at least the sum of phi of any placement.
-  const double known =
-      task.known.empty() ? static_cast<double>(simple) : static_cast<double>(known_fan_out(task));
-  const double target = static_cast<double>(num_pairs) - known;
+  const std::uint64_t known = task.known_fan_out   ? *task.known_fan_out
+                              : task.known.empty() ? simple
+                                                   : known_fan_out(task);
+  const double target = static_cast<double>(num_pairs) - static_cast<double>(known);
   double best = static_cast<double>(num_pairs);
   double length = 1.0;
   std::uint32_t since_best = 0;
@@ -324,10 +325,6 @@ std::uint64_t fan_out_bound(const FanOutBoundTask& task) {
   const double proven = static_cast<double>(num_pairs) - best;
   const double tolerance = 1e-9 * static_cast<double>(num_pairs) + 1e-6;
   return std::max(simple, static_cast<std::uint64_t>(std::max(0.0, std::ceil(proven - tolerance))));
-}
-
-double distance_from_bound(double reached, double bound) {
-  return bound > 0.0 ? reached / bound - 1.0 : 0.0;
 }
 
 }  // namespace coterie

@@ -23,6 +23,8 @@ struct FanOutBoundTask {
   // A placement that is known, as the part of every expert: where the search for a bound starts,
   // and what it aims at. The bound is valid for any, tighter for a good one. Empty: none is known.
   std::span<const std::uint32_t> known;  // [num_experts]
+  // What that placement reaches where `known` does not tell, as with replicas.
+  std::optional<std::uint64_t> known_fan_out;
   // Passes over the tokens that the search may take; absent: as many as about a second allows.
   std::optional<std::uint32_t> max_passes;
 };
@@ -31,8 +33,5 @@ struct FanOutBoundTask {
 // replicas. See fan_out_bound.cpp for the derivation. Never below num_tokens * ceil(k / capacity),
 // and exact where a part has one slot or holds all experts.
 std::uint64_t fan_out_bound(const FanOutBoundTask& task);
-
-// By how much `reached` may exceed the least possible: reached / bound - 1, 0 where both are 0.
-double distance_from_bound(double reached, double bound);
 
 }  // namespace coterie

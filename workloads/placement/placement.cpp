@@ -2,14 +2,11 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
-#include <exception>
-#include <functional>
-#include <thread>
 
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/random.hpp"
+#include "workloads/placement/distance.hpp"
 #include "workloads/placement/strategies.hpp"
 
 namespace coterie {
@@ -99,36 +96,6 @@ std::vector<std::uint32_t> round_robin_ranks(const Routing& routing, std::uint32
                  static_cast<std::uint32_t>(s % num_ranks));
   }
   return ranks;
-}
-
-unsigned default_jobs() {
-  return std::max(1u, std::thread::hardware_concurrency());
-}
-
-// Layers are independent, so they are shared out to threads; the result does not depend on how. The
-// error of the lowest layer is thrown.
-void for_each_layer(unsigned num_jobs, std::size_t num_layers,
-                    const std::function<void(std::size_t)>& body) {
-  std::vector<std::exception_ptr> errors(num_layers);
-  std::atomic<std::size_t> next{0};
-  const auto work = [&] {
-    for (std::size_t i = next++; i < num_layers; i = next++) {
-      try {
-        body(i);
-      } catch (...) {
-        errors[i] = std::current_exception();
-      }
-    }
-  };
-  std::vector<std::jthread> helpers;
-  const std::size_t num_threads =
-      std::min<std::size_t>(num_layers, num_jobs > 0 ? num_jobs : default_jobs());
-  for (std::size_t i = 1; i < num_threads; ++i) helpers.emplace_back(work);
-  work();
-  helpers.clear();
-  for (const std::exception_ptr& error : errors) {
-    if (error) std::rethrow_exception(error);
-  }
 }
 
 constexpr std::array<std::pair<ReplicaChoice, std::string_view>, 4> kReplicaChoices = {{

@@ -71,7 +71,8 @@ struct PlacementRequest {
   std::uint32_t ranks_per_node = 1;  // divides num_ranks, or is at least as large
   std::uint64_t seed = 0;
   // Caps on the (token, expert) pairs of the fullest rank, and of the fullest node, over the mean.
-  // Replicas are taken to share a load equally, but under `locality`, where tokens are counted.
+  // Replicas share a load equally under random and round_robin, by the number of ranks that use
+  // each under static, and as the training tokens choose under locality.
   std::optional<double> max_imbalance;
   std::optional<double> max_node_imbalance;
   std::uint32_t num_replicas = 0;  // extra slots per layer

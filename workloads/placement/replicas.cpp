@@ -30,11 +30,16 @@ std::vector<std::uint32_t> serve(const LayerTask& layer, const ExpertHosts& host
   const HostChooser chooser(hosts, request.replica_choice, request.num_ranks,
                             request.ranks_per_node);
   std::vector<std::uint32_t> serving(layer.experts.size());
+  // Tokens are numbered as deal_tokens does it: those of rank 0 first.
+  std::vector<std::uint64_t> begin(request.num_ranks + std::size_t{1}, 0);
+  for (const std::uint32_t rank : layer.token_rank) ++begin[rank + std::size_t{1}];
+  std::partial_sum(begin.begin(), begin.end(), begin.begin());
   std::vector<std::uint64_t> position(request.num_ranks, 0);
   for (std::size_t token = 0; token < layer.num_tokens(); ++token) {
-    const std::uint32_t rank = layer.token_rank.empty() ? 0 : layer.token_rank[token];
+    const std::uint32_t rank = layer.token_rank[token];
+    const std::uint64_t nth = position[rank]++;
     chooser.choose(layer.experts.subspan(token * layer.num_topk, layer.num_topk),
-                   {token, position[rank]++, rank},
+                   {begin[rank] + nth, nth, rank},
                    std::span(serving).subspan(token * layer.num_topk, layer.num_topk));
   }
   return serving;
@@ -59,6 +64,13 @@ double max_over_mean(std::span<const double> load) {
   return *std::max_element(load.begin(), load.end()) * static_cast<double>(load.size()) / total;
 }
 
+// What a placement of a layer amounts to on its training tokens under the request's rule.
+struct ReplicaCounts {
+  std::uint64_t fan_out = 0;    // distinct ranks, summed over tokens
+  double rank_imbalance = 1.0;  // load of the fullest rank over the mean, shared as
+  double node_imbalance = 1.0;  // PlacementRequest says; and of the fullest node
+};
+
 struct Candidate {
   RankExperts placement;
   ReplicaCounts counts;
@@ -76,6 +88,17 @@ Candidate make_candidate(const LayerTask& layer, RankExperts placement) {
   std::vector<double> rank_load(request.num_ranks, 0.0);
   if (request.replica_choice == ReplicaChoice::kLocality) {
     for (const std::uint32_t rank : result.serving) rank_load[rank] += 1.0;
+  } else if (request.replica_choice == ReplicaChoice::kStatic) {
+    const HostChooser chooser(hosts, ReplicaChoice::kStatic, request.num_ranks,
+                              request.ranks_per_node);
+    for (std::uint32_t e = 0; e < layer.num_experts; ++e) {
+      const auto expert = static_cast<ExpertIdx>(e);
+      for (std::uint32_t source = 0; source < request.num_ranks; ++source) {
+        std::uint32_t host = 0;
+        chooser.choose(std::span(&expert, 1), {0, 0, source}, std::span(&host, 1));
+        rank_load[host] += static_cast<double>(layer.load[e]) / request.num_ranks;
+      }
+    }
   } else {
     for (std::uint32_t expert = 0; expert < layer.num_experts; ++expert) {
       const std::uint32_t begin = hosts.begin[expert];
@@ -355,15 +378,12 @@ double excess(const PlacementRequest& request, const ReplicaCounts& counts) {
 
 }  // namespace
 
-ReplicaCounts count_with_replicas(const LayerTask& layer, const RankExperts& placement) {
-  return make_candidate(layer, placement).counts;
-}
-
 RankExperts place_with_replicas(const LayerTask& layer, RankExperts (*place)(const LayerTask&),
                                 bool keep_nodes) {
   const PlacementRequest& request = layer.request;
   if (request.num_replicas == 0) return place(layer);
   const bool locality = request.replica_choice == ReplicaChoice::kLocality;
+  const bool depends_on_place = locality || request.replica_choice == ReplicaChoice::kStatic;
   const bool capped = request.max_imbalance || request.max_node_imbalance;
 
   std::vector<Candidate> candidates;
@@ -414,7 +434,7 @@ RankExperts place_with_replicas(const LayerTask& layer, RankExperts (*place)(con
   std::optional<Candidate> best;
   for (Candidate& candidate : candidates) {
     if (!best || better(candidate, *best)) best = candidate;
-    if (!locality) continue;
+    if (!depends_on_place) continue;
     for (std::uint32_t round = 0; round < kMaxRounds; ++round) {
       PartOf parts;
       const ReplicaLayer replicas = as_served(layer, candidate, parts);

@@ -9,14 +9,6 @@
 
 namespace coterie {
 
-// What a placement of a layer amounts to on its training tokens under a rule of choice.
-struct ReplicaCounts {
-  std::uint64_t fan_out = 0;    // distinct ranks, summed over tokens
-  double rank_imbalance = 1.0;  // load of the fullest rank over the mean: equal shares of replicas,
-  double node_imbalance = 1.0;  // but under locality, where tokens are counted
-};
-ReplicaCounts count_with_replicas(const LayerTask& layer, const RankExperts& placement);
-
 // Places layer.request.num_replicas replicas with a strategy that knows none (`place`, which then
 // sees every replica as an expert of its own, LayerTask::replica_of). Without replicas,
 // place(layer).
@@ -27,10 +19,10 @@ ReplicaCounts count_with_replicas(const LayerTask& layer, const RankExperts& pla
 //                saves most tokens a rank: those whose expert is alone on its rank and that go to
 //                the new rank anyway;
 //   by balance   (with a cap) the most even packing that balance_jointly finds.
-// Under locality the tokens are then assigned to replicas by the rule, the placement refined for
-// that assignment, and so on while the fan-out falls. `keep_nodes`: such refinement moves experts
-// inside their nodes only. Throws InputError with the smallest cap that was found where none is
-// met.
+// Under locality and static the tokens are then assigned to replicas by the rule, the placement
+// refined for that assignment, and so on while the fan-out falls. `keep_nodes`: such refinement
+// moves experts inside their nodes only. Throws InputError with the smallest cap that was found
+// where none is met.
 RankExperts place_with_replicas(const LayerTask& layer, RankExperts (*place)(const LayerTask&),
                                 bool keep_nodes = false);
 
