@@ -6,7 +6,7 @@ namespace coterie {
 
 using nlohmann::json;
 
-json parse_json(std::string_view text, const std::string& name) {
+json parse_placement_json(std::string_view text, const std::string& name) {
   std::vector<std::set<std::string>> open_maps;
   const auto watch = [&](int, json::parse_event_t event, json& parsed) {
     if (event == json::parse_event_t::object_start) open_maps.emplace_back();

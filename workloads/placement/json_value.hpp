@@ -111,6 +111,6 @@ class JsonValue {
 
 // Parses a document; `name` stands for the file. Throws InputError with line and column, and for
 // duplicate keys, which the library would silently overwrite.
-nlohmann::json parse_json(std::string_view text, const std::string& name);
+nlohmann::json parse_placement_json(std::string_view text, const std::string& name);
 
 }  // namespace coterie

@@ -122,7 +122,7 @@ Placement parse_placement(std::string_view text, const std::string& name,
   if (is_trtllm_yaml(text)) {
     placement = read_trtllm_yaml(text, name, num_ranks);
   } else {
-    const json document = parse_json(text, name);
+    const json document = parse_placement_json(text, name);
     JsonValue root(document, name);
     root.mark_top();
     placement = is_engine_json(root) ? read_engine_json(root, name, num_ranks)
