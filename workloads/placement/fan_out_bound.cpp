@@ -13,10 +13,19 @@
 //   sum of phi <= sum of (c(b) + b) + sum over e of the best row of w(e, f) = g(e, f) + l(e, f),
 //   g(e, f) = sum of b(t, e) over tokens that chose e and f,
 // where the best row takes the largest positive entries that fit: capacity - 1 of them, and under a
-// load cap a fractional knapsack, relaxed by one price per row. The price of transitivity,
-// x(e,f) + x(f,g) - x(e,g) <= 1, is left out.
+// load cap a fractional knapsack, relaxed by one price per row.
 //
-// The slopes and prices are found by subgradient steps (Polyak's step length towards the best
+// Rows alone do not know that sharing a part is transitive. Where all parts have equal capacity c
+// and there are no replicas, X = x with ones on the diagonal is c times a projection of rank P that
+// keeps the vector of ones, so that for any symmetric Z (with any diagonal)
+//   sum over e != f of Z(e, f) x(e, f) <= c (1^T Z 1 / E + the P - 1 largest eigenvalues of Z on
+//   the
+//                                         complement of 1) - trace of Z
+// (Donath and Hoffman 1973; Rendl and Wolkowicz 1995). Hence Z may be taken from the rows, whose
+// weights become w - Z, and bounded this way instead. That is the dual of the semidefinite
+// relaxation with rows, at the price of an eigenvalue problem of size E per step.
+//
+// Slopes, prices and Z are found by subgradient steps (Polyak's step length towards the best
 // placement known). Every step's value is a valid bound, so the best one is returned; rounding up
 // to whole parts costs nothing because fan-out is an integer.
 
@@ -26,12 +35,24 @@
 #include <cmath>
 #include <tuple>
 
+#include "workloads/placement/symmetric_eigen.hpp"
+
 namespace coterie {
 namespace {
 
-// Token-expert pairs that a search may look at, about a second.
-constexpr double kMaxWork = 6e8;
+// Operations that a search may take, about a second.
+constexpr double kMaxWork = 1e9;
+constexpr std::uint32_t kMinPasses = 30;
 constexpr std::uint32_t kMaxPasses = 400;
+constexpr std::uint32_t kMaxSpectralExperts =
+    192;  // beyond, eigenvalues would take most of the time
+
+// Whether the eigenvalue bound applies and is worth its time: with few experts per part rows are
+// nearly exact.
+bool use_spectrum(const FanOutBoundTask& task) {
+  return task.num_replicas == 0 && task.num_experts % task.part_capacity == 0 &&
+         task.part_capacity >= 3 && task.num_experts <= kMaxSpectralExperts;
+}
 
 class PairDual {
  public:
@@ -45,7 +66,12 @@ class PairDual {
         price_(gain_.size(), 0.0),
         together_(gain_.size(), 0),
         taken_(gain_.size(), 0),
-        load_(num_experts_, 0.0) {
+        load_(num_experts_, 0.0),
+        spectral_(use_spectrum(task)) {
+    if (spectral_) {
+      shared_.assign(gain_.size(), 0.0);
+      projection_.assign(gain_.size(), 0.0);
+    }
     for (const ExpertIdx expert : task.experts) load_[expert] += 1.0;
     for (std::size_t i = 0; i < task.experts.size(); ++i) {
       const std::size_t token = i / num_topk_ * num_topk_;
@@ -71,14 +97,14 @@ class PairDual {
         for (std::uint32_t j = 0; j < num_topk_; ++j) row[chosen[j]] += b;
       }
     }
-    return total + rows();
+    return total + rows() + (spectral_ ? spectrum() : 0.0);
   }
 
   // One step of the given length (in units of the dual's excess over `target`).
   void step(double value, double target, double length) {
     // Subgradients: 1 + companions of the row - best m for a slope, taken(e, f) - taken(f, e) for
-    // a price. Prices are scaled by the root of how often the pair was chosen together, as they add
-    // to sums over so many slopes.
+    // a price, projection(e, f) - taken for Z. What belongs to a pair is scaled by how often the
+    // pair was chosen together, as it adds to sums over so many slopes.
     double norm = 0.0;
     for (std::size_t token = 0; token < num_tokens_; ++token) {
       for (std::uint32_t i = 0; i < num_topk_; ++i) {
@@ -88,10 +114,12 @@ class PairDual {
     }
     for (std::size_t e = 0; e < num_experts_; ++e) {
       for (std::size_t f = e + 1; f < num_experts_; ++f) {
-        if (taken_[e * num_experts_ + f] != taken_[f * num_experts_ + e]) {
-          norm += together_[e * num_experts_ + f];
-        }
+        const double n = together_[e * num_experts_ + f];
+        const double g = price_gradient(e, f);
+        norm += n * g * g;
+        if (spectral_) norm += 2.0 * n * shared_gradient(e, f) * shared_gradient(e, f);
       }
+      if (spectral_) norm += diagonal_scale(e) * shared_gradient(e, e) * shared_gradient(e, e);
     }
     if (norm == 0.0) return;
     const double scale = length * (value - target) / norm;
@@ -105,11 +133,15 @@ class PairDual {
       for (std::size_t f = e + 1; f < num_experts_; ++f) {
         const std::size_t ef = e * num_experts_ + f;
         const std::size_t fe = f * num_experts_ + e;
-        const double g = static_cast<double>(taken_[ef]) - static_cast<double>(taken_[fe]);
-        if (g == 0.0) continue;
-        price_[ef] -= scale * std::sqrt(static_cast<double>(together_[ef])) * g;
+        const double n = together_[ef];
+        price_[ef] -= scale * n * price_gradient(e, f);
         price_[fe] = -price_[ef];
+        if (!spectral_) continue;
+        shared_[ef] -= scale * n * shared_gradient(e, f);
+        shared_[fe] = shared_[ef];
       }
+      if (!spectral_) continue;
+      shared_[e * num_experts_ + e] -= scale * diagonal_scale(e) * shared_gradient(e, e);
     }
   }
 
@@ -149,6 +181,58 @@ class PairDual {
            static_cast<double>(best_count(slope_[token * num_topk_ + i]));
   }
 
+  [[nodiscard]] double price_gradient(std::size_t e, std::size_t f) const {
+    return static_cast<double>(taken_[e * num_experts_ + f]) -
+           static_cast<double>(taken_[f * num_experts_ + e]);
+  }
+  [[nodiscard]] double shared_gradient(std::size_t e, std::size_t f) const {
+    const double x = projection_[e * num_experts_ + f];
+    if (e == f) return x - 1.0;
+    return x - 0.5 * (static_cast<double>(taken_[e * num_experts_ + f]) +
+                      static_cast<double>(taken_[f * num_experts_ + e]));
+  }
+  [[nodiscard]] double diagonal_scale(std::size_t e) const { return load_[e] / 8.0; }
+
+  // The eigenvalue bound on Z; leaves the X that attains it in projection_.
+  double spectrum() {
+    const std::size_t n = num_experts_;
+    const double c = task_.part_capacity;
+    const std::size_t num_parts = n / task_.part_capacity;
+    // Z on the complement of the vector of ones, which itself is moved below all other eigenvalues.
+    std::vector<double> mean(n, 0.0);
+    double trace = 0.0;
+    double size = 1.0;
+    for (std::size_t e = 0; e < n; ++e) {
+      trace += shared_[e * n + e];
+      for (std::size_t f = 0; f < n; ++f) {
+        mean[e] += shared_[e * n + f] / static_cast<double>(n);
+        size += std::abs(shared_[e * n + f]);
+      }
+    }
+    double all = 0.0;
+    for (const double m : mean) all += m / static_cast<double>(n);
+    std::vector<double> inside(n * n);
+    for (std::size_t e = 0; e < n; ++e) {
+      for (std::size_t f = 0; f < n; ++f) {
+        inside[e * n + f] =
+            shared_[e * n + f] - mean[e] - mean[f] + all - 2.0 * size / static_cast<double>(n);
+      }
+    }
+    const SymmetricEigen eigen = symmetric_eigen(std::move(inside), n);
+    double sum = all * static_cast<double>(n);  // 1^T Z 1 / E
+    std::fill(projection_.begin(), projection_.end(), c / static_cast<double>(n));
+    for (std::size_t i = n - (num_parts - 1); i < n; ++i) {
+      sum += eigen.values[i];
+      const double* const v = eigen.vectors.data() + i * n;
+      for (std::size_t e = 0; e < n; ++e) {
+        for (std::size_t f = 0; f < n; ++f) projection_[e * n + f] += c * v[e] * v[f];
+      }
+    }
+    // The eigenvalues are exact to rounding, which is paid for here.
+    constexpr double kRounding = 1e-13;
+    return c * sum - trace + kRounding * static_cast<double>(n) * c * size;
+  }
+
   // The best rows; marks what they take.
   double rows() {
     std::fill(taken_.begin(), taken_.end(), std::uint8_t{0});
@@ -159,7 +243,8 @@ class PairDual {
       order_.clear();
       for (std::size_t f = 0; f < num_experts_; ++f) {
         if (f == e) continue;
-        weight_[f] = gain_[e * num_experts_ + f] + price_[e * num_experts_ + f];
+        weight_[f] = gain_[e * num_experts_ + f] + price_[e * num_experts_ + f] -
+                     (spectral_ ? shared_[e * num_experts_ + f] : 0.0);
         if (weight_[f] > 0.0) order_.push_back(static_cast<std::uint32_t>(f));
       }
       total += task_.max_load && task_.num_replicas == 0 ? capped_row(e) : best_row(e, 0.0, 0.0);
@@ -266,9 +351,12 @@ class PairDual {
   std::vector<std::uint32_t> together_;  // [num_experts][num_experts] tokens that chose both
   std::vector<std::uint8_t> taken_;      // [num_experts][num_experts] the best rows
   std::vector<double> load_;             // [num_experts]
-  std::vector<double> weight_;           // [num_experts] one row, scratch
-  std::vector<std::uint32_t> order_;     // experts of positive weight, scratch
-  std::vector<ExtraHost> extra_;         // with replicas
+  bool spectral_;
+  std::vector<double> shared_;        // [num_experts][num_experts] Z
+  std::vector<double> projection_;    // [num_experts][num_experts] X
+  std::vector<double> weight_;        // [num_experts] one row, scratch
+  std::vector<std::uint32_t> order_;  // experts of positive weight, scratch
+  std::vector<ExtraHost> extra_;      // with replicas
 };
 
 std::uint64_t known_fan_out(const FanOutBoundTask& task) {
@@ -294,9 +382,11 @@ std::uint64_t fan_out_bound(const FanOutBoundTask& task) {
   const std::uint64_t simple =
       num_tokens * ((task.num_topk + task.part_capacity - 1) / task.part_capacity);
   if (task.part_capacity >= task.num_experts) return num_tokens;
-  const double work = static_cast<double>(num_pairs) * task.num_topk * 2.0;
-  const std::uint32_t passes = task.max_passes.value_or(
-      static_cast<std::uint32_t>(std::clamp(kMaxWork / work, 20.0, double{kMaxPasses})));
+  const double size = task.num_experts;
+  const double work = static_cast<double>(num_pairs) * task.num_topk * 2.0 +
+                      (use_spectrum(task) ? 9.0 * size * size * size : 0.0);
+  const std::uint32_t passes = task.max_passes.value_or(static_cast<std::uint32_t>(
+      std::clamp(kMaxWork / work, double{kMinPasses}, double{kMaxPasses})));
   PairDual dual(task);
   // The dual is at least the sum of phi of any placement.
   const std::uint64_t known = task.known_fan_out   ? *task.known_fan_out
@@ -315,8 +405,8 @@ std::uint64_t fan_out_bound(const FanOutBoundTask& task) {
       ++since_best;
     }
     if (value - target < 0.5 || length < 1e-3) break;
-    if (since_best >= 8) {
-      length *= 0.6;
+    if (since_best >= 10) {
+      length *= 0.75;
       since_best = 0;
     }
     dual.step(value, target, length);
