@@ -113,10 +113,10 @@ class Simulation {
   std::vector<LayerPlan> plan_groups(std::size_t run, std::size_t layer) const {
     std::vector<LayerPlan> plans;
     for (const RankTokens& tokens : tokens_[run]) {
-      plans.push_back(
-          make_plan(runs_[run].routing, layer, runs_[run].placement.layers[layer], tokens,
-                    {runs_[run].spec.policy, experiment_.ranks_per_node(), PlanDetail::kCounts,
-                     runs_[run].placement.replica_choice}));
+      plans.push_back(make_plan(runs_[run].routing, layer, runs_[run].placement.layers[layer],
+                                tokens,
+                                {runs_[run].spec.policy, experiment_.ranks_per_node(),
+                                 PlanDetail::kCounts, runs_[run].placement.replica_choice}));
     }
     return plans;
   }
@@ -162,9 +162,9 @@ class Simulation {
       num_tokens += static_cast<double>(tokens.token_begin.back());
     }
     for (const RankTokens& tokens : tokens_[run]) {
-      const FanOut counts = fan_out(runs_[run].routing, layer, runs_[run].placement.layers[layer],
-                                    experiment_.ranks_per_node(), tokens,
-                                    runs_[run].placement.replica_choice);
+      const FanOut counts =
+          fan_out(runs_[run].routing, layer, runs_[run].placement.layers[layer],
+                  experiment_.ranks_per_node(), tokens, runs_[run].placement.replica_choice);
       const double weight = static_cast<double>(tokens.token_begin.back()) / num_tokens;
       report.copies += weight * counts.copies;
       report.fanout_ranks += weight * counts.fanout_ranks;

@@ -314,9 +314,9 @@ class Session {
     const PreparedRun& prepared = planned.prepared;
     LayerReport report;
     report.layer = plan.layer;
-    const FanOut counts = fan_out(prepared.routing, layer_idx, prepared.placement.layers[layer_idx],
-                                  experiment_.ranks_per_node(), prepared.tokens,
-                                  prepared.placement.replica_choice);
+    const FanOut counts =
+        fan_out(prepared.routing, layer_idx, prepared.placement.layers[layer_idx],
+                experiment_.ranks_per_node(), prepared.tokens, prepared.placement.replica_choice);
     report.copies = counts.copies;
     report.fanout_ranks = counts.fanout_ranks;
     report.remote_fanout_ranks = counts.remote_fanout_ranks;

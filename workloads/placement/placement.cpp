@@ -33,13 +33,6 @@ void check_request(const PlacementRequest& request, const PlacementStrategy& str
   if (request.ranks_per_node == 0) {
     throw InputError("ranks per node: found 0, expected at least 1");
   }
-  if (request.ranks_per_node < request.num_ranks &&
-      request.num_ranks % request.ranks_per_node != 0) {
-    throw InputError(fmt::format(
-        "ranks per node: found {} for {} ranks, which leaves a last node of {}, "
-        "expected a number that divides the ranks",
-        request.ranks_per_node, request.num_ranks, request.num_ranks % request.ranks_per_node));
-  }
   if (request.num_starts == 0) throw InputError("starts: found 0, expected at least 1");
   if (request.num_replicas > 0 && !strategy.takes_replicas) {
     throw InputError(
@@ -77,6 +70,13 @@ void check_request(const PlacementRequest& request, const PlacementStrategy& str
                     "load_balanced with at least {} replicas",
                     request.num_ranks, slots, request.num_replicas > 0 ? "expert slots" : "experts",
                     request.num_ranks - shape.num_experts));
+  }
+  if (request.ranks_per_node < request.num_ranks &&
+      request.num_ranks % request.ranks_per_node != 0) {
+    throw InputError(fmt::format(
+        "ranks per node: found {} for {} ranks, which leaves a last node of {}, "
+        "expected a number that divides the ranks",
+        request.ranks_per_node, request.num_ranks, request.num_ranks % request.ranks_per_node));
   }
 }
 

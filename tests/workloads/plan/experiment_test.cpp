@@ -321,8 +321,8 @@ const Malformed kMalformed[] = {
      "as the files of the run carry its name"},
     {"placement", "placement: contiguous", "placement: contigous",
      "e.yaml:10:33: key \"runs.0.placement\": found \"contigous\", expected one of contiguous, "
-     "round_robin, random, load_balanced, collaboration, collaboration_refined, "
-     "collaboration_two_level, or a placement file"},
+     "round_robin, random, load_balanced, load_balanced_joint, collaboration, "
+     "collaboration_refined, collaboration_two_level, or a placement file"},
     {"policy", "dispatch: standard", "dispatch: standart",
      "e.yaml:10:55: key \"runs.0.dispatch\": found \"standart\", expected one of standard, dedup, "
      "hierarchical"},
