@@ -61,6 +61,9 @@ struct Experiment {
   // Where learnt placements are kept between processes, by the content they were learnt from;
   // absent: nowhere. Set by programs that prepare the same runs many times, not by the file.
   std::optional<std::filesystem::path> cache;
+  // Threads that learn a placement (PlacementRequest::num_jobs). Set by programs that prepare
+  // several runs or points at once, which would otherwise start as many threads for each.
+  unsigned num_jobs = 0;
   std::string effective_yaml;
 
   // Ranks of a group that share a node.

@@ -51,6 +51,7 @@ Placement learn(const Experiment& experiment, const RunSpec& spec, const Routing
   request.max_imbalance = spec.max_imbalance;
   request.max_node_imbalance = spec.max_node_imbalance;
   request.num_replicas = spec.num_replicas;
+  request.num_jobs = experiment.num_jobs;
   request.replica_choice = spec.replica_choice.value_or(ReplicaChoice::kLocality);
   const bool learns = strategy_learns(spec.placement);
   std::filesystem::path cached;

@@ -67,6 +67,7 @@ nlohmann::ordered_json evaluate(const SweepSpec& spec, const SweepOptions& optio
                                 const SweepPoint& point) {
   Experiment experiment = load_experiment(spec.base, overrides_of(spec, point));
   experiment.cache = options.folder / "cache";
+  experiment.num_jobs = 1;  // the points run side by side
   keep_runs(experiment, spec.runs);
   SimulateOptions simulation;
   simulation.timelines = false;
