@@ -200,18 +200,29 @@ RunSpec read_run(const YamlValue& value, const fs::path& folder, std::uint32_t n
 
   if (const auto transport = map.optional("transport")) run.transport = read_transport(*transport);
   if (const auto prune = map.optional("prune")) run.prune = read_prune(*prune, num_ranks);
-  if (const auto cap = map.optional("max_imbalance")) {
-    run.max_imbalance = cap->as_number(1.0, 1e6);
+  const auto read_cap = [&](const char* key) -> std::optional<double> {
+    const auto cap = map.optional(key);
+    if (!cap) return std::nullopt;
+    const double number = cap->as_number(1.0, 1e6);
     if (!strategy || !find_strategy(run.placement).takes_balance_cap) {
       throw cap->error(fmt::format("a balance cap with the placement {}", run.placement),
                        "none: only the collaboration strategies take one");
     }
-  }
+    return number;
+  };
+  run.max_imbalance = read_cap("max_imbalance");
+  run.max_node_imbalance = read_cap("max_node_imbalance");
   if (const auto replicas = map.optional("replicas")) {
     run.num_replicas = static_cast<std::uint32_t>(replicas->as_integer(0, 1 << 20));
     if (run.num_replicas > 0 && (!strategy || !find_strategy(run.placement).takes_replicas)) {
       throw replicas->error(fmt::format("replicas with the placement {}", run.placement),
-                            "none: only load_balanced replicates experts");
+                            "none: only the strategies that learn replicate experts");
+    }
+  }
+  if (const auto choice = map.optional("replica_choice")) {
+    run.replica_choice = parse_replica_choice(choice->as_string());
+    if (!run.replica_choice) {
+      throw choice->error(choice->excerpt(), fmt::format("one of {}", replica_choice_names()));
     }
   }
   map.finish();
@@ -425,15 +436,6 @@ Cluster load_experiment_cluster(const std::string& yaml, const fs::path& where,
   (void)split_off(own, "transport.", "name");
   YamlMap map = parse_yaml(yaml, where.string(), own).as_map();
   return read_cluster_part(map, where.parent_path(), topology_extra).cluster;
-}
-
-PlanRequest plan_request(const Experiment& experiment, DispatchPolicy policy, PlanDetail detail) {
-  const Bytes row = row_payload(experiment.dispatch_payload, experiment.model.hidden);
-  const std::int64_t rows = experiment.chunk.value / (row.value + kRowMetadataBytes);
-  PlanRequest request{policy, experiment.ranks_per_node(), detail, {}};
-  request.rows_per_round = static_cast<std::uint32_t>(
-      std::clamp<std::int64_t>(rows, 1, std::numeric_limits<std::uint32_t>::max()));
-  return request;
 }
 
 }  // namespace coterie

@@ -25,8 +25,11 @@ struct RunSpec {
   DispatchPolicy policy = DispatchPolicy::kStandard;
   std::optional<PruneRequest> prune;
   std::optional<double> max_imbalance;
+  std::optional<double> max_node_imbalance;
   std::uint32_t num_replicas = 0;
   std::optional<TransportChoice> transport;  // absent: the experiment's
+  // Absent: the rule of the placement file, or locality for a strategy.
+  std::optional<ReplicaChoice> replica_choice;
 };
 
 struct TraceSpec {
@@ -69,9 +72,6 @@ struct Experiment {
     return std::min(cluster.gpus_per_node, num_ranks);
   }
 };
-
-// How the layers of a run are planned. A round carries about `chunk` bytes from one rank to another.
-PlanRequest plan_request(const Experiment& experiment, DispatchPolicy policy, PlanDetail detail);
 
 // Throws InputError. `overrides` are the --set options; relative paths that they give are relative
 // to the working directory.

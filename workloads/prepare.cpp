@@ -1,6 +1,7 @@
 #include "workloads/prepare.hpp"
 
 #include <algorithm>
+#include <limits>
 
 #include "core/error.hpp"
 #include "core/hash.hpp"
@@ -23,9 +24,12 @@ bool is_strategy(const std::string& placement) {
 // Names everything that decides what is learnt, the training tokens included.
 std::string learning_key(const PlacementRequest& request, const Routing& training) {
   ContentHash hash;
-  hash.add(fmt::format("{} {} {} {} {} {} {} {} {}", version(), request.strategy, request.num_ranks,
-                       request.ranks_per_node, request.seed, request.max_imbalance.value_or(0.0),
-                       request.num_replicas, training.num_experts, training.num_topk));
+  hash.add(fmt::format("{} {} {} {} {} {} {} {} {} {} {} {}", version(), request.strategy,
+                       request.num_ranks, request.ranks_per_node, request.seed,
+                       request.max_imbalance.value_or(0.0),
+                       request.max_node_imbalance.value_or(0.0), request.num_replicas,
+                       to_string(request.replica_choice), request.num_starts, training.num_experts,
+                       training.num_topk));
   hash.add(training.layers).add(training.sequence_begin).add(training.experts);
   return hex64(hash.digest());
 }
@@ -48,7 +52,10 @@ Placement learn(const Experiment& experiment, const RunSpec& spec, const TracePa
   request.ranks_per_node = experiment.ranks_per_node();
   request.seed = experiment.seed;
   request.max_imbalance = spec.max_imbalance;
+  request.max_node_imbalance = spec.max_node_imbalance;
   request.num_replicas = spec.num_replicas;
+  request.num_jobs = options.num_jobs;
+  request.replica_choice = spec.replica_choice.value_or(ReplicaChoice::kLocality);
   std::filesystem::path cached;
   if (learns && options.cache) {
     cached = *options.cache / fmt::format("placement-{}.json", learning_key(request, training));
@@ -79,10 +86,7 @@ Placement read_fitting(const Experiment& experiment, const RunSpec& spec, const 
     throw InputError(file, fmt::format("a placement over {} ranks", placement.num_ranks),
                      fmt::format("{}, as the experiment has", experiment.num_ranks));
   }
-  if (placement.num_experts != trace.num_experts) {
-    throw InputError(file, fmt::format("a placement of {} experts", placement.num_experts),
-                     fmt::format("{}, as the trace has", trace.num_experts));
-  }
+  expect_experts(placement, trace.num_experts, file);
   bool learnt_here = false;
   try {
     learnt_here = learnt_from(placement, parts.digest, experiment.trace.eval);
@@ -172,6 +176,7 @@ PreparedRun prepare_run(const Experiment& experiment, const RunSpec& spec, const
   run.spec = spec;
   run.placement = is_strategy(spec.placement) ? learn(experiment, spec, parts, options)
                                               : read_fitting(experiment, spec, parts);
+  if (spec.replica_choice) run.placement.replica_choice = *spec.replica_choice;
   run.routing = parts.eval;
   run.group_tokens = parts.tokens;
   if (spec.prune) {
@@ -183,6 +188,19 @@ PreparedRun prepare_run(const Experiment& experiment, const RunSpec& spec, const
     run.top1_changed = pruned.top1_changed;
   }
   return run;
+}
+
+PlanRequest plan_request(const Experiment& experiment, const PreparedRun& run, PlanDetail detail) {
+  const Bytes row = row_payload(experiment.dispatch_payload, experiment.model.hidden);
+  const std::int64_t rows = experiment.chunk.value / (row.value + kRowMetadataBytes);
+  PlanRequest request;
+  request.policy = run.spec.policy;
+  request.ranks_per_node = experiment.ranks_per_node();
+  request.detail = detail;
+  request.rows_per_round = static_cast<std::uint32_t>(
+      std::clamp<std::int64_t>(rows, 1, std::numeric_limits<std::uint32_t>::max()));
+  request.replica_choice = run.placement.replica_choice;
+  return request;
 }
 
 }  // namespace coterie

@@ -46,6 +46,9 @@ struct PrepareOptions {
   // Where learnt placements are kept between processes, by the content they were learnt from;
   // absent: nowhere. For programs that prepare the same runs many times.
   std::optional<std::filesystem::path> cache;
+  // Threads that learn a placement (PlacementRequest::num_jobs), for programs that prepare several
+  // runs or points at once, which would otherwise start as many threads for each.
+  unsigned num_jobs = 0;
 };
 
 // Learns (or reads) the placement and prunes the evaluated part where asked for. placement.layers
@@ -53,5 +56,8 @@ struct PrepareOptions {
 // placement file that does not fit, a balance cap that cannot be met.
 PreparedRun prepare_run(const Experiment& experiment, const RunSpec& spec, const TraceParts& parts,
                         const PrepareOptions& options = {});
+
+// How the layers of a run are planned. A round carries about `chunk` bytes from one rank to another.
+PlanRequest plan_request(const Experiment& experiment, const PreparedRun& run, PlanDetail detail);
 
 }  // namespace coterie

@@ -146,7 +146,7 @@ class Session {
 
   Planned plan_layers(const RunSpec& spec) const {
     Planned planned{prepare_run(experiment_, spec, trace_), {}, {}};
-    const PlanRequest request = plan_request(experiment_, spec.policy, PlanDetail::kRows);
+    const PlanRequest request = plan_request(experiment_, planned.prepared, PlanDetail::kRows);
     for (std::size_t i = 0; i < planned.prepared.routing->num_layers(); ++i) {
       planned.plans.push_back(make_plan(*planned.prepared.routing, i,
                                         planned.prepared.placement.layers[i],

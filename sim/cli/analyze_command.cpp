@@ -13,6 +13,7 @@
 #include "sim/cli/commands.hpp"
 #include "sim/cli/placement_options.hpp"
 #include "workloads/model.hpp"
+#include "workloads/placement/distance.hpp"
 #include "workloads/plan/fan_out.hpp"
 #include "workloads/plan/payload.hpp"
 #include "workloads/trace/moet.hpp"
@@ -28,7 +29,7 @@ struct AnalyzeArguments {
   std::string eval = "odd";
   bool allow_training_part = false;
   bool json = false;
-  std::string model;
+  bool no_bound = false;
   std::optional<std::uint32_t> hidden;
   std::string payload = "bf16";
   std::string deal = "round_robin";
@@ -42,21 +43,10 @@ struct Hidden {
 
 std::optional<Hidden> find_hidden(const AnalyzeArguments& arguments, const Routing& trace) {
   if (arguments.hidden) return Hidden{*arguments.hidden, "--hidden"};
-  if (!arguments.model.empty()) {
-    const ModelShape model = load_model(arguments.model);
-    return Hidden{model.hidden, model.name};
-  }
-  std::optional<Hidden> found;
-  for (const ModelPreset& preset : model_presets()) {
-    const ModelShape model = load_model(preset.name);
-    if (model.name == trace.model) return Hidden{model.hidden, model.name};
-    if (model.num_experts == trace.num_experts && model.num_topk == trace.num_topk &&
-        model.moe_layers == trace.layers) {
-      if (found && found->values != model.hidden) return std::nullopt;
-      found = Hidden{model.hidden, fmt::format("the shape of {}", model.name)};
-    }
-  }
-  return found;
+  const std::optional<ModelShape> model = find_model(arguments.options, trace);
+  if (!model) return std::nullopt;
+  const bool named = !arguments.options.model.empty() || model->name == trace.model;
+  return Hidden{model->hidden, named ? model->name : fmt::format("the shape of {}", model->name)};
 }
 
 // Dispatch rows and bytes of one policy, mean per token and layer.
@@ -71,6 +61,7 @@ struct Analysis {
   std::vector<FanOut> layers;
   FanOut mean;
   std::vector<PolicyTraffic> traffic;
+  std::vector<FanOutDistance> distances;  // [layers], empty where not asked for
 };
 
 void accumulate(TierRows& sum, const TierRows& rows, double share) {
@@ -112,8 +103,8 @@ Analysis analyze(const Routing& evaluated, const Placement& placement, SequenceD
   const RankTokens tokens = deal_tokens(evaluated, placement.num_ranks, std::nullopt, deal);
   Analysis analysis;
   for (std::size_t i = 0; i < evaluated.num_layers(); ++i) {
-    analysis.layers.push_back(
-        fan_out(evaluated, i, placement.layers[i], placement.ranks_per_node, tokens));
+    analysis.layers.push_back(fan_out(evaluated, i, placement.layers[i], placement.ranks_per_node,
+                                      tokens, placement.replica_choice));
   }
   analysis.mean = mean_of(analysis.layers);
   const FanOut& mean = analysis.mean;
@@ -135,6 +126,10 @@ Json counts_json(const FanOut& counts) {
           {"rank_load_max_over_mean", counts.rank_load_max_over_mean}};
 }
 
+void add_bound(Json& counts, const FanOutDistance& distance) {
+  counts["fanout_ranks_bound"] = distance.bound;
+}
+
 Json tiers_json(const TierRows& rows) {
   return {{"local", rows.local}, {"scale_up", rows.scale_up}, {"network", rows.network}};
 }
@@ -146,13 +141,20 @@ void print_json(const Analysis& analysis, const Placement& placement) {
   for (std::size_t i = 0; i < analysis.layers.size(); ++i) {
     Json layer = {{"layer", placement.layers[i].layer}};
     layer.update(counts_json(analysis.layers[i]));
+    if (!analysis.distances.empty()) add_bound(layer, analysis.distances[i]);
     document["layers"].push_back(std::move(layer));
   }
   document["mean"] = counts_json(analysis.mean);
+  if (!analysis.distances.empty()) {
+    add_bound(document["mean"], mean_distance(analysis.distances));
+    document["fanout_percent_from_optimal_at_most"] =
+        100.0 * mean_distance(analysis.distances).excess();
+  }
   document["strategy"] = placement.strategy;
   document["trained_on"] = placement.trained_on;
   document["num_ranks"] = placement.num_ranks;
   document["ranks_per_node"] = placement.ranks_per_node;
+  document["replica_choice"] = to_string(placement.replica_choice);
   for (const PolicyTraffic& traffic : analysis.traffic) {
     Json& policy = document["dispatch_per_token"][traffic.policy];
     policy["rows"] = tiers_json(traffic.rows);
@@ -179,8 +181,16 @@ void print_tables(const Analysis& analysis, const Placement& placement, const Ro
   }
   counts.rows.push_back(cells("mean", analysis.mean));
   fmt::print("{}\n", render(counts));
-  fmt::print("Independent uniform routing on {} ranks: fan-out {:.3f}\n\n", placement.num_ranks,
+  fmt::print("Independent uniform routing on {} ranks: fan-out {:.3f}\n", placement.num_ranks,
              uniform_fan_out(evaluated.num_experts, placement.num_ranks, evaluated.num_topk));
+  if (!analysis.distances.empty()) {
+    const FanOutDistance mean = mean_distance(analysis.distances);
+    fmt::print(
+        "No placement of as many slots has a fan-out below {:.3f} on these tokens: this one "
+        "is at most {:.1f} percent from optimal.\n",
+        mean.bound, 100.0 * mean.excess());
+  }
+  fmt::print("\n");
 
   Table traffic{{"dispatch, per token", "local rows", "scale-up rows", "network rows"}, {}};
   const bool with_bytes = analysis.traffic.front().bytes.has_value();
@@ -214,6 +224,7 @@ Placement get_placement(const AnalyzeArguments& arguments, const Routing& trace,
                                  "all the same",
                                  trained));
   };
+  const std::optional<ReplicaChoice> choice = replica_choice_option(options);
   Placement placement;
   if (!options.strategy.empty()) {
     const SequencePart train = part_option("--train", options.train);
@@ -221,22 +232,27 @@ Placement get_placement(const AnalyzeArguments& arguments, const Routing& trace,
     if (strategy_learns(options.strategy) && overlap && !arguments.allow_training_part) {
       refuse(fmt::format("--train {}", options.train));
     }
-    placement = learn_placement(trace, options);
+    placement = learn_placement(trace, options, replicas_option(options.replicas),
+                                choice.value_or(ReplicaChoice::kLocality));
   } else {
     placement = read_placement(arguments.placement_file, options.num_ranks);
+    for (const std::string& key : placement.keys_left_aside) {
+      spdlog::info("{}: the key {} is left aside", arguments.placement_file, key);
+    }
     if (learnt_from(placement, trace, eval) && !arguments.allow_training_part) {
       refuse(placement.trained_on);
     }
-    if (placement.num_experts != trace.num_experts) {
-      throw InputError(arguments.placement_file, fmt::format("{} experts", placement.num_experts),
-                       fmt::format("{}, as the trace has", trace.num_experts));
-    }
+    expect_experts(placement, trace.num_experts, arguments.placement_file);
     placement = select_layers(placement, trace.layers);
-    if (placement.strategy == kMapStrategy) {
-      placement.ranks_per_node = default_ranks_per_node(placement.num_ranks);
-    }
   }
   if (options.ranks_per_node) placement.ranks_per_node = *options.ranks_per_node;
+  if (choice) placement.replica_choice = *choice;
+  if (placement.ranks_per_node < placement.num_ranks &&
+      placement.num_ranks % placement.ranks_per_node != 0) {
+    throw InputError("--ranks-per-node",
+                     fmt::format("{} for {} ranks", placement.ranks_per_node, placement.num_ranks),
+                     "a number that divides the ranks");
+  }
   return placement;
 }
 
@@ -255,9 +271,15 @@ void run_analyze(const AnalyzeArguments& arguments) {
   const Placement placement = get_placement(arguments, trace, eval);
   const Routing evaluated = select(trace, eval);
   const std::optional<Hidden> hidden = find_hidden(arguments, trace);
-  const Analysis analysis =
+  Analysis analysis =
       analyze(evaluated, placement, deal,
               hidden ? std::optional(row_payload(*payload, hidden->values)) : std::nullopt);
+  if (!arguments.no_bound) {
+    std::vector<double> reached;
+    for (const FanOut& layer : analysis.layers) reached.push_back(layer.fanout_ranks);
+    analysis.distances =
+        fan_out_distance(evaluated, placement, reached, std::nullopt, arguments.options.num_jobs);
+  }
   if (arguments.json) {
     print_json(analysis, placement);
     return;
@@ -284,12 +306,14 @@ void add_analyze_command(CLI::App& app) {
       app.add_subcommand("analyze", "Counts fan-out, load and bytes of a placement on a trace");
   add_placement_options(*command, arguments->options);
   command->add_option("--placement", arguments->placement_file,
-                      "A placement file, instead of --strategy");
+                      "A placement file, instead of --strategy: ours, or EPLB's, SGLang's, "
+                      "TensorRT-LLM's or vLLM-Ascend's");
   command->add_option("--eval", arguments->eval, "Sequences to evaluate on: even, odd, all")
       ->capture_default_str();
   command->add_flag("--allow-training-part", arguments->allow_training_part,
                     "Evaluate even on sequences that the placement was learnt on");
-  command->add_option("--model", arguments->model, "Model preset or file that gives the row size");
+  command->add_flag("--no-bound", arguments->no_bound,
+                    "Do not compute how far the fan-out is from optimal at most");
   command->add_option("--hidden", arguments->hidden, "Values of a token row")
       ->check(CLI::Range(1u, 1u << 20));
   command->add_option("--payload", arguments->payload, "Type of the dispatched rows: bf16, fp8")

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 
+#include "workloads/model.hpp"
 #include "workloads/placement/placement.hpp"
 
 namespace coterie {
@@ -15,9 +16,14 @@ struct PlacementOptions {
   std::optional<std::uint32_t> ranks_per_node;
   std::string strategy;
   std::optional<double> max_imbalance;
-  std::uint32_t num_replicas = 0;
+  std::optional<double> max_node_imbalance;
+  std::string replicas = "0";
+  std::string replica_choice;  // empty: what the command has by default
+  std::uint32_t num_starts = PlacementRequest{}.num_starts;
+  unsigned num_jobs = 0;
   std::uint64_t seed = 0;
   std::string train = "even";
+  std::string model;
 };
 
 // Adds the trace and what describes the ranks and the strategy.
@@ -28,9 +34,17 @@ std::uint32_t default_ranks_per_node(std::uint32_t num_ranks);
 
 // Throws InputError naming the option.
 SequencePart part_option(const std::string& option, const std::string& value);
+std::uint32_t replicas_option(const std::string& value);
+// Nothing where the option was not given.
+std::optional<ReplicaChoice> replica_choice_option(const PlacementOptions& options);
+
+// The model of --model, else the preset that the trace names, else the one preset (or several of
+// one hidden size, the first) whose experts, top-k and layers are the trace's.
+std::optional<ModelShape> find_model(const PlacementOptions& options, const Trace& trace);
 
 // Learns the placement on the training part of the trace and says so in `trained_on`. `train` is
 // ignored by strategies that learn nothing and by traces of counts, which have no sequences.
-Placement learn_placement(const Trace& trace, const PlacementOptions& options);
+Placement learn_placement(const Trace& trace, const PlacementOptions& options,
+                          std::uint32_t num_replicas, ReplicaChoice choice);
 
 }  // namespace coterie

@@ -60,7 +60,7 @@ void run_build(const BuildArguments& arguments) {
   Progress progress("planning", run.routing->num_layers());
   for (std::size_t i = 0; i < run.routing->num_layers(); ++i) {
     plan.layers.push_back(make_plan(*run.routing, i, run.placement.layers[i], run.tokens(),
-                                    plan_request(experiment, spec.policy, PlanDetail::kRows)));
+                                    plan_request(experiment, run, PlanDetail::kRows)));
     plan.layers.back().exact = run.exact;
     progress.advance();
   }

@@ -68,7 +68,7 @@ nlohmann::ordered_json evaluate(const SweepSpec& spec, const SweepOptions& optio
   Experiment experiment = load_experiment(spec.base, overrides_of(spec, point));
   keep_runs(experiment, spec.runs);
   SimulateOptions simulation;
-  simulation.cache = options.folder / "cache";
+  simulation.cache = options.folder / "cache";  // and one job: the points run side by side
   simulation.timelines = false;
   return sweep_rows(experiment, results_of(experiment, simulate(experiment, simulation)).runs);
 }

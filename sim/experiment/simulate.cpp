@@ -109,6 +109,8 @@ class Simulation {
   void prepare() {
     PrepareOptions prepare_options;
     prepare_options.cache = options_.cache;
+    prepare_options.num_jobs = std::max<unsigned>(
+        1, options_.num_jobs / static_cast<unsigned>(experiment_.runs.size()));
     parallel_for(options_.num_jobs, runs_.size(), [&](std::size_t run) {
       try {
         runs_[run] = prepare_run(experiment_, experiment_.runs[run], parts_, prepare_options);
@@ -209,7 +211,7 @@ class Simulation {
 
   [[nodiscard]] std::vector<LayerPlan> plan_groups(const PreparedRun& run,
                                                    std::size_t layer) const {
-    const PlanRequest request = plan_request(experiment_, run.spec.policy, PlanDetail::kCounts);
+    const PlanRequest request = plan_request(experiment_, run, PlanDetail::kCounts);
     std::vector<LayerPlan> plans;
     for (const RankTokens& tokens : *run.group_tokens) {
       plans.push_back(make_plan(*run.routing, layer, run.placement.layers[layer], tokens, request));

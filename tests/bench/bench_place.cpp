@@ -1,21 +1,39 @@
-// How fast placements are counted and learnt.
+// How good placements are, and how fast they are counted and learnt.
 //
-//   bench_place
+//   bench_place [--traces DIR] [--ranks 4,8,16,32,64] [--layers N] [--python PYTHON] [--speed]
 //
-// Counting: fan_out against the same counts by one std::set per token, on one core; an entry is one
-// (token, layer, expert). Learning: seconds per layer of every strategy. Medians of several runs.
+// One table: every strategy, and the partitioners Mt-KaHyPar and METIS where PYTHON (default
+// python3) has the packages mtkahypar and pymetis, on the recorded traces below DIR (default: the
+// developer's data, see README.md), of which N layers (default 6) spread over the model are taken.
+// Learnt on even sequences, measured on odd ones, means over layers. `load_balanced` is EPLB's
+// algorithm. `from optimal` is what separates the training part's fan-out from its lower bound
+// (fan_out_bound.hpp), with as many slots and no cap. Seconds are those of all the layers on two
+// threads.
+//
+// --speed, instead: counting, fan_out against the same counts by one std::set per token, on one
+// core; an entry is one (token, layer, expert). Learning: seconds per layer of every strategy.
+// Medians of several runs.
 
 #include <fmt/format.h>
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <functional>
 #include <set>
+#include <sstream>
 
+#include "core/error.hpp"
 #include "core/statistics.hpp"
 #include "core/table.hpp"
 #include "tests/workloads/placement/routings.hpp"
+#include "workloads/placement/distance.hpp"
 #include "workloads/plan/fan_out.hpp"
+#include "workloads/trace/importer.hpp"
 
 namespace coterie {
 namespace {
@@ -108,10 +126,231 @@ void bench_learning() {
              render(table));
 }
 
+struct Options {
+  std::filesystem::path traces = std::filesystem::path(COTERIE_SHARED_DATA) / "traces";
+  std::vector<std::uint32_t> ranks = {4, 8, 16, 32, 64};
+  std::size_t num_layers = 6;
+  std::string python = "python3";
+  bool speed = false;
+};
+
+struct Set {
+  std::string name;
+  Routing training, evaluated;
+};
+
+constexpr unsigned kJobs = 2;
+
+std::optional<Set> load_set(const Options& options, const std::string& folder,
+                            const std::string& name) {
+  const std::filesystem::path path = options.traces / folder / (name + ".npz");
+  if (!std::filesystem::exists(path)) {
+    fmt::print("no recorded trace {}\n", path.string());
+    return std::nullopt;
+  }
+  const std::vector<std::filesystem::path> inputs = {path};
+  const auto trace = std::get<Routing>(import_traces(inputs, "npz", {}).trace);
+  std::vector<std::size_t> layers;
+  const std::size_t wanted = std::min(options.num_layers, trace.num_layers());
+  for (std::size_t i = 0; i < wanted; ++i) layers.push_back(i * trace.num_layers() / wanted);
+  return Set{name, select_layers(select(trace, SequencePart::kEven), layers),
+             select_layers(select(trace, SequencePart::kOdd), layers)};
+}
+
+struct Measured {
+  std::vector<double> fan_out;  // [layers]
+  double mean_fan_out = 0.0;
+  double mean_load = 0.0;
+};
+
+Measured measure(const Routing& routing, const Placement& placement) {
+  const RankTokens tokens =
+      deal_tokens(routing, placement.num_ranks, std::nullopt, SequenceDeal::kRoundRobin);
+  Measured result;
+  const auto num_layers = static_cast<double>(routing.num_layers());
+  for (std::size_t i = 0; i < routing.num_layers(); ++i) {
+    const FanOut counts = fan_out(routing, i, placement.layers[i], placement.ranks_per_node, tokens,
+                                  placement.replica_choice);
+    result.fan_out.push_back(counts.fanout_ranks);
+    result.mean_fan_out += counts.fanout_ranks / num_layers;
+    result.mean_load += counts.rank_load_max_over_mean / num_layers;
+  }
+  return result;
+}
+
+// Runs the partitioner beside this file; nothing where its package is missing.
+std::optional<Placement> partition_by_peer(const Options& options, const Set& set,
+                                           const std::string& peer, std::uint32_t num_ranks,
+                                           double& seconds) {
+  const std::filesystem::path folder =
+      std::filesystem::temp_directory_path() / fmt::format("coterie_bench_place_{}", getpid());
+  std::filesystem::create_directories(folder);
+  for (std::size_t layer = 0; layer < set.training.num_layers(); ++layer) {
+    std::ofstream out(folder / fmt::format("tokens_{}.txt", layer));
+    out << set.training.num_experts << ' ' << set.training.num_topk << '\n';
+    const auto experts = set.training.layer_experts(layer);
+    for (std::size_t i = 0; i < experts.size(); ++i) {
+      out << experts[i] << ((i + 1) % set.training.num_topk == 0 ? '\n' : ' ');
+    }
+  }
+  const std::filesystem::path said = folder / "seconds";
+  const std::string command =
+      fmt::format("{} {}/tests/bench/partition_peers.py {} {} {} > {} 2> {}", options.python,
+                  COTERIE_SOURCE_DIR, peer, folder.string(), num_ranks, said.string(),
+                  (folder / "errors").string());
+  std::optional<Placement> placement;
+  if (std::system(command.c_str()) == 0) {
+    std::ifstream(said) >> seconds;
+    placement =
+        select_layers(read_placement(folder / (peer + ".json"), num_ranks), set.training.layers);
+  }
+  std::filesystem::remove_all(folder);
+  return placement;
+}
+
+struct Contender {
+  std::string name;
+  PlacementRequest request;
+};
+
+std::vector<Contender> contenders(std::uint32_t num_ranks) {
+  std::vector<Contender> result;
+  PlacementRequest request;
+  request.num_ranks = num_ranks;
+  request.ranks_per_node = std::min(num_ranks, 8u);
+  request.num_jobs = kJobs;
+  for (const std::string& strategy : placement_strategies()) {
+    request.strategy = strategy;
+    result.push_back({strategy, request});
+  }
+  request.strategy = "collaboration_refined";
+  request.max_imbalance = 1.1;
+  result.push_back({"collaboration_refined, cap 1.1", request});
+  request.max_imbalance.reset();
+  request.num_replicas = num_ranks;
+  for (const char* const strategy :
+       {"load_balanced", "load_balanced_joint", "collaboration_refined"}) {
+    request.strategy = strategy;
+    result.push_back({fmt::format("{}, {} replicas", strategy, num_ranks), request});
+  }
+  return result;
+}
+
+void add_rows(const Options& options, const Set& set, std::uint32_t num_ranks, Table& table) {
+  // The bound of placements without replicas is sought from the best of them.
+  PlacementRequest best_request;
+  best_request.strategy = "collaboration_refined";
+  best_request.num_ranks = num_ranks;
+  best_request.ranks_per_node = std::min(num_ranks, 8u);
+  best_request.num_jobs = kJobs;
+  const Placement best = make_placement(set.training, best_request);
+  const double bound =
+      mean_distance(fan_out_distance(set.training, best, measure(set.training, best).fan_out,
+                                     std::nullopt, kJobs))
+          .bound;
+  const auto add = [&](const std::string& name, const Placement& placement, double seconds,
+                       double least) {
+    const Measured train = measure(set.training, placement);
+    const Measured eval = measure(set.evaluated, placement);
+    table.rows.push_back({set.name, std::to_string(num_ranks), name,
+                          fmt::format("{:.3f}", train.mean_fan_out),
+                          fmt::format("{:.3f}", eval.mean_fan_out),
+                          fmt::format("{:.2f}", eval.mean_load), fmt::format("{:.2f}", seconds),
+                          fmt::format("{:.1f} %", 100.0 * (train.mean_fan_out / least - 1.0))});
+  };
+  for (const Contender& contender : contenders(num_ranks)) {
+    const auto start = std::chrono::steady_clock::now();
+    Placement placement;
+    try {
+      placement = make_placement(set.training, contender.request);
+    } catch (const InputError& error) {
+      table.rows.push_back({set.name, std::to_string(num_ranks), contender.name, "-", "-", "-", "-",
+                            "cannot be met"});
+      continue;
+    }
+    const double seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    double least = bound;
+    if (contender.request.num_replicas > 0) {
+      least = mean_distance(fan_out_distance(set.training, placement,
+                                             measure(set.training, placement).fan_out, std::nullopt,
+                                             kJobs))
+                  .bound;
+    }
+    add(contender.name, placement, seconds, least);
+  }
+  for (const char* const peer : {"mt_kahypar", "metis"}) {
+    double seconds = 0.0;
+    if (const auto placement = partition_by_peer(options, set, peer, num_ranks, seconds)) {
+      add(peer, *placement, seconds, bound);
+    } else {
+      table.rows.push_back(
+          {set.name, std::to_string(num_ranks), peer, "-", "-", "-", "-", "not installed"});
+    }
+  }
+}
+
+void bench_quality(const Options& options) {
+  Table table{{"trace", "ranks", "placement", "train fan-out", "eval fan-out", "eval load max/mean",
+               "seconds", "from optimal"},
+              {}};
+  for (const auto& [folder, name] : {std::pair{"deepseek-v2-lite-esft", "intent"},
+                                     {"deepseek-v2-lite-esft", "law"},
+                                     {"deepseek-v2-lite-esft", "summary"},
+                                     {"gpt-oss-20b", "decode"}}) {
+    const std::optional<Set> set = load_set(options, folder, name);
+    if (!set) continue;
+    for (const std::uint32_t ranks : options.ranks) {
+      if (ranks <= set->training.num_experts) add_rows(options, *set, ranks, table);
+    }
+  }
+  fmt::print("{}", render(table));
+}
+
+Options read_options(int argc, char** argv) {
+  Options options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string key = argv[i];
+    if (key == "--speed") {
+      options.speed = true;
+      continue;
+    }
+    if (i + 1 == argc) throw InputError(key, "no value", "an option with its value, or --speed");
+    const std::string value = argv[++i];
+    if (key == "--traces") {
+      options.traces = value;
+    } else if (key == "--python") {
+      options.python = value;
+    } else if (key == "--layers") {
+      options.num_layers = std::stoul(value);
+    } else if (key == "--ranks") {
+      options.ranks.clear();
+      std::stringstream list(value);
+      for (std::string item; std::getline(list, item, ',');) {
+        options.ranks.push_back(static_cast<std::uint32_t>(std::stoul(item)));
+      }
+    } else {
+      throw InputError(key, "an unknown option",
+                       "--traces, --ranks, --layers, --python or --speed");
+    }
+  }
+  return options;
+}
+
 }  // namespace
 }  // namespace coterie
 
-int main() {
-  coterie::bench_counting();
-  coterie::bench_learning();
+int main(int argc, char** argv) {
+  try {
+    const coterie::Options options = coterie::read_options(argc, argv);
+    if (options.speed) {
+      coterie::bench_counting();
+      coterie::bench_learning();
+    } else {
+      coterie::bench_quality(options);
+    }
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "bench_place: {}\n", error.what());
+    return 2;
+  }
 }

@@ -37,11 +37,13 @@ class Search {
         hits_(std::size_t{num_experts_} * num_parts_, 0),
         alone_(num_experts_, 0),
         left_(std::size_t{num_experts_} * num_experts_, 0),
-        part_load_(num_parts_, 0.0) {
+        part_load_(num_parts_, 0.0),
+        node_load_(task.max_node_load.size(), 0.0),
+        guard_(task, parts) {
     sample_tokens();
     for (std::size_t token = 0; token < num_tokens_; ++token) count_token(chosen(token));
     for (std::uint32_t expert = 0; expert < num_experts_; ++expert) {
-      part_load_[parts_[expert]] += static_cast<double>(task_.load[expert]);
+      add_load(parts_[expert], static_cast<double>(task_.load[expert]));
     }
   }
 
@@ -90,6 +92,11 @@ class Search {
   }
 
  private:
+  void add_load(std::uint32_t part, double tokens) {
+    part_load_[part] += tokens;
+    if (!node_load_.empty()) node_load_[task_.node_of[part]] += tokens;
+  }
+
   void sample_tokens() {
     const std::size_t available = task_.experts.size() / num_topk_;
     num_tokens_ = std::min(available, kMaxTokens);
@@ -185,13 +192,19 @@ class Search {
   }
 
   [[nodiscard]] bool may_swap(std::uint32_t a, std::uint32_t b) const {
-    return parts_[a] != parts_[b] && task_.swap_zone[parts_[a]] == task_.swap_zone[parts_[b]];
+    return parts_[a] != parts_[b] && task_.swap_zone[parts_[a]] == task_.swap_zone[parts_[b]] &&
+           guard_.allows_swap(a, b, parts_);
   }
 
   [[nodiscard]] bool keeps_balance(std::uint32_t a, std::uint32_t b) const {
     const double moved = static_cast<double>(task_.load[b]) - static_cast<double>(task_.load[a]);
+    if (moved == 0.0) return true;
     const std::uint32_t grows = moved > 0.0 ? parts_[a] : parts_[b];
-    return moved == 0.0 || part_load_[grows] + std::abs(moved) <= task_.max_load[grows];
+    const std::uint32_t shrinks = moved > 0.0 ? parts_[b] : parts_[a];
+    if (part_load_[grows] + std::abs(moved) > task_.max_load[grows]) return false;
+    if (node_load_.empty() || task_.node_of[grows] == task_.node_of[shrinks]) return true;
+    const std::uint32_t node = task_.node_of[grows];
+    return node_load_[node] + std::abs(moved) <= task_.max_node_load[node];
   }
 
   [[nodiscard]] std::int32_t swap_change(std::uint32_t a, std::uint32_t b) const {
@@ -221,9 +234,13 @@ class Search {
       }
     }
     const double moved = static_cast<double>(task_.load[b]) - static_cast<double>(task_.load[a]);
-    part_load_[parts_[a]] += moved;
-    part_load_[parts_[b]] -= moved;
+    add_load(parts_[a], moved);
+    add_load(parts_[b], -moved);
+    guard_.remove(a, parts_[a]);
+    guard_.remove(b, parts_[b]);
     std::swap(parts_[a], parts_[b]);
+    guard_.add(a, parts_[a]);
+    guard_.add(b, parts_[b]);
   }
 
   const PartitionTask& task_;
@@ -239,6 +256,8 @@ class Search {
   std::vector<std::int32_t> alone_;           // [num_experts]
   std::vector<std::int32_t> left_;            // [num_experts][num_experts]; diagonal = alone_
   std::vector<double> part_load_;             // [num_parts], of the whole training part
+  std::vector<double> node_load_;             // [num_nodes] with a cap on nodes
+  ReplicaGuard guard_;
   std::int64_t fan_out_ = 0;
 };
 
@@ -248,17 +267,27 @@ void refine_fan_out(const PartitionTask& task, const FanOutSearch& search, PartO
   if (task.num_parts() < 2 || task.experts.empty()) return;
   Search state(task, parts);
   state.descend();
-  PartOf best = state.parts();
+  const PartOf first = state.parts();
+  PartOf best = first;
   std::int64_t best_fan_out = state.fan_out();
-  Random random(search.seed);
-  for (std::uint32_t kick = 0; kick < search.num_kicks; ++kick) {
-    state.kick(random);
-    state.descend();
-    if (state.fan_out() <= best_fan_out) {
-      best_fan_out = state.fan_out();
-      best = state.parts();
-    } else {
-      state.restore(best);
+  for (std::uint32_t start = 0; start < search.num_starts; ++start) {
+    if (start > 0) state.restore(first);
+    PartOf reached = first;
+    std::int64_t reached_fan_out = state.fan_out();
+    Random random(search.seed + start);
+    for (std::uint32_t kick = 0; kick < search.num_kicks; ++kick) {
+      state.kick(random);
+      state.descend();
+      if (state.fan_out() <= reached_fan_out) {
+        reached_fan_out = state.fan_out();
+        reached = state.parts();
+      } else {
+        state.restore(reached);
+      }
+    }
+    if (reached_fan_out < best_fan_out) {
+      best_fan_out = reached_fan_out;
+      best = reached;
     }
   }
   parts = best;

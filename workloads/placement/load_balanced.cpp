@@ -4,35 +4,13 @@
 // rank, because the second would serve nothing.
 
 #include <algorithm>
+#include <optional>
 
-#include "core/error.hpp"
+#include "workloads/placement/replicas.hpp"
 #include "workloads/placement/strategies.hpp"
 
 namespace coterie {
 namespace {
-
-// Replicas of each expert, [num_experts]; ties go to the lower id.
-std::vector<std::uint32_t> count_replicas(const LayerTask& task) {
-  const std::uint32_t num_ranks = task.request.num_ranks;
-  std::vector<std::uint32_t> replicas(task.num_experts, 1);
-  for (std::uint32_t i = 0; i < task.request.num_replicas; ++i) {
-    std::optional<std::uint32_t> best;
-    for (std::uint32_t expert = 0; expert < task.num_experts; ++expert) {
-      if (replicas[expert] == num_ranks) continue;
-      // load / replicas, compared without division
-      if (!best || task.load[expert] * replicas[*best] > task.load[*best] * replicas[expert]) {
-        best = expert;
-      }
-    }
-    if (!best) {
-      throw InputError(fmt::format(
-          "replicas: found {}, expected at most {}: every expert stands on every rank already",
-          task.request.num_replicas, std::uint64_t{task.num_experts} * (num_ranks - 1)));
-    }
-    ++replicas[*best];
-  }
-  return replicas;
-}
 
 bool holds(const std::vector<ExpertIdx>& experts, ExpertIdx expert) {
   return std::find(experts.begin(), experts.end(), expert) != experts.end();
@@ -58,7 +36,8 @@ void place_by_trade(RankExperts& ranks, std::span<const std::uint32_t> free_slot
 }  // namespace
 
 RankExperts place_load_balanced(const LayerTask& task) {
-  const std::vector<std::uint32_t> replicas = count_replicas(task);
+  const std::vector<std::uint32_t> replicas =
+      replicas_by_load(task.load, task.request.num_ranks, task.request.num_replicas);
   struct Item {
     double load;
     ExpertIdx expert;

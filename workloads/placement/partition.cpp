@@ -5,6 +5,8 @@
 #include <numeric>
 
 #include "core/error.hpp"
+#include "core/random.hpp"
+#include "workloads/placement/balance.hpp"
 
 namespace coterie {
 namespace {
@@ -39,6 +41,7 @@ class PartSums {
         num_parts_(task.num_parts()),
         with_(task.load.size() * num_parts_, 0),
         load_(num_parts_, 0.0),
+        node_load_(task.max_node_load.size(), 0.0),
         size_(num_parts_, 0) {}
 
   void add(std::size_t expert, std::size_t part) { change(expert, part, 1); }
@@ -47,6 +50,7 @@ class PartSums {
     return with_[expert * num_parts_ + part];
   }
   [[nodiscard]] double load(std::size_t part) const { return load_[part]; }
+  [[nodiscard]] double node_load(std::size_t node) const { return node_load_[node]; }
   [[nodiscard]] std::uint32_t size(std::size_t part) const { return size_[part]; }
 
   // What swapping a and b adds to the collaboration inside parts.
@@ -68,6 +72,9 @@ class PartSums {
       with_[other * num_parts_ + part] += sign * weight_(expert, other);
     }
     load_[part] += sign * static_cast<double>(task_.load[expert]);
+    if (!node_load_.empty()) {
+      node_load_[task_.node_of[part]] += sign * static_cast<double>(task_.load[expert]);
+    }
     size_[part] += static_cast<std::uint32_t>(sign);
   }
 
@@ -75,11 +82,13 @@ class PartSums {
   const Collaboration& weight_;
   std::size_t num_parts_;
   std::vector<std::int64_t> with_;  // [num_experts][num_parts]
-  std::vector<double> load_;
+  std::vector<double> load_;        // [num_parts]
+  std::vector<double> node_load_;   // [num_nodes] with a cap on nodes
   std::vector<std::uint32_t> size_;
 };
 
-// Tokens beyond the cap that a swap of a and b leaves on their two parts, and had before.
+// Tokens beyond the caps that a swap of a and b leaves on their two parts and nodes, and had
+// before.
 struct Excess {
   double before;
   double after;
@@ -92,15 +101,92 @@ Excess swap_excess(const PartitionTask& task, const PartSums& sums, const PartOf
   };
   const double load_a = sums.load(parts[a]);
   const double load_b = sums.load(parts[b]);
-  return {over(parts[a], load_a) + over(parts[b], load_b),
-          over(parts[a], load_a + moved) + over(parts[b], load_b - moved)};
+  Excess excess{over(parts[a], load_a) + over(parts[b], load_b),
+                over(parts[a], load_a + moved) + over(parts[b], load_b - moved)};
+  if (!task.max_node_load.empty()) {
+    const std::size_t node_a = task.node_of[parts[a]];
+    const std::size_t node_b = task.node_of[parts[b]];
+    if (node_a != node_b) {
+      const auto node_over = [&](std::size_t node, double more) {
+        return std::max(0.0, sums.node_load(node) + more - task.max_node_load[node]);
+      };
+      excess.before += node_over(node_a, 0.0) + node_over(node_b, 0.0);
+      excess.after += node_over(node_a, moved) + node_over(node_b, -moved);
+    }
+  }
+  return excess;
 }
 
-bool may_swap(const PartitionTask& task, const PartOf& parts, std::size_t a, std::size_t b) {
-  return parts[a] != parts[b] && task.swap_zone[parts[a]] == task.swap_zone[parts[b]];
+bool may_swap(const PartitionTask& task, const ReplicaGuard& guard, const PartOf& parts,
+              std::uint32_t a, std::uint32_t b) {
+  return parts[a] != parts[b] && task.swap_zone[parts[a]] == task.swap_zone[parts[b]] &&
+         guard.allows_swap(a, b, parts);
+}
+
+// Keeps the guard true under PartSums::swap.
+void swap_guarded(PartSums& sums, ReplicaGuard& guard, std::uint32_t a, std::uint32_t b,
+                  PartOf& parts) {
+  guard.remove(a, parts[a]);
+  guard.remove(b, parts[b]);
+  sums.swap(a, b, parts);
+  guard.add(a, parts[a]);
+  guard.add(b, parts[b]);
+}
+
+// Fullest part over its cap times the cap that was asked for: the cap that `parts` would meet.
+double met_cap(const PartitionTask& task, const PartOf& parts, double asked) {
+  std::vector<double> load(task.num_parts(), 0.0);
+  for (std::uint32_t expert = 0; expert < task.num_experts(); ++expert) {
+    load[parts[expert]] += static_cast<double>(task.load[expert]);
+  }
+  double worst = 0.0;
+  for (std::uint32_t part = 0; part < task.num_parts(); ++part) {
+    worst = std::max(worst, load[part] / task.max_load[part]);
+  }
+  return std::ceil(asked * worst * 1e3 - 1e-9) / 1e3;  // rounded down it would be refused
+}
+
+// The parts of a packing, which holds every expert of the task once.
+PartOf parts_of(const RankExperts& packing, std::uint32_t num_experts) {
+  PartOf parts(num_experts, 0);
+  for (std::uint32_t part = 0; part < packing.size(); ++part) {
+    for (const ExpertIdx expert : packing[part]) parts[expert] = part;
+  }
+  return parts;
 }
 
 }  // namespace
+
+ReplicaGuard::ReplicaGuard(const PartitionTask& task, const PartOf& parts) : task_(task) {
+  if (task.replica_of.empty()) return;
+  const std::size_t num_logical =
+      std::size_t{*std::max_element(task.replica_of.begin(), task.replica_of.end())} + 1;
+  count_.assign(num_logical * task.num_parts(), 0);
+  for (std::uint32_t expert = 0; expert < task.num_experts(); ++expert) {
+    if (parts[expert] < task.num_parts()) add(expert, parts[expert]);
+  }
+}
+
+bool separate_replicas(const PartitionTask& task, PartOf& parts) {
+  ReplicaGuard guard(task, parts);
+  for (std::uint32_t a = 0; a < task.num_experts(); ++a) {
+    if (!guard.crowded(a, parts[a])) continue;
+    std::uint32_t partner = task.num_experts();
+    for (std::uint32_t b = 0; b < task.num_experts() && partner == task.num_experts(); ++b) {
+      if (parts[a] != parts[b] && task.swap_zone[parts[a]] == task.swap_zone[parts[b]] &&
+          guard.allows_swap(a, b, parts)) {
+        partner = b;
+      }
+    }
+    if (partner == task.num_experts()) return false;
+    guard.remove(a, parts[a]);
+    guard.remove(partner, parts[partner]);
+    std::swap(parts[a], parts[partner]);
+    guard.add(a, parts[a]);
+    guard.add(partner, parts[partner]);
+  }
+  return true;
+}
 
 PartitionTask rank_task(const LayerTask& layer) {
   PartitionTask task;
@@ -115,7 +201,22 @@ PartitionTask rank_task(const LayerTask& layer) {
                          : std::numeric_limits<double>::infinity();
   task.max_load.assign(task.num_parts(), cap);
   task.swap_zone.assign(task.num_parts(), 0);
+  task.replica_of = layer.replica_of;
   return task;
+}
+
+void cap_nodes(const LayerTask& layer, PartitionTask& ranks) {
+  const PlacementRequest& request = layer.request;
+  if (!request.max_node_imbalance) return;
+  const std::uint32_t num_nodes =
+      (request.num_ranks + request.ranks_per_node - 1) / request.ranks_per_node;
+  const auto total =
+      static_cast<double>(std::accumulate(layer.load.begin(), layer.load.end(), std::uint64_t{0}));
+  ranks.node_of.clear();
+  for (std::uint32_t rank = 0; rank < request.num_ranks; ++rank) {
+    ranks.node_of.push_back(rank / request.ranks_per_node);
+  }
+  ranks.max_node_load.assign(num_nodes, *request.max_node_imbalance * total / num_nodes);
 }
 
 PartOf greedy_partition(const PartitionTask& task, const CoactivationGraph& graph) {
@@ -125,9 +226,11 @@ PartOf greedy_partition(const PartitionTask& task, const CoactivationGraph& grap
   const std::uint32_t open = num_parts;
   PartOf parts(num_experts, open);
   PartSums sums(task, weight);
+  ReplicaGuard guard(task, parts);
   const auto put = [&](std::uint32_t expert, std::uint32_t part) {
     parts[expert] = part;
     sums.add(expert, part);
+    guard.add(expert, part);
   };
 
   std::uint32_t first = 0;
@@ -160,24 +263,29 @@ PartOf greedy_partition(const PartitionTask& task, const CoactivationGraph& grap
       if (sums.size(part) == task.capacity[part]) continue;
       std::uint32_t best = num_experts;
       bool best_fits = false;
+      bool best_allowed = false;
       for (std::uint32_t expert = 0; expert < num_experts; ++expert) {
         if (parts[expert] != open) continue;
+        const bool allowed = guard.allows(expert, part);
+        if (best != num_experts && best_allowed && !allowed) continue;
         const bool fits =
             sums.load(part) + static_cast<double>(task.load[expert]) <= task.max_load[part];
         // All candidates of a part share the number of members, so sums order like means.
         const bool better =
-            best == num_experts || (fits && !best_fits) ||
+            best == num_experts || (allowed && !best_allowed) || (fits && !best_fits) ||
             (fits == best_fits && (fits ? sums.with(expert, part) > sums.with(best, part)
                                         : task.load[expert] < task.load[best]));
         if (better) {
           best = expert;
           best_fits = fits;
+          best_allowed = allowed;
         }
       }
       put(best, part);
       ++placed;
     }
   }
+  separate_replicas(task, parts);
   return parts;
 }
 
@@ -185,6 +293,7 @@ void refine_collaboration(const PartitionTask& task, const CoactivationGraph& gr
                           PartOf& parts) {
   const Collaboration weight(graph);
   PartSums sums(task, weight);
+  ReplicaGuard guard(task, parts);
   const std::uint32_t num_experts = task.num_experts();
   for (std::uint32_t expert = 0; expert < num_experts; ++expert) sums.add(expert, parts[expert]);
   // Every swap raises an integer that is bounded, so this ends.
@@ -192,7 +301,7 @@ void refine_collaboration(const PartitionTask& task, const CoactivationGraph& gr
     std::int64_t best_gain = 0;
     std::uint32_t partner = num_experts;
     for (std::uint32_t b = 0; b < num_experts; ++b) {
-      if (!may_swap(task, parts, a, b)) continue;
+      if (!may_swap(task, guard, parts, a, b)) continue;
       const std::int64_t gain = sums.gain(a, b, parts);
       if (gain <= best_gain) continue;
       const Excess excess = swap_excess(task, sums, parts, a, b);
@@ -202,7 +311,7 @@ void refine_collaboration(const PartitionTask& task, const CoactivationGraph& gr
     }
     ++unchanged;
     if (partner == num_experts) continue;
-    sums.swap(a, partner, parts);
+    swap_guarded(sums, guard, a, partner, parts);
     unchanged = 0;
   }
 }
@@ -210,11 +319,17 @@ void refine_collaboration(const PartitionTask& task, const CoactivationGraph& gr
 bool repair_balance(const PartitionTask& task, const CoactivationGraph& graph, PartOf& parts) {
   const Collaboration weight(graph);
   PartSums sums(task, weight);
+  ReplicaGuard guard(task, parts);
   const std::uint32_t num_experts = task.num_experts();
   for (std::uint32_t expert = 0; expert < num_experts; ++expert) sums.add(expert, parts[expert]);
+  const auto part_over = [&](std::uint32_t part) {
+    return sums.load(part) > task.max_load[part] ||
+           (!task.max_node_load.empty() &&
+            sums.node_load(task.node_of[part]) > task.max_node_load[task.node_of[part]]);
+  };
   const auto over = [&] {
     for (std::uint32_t part = 0; part < task.num_parts(); ++part) {
-      if (sums.load(part) > task.max_load[part]) return true;
+      if (part_over(part)) return true;
     }
     return false;
   };
@@ -224,9 +339,9 @@ bool repair_balance(const PartitionTask& task, const CoactivationGraph& graph, P
     std::uint32_t best_a = num_experts;
     std::uint32_t best_b = num_experts;
     for (std::uint32_t a = 0; a < num_experts; ++a) {
-      if (sums.load(parts[a]) <= task.max_load[parts[a]]) continue;
+      if (!part_over(parts[a])) continue;
       for (std::uint32_t b = 0; b < num_experts; ++b) {
-        if (!may_swap(task, parts, a, b)) continue;
+        if (!may_swap(task, guard, parts, a, b)) continue;
         const Excess excess = swap_excess(task, sums, parts, a, b);
         const double relief = excess.before - excess.after;
         if (relief <= 0.0) continue;
@@ -241,7 +356,7 @@ bool repair_balance(const PartitionTask& task, const CoactivationGraph& graph, P
       }
     }
     if (best_a == num_experts) return false;
-    sums.swap(best_a, best_b, parts);
+    swap_guarded(sums, guard, best_a, best_b, parts);
   }
   return true;
 }
@@ -249,46 +364,27 @@ bool repair_balance(const PartitionTask& task, const CoactivationGraph& graph, P
 void enforce_balance(const LayerTask& layer, const PartitionTask& task,
                      const CoactivationGraph& graph, PartOf& parts) {
   if (repair_balance(task, graph, parts)) return;
-  // Heaviest first to the part that stays furthest below its cap.
-  std::vector<std::uint32_t> order(task.num_experts());
-  std::iota(order.begin(), order.end(), 0u);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](std::uint32_t a, std::uint32_t b) { return task.load[a] > task.load[b]; });
-  std::vector<double> load(task.num_parts(), 0.0);
-  std::vector<std::uint32_t> size(task.num_parts(), 0);
-  for (const std::uint32_t expert : order) {
-    std::uint32_t best = task.num_parts();
-    for (std::uint32_t part = 0; part < task.num_parts(); ++part) {
-      if (size[part] == task.capacity[part]) continue;
-      if (best == task.num_parts() ||
-          load[part] / task.max_load[part] < load[best] / task.max_load[best]) {
-        best = part;
-      }
-    }
-    parts[expert] = best;
-    ++size[best];
-    load[best] += static_cast<double>(task.load[expert]);
-  }
+  const BalanceSearch search{task.capacity, task.max_load, task.replica_of, task.max_together,
+                             mix64(layer.request.seed) ^ layer.layer};
+  parts = parts_of(pack_by_load(task.load, search), task.num_experts());
   if (repair_balance(task, graph, parts)) return;
-  load.assign(task.num_parts(), 0.0);
-  for (std::uint32_t expert = 0; expert < task.num_experts(); ++expert) {
-    load[parts[expert]] += static_cast<double>(task.load[expert]);
-  }
-  double worst = 0.0;
-  for (std::uint32_t part = 0; part < task.num_parts(); ++part) {
-    worst = std::max(worst, load[part] / task.max_load[part]);
-  }
-  const double asked = layer.request.max_imbalance.value_or(1.0);
-  const double reachable =
-      std::ceil(asked * worst * 1e3) / 1e3;  // rounded down it would be refused
-  throw InputError(
-      fmt::format("max-imbalance: found {}, expected at least {:.3f}, the best that "
-                  "was found for layer {} on {} ranks without replicas",
-                  asked, reachable, layer.layer, layer.request.num_ranks));
+  const bool nodes = task.num_parts() < layer.request.num_ranks;
+  const bool node_cap = nodes && layer.request.max_node_imbalance &&
+                        (!layer.request.max_imbalance ||
+                         *layer.request.max_node_imbalance <= *layer.request.max_imbalance);
+  const double asked =
+      node_cap ? *layer.request.max_node_imbalance : layer.request.max_imbalance.value_or(1.0);
+  throw InputError(fmt::format(
+      "{}: found {}, expected at least {:.3f}, the smallest that was found for layer {} on {} {} "
+      "(none can be below {:.3f})",
+      node_cap ? "max-node-imbalance" : "max-imbalance", asked, met_cap(task, parts, asked),
+      layer.layer, task.num_parts(), nodes ? "nodes" : "ranks",
+      least_imbalance(task.load, task.capacity)));
 }
 
-void gather_in_nodes(const PartitionTask& task, const CoactivationGraph& graph,
-                     std::uint32_t ranks_per_node, PartOf& parts) {
+void gather_in_nodes(const LayerTask& layer, const PartitionTask& task,
+                     const CoactivationGraph& graph, PartOf& parts) {
+  const std::uint32_t ranks_per_node = layer.request.ranks_per_node;
   const std::uint32_t num_ranks = task.num_parts();
   if (ranks_per_node == 1 || num_ranks <= ranks_per_node) return;
   std::vector<std::uint64_t> load(num_ranks, 0);
@@ -313,9 +409,16 @@ void gather_in_nodes(const PartitionTask& task, const CoactivationGraph& graph,
   nodes.load = load;
   nodes.capacity.assign(num_nodes, ranks_per_node);
   nodes.capacity.back() = num_ranks - (num_nodes - 1) * ranks_per_node;
-  nodes.max_load.assign(num_nodes, std::numeric_limits<double>::infinity());
+  PartitionTask caps = task;
+  cap_nodes(layer, caps);
+  nodes.max_load = caps.max_node_load;
+  nodes.max_load.resize(num_nodes, std::numeric_limits<double>::infinity());
   nodes.swap_zone.assign(num_nodes, 0);
   PartOf node_of = greedy_partition(nodes, ranks);
+  if (layer.request.max_node_imbalance && !repair_balance(nodes, ranks, node_of)) {
+    const BalanceSearch search{nodes.capacity, nodes.max_load, {}, 1, layer.request.seed};
+    node_of = parts_of(pack_by_load(nodes.load, search), num_ranks);
+  }
   refine_collaboration(nodes, ranks, node_of);
 
   std::vector<std::uint32_t> next(num_nodes);
@@ -323,6 +426,47 @@ void gather_in_nodes(const PartitionTask& task, const CoactivationGraph& graph,
   std::vector<std::uint32_t> label(num_ranks);
   for (std::uint32_t rank = 0; rank < num_ranks; ++rank) label[rank] = next[node_of[rank]]++;
   for (std::uint32_t& part : parts) part = label[part];
+}
+
+void enforce_node_balance(const LayerTask& layer, const PartitionTask& ranks,
+                          const CoactivationGraph& graph, const FanOutSearch* search,
+                          PartOf& parts) {
+  if (!layer.request.max_node_imbalance) return;
+  PartitionTask task = ranks;
+  cap_nodes(layer, task);
+  if (!repair_balance(task, graph, parts)) {
+    // From the most balanced packing, whose nodes are filled heaviest rank first.
+    const BalanceSearch search_ranks{task.capacity, task.max_load, task.replica_of,
+                                     task.max_together, layer.request.seed};
+    PartOf packed = parts_of(pack_by_load(task.load, search_ranks), task.num_experts());
+    gather_in_nodes(layer, task, graph, packed);
+    parts = packed;
+    if (!repair_balance(task, graph, parts)) {
+      std::vector<double> load(task.max_node_load.size(), 0.0);
+      std::vector<std::uint32_t> capacity(load.size(), 0);
+      for (std::uint32_t expert = 0; expert < task.num_experts(); ++expert) {
+        load[task.node_of[parts[expert]]] += static_cast<double>(task.load[expert]);
+      }
+      for (std::uint32_t rank = 0; rank < task.num_parts(); ++rank) {
+        capacity[task.node_of[rank]] += task.capacity[rank];
+      }
+      const double asked = *layer.request.max_node_imbalance;
+      const double fullest = *std::max_element(load.begin(), load.end());
+      if (fullest <= task.max_node_load[0]) {
+        throw InputError(fmt::format(
+            "max-imbalance: found {} with max-node-imbalance {}, expected caps that can be met "
+            "together: for layer {} the search met the one of nodes only",
+            layer.request.max_imbalance.value_or(1.0), asked, layer.layer));
+      }
+      throw InputError(fmt::format(
+          "max-node-imbalance: found {}, expected at least {:.3f}, the smallest that was found "
+          "for layer {} on {} nodes (none can be below {:.3f})",
+          asked, std::ceil(asked * fullest / task.max_node_load[0] * 1e3 - 1e-9) / 1e3, layer.layer,
+          load.size(), least_imbalance(task.load, capacity)));
+    }
+  }
+  refine_collaboration(task, graph, parts);
+  if (search != nullptr) refine_fan_out(task, *search, parts);
 }
 
 RankExperts to_rank_experts(const PartOf& parts, std::uint32_t num_parts) {

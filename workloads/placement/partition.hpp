@@ -22,6 +22,12 @@ struct PartitionTask {
   std::vector<std::uint32_t> capacity;   // [num_parts], sums to num_experts
   std::vector<double> max_load;          // [num_parts] balance cap in tokens; infinite without one
   std::vector<std::uint32_t> swap_zone;  // [num_parts] experts swap only between parts of one zone
+  // A cap on nodes of parts; both empty without one.
+  std::vector<std::uint32_t> node_of;  // [num_parts]
+  std::vector<double> max_node_load;   // [num_nodes]
+  // LayerTask::replica_of: at most `max_together` replicas of an expert in one part.
+  std::span<const ExpertIdx> replica_of;
+  std::uint32_t max_together = 1;
 
   [[nodiscard]] std::uint32_t num_experts() const {
     return static_cast<std::uint32_t>(load.size());
@@ -31,8 +37,44 @@ struct PartitionTask {
   }
 };
 
-// The task of placing on ranks, one zone, with the request's balance cap.
+// The task of placing on ranks, one zone, with the request's balance cap on ranks.
 PartitionTask rank_task(const LayerTask& layer);
+// Adds the request's cap on nodes, if it has one.
+void cap_nodes(const LayerTask& layer, PartitionTask& ranks);
+
+// Which replicas stand where, so that two of one expert do not come together. Does nothing for
+// tasks without replicas.
+class ReplicaGuard {
+ public:
+  ReplicaGuard(const PartitionTask& task, const PartOf& parts);
+  [[nodiscard]] bool allows(std::uint32_t expert, std::uint32_t part) const {
+    return count_.empty() || count_[index(expert, part)] < task_.max_together;
+  }
+  // Experts a and b of different parts.
+  [[nodiscard]] bool allows_swap(std::uint32_t a, std::uint32_t b, const PartOf& parts) const {
+    if (count_.empty()) return true;
+    if (task_.replica_of[a] == task_.replica_of[b]) return false;
+    return allows(a, parts[b]) && allows(b, parts[a]);
+  }
+  [[nodiscard]] bool crowded(std::uint32_t expert, std::uint32_t part) const {
+    return !count_.empty() && count_[index(expert, part)] > task_.max_together;
+  }
+  void add(std::uint32_t expert, std::uint32_t part) {
+    if (!count_.empty()) ++count_[index(expert, part)];
+  }
+  void remove(std::uint32_t expert, std::uint32_t part) {
+    if (!count_.empty()) --count_[index(expert, part)];
+  }
+
+ private:
+  [[nodiscard]] std::size_t index(std::uint32_t expert, std::uint32_t part) const {
+    return std::size_t{task_.replica_of[expert]} * task_.num_parts() + part;
+  }
+  const PartitionTask& task_;
+  std::vector<std::uint32_t> count_;  // [num_experts][num_parts]
+};
+// Swaps until no part holds too many replicas of an expert. False if it found no way.
+bool separate_replicas(const PartitionTask& task, PartOf& parts);
 
 // Occult's greedy (DESIGN section 5). Part 0 is seeded with the end of the most collaborated pair
 // that has the higher load; each next part with the unplaced expert whose collaboration with all
@@ -50,6 +92,9 @@ void refine_collaboration(const PartitionTask& task, const CoactivationGraph& gr
 struct FanOutSearch {
   std::uint32_t num_kicks = 0;
   std::uint64_t seed = 0;
+  // Searches from the same partition with other seeds; the best result is kept, the first of
+  // equals.
+  std::uint32_t num_starts = 1;
 };
 // How often the strategies do so: what a search gains beyond is lost on unseen sequences.
 inline constexpr std::uint32_t kFanOutKicks = 40;
@@ -59,16 +104,24 @@ void refine_fan_out(const PartitionTask& task, const FanOutSearch& search, PartO
 // if it found no way.
 bool repair_balance(const PartitionTask& task, const CoactivationGraph& graph, PartOf& parts);
 
-// repair_balance; where that fails it is tried again from the parts of greedy packing by load.
-// Throws InputError with the best balance found if that fails as well.
+// repair_balance; where that fails it is tried again from the most balanced packing that a search
+// by load finds (balance.hpp). Throws InputError with the smallest cap that can be met, as far as
+// that search knows, if that fails as well. Nodes, where the task caps them, likewise.
 void enforce_balance(const LayerTask& layer, const PartitionTask& task,
                      const CoactivationGraph& graph, PartOf& parts);
 
 // Relabels the ranks so that those whose experts collaborate share a node: the same greedy and
 // swaps over the graph of ranks. The experts that stand together stay together, so every count per
 // rank stays; only node fan-out falls.
-void gather_in_nodes(const PartitionTask& task, const CoactivationGraph& graph,
-                     std::uint32_t ranks_per_node, PartOf& parts);
+// With a cap on nodes, ranks trade places until it holds, as far as they can.
+void gather_in_nodes(const LayerTask& layer, const PartitionTask& task,
+                     const CoactivationGraph& graph, PartOf& parts);
+
+// After gather_in_nodes: where the request caps nodes, experts are swapped until the cap holds on
+// top of that of the ranks, and then for fan-out under both if `search` is given.
+void enforce_node_balance(const LayerTask& layer, const PartitionTask& ranks,
+                          const CoactivationGraph& graph, const FanOutSearch* search,
+                          PartOf& parts);
 
 RankExperts to_rank_experts(const PartOf& parts, std::uint32_t num_parts);
 

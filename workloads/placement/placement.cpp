@@ -1,15 +1,13 @@
 #include "workloads/placement/placement.hpp"
 
 #include <algorithm>
-#include <atomic>
-#include <exception>
-#include <functional>
+#include <array>
 #include <regex>
-#include <thread>
 
 #include "core/error.hpp"
 #include "core/hash.hpp"
 #include "core/random.hpp"
+#include "workloads/placement/distance.hpp"
 #include "workloads/placement/strategies.hpp"
 
 namespace coterie {
@@ -46,33 +44,50 @@ void check_request(const PlacementRequest& request, const PlacementStrategy& str
   if (request.ranks_per_node == 0) {
     throw InputError("ranks per node: found 0, expected at least 1");
   }
+  if (request.num_starts == 0) throw InputError("starts: found 0, expected at least 1");
   if (request.num_replicas > 0 && !strategy.takes_replicas) {
     throw InputError(
         fmt::format("replicas: found {} with the strategy {}, expected none: only "
-                    "load_balanced replicates experts",
+                    "the strategies that learn replicate experts",
                     request.num_replicas, strategy.name));
   }
-  if (request.max_imbalance && !strategy.takes_balance_cap) {
-    throw InputError(
-        fmt::format("max-imbalance: found {} with the strategy {}, expected none: "
-                    "only the collaboration strategies take a balance cap",
-                    *request.max_imbalance, strategy.name));
-  }
-  if (request.max_imbalance && !(*request.max_imbalance >= 1.0)) {
-    throw InputError(fmt::format(
-        "max-imbalance: found {}, expected at least 1 (the load of the fullest rank over the mean)",
-        *request.max_imbalance));
-  }
+  const auto check_cap = [&](std::string_view name, const std::optional<double>& cap,
+                             std::string_view part) {
+    if (cap && !strategy.takes_balance_cap) {
+      throw InputError(
+          fmt::format("{}: found {} with the strategy {}, expected none: "
+                      "only the collaboration strategies take a balance cap",
+                      name, *cap, strategy.name));
+    }
+    if (cap && !(*cap >= 1.0)) {
+      throw InputError(fmt::format(
+          "{}: found {}, expected at least 1 (the load of the fullest {} over the mean)", name,
+          *cap, part));
+    }
+  };
+  check_cap("max-imbalance", request.max_imbalance, "rank");
+  check_cap("max-node-imbalance", request.max_node_imbalance, "node");
   if (shape.num_experts == 0) {
     throw InputError(fmt::format("{}: found 0 experts, expected at least 1", shape.name));
   }
   const std::uint64_t slots = std::uint64_t{shape.num_experts} + request.num_replicas;
+  if (slots > kMaxExperts) {
+    throw InputError(fmt::format("replicas: found {}, expected at most {} expert slots in a layer",
+                                 request.num_replicas, kMaxExperts));
+  }
   if (request.num_ranks > slots) {
     throw InputError(
         fmt::format("ranks: found {}, expected at most {}, the {} of a layer: use fewer ranks, or "
                     "load_balanced with at least {} replicas",
                     request.num_ranks, slots, request.num_replicas > 0 ? "expert slots" : "experts",
                     request.num_ranks - shape.num_experts));
+  }
+  if (request.ranks_per_node < request.num_ranks &&
+      request.num_ranks % request.ranks_per_node != 0) {
+    throw InputError(fmt::format(
+        "ranks per node: found {} for {} ranks, which leaves a last node of {}, "
+        "expected a number that divides the ranks",
+        request.ranks_per_node, request.num_ranks, request.num_ranks % request.ranks_per_node));
   }
 }
 
@@ -83,32 +98,47 @@ std::vector<std::uint64_t> count_load(std::span<const ExpertIdx> experts,
   return load;
 }
 
-// Layers are independent, so they are shared out to threads; the result does not depend on how. The
-// error of the lowest layer is thrown.
-void for_each_layer(std::size_t num_layers, const std::function<void(std::size_t)>& body) {
-  std::vector<std::exception_ptr> errors(num_layers);
-  std::atomic<std::size_t> next{0};
-  const auto work = [&] {
-    for (std::size_t i = next++; i < num_layers; i = next++) {
-      try {
-        body(i);
-      } catch (...) {
-        errors[i] = std::current_exception();
-      }
-    }
-  };
-  std::vector<std::jthread> helpers;
-  const std::size_t num_threads =
-      std::min<std::size_t>(num_layers, std::max(1u, std::thread::hardware_concurrency()));
-  for (std::size_t i = 1; i < num_threads; ++i) helpers.emplace_back(work);
-  work();
-  helpers.clear();
-  for (const std::exception_ptr& error : errors) {
-    if (error) std::rethrow_exception(error);
+// The rank of every token where sequence i is dealt to rank i mod P.
+std::vector<std::uint32_t> round_robin_ranks(const Routing& routing, std::uint32_t num_ranks) {
+  std::vector<std::uint32_t> ranks;
+  ranks.reserve(routing.num_tokens());
+  for (std::size_t s = 0; s + 1 < routing.sequence_begin.size(); ++s) {
+    ranks.insert(ranks.end(), routing.sequence_begin[s + 1] - routing.sequence_begin[s],
+                 static_cast<std::uint32_t>(s % num_ranks));
   }
+  return ranks;
 }
 
+constexpr std::array<std::pair<ReplicaChoice, std::string_view>, 4> kReplicaChoices = {{
+    {ReplicaChoice::kLocality, "locality"},
+    {ReplicaChoice::kStatic, "static"},
+    {ReplicaChoice::kRandom, "random"},
+    {ReplicaChoice::kRoundRobin, "round_robin"},
+}};
+
 }  // namespace
+
+std::string to_string(ReplicaChoice choice) {
+  for (const auto& [value, name] : kReplicaChoices) {
+    if (value == choice) return std::string(name);
+  }
+  throw Error(ExitCode::kInternalError, "a choice among replicas has no name");
+}
+
+std::optional<ReplicaChoice> parse_replica_choice(std::string_view name) {
+  for (const auto& [value, known] : kReplicaChoices) {
+    if (known == name) return value;
+  }
+  return std::nullopt;
+}
+
+std::string replica_choice_names() {
+  std::string names;
+  for (const auto& [value, name] : kReplicaChoices) {
+    names += fmt::format("{}{}", names.empty() ? "" : ", ", name);
+  }
+  return names;
+}
 
 ExpertHosts expert_hosts(const LayerPlacement& layer, std::uint32_t num_experts) {
   ExpertHosts hosts;
@@ -169,9 +199,14 @@ Placement make_placement(const Trace& training, const PlacementRequest& request)
   placement.num_ranks = request.num_ranks;
   placement.ranks_per_node = request.ranks_per_node;
   placement.layers.resize(shape.layers.size());
-  for_each_layer(shape.layers.size(), [&](std::size_t i) {
+  placement.replica_choice = request.replica_choice;
+  const std::vector<std::uint32_t> token_rank =
+      strategy.learns == Learns::kTokens && request.num_replicas > 0
+          ? round_robin_ranks(*routing, request.num_ranks)
+          : std::vector<std::uint32_t>{};
+  for_each_layer(request.num_jobs, shape.layers.size(), [&](std::size_t i) {
     std::vector<std::uint64_t> load;
-    LayerTask task{shape.layers[i], shape.num_experts, 0, {}, {}, request};
+    LayerTask task{shape.layers[i], shape.num_experts, 0, {}, {}, request, token_rank};
     if (strategy.learns != Learns::kNothing) {
       if (routing != nullptr) {
         task.num_topk = routing->num_topk;
@@ -252,25 +287,58 @@ std::vector<std::string> check(const Placement& placement) {
   return violations;
 }
 
+namespace {
+
+// Rows of the multi-token prediction layers that a map may have after those of the model's layers.
+constexpr std::size_t kMaxMtpRows = 3;
+
+// The row of every layer in a map of bare rows.
+std::vector<std::size_t> map_rows(const Placement& placement,
+                                  std::span<const std::uint32_t> layers) {
+  const std::size_t num_rows = placement.layers.size();
+  std::vector<std::size_t> rows;
+  // As many rows as MoE layers; or a row for every layer of the model, the dense ones included; or
+  // too few for that, so that what is more than the MoE layers can only follow them.
+  const bool by_number = placement.layer_rows == LayerRows::kBare && num_rows != layers.size() &&
+                         num_rows > layers.back();
+  if (!by_number && (num_rows < layers.size() || num_rows > layers.size() + kMaxMtpRows)) {
+    throw InputError(fmt::format(
+        "placement: found {} rows, expected {} (a row per MoE layer of the trace), up to {} more "
+        "for MTP layers, or at least {} (a row per layer of the model)",
+        num_rows, layers.size(), kMaxMtpRows, layers.back() + 1));
+  }
+  for (std::size_t i = 0; i < layers.size(); ++i) rows.push_back(by_number ? layers[i] : i);
+  return rows;
+}
+
+}  // namespace
+
 Placement select_layers(const Placement& placement, std::span<const std::uint32_t> layers) {
   Placement result = placement;
   result.layers.clear();
-  for (std::size_t i = 0; i < layers.size(); ++i) {
+  if (layers.empty()) return result;
+  if (placement.layer_rows != LayerRows::kNumbered) {
+    const std::vector<std::size_t> rows = placement.layer_rows == LayerRows::kShared
+                                              ? std::vector<std::size_t>(layers.size(), 0)
+                                              : map_rows(placement, layers);
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      result.layers.push_back(placement.layers[rows[i]]);
+      result.layers.back().layer = layers[i];
+    }
+    result.layer_rows = LayerRows::kNumbered;
+    return result;
+  }
+  for (const std::uint32_t number : layers) {
     const auto found =
         std::find_if(placement.layers.begin(), placement.layers.end(),
-                     [&](const LayerPlacement& layer) { return layer.layer == layers[i]; });
-    if (placement.strategy == kMapStrategy && placement.layers.size() == layers.size()) {
-      // Such a file numbers no layers: row i is the i-th MoE layer.
-      result.layers.push_back(placement.layers[i]);
-      result.layers.back().layer = layers[i];
-    } else if (found != placement.layers.end()) {
-      result.layers.push_back(*found);
-    } else {
+                     [&](const LayerPlacement& layer) { return layer.layer == number; });
+    if (found == placement.layers.end()) {
       throw InputError(
           fmt::format("placement: found no layer {}, expected every layer of the trace ({} layers, "
                       "{} to {})",
-                      layers[i], layers.size(), layers.front(), layers.back()));
+                      number, layers.size(), layers.front(), layers.back()));
     }
+    result.layers.push_back(*found);
   }
   return result;
 }
@@ -280,6 +348,17 @@ std::string trace_digest(const Routing& trace) {
   hash.add(trace.sequence_begin);
   if (trace.num_layers() > 0) hash.add(trace.layer_experts(0));
   return kDigestMark + hex64(hash.digest());
+}
+
+void expect_experts(const Placement& placement, std::uint32_t num_experts,
+                    const std::string& name) {
+  if (placement.num_experts == num_experts) return;
+  if (placement.layer_rows != LayerRows::kNumbered && placement.num_experts < num_experts) {
+    throw InputError(name, fmt::format("no slot of expert {}", placement.num_experts),
+                     fmt::format("every one of the trace's {} experts", num_experts));
+  }
+  throw InputError(name, fmt::format("a placement of {} experts", placement.num_experts),
+                   fmt::format("{}, as the trace has", num_experts));
 }
 
 std::string training_label(const Routing& trace, SequencePart part) {

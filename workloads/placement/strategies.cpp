@@ -14,10 +14,11 @@ constexpr std::array kRegistry = {
     PlacementStrategy{"round_robin", Learns::kNothing, false, false, place_round_robin},
     PlacementStrategy{"random", Learns::kNothing, false, false, place_random},
     PlacementStrategy{"load_balanced", Learns::kLoad, false, true, place_load_balanced},
-    PlacementStrategy{"collaboration", Learns::kTokens, true, false, place_collaboration},
-    PlacementStrategy{"collaboration_refined", Learns::kTokens, true, false,
+    PlacementStrategy{"load_balanced_joint", Learns::kLoad, false, true, place_load_balanced_joint},
+    PlacementStrategy{"collaboration", Learns::kTokens, true, true, place_collaboration},
+    PlacementStrategy{"collaboration_refined", Learns::kTokens, true, true,
                       place_collaboration_refined},
-    PlacementStrategy{"collaboration_two_level", Learns::kTokens, true, false,
+    PlacementStrategy{"collaboration_two_level", Learns::kTokens, true, true,
                       place_collaboration_two_level},
 };
 

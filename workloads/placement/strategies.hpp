@@ -19,6 +19,12 @@ struct LayerTask {
   std::span<const ExpertIdx> experts;   // [num_tokens][num_topk]; empty unless kTokens is needed
   std::span<const std::uint64_t> load;  // [num_experts] tokens; empty unless something is learnt
   const PlacementRequest& request;
+  // [num_tokens] the rank that a round-robin deal of the sequences gives each token; empty unless
+  // kTokens is needed. With replicas it matters where a token comes from.
+  std::span<const std::uint32_t> token_rank = {};
+  // [num_experts] the expert that each is a replica of, where a strategy places replicas as experts
+  // of their own (replicas.hpp); empty otherwise. Two of one expert never share a rank.
+  std::span<const ExpertIdx> replica_of = {};
 
   [[nodiscard]] std::size_t num_tokens() const {
     return num_topk == 0 ? 0 : experts.size() / num_topk;
@@ -50,6 +56,7 @@ RankExperts place_contiguous(const LayerTask& task);
 RankExperts place_round_robin(const LayerTask& task);
 RankExperts place_random(const LayerTask& task);
 RankExperts place_load_balanced(const LayerTask& task);
+RankExperts place_load_balanced_joint(const LayerTask& task);
 RankExperts place_collaboration(const LayerTask& task);
 RankExperts place_collaboration_refined(const LayerTask& task);
 RankExperts place_collaboration_two_level(const LayerTask& task);

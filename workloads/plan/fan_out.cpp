@@ -38,6 +38,7 @@ struct Job {
   std::uint32_t ranks_per_node;
   const RankTokens& tokens;
   const ExpertHosts& hosts;
+  const HostChooser& chooser;
 };
 
 // Adds the pairs of one source rank, counted per expert. Experts with one host only.
@@ -133,7 +134,7 @@ Totals count_with_stamps(const Job& job) {
       const auto chosen =
           job.experts.subspan(job.tokens.trace_token[t] * job.num_topk, job.num_topk);
       if constexpr (kReplicated) {
-        choose_hosts(job.hosts, chosen, t, rank, job.ranks_per_node, served);
+        job.chooser.choose(chosen, {t, t - job.tokens.token_begin[rank], rank}, served);
       }
       for (std::uint32_t j = 0; j < job.num_topk; ++j) {
         const std::uint32_t host = kReplicated ? served[j] : job.hosts.ranks[chosen[j]];
@@ -200,7 +201,7 @@ double uniform_fan_out(std::uint32_t num_experts, std::uint32_t num_ranks, std::
 }
 
 FanOut fan_out(const Routing& routing, std::size_t layer_idx, const LayerPlacement& placement,
-               std::uint32_t ranks_per_node, const RankTokens& tokens) {
+               std::uint32_t ranks_per_node, const RankTokens& tokens, ReplicaChoice choice) {
   const std::size_t num_ranks = placement.rank_experts.size();
   if (num_ranks + 1 != tokens.token_begin.size()) {
     throw InputError(fmt::format("placement of layer {}: found {} ranks, expected {} as the tokens",
@@ -212,13 +213,15 @@ FanOut fan_out(const Routing& routing, std::size_t layer_idx, const LayerPlaceme
   }
   if (ranks_per_node == 0) throw InputError("ranks per node: found 0, expected at least 1");
   const ExpertHosts hosts = expert_hosts(placement, routing.num_experts);
+  const HostChooser chooser(hosts, choice, static_cast<std::uint32_t>(num_ranks), ranks_per_node);
   const Job job{routing.layer_experts(layer_idx),
                 routing.num_experts,
                 routing.num_topk,
                 static_cast<std::uint32_t>(num_ranks),
                 ranks_per_node,
                 tokens,
-                hosts};
+                hosts,
+                chooser};
   const std::uint64_t num_tokens = tokens.token_begin.back();
   if (num_tokens == 0) return {};
   const Totals totals = count(job);

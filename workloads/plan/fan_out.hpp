@@ -40,9 +40,10 @@ struct FanOut {
 // parts (differing by at most one) over the ranks: the sum over ranks of 1 - C(E - e, k) / C(E, k).
 double uniform_fan_out(std::uint32_t num_experts, std::uint32_t num_ranks, std::uint32_t num_topk);
 
-// One pass over the layer; the same host choice for replicated experts as make_plan. Throws
+// One pass over the layer; the rule by which make_plan chooses among replicas. Throws
 // InputError where the placement's experts or ranks do not fit the routing and the tokens.
 FanOut fan_out(const Routing& routing, std::size_t layer_idx, const LayerPlacement& placement,
-               std::uint32_t ranks_per_node, const RankTokens& tokens);
+               std::uint32_t ranks_per_node, const RankTokens& tokens,
+               ReplicaChoice choice = ReplicaChoice::kLocality);
 
 }  // namespace coterie

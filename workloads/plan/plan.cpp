@@ -107,11 +107,11 @@ std::vector<T> gather(std::span<const T> layer, const RankTokens& tokens, std::u
 class Assignment {
  public:
   Assignment(const Routing& routing, std::size_t layer_idx, const LayerPlacement& placement,
-             const RankTokens& tokens, std::uint32_t ranks_per_node, LayerPlan& plan)
+             const RankTokens& tokens, const PlanRequest& request, LayerPlan& plan)
       : experts_(routing.layer_experts(layer_idx)),
         hosts_(expert_hosts(placement, routing.num_experts)),
         tokens_(tokens),
-        ranks_per_node_(ranks_per_node),
+        chooser_(hosts_, request.replica_choice, plan.num_ranks, request.ranks_per_node),
         plan_(plan) {
     list_slots(placement);
     reserve_large(serving_, tokens.trace_token.size() * plan.num_topk);
@@ -188,7 +188,7 @@ class Assignment {
       for (std::uint64_t token = plan_.token_begin[source]; token < end; ++token) {
         const std::span experts(experts_of(token), num_topk);
         const std::span serving = std::span(serving_).subspan(token * num_topk, num_topk);
-        choose_hosts(hosts_, experts, token, source, ranks_per_node_, serving);
+        chooser_.choose(experts, {token, token - plan_.token_begin[source], source}, serving);
         for (std::uint32_t j = 0; j < num_topk; ++j) {
           std::uint32_t host = hosts_.begin[experts[j]];
           while (hosts_.ranks[host] != serving[j]) ++host;
@@ -201,7 +201,7 @@ class Assignment {
   std::span<const ExpertIdx> experts_;
   ExpertHosts hosts_;
   const RankTokens& tokens_;
-  std::uint32_t ranks_per_node_;
+  HostChooser chooser_;
   LayerPlan& plan_;
   std::vector<std::uint32_t> slot_of_host_;
   std::vector<std::uint32_t> serving_;
@@ -222,7 +222,7 @@ LayerPlan make_plan(const Routing& routing, std::size_t layer_idx, const LayerPl
   plan.token_begin = tokens.token_begin;
 
   const std::vector<std::uint32_t> serving =
-      Assignment(routing, layer_idx, placement, tokens, request.ranks_per_node, plan).take();
+      Assignment(routing, layer_idx, placement, tokens, request, plan).take();
   const PolicyEntry& policy = policy_entry(request.policy);
   if (policy.num_rounds != nullptr) plan.num_rounds = policy.num_rounds(plan, request);
   std::vector<std::uint64_t> part_begin;

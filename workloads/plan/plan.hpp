@@ -126,10 +126,11 @@ struct PlanRequest {
   // Plans of several hops: rows that one rank sends to one other in a round where its tokens spread
   // evenly, which sets the number of rounds. Absent: one round.
   std::optional<std::uint32_t> rows_per_round = std::nullopt;
+  ReplicaChoice replica_choice = ReplicaChoice::kLocality;  // Placement::replica_choice
 };
 
-// Plans one layer. Replicated experts: see host_choice.hpp. Throws InputError for inputs that do
-// not fit each other.
+// Plans one layer. Which host serves a replicated expert is settled by the request's rule
+// (host_choice.hpp). Throws InputError for inputs that do not fit each other.
 LayerPlan make_plan(const Routing& routing, std::size_t layer_idx, const LayerPlacement& placement,
                     const RankTokens& tokens, const PlanRequest& request);
 

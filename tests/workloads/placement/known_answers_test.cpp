@@ -37,6 +37,7 @@ double held_out_fan_out(const Routing& trace, const std::string& strategy,
   PlacementRequest request;
   request.strategy = strategy;
   request.num_ranks = num_ranks;
+  request.num_starts = 1;  // the table is met without the further ones
   return mean_fan_out(select(trace, SequencePart::kOdd),
                       make_placement(select(trace, SequencePart::kEven), request));
 }
@@ -64,6 +65,24 @@ INSTANTIATE_TEST_SUITE_P(
                       Row{"summary", 4, 3.359, 2.434}, Row{"summary", 8, 4.566, 3.219},
                       Row{"summary", 16, 5.353, 4.026}),
     [](const auto& row) { return row.param.set + "_" + std::to_string(row.param.num_ranks); });
+
+// One start of the search stays at 2.261 on the training part of layer 5 of `intent` under a cap of
+// 1.10; the best of several seeds is 2.212 (found by hand with other seeds of version 0.1).
+TEST(RecordedIntent, SeveralStartsFindTheBetterPlacementOfLayerFive) {
+  const std::filesystem::path path = std::filesystem::path(COTERIE_SHARED_DATA) / "traces" /
+                                     "deepseek-v2-lite-esft" / "intent.npz";
+  if (!std::filesystem::exists(path)) GTEST_SKIP() << "no recorded trace " << path;
+  const std::vector<std::filesystem::path> inputs = {path};
+  const auto trace = std::get<Routing>(import_traces(inputs, "npz", {}).trace);
+  const std::vector<std::size_t> fifth = {4};
+  const Routing training = select_layers(select(trace, SequencePart::kEven), fifth);
+  ASSERT_EQ(training.layers[0], 5u);
+  PlacementRequest request;
+  request.strategy = "collaboration_refined";
+  request.num_ranks = 4;
+  request.max_imbalance = 1.10;
+  EXPECT_LE(mean_fan_out(training, make_placement(training, request)), 2.2125);
+}
 
 // data/README.md: for gpt-oss-20b contiguous is 4 to 7 percent above the hypergeometric value at
 // EP 4 and 8; all sequences, as nothing is learnt.

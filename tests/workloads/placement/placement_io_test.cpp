@@ -37,6 +37,7 @@ Placement small_placement() {
   placement.num_experts = 4;
   placement.num_ranks = 2;
   placement.ranks_per_node = 2;
+  placement.replica_choice = ReplicaChoice::kStatic;
   placement.layers = {{1, {{0, 2}, {1, 3}}}, {3, {{0, 3}, {1, 2}}}};
   return placement;
 }
@@ -47,6 +48,7 @@ void expect_same(const Placement& a, const Placement& b) {
   EXPECT_EQ(a.num_experts, b.num_experts);
   EXPECT_EQ(a.num_ranks, b.num_ranks);
   EXPECT_EQ(a.ranks_per_node, b.ranks_per_node);
+  EXPECT_EQ(a.replica_choice, b.replica_choice);
   ASSERT_EQ(a.layers.size(), b.layers.size());
   for (std::size_t i = 0; i < a.layers.size(); ++i) {
     EXPECT_EQ(a.layers[i].layer, b.layers[i].layer);
@@ -156,7 +158,7 @@ INSTANTIATE_TEST_SUITE_P(
                   "p.json:2:17: found the end of the file, expected a placement in JSON"},
         Malformed{"NotJson", "layers:\n  - 1\n",
                   "p.json:1:1: found text that is not JSON, expected a placement in JSON"},
-        Malformed{"NotAMap", "[1, 2]", "p.json: found [1,2], expected a map"},
+        Malformed{"BareRowWithoutAnExpert", "[1, 2]", "p.json: layer 0: expert 0 is on no rank"},
         Malformed{"DuplicateKey", "{\"strategy\": \"a\", \"strategy\": \"b\"}",
                   "p.json: found the key 'strategy' twice, expected every key once"},
         Malformed{"MissingKey",
@@ -325,12 +327,41 @@ INSTANTIATE_TEST_SUITE_P(
             "DuplicateKeyInALayer",
             document(kHeader, "[{\"layer\": 1, \"layer\": 2, \"rank_experts\": [[0, 1], [2, 3]]}]"),
             "p.json: found the key 'layer' twice, expected every key once"},
-        Malformed{"MapWithOtherKeys", "{\"physical_to_logical_map\": [[0, 1]], \"seed\": 1}",
-                  "p.json: found the key 'seed', expected only the keys physical_to_logical_map"},
         Malformed{"MapNotAList", "{\"physical_to_logical_map\": {}}",
                   "p.json: physical_to_logical_map: found {}, expected a list"},
-        Malformed{"MapRowNotAList", "{\"physical_to_logical_map\": [0, 1]}",
-                  "p.json: physical_to_logical_map[0]: found 0, expected a list"},
+        Malformed{"MapRowNotAList", "{\"physical_to_logical_map\": [[0, 1], 7]}",
+                  "p.json: physical_to_logical_map[1]: found 7, expected a list"},
+        Malformed{
+            "UnknownChoice", document(kHeader + ", \"replica_choice\": \"near\"", "[]"),
+            "p.json: replica_choice: found \"near\", expected one of locality, static, random, "
+            "round_robin"},
+        Malformed{
+            "CountsOnly", "{\"logical_count\": [[3, 4]]}",
+            "p.json: found logical_count, which is how often each expert was chosen, expected "
+            "a placement: physical_to_logical_map (coterie trace import reads counts)"},
+        Malformed{
+            "TwoModels", "{\"model_maps\": {\"A\": {}, \"B\": {}}}",
+            "p.json: model_maps: found 2 models: A, B, expected the map of one model in a file "
+            "of its own"},
+        Malformed{"AscendLayerCount", "{\"moe_layer_count\": 2, \"layer_list\": [{}]}",
+                  "p.json: layer_list: found 1 layers, expected 2, as moe_layer_count says"},
+        Malformed{
+            "AscendDeviceOutOfOrder",
+            "{\"layer_list\": [{\"device_list\": [{\"device_id\": 1, \"device_expert\": [0]}, "
+            "{\"device_expert\": [1]}]}]}",
+            "p.json: layer_list[0].device_list[0].device_id: found 1, expected 0, its place in "
+            "the list"},
+        Malformed{"AscendOtherRanks",
+                  "{\"layer_list\": [{\"device_list\": [{\"device_expert\": [0]}]}]}",
+                  "p.json: layer_list[0].device_list: found 1 devices, expected 2, as asked for"},
+        Malformed{
+            "TrtllmSlots", "initial_global_assignments: {1: [0, 1]}\nnum_slots: 4\n",
+            "p.json:1:33: key \"initial_global_assignments.1\": found 2 slots, expected 4, as "
+            "num_slots says"},
+        Malformed{
+            "TrtllmLayer", "initial_global_assignments: {first: [0, 1]}\n",
+            "p.json:1:37: key \"initial_global_assignments.first\": found the layer \"first\", "
+            "expected a layer's number in the model"},
         Malformed{"MapRowEmpty", "{\"physical_to_logical_map\": [[]]}",
                   "p.json: physical_to_logical_map[0]: found 0 slots, expected a multiple of the 2 "
                   "ranks"},
@@ -341,6 +372,172 @@ INSTANTIATE_TEST_SUITE_P(
                   "p.json: physical_to_logical_map[0][1]: found 70000, expected an integer from 0 "
                   "to 65534"}}),
     [](const auto& row) { return row.param.name; });
+
+// Six experts on two ranks of four slots, experts 0 and 3 on both; two layers of a model of five.
+Placement replicated_placement(ReplicaChoice choice) {
+  Placement placement;
+  placement.strategy = "collaboration";
+  placement.num_experts = 6;
+  placement.num_ranks = 2;
+  placement.ranks_per_node = 2;
+  placement.replica_choice = choice;
+  placement.layers = {{2, {{0, 1, 2, 3}, {0, 3, 4, 5}}}, {3, {{0, 2, 3, 4}, {0, 1, 3, 5}}}};
+  return placement;
+}
+
+struct EngineFile {
+  PlacementFormat format;
+  std::string name;
+  std::string extension;
+  ReplicaChoice choice;
+  std::string text;
+};
+
+class EngineFormat : public ::testing::TestWithParam<EngineFile> {};
+
+// The text is written out by hand from what the engine reads; what comes back is what went in.
+TEST_P(EngineFormat, WritesWhatTheEngineReadsAndReadsItBack) {
+  const EngineFile& row = GetParam();
+  const std::filesystem::path path =
+      std::filesystem::temp_directory_path() / ("coterie_engine_" + row.name + row.extension);
+  const Placement written = replicated_placement(row.choice);
+  const ModelLayers model{5, {2, 3}};
+  write_placement(path, written, row.format, model);
+  EXPECT_EQ(read_file(path), row.text);
+  const std::vector<std::uint32_t> layers = {2, 3};
+  const Placement read = select_layers(read_placement(path, 2), layers);
+  std::filesystem::remove(path);
+  ASSERT_EQ(read.layers.size(), 2u);
+  for (std::size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(read.layers[i].layer, layers[i]);
+    EXPECT_EQ(read.layers[i].rank_experts, written.layers[i].rank_experts);
+  }
+  EXPECT_EQ(read.num_experts, 6u);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Files, EngineFormat,
+    ::testing::Values(
+        EngineFile{PlacementFormat::kEplb, "eplb", ".json", ReplicaChoice::kLocality,
+                   "{\"physical_to_logical_map\": [\n[0, 1, 2, 3, 0, 3, 4, 5],\n"
+                   "[0, 2, 3, 4, 0, 1, 3, 5]\n]}\n"},
+        // A row per layer of the model: slot modulo experts for layers 0, 1 and 4.
+        EngineFile{PlacementFormat::kSglang, "sglang", ".json", ReplicaChoice::kStatic,
+                   "{\"physical_to_logical_map\": [\n[0, 1, 2, 3, 4, 5, 0, 1],\n"
+                   "[0, 1, 2, 3, 4, 5, 0, 1],\n[0, 1, 2, 3, 0, 3, 4, 5],\n"
+                   "[0, 2, 3, 4, 0, 1, 3, 5],\n[0, 1, 2, 3, 4, 5, 0, 1]\n]}\n"},
+        EngineFile{PlacementFormat::kTrtllm, "trtllm", ".yaml", ReplicaChoice::kRoundRobin,
+                   "num_slots: 8\nlayer_updates_per_iter: 0\ninitial_global_assignments:\n"
+                   "  2: [0, 1, 2, 3, 0, 3, 4, 5]\n  3: [0, 2, 3, 4, 0, 1, 3, 5]\n"},
+        EngineFile{PlacementFormat::kVllmAscend, "ascend", ".json", ReplicaChoice::kStatic,
+                   "{\"moe_layer_count\": 2, \"layer_list\": [\n"
+                   "{\"layer_id\": 0, \"device_count\": 2, \"device_list\": ["
+                   "{\"device_id\": 0, \"device_expert\": [0, 1, 2, 3]}, "
+                   "{\"device_id\": 1, \"device_expert\": [0, 3, 4, 5]}]},\n"
+                   "{\"layer_id\": 1, \"device_count\": 2, \"device_list\": ["
+                   "{\"device_id\": 0, \"device_expert\": [0, 2, 3, 4]}, "
+                   "{\"device_id\": 1, \"device_expert\": [0, 1, 3, 5]}]}\n]}\n"}),
+    [](const auto& row) { return row.param.name; });
+
+std::string refusal(PlacementFormat format, const std::string& path, ReplicaChoice choice,
+                    const std::optional<ModelLayers>& model = std::nullopt) {
+  try {
+    write_placement(path, replicated_placement(choice), format, model);
+  } catch (const InputError& error) {
+    return error.what();
+  }
+  std::filesystem::remove(path);
+  return "no error";
+}
+
+// SGLang's compute_initial_expert_location_metadata parses a name without .json as JSON itself, and
+// knows static and dynamic; TensorRT-LLM raises KeyError for a layer that its YAML lacks.
+TEST(EngineFormats, RefuseWhatTheEngineCannotLoad) {
+  EXPECT_EQ(
+      refusal(PlacementFormat::kSglang, "location.txt", ReplicaChoice::kStatic),
+      "location.txt: found the ending '.txt', expected .json: SGLang takes any other name for "
+      "the JSON itself");
+  EXPECT_EQ(
+      refusal(PlacementFormat::kSglang, "location.json", ReplicaChoice::kLocality),
+      "replica choice: found locality, expected static or random (its dynamic): SGLang has no "
+      "other rule, so that the placement would not do there what it was made for");
+  EXPECT_EQ(
+      refusal(PlacementFormat::kTrtllm, "t.yaml", ReplicaChoice::kRoundRobin,
+              ModelLayers{5, {2, 3, 4}}),
+      "found no layer 4, expected all 3 MoE layers of the model: trtllm stops at a layer that "
+      "the file lacks");
+  EXPECT_FALSE(std::filesystem::exists("location.json"));
+}
+
+TEST(EngineFormats, LaunchFlagsNameTheFileAndTheRedundantExperts) {
+  EXPECT_EQ(launch_flags(replicated_placement(ReplicaChoice::kRandom), PlacementFormat::kSglang,
+                         "location.json"),
+            "# SGLang (python -m sglang.launch_server)\n--ep-size 2 --ep-num-redundant-experts 2 "
+            "--init-expert-location location.json --ep-dispatch-algorithm dynamic\n");
+  EXPECT_EQ(launch_flags(replicated_placement(ReplicaChoice::kLocality), PlacementFormat::kEplb,
+                         "map.json"),
+            "");
+}
+
+// The forms that forks and their users keep: bare rows, one row for all layers, maps by model,
+// other keys beside the map. All say that rank 0 hosts {0, 1} and rank 1 {2, 3}.
+TEST(EngineFormats, ReadsBareRowsAndMapsByModel) {
+  const std::vector<std::uint32_t> layers = {4, 7};
+  for (const char* const text :
+       {"[[1, 0, 2, 3], [0, 1, 3, 2]]", "[0, 1, 2, 3]",
+        "{\"version\": 2, \"model_maps\": {\"X\": {\"physical_to_logical_map\": [0, 1, 3, 2]}}}",
+        "{\"physical_to_logical_map\": [[0, 1, 2, 3], [0, 1, 2, 3]], \"logical_count\": []}",
+        "initial_global_assignments:\n  4: [1, 0, 2, 3]\n  7: [0, 1, 2, 3]\n"}) {
+    const Placement read = select_layers(parse_placement(text, "map", 2), layers);
+    ASSERT_EQ(read.layers.size(), 2u) << text;
+    for (const LayerPlacement& layer : read.layers) {
+      EXPECT_THAT(layer.rank_experts, ElementsAre(ElementsAre(0, 1), ElementsAre(2, 3))) << text;
+    }
+    EXPECT_EQ(read.layers[1].layer, 7u);
+  }
+  const Placement read = parse_placement(
+      "{\"physical_to_logical_map\": [[0, 1]], \"logical_count\": []}", "map.json", 2);
+  EXPECT_THAT(read.keys_left_aside, ElementsAre("logical_count"));
+}
+
+// Layers 1 and 2 of a model of three, whose map may have a row for the dense layer 0 and for an MTP
+// layer 3. Row i hosts expert i on rank 0.
+TEST(EngineFormats, FindsTheRowsOfMoeLayers) {
+  const std::vector<std::uint32_t> layers = {1, 2};
+  const auto rows = [&](const std::string& text) {
+    const Placement read = select_layers(parse_placement(text, "map.json", 4), layers);
+    return std::vector<ExpertIdx>{read.layers[0].rank_experts[0][0],
+                                  read.layers[1].rank_experts[0][0]};
+  };
+  const std::string r0 = "[0, 1, 2, 3]";
+  const std::string r1 = "[1, 0, 2, 3]";
+  const std::string r2 = "[2, 0, 1, 3]";
+  const std::string r3 = "[3, 0, 1, 2]";
+  EXPECT_THAT(rows("[" + r1 + "," + r2 + "]"), ElementsAre(1, 2));
+  EXPECT_THAT(rows("[" + r0 + "," + r1 + "," + r2 + "]"), ElementsAre(1, 2));
+  EXPECT_THAT(rows("[" + r0 + "," + r1 + "," + r2 + "," + r3 + "]"), ElementsAre(1, 2));
+  // Of layers 2 and 3, three rows cannot be a row per layer of the model: the third is an MTP
+  // layer.
+  const std::vector<std::uint32_t> later = {2, 3};
+  const Placement read =
+      select_layers(parse_placement("[" + r1 + "," + r2 + "," + r3 + "]", "map.json", 4), later);
+  EXPECT_EQ(read.layers[1].rank_experts[0][0], 2);
+  EXPECT_THROW(select_layers(parse_placement("[" + r1 + "]", "map.json", 4), later), InputError);
+}
+
+// An engine's map does not say how many experts there are; the trace does.
+TEST(EngineFormats, NamesTheExpertThatTheEndOfAMapLacks) {
+  const Placement read = parse_placement("[[0, 1, 2, 0]]", "map.json", 2);
+  try {
+    expect_experts(read, 4, "map.json");
+    FAIL() << "no error";
+  } catch (const InputError& error) {
+    EXPECT_STREQ(
+        error.what(),
+        "map.json: found no slot of expert 3, expected every one of the trace's 4 experts");
+  }
+  EXPECT_NO_THROW(expect_experts(read, 3, "map.json"));
+}
 
 TEST(PlacementFile, MapNeedsTheNumberOfRanks) {
   try {

@@ -378,8 +378,8 @@ const Malformed kMalformed[] = {
      "as the files of the run carry its name"},
     {"placement", "placement: contiguous", "placement: contigous",
      "e.yaml:10:33: key \"runs.0.placement\": found \"contigous\", expected one of contiguous, "
-     "round_robin, random, load_balanced, collaboration, collaboration_refined, "
-     "collaboration_two_level, or a placement file"},
+     "round_robin, random, load_balanced, load_balanced_joint, collaboration, "
+     "collaboration_refined, collaboration_two_level, or a placement file"},
     {"policy", "dispatch: standard", "dispatch: standart",
      "e.yaml:10:55: key \"runs.0.dispatch\": found \"standart\", expected one of standard, dedup, "
      "hierarchical"},
@@ -393,14 +393,15 @@ const Malformed kMalformed[] = {
     {"replicas", "dispatch: standard", "dispatch: standard, replicas: 2",
      "e.yaml:10:75: key \"runs.0.replicas\": found replicas with the placement contiguous, "
      "expected "
-     "none: only load_balanced replicates experts"},
+     "none: only the strategies that learn replicate experts"},
     {"imbalance", "dispatch: standard", "dispatch: standard, max_imbalance: 1.2",
      "e.yaml:10:80: key \"runs.0.max_imbalance\": found a balance cap with the placement "
      "contiguous, "
      "expected none: only the collaboration strategies take one"},
     {"run_key", "replicas: 8", "replica: 8",
      "e.yaml:12:65: key \"runs.2\": found unknown key \"replica\", expected one of dispatch, "
-     "max_imbalance, name, placement, prune, replicas, transport"},
+     "max_imbalance, max_node_imbalance, name, placement, prune, replica_choice, replicas, "
+     "transport"},
     {"runs_not_a_list", "runs:\n", "runs: {}\nunused:\n",
      "e.yaml:9:7: key \"runs\": found a map, expected a list"},
     {"ranks_missing", "ranks: 8\n", "",
