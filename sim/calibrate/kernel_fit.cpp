@@ -169,6 +169,7 @@ double put_kernel_s(const PutKernel& kernel, const RowExchange& exchange, double
 
 KernelFit<CopyKernel> fit_copy_kernel(const std::vector<RowExchange>& exchanges,
                                       double port_limit) {
+  const bool between = !exchanges.empty() && exchanges[0].num_nodes > 1;  // over one NIC each
   // What uniform routing leaves open (the receiver's part, one pair alone) stays near what skewed
   // exchanges of four GPUs showed.
   const bool combine = !exchanges.empty() && exchanges[0].direction == Direction::kCombine;
@@ -184,7 +185,7 @@ KernelFit<CopyKernel> fit_copy_kernel(const std::vector<RowExchange>& exchanges,
       {"bandwidth", 5e10, 2.0},
       {"receive_share", combine ? 0.35 : 0.8, 0.15},
       {"pair_gain", 1.15, 0.1},
-      {"port_bandwidth", std::min(port_limit, 3e11), 0.5},
+      {"port_bandwidth", std::min(port_limit, between ? 4.5e10 : 3e11), 0.5},
   };
   if (combine) parameters.push_back({"token_bandwidth", 1.2e10, 1.5});
   const auto make = [combine](std::span<const double> p) {

@@ -14,6 +14,7 @@
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/provenance.hpp"
+#include "core/statistics.hpp"
 #include "core/table.hpp"
 #include "sim/calibrate/alltoall_fit.hpp"
 #include "sim/calibrate/compare.hpp"
@@ -165,10 +166,12 @@ void fit_expert_mlp(const FitArguments& arguments, Cluster& cluster) {
                   points.size(), percent(errors[errors.size() / 2]), percent(errors.back())));
 }
 
-// The exchanges of the files that --transport, --machine and --pattern leave.
-std::vector<RowExchange> chosen_exchanges(const FitArguments& arguments) {
+// The exchanges of the files that --transport, --machine and --pattern leave. Those inside a node
+// of more ranks than the cluster has GPUs are of another machine.
+std::vector<RowExchange> chosen_exchanges(const FitArguments& arguments, const Cluster& cluster) {
   std::vector<RowExchange> chosen;
   std::set<std::string> transports, machines, patterns;
+  std::size_t num_too_large = 0;
   for (const std::string& path : arguments.rows) {
     for (RowExchange& exchange : read_row_exchanges(path)) {
       transports.insert(exchange.transport);
@@ -176,6 +179,10 @@ std::vector<RowExchange> chosen_exchanges(const FitArguments& arguments) {
       machines.insert(exchange.machine);
       if (!arguments.machine.empty() && !exchange.machine.empty() &&
           exchange.machine != arguments.machine) {
+        continue;
+      }
+      if (exchange.num_nodes == 1 && exchange.num_ranks > cluster.num_gpus()) {
+        ++num_too_large;
         continue;
       }
       patterns.insert(exchange.pattern);
@@ -202,6 +209,10 @@ std::vector<RowExchange> chosen_exchanges(const FitArguments& arguments) {
                      fmt::format("transports {}; machines {}; patterns {}", joined(transports),
                                  machines.empty() ? "none" : joined(machines), joined(patterns)));
   }
+  if (num_too_large > 0) {
+    spdlog::info("left out: {} exchanges of more ranks than the {} GPUs of {}", num_too_large,
+                 cluster.num_gpus(), cluster.name);
+  }
   return chosen;
 }
 
@@ -216,7 +227,7 @@ void put_transport(Cluster& cluster, const TransportParameters& parameters) {
 }
 
 void fit_rows(const FitArguments& arguments, Cluster& cluster) {
-  const std::vector<RowExchange> exchanges = chosen_exchanges(arguments);
+  const std::vector<RowExchange> exchanges = chosen_exchanges(arguments, cluster);
   const TransportFit fit = fit_transport(cluster, exchanges);
   const std::string name(transport_name(fit.parameters));
   for (const std::string& parameter : fit.undetermined) {
