@@ -59,6 +59,7 @@ StartCost read_start_cost(const YamlValue& value) {
   if (const auto per_peer = map.optional("per_peer")) cost.per_peer = per_peer->as_seconds();
   if (const auto ramp = map.optional("ramp")) cost.ramp = read_ramp(*ramp);
   if (const auto ramp = map.optional("shared_ramp")) cost.shared_ramp = read_ramp(*ramp);
+  if (const auto ramp = map.optional("socket_ramp")) cost.socket_ramp = read_ramp(*ramp);
   map.finish();
   return cost;
 }
@@ -133,7 +134,9 @@ std::string nccl_tier_text(std::string_view key, const NcclTier& tier, std::size
     text += fmt::format("{}- launch: {}\n{}per_peer: {}\n", spaces(inner - 2), exact(cost.launch),
                         spaces(inner), exact(cost.per_peer));
     if (cost.up_to) text += fmt::format("{}up_to: {} B\n", spaces(inner), cost.up_to->value);
-    text += ramp_text("ramp", cost.ramp, inner) + ramp_text("shared_ramp", cost.shared_ramp, inner);
+    text += ramp_text("ramp", cost.ramp, inner) +
+            ramp_text("shared_ramp", cost.shared_ramp, inner) +
+            ramp_text("socket_ramp", cost.socket_ramp, inner);
   }
   return text;
 }

@@ -36,7 +36,8 @@ struct MessageSegment {
 // needs to reach the links' rate. The start cost for messages of up to `up_to` bytes (the rank's
 // largest of the phase) is
 //   max(0, launch + per_peer * (destinations - 1)
-//            + max(ramp(rank's volume), shared_ramp(shared volume), single)
+//            + max(ramp(rank's volume), shared_ramp(shared volume), socket_ramp(volume between
+//                  sockets), single)
 //            - max(what the links alone take, single))
 // where `single` is the largest message at its segment's bandwidth and a ramp says how long a
 // volume takes beyond the launch: linear between its points, from zero at zero, and at the links'
@@ -52,6 +53,7 @@ struct StartCost {
   Seconds per_peer;
   std::vector<RampPoint> ramp;         // bytes that the rank sends in the phase
   std::vector<RampPoint> shared_ramp;  // bytes over the shared link of the rank's socket
+  std::vector<RampPoint> socket_ramp;  // bytes between the sockets of the domain, both directions
 };
 
 // `nccl`: grouped sends and receives, one message per pair.

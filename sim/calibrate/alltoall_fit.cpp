@@ -44,6 +44,13 @@ double shared_volume(std::uint32_t num_ranks, std::uint32_t group,
   return here * message * ((here - group) + 2.0 * (num_ranks - here));
 }
 
+// Bytes between the sockets, both directions together.
+double socket_volume(std::uint32_t num_ranks, std::optional<std::uint32_t> socket_gpus,
+                     double volume) {
+  if (!socket_gpus || num_ranks <= *socket_gpus) return 0.0;
+  return 2.0 * *socket_gpus * (num_ranks - *socket_gpus) * volume / (num_ranks - 1.0);
+}
+
 // Which parameters exist and where they stand in the parameter vector.
 class Layout {
  public:
@@ -52,6 +59,7 @@ class Layout {
 
   [[nodiscard]] bool has_small() const { return structure_.threshold > 0.0; }
   [[nodiscard]] bool has_shared() const { return !structure_.shared_knots.empty(); }
+  [[nodiscard]] bool has_sockets() const { return !structure_.socket_knots.empty(); }
   [[nodiscard]] bool has_message_rate() const { return message_rate_; }
 
   [[nodiscard]] AllToAllModel model(std::span<const double> p) const {
@@ -73,6 +81,11 @@ class Layout {
       out.shared_slopes.resize(out.shared_knots.size() + 1);
       for (double& slope : out.shared_slopes) slope = take();
       if (has_small()) out.small_shared_slope = take();
+    }
+    if (has_sockets()) {
+      out.socket_slopes.resize(out.socket_knots.size() + 1);
+      for (double& slope : out.socket_slopes) slope = take();
+      if (has_small()) out.small_socket_slope = take();
     }
     return out;
   }
@@ -137,6 +150,10 @@ class Start {
     if (layout.has_shared()) {
       add_ramp(problem, "shared_slope", structure_.shared_knots.size(), 1.0 / shared_rate_);
       if (layout.has_small()) add("small.shared_slope", 2.0 / shared_rate_, 2.0);
+    }
+    if (layout.has_sockets()) {
+      add_ramp(problem, "socket_slope", structure_.socket_knots.size(), 1.0 / shared_rate_);
+      if (layout.has_small()) add("small.socket_slope", 2.0 / shared_rate_, 2.0);
     }
     return problem;
   }
@@ -272,6 +289,7 @@ std::vector<AllToAllModel> structures(const std::vector<AllToAllPoint>& points,
       for (const auto& [shared, socket_gpus] : with_sockets(shared_knots, sockets)) {
         AllToAllModel model;
         model.socket_gpus = socket_gpus;
+        if (socket_gpus) model.socket_knots = {4e6, 200e6};
         model.threshold = threshold;
         model.latency_s = options.latency_s;
         model.shared_group = options.shared_group;
@@ -318,6 +336,13 @@ double AllToAllModel::small_shared_ramp_s(double volume) const {
   return hidden_s(small.launch_s, volume * small_shared_slope, sharpness);
 }
 
+double AllToAllModel::socket_ramp_s(double volume) const {
+  return hidden_s(large.launch_s, line_s(socket_knots, socket_slopes, volume), sharpness);
+}
+double AllToAllModel::small_socket_ramp_s(double volume) const {
+  return hidden_s(small.launch_s, volume * small_socket_slope, sharpness);
+}
+
 double AllToAllModel::time_s(std::uint32_t num_ranks, double bytes_per_rank) const {
   const double message = bytes_per_rank / num_ranks;
   const double volume = message * (num_ranks - 1);
@@ -332,6 +357,11 @@ double AllToAllModel::time_s(std::uint32_t num_ranks, double bytes_per_rank) con
       ramped = std::max(ramped, is_small ? small_shared_ramp_s(shared) : shared_ramp_s(shared));
       links = std::max(links, shared * shared_slopes.back());
     }
+  }
+  const double between = socket_volume(num_ranks, socket_gpus, volume);
+  if (between > 0.0 && !socket_slopes.empty()) {
+    ramped = std::max(ramped, is_small ? small_socket_ramp_s(between) : socket_ramp_s(between));
+    links = std::max(links, between * socket_slopes.back());
   }
   const double start =
       std::max(0.0, protocol.launch_s + protocol.per_peer_s * (num_ranks - 2) + ramped - links);
@@ -411,7 +441,7 @@ Cluster calibrated_cluster(const Cluster& base, const AllToAllModel& model) {
   const auto rate = [](const std::optional<double>& value) {
     return value ? std::optional(Bandwidth{*value}) : std::nullopt;
   };
-  StartCost large{{}, {model.large.launch_s}, {model.large.per_peer_s}, {}, {}};
+  StartCost large{{}, {model.large.launch_s}, {model.large.per_peer_s}, {}, {}, {}};
   large.ramp = tabulate([&](double volume) { return model.ramp_s(volume); });
   if (!model.shared_slopes.empty()) {
     scale_up.shared_bandwidth = Bandwidth{1.0 / model.shared_slopes.back()};
@@ -419,16 +449,22 @@ Cluster calibrated_cluster(const Cluster& base, const AllToAllModel& model) {
     const std::uint32_t domain_gpus = scale_up.nodes_per_domain * out.gpus_per_node;
     if (model.socket_gpus && domain_gpus % *model.socket_gpus == 0) {
       scale_up.num_sockets = domain_gpus / *model.socket_gpus;
+      scale_up.socket_bandwidth = Bandwidth{1.0 / model.socket_slopes.back()};
+      large.socket_ramp = tabulate([&](double volume) { return model.socket_ramp_s(volume); });
     }
     large.shared_ramp = tabulate([&](double volume) { return model.shared_ramp_s(volume); });
   }
   if (model.threshold > 0.0) {
     const Bytes threshold{static_cast<std::int64_t>(model.threshold)};
     tier.segments.push_back({threshold, {}, rate(model.small.message_rate)});
-    StartCost small{threshold, {model.small.launch_s}, {model.small.per_peer_s}, {}, {}};
+    StartCost small{threshold, {model.small.launch_s}, {model.small.per_peer_s}, {}, {}, {}};
     if (!model.shared_slopes.empty()) {
       small.shared_ramp =
           tabulate([&](double volume) { return model.small_shared_ramp_s(volume); });
+    }
+    if (scale_up.num_sockets > 1) {
+      small.socket_ramp =
+          tabulate([&](double volume) { return model.small_socket_ramp_s(volume); });
     }
     tier.start.push_back(std::move(small));
   }

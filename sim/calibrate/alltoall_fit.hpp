@@ -11,7 +11,7 @@
 //
 // with one set of launch, per_peer and message rate for messages up to the protocol threshold (NCCL
 // sends up to 16 KiB per peer with its LL protocol) and one above. Volumes hide behind the launch
-// until they take as long:
+// until they take as long (Y bytes between two sockets enter as X does, over a link of their own):
 //
 //   ramp(x) = (launch^q + line(x)^q)^(1/q) - launch
 //
@@ -42,6 +42,9 @@ struct AllToAllModel {
   // The same over X, and the one slope of small messages. Empty: no shared link.
   std::vector<double> shared_knots, shared_slopes;
   double small_shared_slope = 0.0;
+  // The same over what crosses between sockets; empty unless socket_gpus is given.
+  std::vector<double> socket_knots, socket_slopes;
+  double small_socket_slope = 0.0;
   std::uint32_t shared_group = 1;
   std::optional<std::uint32_t> socket_gpus;  // GPUs with a shared link of their own; absent: all
   double latency_s = 0.0;                    // of the two links between two GPUs
@@ -52,6 +55,8 @@ struct AllToAllModel {
   [[nodiscard]] double ramp_s(double volume) const;
   [[nodiscard]] double shared_ramp_s(double volume) const;
   [[nodiscard]] double small_shared_ramp_s(double volume) const;
+  [[nodiscard]] double socket_ramp_s(double volume) const;
+  [[nodiscard]] double small_socket_ramp_s(double volume) const;
 };
 
 struct AllToAllOptions {

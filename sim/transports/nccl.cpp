@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 
 #include "sim/transports/makers.hpp"
 #include "sim/transports/parts.hpp"
@@ -54,9 +55,16 @@ double capped(const NcclTier& tier, const Injection& injection, Bandwidth bandwi
   return rate;
 }
 
-// Delay of a rank: see StartCost. `shared` is the volume on its socket's shared link.
+// Bytes on a link that several ranks share, what it carries, and how StartCost ramps it.
+struct SharedVolume {
+  double bytes = 0.0;
+  double rate = 1.0;
+  std::vector<RampPoint> StartCost::*ramp = &StartCost::shared_ramp;
+};
+
+// Delay of a rank: see StartCost.
 double delay_s(const NcclTier& tier, const Injection& injection, const Volume& volume, double rate,
-               double shared, double shared_rate) {
+               std::span<const SharedVolume> shared) {
   if (tier.start.empty() || volume.num_peers == 0) return 0.0;
   const StartCost& cost = by_size(tier.start, volume.largest);
   const std::optional<Bandwidth> cap = by_size(tier.segments, volume.largest).bandwidth;
@@ -65,9 +73,10 @@ double delay_s(const NcclTier& tier, const Injection& injection, const Volume& v
       injection.rank_total_bandwidth ? 0.5 * (volume.bytes + volume.received) : volume.bytes;
   double ramped = std::max(single, ramp_time_s(cost.ramp, bytes, rate));
   double links = std::max(single, bytes / rate);
-  if (shared > 0.0) {
-    ramped = std::max(ramped, ramp_time_s(cost.shared_ramp, shared, shared_rate));
-    links = std::max(links, shared / shared_rate);
+  for (const SharedVolume& on : shared) {
+    if (on.bytes <= 0.0) continue;
+    ramped = std::max(ramped, ramp_time_s(cost.*on.ramp, on.bytes, on.rate));
+    links = std::max(links, on.bytes / on.rate);
   }
   return std::max(
       0.0, cost.launch.value + cost.per_peer.value * (volume.num_peers - 1) + ramped - links);
@@ -86,6 +95,9 @@ std::vector<std::array<double, 2>> start_delays(const Cluster& cluster,
                                         : cluster.num_gpus();
   std::vector<double> shared(cluster.num_gpus() / socket_gpus, 0.0);
   std::vector<bool> met(num_ranks * num_ranks, false);
+  // And between the sockets of a domain.
+  const std::uint32_t num_sockets = cluster.scale_up ? cluster.scale_up->num_sockets : 1;
+  std::vector<double> between(shared.size() / num_sockets, 0.0);
   for (const Message& message : traffic.messages) {
     if (message.src == message.dst) continue;
     const bool inside = tier_of(cluster, message.src, message.dst) == Tier::kScaleUp;
@@ -103,22 +115,29 @@ std::vector<std::array<double, 2>> start_delays(const Cluster& cluster,
     const std::uint32_t from = message.src / socket_gpus;
     const std::uint32_t to = message.dst / socket_gpus;
     shared[from] += message.bytes;
-    if (to != from) shared[to] += message.bytes;
+    if (to == from) continue;
+    shared[to] += message.bytes;
+    between[from / num_sockets] += message.bytes;
   }
   std::vector<std::array<double, 2>> delays(num_ranks, {0.0, 0.0});
   for (std::uint32_t rank = 0; rank < num_ranks; ++rank) {
     if (const auto& scale_up = cluster.scale_up; scale_up && parameters.scale_up) {
-      const double shared_rate =
-          scale_up->shared_bandwidth ? scale_up->shared_bandwidth->value : 1.0;
+      const std::uint32_t socket = (traffic.first_gpu + rank) / socket_gpus;
+      const auto rate_of = [](const std::optional<Bandwidth>& rate) {
+        return rate ? rate->value : std::numeric_limits<double>::infinity();
+      };
+      const std::array<SharedVolume, 2> links{
+          SharedVolume{shared[socket], rate_of(scale_up->shared_bandwidth)},
+          SharedVolume{between[socket / num_sockets], rate_of(scale_up->socket_bandwidth),
+                       &StartCost::socket_ramp}};
       delays[rank][0] =
           delay_s(*parameters.scale_up, scale_up->injection, volumes[rank][0],
-                  capped(*parameters.scale_up, scale_up->injection, scale_up->bandwidth),
-                  shared[(traffic.first_gpu + rank) / socket_gpus], shared_rate);
+                  capped(*parameters.scale_up, scale_up->injection, scale_up->bandwidth), links);
     }
     if (const auto& nic = cluster.nic; nic && parameters.network) {
-      delays[rank][1] = delay_s(
-          *parameters.network, nic->injection, volumes[rank][1],
-          capped(*parameters.network, nic->injection, nic->bandwidth * nic->per_gpu), 0.0, 1.0);
+      delays[rank][1] =
+          delay_s(*parameters.network, nic->injection, volumes[rank][1],
+                  capped(*parameters.network, nic->injection, nic->bandwidth * nic->per_gpu), {});
     }
   }
   return delays;

@@ -67,7 +67,7 @@ TEST(Nccl, PhasesShareTheQueues) {
 // Launch 30 us and 5 us for each destination after the first: rank 0 has two, so it starts at
 // 35 us; rank 1 has one and starts at 30 us. Then 2 us, and 1 MB (2 MB over rank 0's port).
 TEST(Nccl, AStartIsPaidPerRankAndPhase) {
-  const StartCost start{std::nullopt, Seconds{30e-6}, Seconds{5e-6}, {}, {}};
+  const StartCost start{std::nullopt, Seconds{30e-6}, Seconds{5e-6}, {}, {}, {}};
   const Cluster cluster = with_nccl(star(3), {{MessageSegment{}}, {start}});
   const std::vector<Message> messages{{0, 1, 1e6, 1}, {0, 2, 1e6, 1}, {1, 2, 0.0, 1}};
   const auto run = run_phase(cluster, {}, messages);
@@ -81,7 +81,7 @@ TEST(Nccl, AStartIsPaidPerRankAndPhase) {
 // A ramp: 1 MB take 3 ms beyond the launch of 1 ms where the link alone would take 1 ms, so the
 // start is 1 + 3 - 1 = 3 ms. Half of it takes half: 1 + 1.5 - 0.5 = 2 ms.
 TEST(Nccl, ARampDelaysTheStart) {
-  const StartCost start{std::nullopt, Seconds{1e-3}, {}, {{Bytes{1000000}, Seconds{3e-3}}}, {}};
+  const StartCost start{std::nullopt, Seconds{1e-3}, {}, {{Bytes{1000000}, Seconds{3e-3}}}, {}, {}};
   const Cluster cluster = with_nccl(star(2), {{MessageSegment{}}, {start}});
   EXPECT_NEAR(run_phase(cluster, {}, {{0, 1, 1e6, 1}}).finish_s(0), 3e-3 + 1.002e-3, 1e-12);
   EXPECT_NEAR(run_phase(cluster, {}, {{0, 1, 0.5e6, 1}}).finish_s(0), 2e-3 + 0.502e-3, 1e-12);
@@ -102,6 +102,29 @@ TEST(Nccl, ASharedRampCountsTheWholeSocket) {
   cluster.scale_up->num_sockets = 2;
   const auto apart = run_phase(cluster, {}, {{0, 1, 1e6, 1}, {2, 3, 1e6, 1}});
   EXPECT_NEAR(apart.execution.makespan_s, 2.5e-3, 1e-12);
+}
+
+// A rank's messages reach 0.5 GB/s together, though the links carry 1 GB/s: two of 1 MB take 4 ms.
+TEST(Nccl, ARankHasARateOfItsOwn) {
+  const Cluster cluster = with_nccl(star(3), {{MessageSegment{}}, {}, Bandwidth{0.5e9}});
+  const auto out = run_phase(cluster, {}, {{0, 1, 1e6, 1}, {0, 2, 1e6, 1}});
+  EXPECT_NEAR(out.execution.makespan_s, 2e-6 + 4e-3, 1e-12);
+  const auto in = run_phase(cluster, {}, {{0, 1, 1e6, 1}, {2, 1, 1e6, 1}});
+  EXPECT_NEAR(in.execution.makespan_s, 2e-6 + 4e-3, 1e-12);
+}
+
+// Between two sockets lies 1 GB/s, both directions together (ports 10 GB/s, bridges 4 GB/s): 1 MB
+// each way take 2 ms, and the ramp gives 2 MB 5 ms, so both start 3 ms late.
+TEST(Nccl, ASocketRampCountsBothDirections) {
+  Cluster cluster = testing::two_tiers(1, 4, 1e9, 10e9);
+  cluster.scale_up->shared_bandwidth = Bandwidth{4e9};
+  cluster.scale_up->num_sockets = 2;
+  cluster.scale_up->socket_bandwidth = Bandwidth{1e9};
+  StartCost start;
+  start.socket_ramp = {{Bytes{2000000}, Seconds{5e-3}}};
+  cluster.transports = {NcclParameters{NcclTier{{MessageSegment{}}, {start}, {}}, std::nullopt}};
+  const auto run = run_phase(cluster, {}, {{0, 2, 1e6, 1}, {3, 1, 1e6, 1}});
+  EXPECT_NEAR(run.execution.makespan_s, 3e-3 + 2e-3, 1e-12);
 }
 
 }  // namespace
