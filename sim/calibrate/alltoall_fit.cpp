@@ -108,6 +108,9 @@ class Start {
       if (!below) min_large_s_ = std::min(min_large_s_, point.time_s);
       const double rate = point.volume() / point.time_s;
       const bool unshared = point.num_ranks <= structure.shared_group;
+      const double between = socket_volume(point.num_ranks, structure.socket_gpus, point.volume());
+      socket_rate_ = std::max(socket_rate_, between / point.time_s);
+      if (between > 0.0) continue;  // what joins the sockets decides, not their bridges
       if (structure.shared_knots.empty() || unshared) {
         rate_ = std::max(rate_, rate);
       } else {
@@ -152,8 +155,8 @@ class Start {
       if (layout.has_small()) add("small.shared_slope", 2.0 / shared_rate_, 2.0);
     }
     if (layout.has_sockets()) {
-      add_ramp(problem, "socket_slope", structure_.socket_knots.size(), 1.0 / shared_rate_);
-      if (layout.has_small()) add("small.socket_slope", 2.0 / shared_rate_, 2.0);
+      add_ramp(problem, "socket_slope", structure_.socket_knots.size(), 1.5 / socket_rate_);
+      if (layout.has_small()) add("small.socket_slope", 3.0 / socket_rate_, 2.0);
     }
     return problem;
   }
@@ -174,7 +177,7 @@ class Start {
   std::uint32_t min_ranks_ = 1U << 30;
   std::size_t num_small_ = 0;
   double min_time_s_ = 1e9, min_large_s_ = 1e9;
-  double rate_ = 0.0, shared_rate_ = 0.0, pair_rate_ = 0.0;
+  double rate_ = 0.0, shared_rate_ = 0.0, socket_rate_ = 0.0, pair_rate_ = 0.0;
 };
 
 struct Solved {

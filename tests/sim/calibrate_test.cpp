@@ -97,7 +97,7 @@ TEST(CalibrateMeasurements, RefusesNonsense) {
             "t.csv:2: latency_us: found -3, expected a value above zero");
   EXPECT_EQ(parse("m,d,v,2,512,fast\n"), "t.csv:2: latency_us: found \"fast\", expected a number");
   EXPECT_EQ(parse("m,d,v,1,512,3\n"), "t.csv:2: num_gpus: found 1, expected at least two GPUs");
-  EXPECT_EQ(parse("m,d,v,2,512\n"), "t.csv:2: found 5 cells, expected 6 as in the first line");
+  EXPECT_EQ(parse("m,d,v,2,512\n"), "t.csv:2: found 5 cells, expected 6, as many as columns");
   EXPECT_EQ(parse(""), "t.csv: found a table without rows, expected measured points");
   EXPECT_THAT(sentence([] { (void)parse_alltoall("a,b\n1,2\n", "t.csv"); }),
               HasSubstr("expected a column machine"));

@@ -118,6 +118,63 @@ TEST_F(PredictCommand, SetOverridesTheTopology) {
   EXPECT_NEAR(result["makespan_s"].get<double>(), 5e-6, 1e-11);
 }
 
+// A kernel of 4 multiprocessors, two channels: 50 us, and 1 us + 1000 B / 1 GB/s = 2 us per row and
+// channel. 100 rows of rank 0 stay and 300 go: 400 / 2 * 2 us. Combine starts after 80 us.
+constexpr const char* kKernels =
+    "schema_version: 1\nnodes: 1\ngpus_per_node: 2\n"
+    "gpu: {name: G, bf16_peak: 1 TFLOP/s, memory_bandwidth: 1 TB/s, num_sms: 10}\n"
+    "scale_up: {kind: nvlink, bandwidth: 100 GB/s, latency: 0 s}\n"
+    "transports:\n"
+    "  deepep_normal:\n"
+    "    sms: 4\n"
+    "    dispatch: {fixed: 50 us, row: 1 us, bandwidth: 1 GB/s, pair_gain: 100}\n"
+    "    combine: {fixed: 80 us, row: 1 us, bandwidth: 1 GB/s, pair_gain: 100}\n";
+
+TEST_F(PredictCommand, KernelsMoveTheDiagonalToo) {
+  const auto topology = folder_ / "kernels.yaml";
+  std::ofstream(topology) << kKernels;
+  const std::string matrix = write("100000 300000\n0 0\n");
+  for (const std::string engine : {"flow", "simgrid", "bound"}) {
+    const std::string common = matrix + " --topology " + topology.string() + " --engine " + engine;
+    const auto time = [&](const std::string& options) {
+      return predict(common + options)["makespan_s"].get<double>();
+    };
+    EXPECT_NEAR(time(" --row-bytes 1000"), 450e-6, 1e-9) << engine;
+    EXPECT_NEAR(time(" --row-bytes 1000 --direction combine"), 480e-6, 1e-9) << engine;
+    EXPECT_NEAR(time(" --row-bytes 1000 --set transport.sms=8"), 250e-6, 1e-9) << engine;
+    // The wires alone: 300 kB over 100 GB/s.
+    EXPECT_NEAR(time(" --transport ideal"), 3e-6, 1e-9) << engine;
+  }
+}
+
+TEST_F(PredictCommand, RefusesTransportsThatDoNotFit) {
+  const auto topology = folder_ / "kernels.yaml";
+  std::ofstream(topology) << kKernels;
+  const std::string matrix = write("100000 300000\n0 0\n");
+  const std::string kernels = matrix + " --topology " + topology.string();
+  const struct {
+    std::string arguments;
+    std::string message;
+  } cases[] = {
+      {kernels,
+       "--row-bytes: found none, expected the bytes of a row, which transport "
+       "deepep_normal counts"},
+      {kernels + " --row-bytes 700",
+       "found 100000 B from rank 0 to rank 0, expected whole rows of --row-bytes 700 B"},
+      {kernels + " --row-bytes 1000 --set transport.sms=12",
+       "found 12 multiprocessors (sms), expected at most the 10 of a G"},
+      {kernels + " --row-bytes 1000 --set transport.sm=12", "found unknown key \"sm\""},
+      {kernels + " --transport nccl", "which topology kernels has no parameters for"},
+      {kernels + " --transport deepep", "found \"deepep\", expected one of ideal, nccl"},
+      {kernels + " --row-bytes 1000 --direction back", "back"},
+  };
+  for (const auto& item : cases) {
+    const Output out = run(item.arguments, "2>&1 >/dev/null");
+    EXPECT_EQ(out.exit_code, 2) << item.arguments;
+    EXPECT_THAT(out.text, HasSubstr(item.message)) << item.arguments;
+  }
+}
+
 TEST_F(PredictCommand, RefusesBadInputWithOneSentence) {
   const std::string matrix = write("0 1\n1 0\n");
   const struct {
