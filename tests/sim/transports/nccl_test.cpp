@@ -21,6 +21,7 @@ Cluster with_nccl(Cluster cluster, NcclTier network) {
 TEST(Nccl, SegmentsSetAlphaAndRate) {
   const Cluster cluster = with_nccl(star(3), {{{Bytes{1000}, Seconds{5e-6}, std::nullopt},
                                                {std::nullopt, Seconds{20e-6}, Bandwidth{0.25e9}}},
+                                              {},
                                               {}});
   EXPECT_NEAR(run_phase(cluster, {}, {{0, 1, 0.0, 1}}).finish_s(0), 7e-6, 1e-13);
   EXPECT_NEAR(run_phase(cluster, {}, {{0, 1, 1000.0, 1}}).finish_s(0), 7e-6 + 1e-6, 1e-13);
@@ -33,7 +34,7 @@ TEST(Nccl, SegmentsSetAlphaAndRate) {
 // One place per rank: the second send waits for the first to arrive. alpha 10 us, 2 us of latency.
 // Another rank's send waits for nobody.
 TEST(Nccl, SendsInFlightQueue) {
-  Cluster cluster = with_nccl(star(3), {{{std::nullopt, Seconds{10e-6}, std::nullopt}}, {}});
+  Cluster cluster = with_nccl(star(3), {{{std::nullopt, Seconds{10e-6}, std::nullopt}}, {}, {}});
   cluster.nic->injection.sends_in_flight = 1;
   const auto run = run_phase(cluster, {}, {{0, 1, 1e6, 1}, {0, 2, 2e6, 1}, {1, 0, 1e6, 1}});
   EXPECT_NEAR(run.finish_s(0), 1.012e-3, 1e-12);
@@ -68,7 +69,7 @@ TEST(Nccl, PhasesShareTheQueues) {
 // 35 us; rank 1 has one and starts at 30 us. Then 2 us, and 1 MB (2 MB over rank 0's port).
 TEST(Nccl, AStartIsPaidPerRankAndPhase) {
   const StartCost start{std::nullopt, Seconds{30e-6}, Seconds{5e-6}, {}, {}, {}};
-  const Cluster cluster = with_nccl(star(3), {{MessageSegment{}}, {start}});
+  const Cluster cluster = with_nccl(star(3), {{MessageSegment{}}, {start}, {}});
   const std::vector<Message> messages{{0, 1, 1e6, 1}, {0, 2, 1e6, 1}, {1, 2, 0.0, 1}};
   const auto run = run_phase(cluster, {}, messages);
   EXPECT_NEAR(run.finish_s(0), 35e-6 + 2e-6 + 2e-3, 1e-12);
@@ -82,7 +83,7 @@ TEST(Nccl, AStartIsPaidPerRankAndPhase) {
 // start is 1 + 3 - 1 = 3 ms. Half of it takes half: 1 + 1.5 - 0.5 = 2 ms.
 TEST(Nccl, ARampDelaysTheStart) {
   const StartCost start{std::nullopt, Seconds{1e-3}, {}, {{Bytes{1000000}, Seconds{3e-3}}}, {}, {}};
-  const Cluster cluster = with_nccl(star(2), {{MessageSegment{}}, {start}});
+  const Cluster cluster = with_nccl(star(2), {{MessageSegment{}}, {start}, {}});
   EXPECT_NEAR(run_phase(cluster, {}, {{0, 1, 1e6, 1}}).finish_s(0), 3e-3 + 1.002e-3, 1e-12);
   EXPECT_NEAR(run_phase(cluster, {}, {{0, 1, 0.5e6, 1}}).finish_s(0), 2e-3 + 0.502e-3, 1e-12);
 }
@@ -94,7 +95,7 @@ TEST(Nccl, ASharedRampCountsTheWholeSocket) {
   cluster.scale_up->shared_bandwidth = Bandwidth{1e9};
   StartCost start;
   start.shared_ramp = {{Bytes{2000000}, Seconds{5e-3}}};
-  cluster.transports = {NcclParameters{NcclTier{{MessageSegment{}}, {start}}, std::nullopt}};
+  cluster.transports = {NcclParameters{NcclTier{{MessageSegment{}}, {start}, {}}, std::nullopt}};
   const auto run = run_phase(cluster, {}, {{0, 2, 1e6, 1}, {1, 3, 1e6, 1}});
   EXPECT_NEAR(run.execution.makespan_s, 3e-3 + 2e-3, 1e-12);
   // On a socket of its own, the second pair's bytes are not the first one's business: 1 MB on each
