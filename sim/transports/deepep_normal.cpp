@@ -64,9 +64,8 @@ class DeepepNormal : public KernelTransport {
     const bool dispatch = direction == Direction::kDispatch;
     const auto& between = dispatch ? parameters_.dispatch_between : parameters_.combine_between;
     const CopyKernel& inside = dispatch ? parameters_.dispatch : parameters_.combine;
-    // A second hop belongs to a kernel that crosses nodes.
-    const bool crosses = volumes.crosses_nodes || volumes.reuses_kernel;
-    return copy_kernel_model(crosses && between ? *between : inside, direction, sms());
+    return copy_kernel_model(volumes.crosses_nodes && between ? *between : inside, direction,
+                             sms());
   }
 
  private:

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <array>
+#include <map>
+#include <utility>
 
 #include "sim/transports/parts.hpp"
 
@@ -49,6 +51,28 @@ class RankResources {
   std::vector<std::optional<std::uint32_t>> resources_;  // [num_ranks]
 };
 
+// The most bytes that each rank has for one other, over all messages of the pair, and whether there
+// are several.
+void set_largest(const PhaseTraffic& traffic, PhaseVolumes& volumes) {
+  std::vector<std::pair<std::uint64_t, double>> pairs;
+  pairs.reserve(traffic.messages.size());
+  for (const Message& message : traffic.messages) {
+    pairs.emplace_back(std::uint64_t{message.src} << 32 | message.dst, message.bytes);
+  }
+  std::stable_sort(pairs.begin(), pairs.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
+  double bytes = 0.0;
+  for (std::size_t i = 0; i < pairs.size(); ++i) {
+    const bool again = i > 0 && pairs[i].first == pairs[i - 1].first;
+    volumes.has_rounds |= again;
+    bytes = pairs[i].second + (again ? bytes : 0.0);
+    double& largest =
+        volumes.ranks[static_cast<std::uint32_t>(pairs[i].first >> 32) - traffic.first_gpu]
+            .largest_out;
+    largest = std::max(largest, bytes);
+  }
+}
+
 double rate_of(double bytes, double seconds) {
   return bytes > 0.0 && seconds > 0.0 ? bytes / seconds : 0.0;
 }
@@ -63,7 +87,8 @@ class KernelPhase : public PhaseTransport {
       : builder_(builder),
         gpus_(gpus),
         cluster_(cluster),
-        two_hops_(volumes.crosses_nodes || volumes.reuses_kernel),
+        has_rounds_(volumes.has_rounds),
+        crosses_nodes_(volumes.crosses_nodes),
         first_gpu_(traffic.first_gpu),
         starts_(std::move(starts)),
         ends_(std::move(ends)),
@@ -96,7 +121,7 @@ class KernelPhase : public PhaseTransport {
     receivers_.use(dst, uses);
     uses.push_back(gpus_.memory(message.src));  // rows are read once,
     if (src != dst) {
-      if (!two_hops_ || tier_of(cluster_, message.src, message.dst) == Tier::kNetwork) {
+      if (!crosses_nodes_ || tier_of(cluster_, message.src, message.dst) == Tier::kNetwork) {
         ports_out_.use(src, uses);
         ports_in_.use(dst, uses);
       }
@@ -114,16 +139,27 @@ class KernelPhase : public PhaseTransport {
                          .dst = message.dst,
                          .amount = message.bytes,
                          .rate_cap = pair_caps_[src],
+                         .queue = queue_of(message),
                          .waits_for = leaves,
                          .signals = all,
                          .uses = uses});
   }
 
  private:
+  // Rows of a pair go through one buffer, in order: a round is there before the next one's rows.
+  std::uint32_t queue_of(const Message& message) {
+    if (!has_rounds_) return kFreeQueue;
+    const auto [found, is_new] = queues_.try_emplace({message.src, message.dst}, kFreeQueue);
+    if (is_new) found->second = builder_.add_queue(1);
+    return found->second;
+  }
+
   ProgramBuilder& builder_;
   GpuResources& gpus_;
   const Cluster& cluster_;
-  bool two_hops_;
+  bool has_rounds_;
+  std::map<std::pair<std::uint32_t, std::uint32_t>, std::uint32_t> queues_;
+  bool crosses_nodes_;
   std::uint32_t first_gpu_;
   std::vector<std::uint32_t> starts_, ends_;  // [num_ranks] events
   RankResources senders_, receivers_, ports_out_, ports_in_;
@@ -138,12 +174,14 @@ PhaseVolumes phase_volumes(const Cluster& cluster, const PhaseTraffic& traffic) 
   volumes.ranks.resize(traffic.ready.size());
   volumes.num_destinations = destinations(cluster, traffic);
   volumes.reuses_kernel = traffic.continues;
-  // The port of a kernel that works in two hops is the one out of the node.
-  const bool in_two_hops =
-      traffic.continues ||
-      std::any_of(traffic.messages.begin(), traffic.messages.end(), [&](const Message& message) {
-        return tier_of(cluster, message.src, message.dst) == Tier::kNetwork;
-      });
+  volumes.crosses_nodes = !cluster.scale_up;
+  if (cluster.scale_up) {
+    const std::uint32_t domain = cluster.scale_up->nodes_per_domain * cluster.gpus_per_node;
+    const auto num_ranks = static_cast<std::uint32_t>(traffic.ready.size());
+    volumes.crosses_nodes =
+        traffic.first_gpu / domain != (traffic.first_gpu + num_ranks - 1) / domain;
+  }
+  set_largest(traffic, volumes);
   double bytes = 0.0;
   double rows = 0.0;
   for (const Message& message : traffic.messages) {
@@ -152,14 +190,12 @@ PhaseVolumes phase_volumes(const Cluster& cluster, const PhaseTraffic& traffic) 
     RankVolume& to = volumes.ranks[message.dst - traffic.first_gpu];
     from.rows_out += num_rows;
     from.bytes_out += message.bytes;
-    from.largest_out = std::max(from.largest_out, message.bytes);
     to.rows_in += num_rows;
     to.bytes_in += message.bytes;
     rows += num_rows;
     bytes += message.bytes;
     const Tier tier = tier_of(cluster, message.src, message.dst);
-    volumes.crosses_nodes |= tier == Tier::kNetwork;
-    if (tier == Tier::kNetwork || (tier == Tier::kScaleUp && !in_two_hops)) {
+    if (tier == Tier::kNetwork || (tier == Tier::kScaleUp && !volumes.crosses_nodes)) {
       from.port_out += message.bytes;
       to.port_in += message.bytes;
     }

@@ -22,16 +22,17 @@ namespace coterie {
 struct RankVolume {
   double rows_out = 0.0, rows_in = 0.0;
   double bytes_out = 0.0, bytes_in = 0.0;
-  // Bytes to and from other GPUs; of kernels that work in two hops, other nodes.
+  // Bytes to and from other GPUs; of kernels whose group spans domains, other domains.
   double port_out = 0.0, port_in = 0.0;
-  double largest_out = 0.0;              // bytes of the largest message that it sends
-  double tokens = 0.0;                   // whose rows these are: its own in both directions
+  double largest_out = 0.0;  // bytes, the most that it has for one rank
+  double tokens = 0.0;       // whose rows these are: its own in both directions
 };
 struct PhaseVolumes {
   std::vector<RankVolume> ranks;       // [num_ranks]
   double row_bytes = 0.0;              // mean over all rows
   std::uint32_t num_destinations = 1;  // ranks that a sender may have rows for in this hop
-  bool crosses_nodes = false;          // some messages leave their scale-up domain
+  bool crosses_nodes = false;          // the group spans several scale-up domains
+  bool has_rounds = false;             // several messages between the same two ranks
   bool reuses_kernel = false;          // PhaseTraffic::continues
 };
 // Where the tokens are not given, a rank has as many as the largest of its messages has rows (those

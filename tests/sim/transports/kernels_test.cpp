@@ -83,6 +83,13 @@ TEST(DeepepNormal, APairHasItsShareOfTheWarps) {
   EXPECT_NEAR(run.execution.makespan_s, 450e-6, 1e-10);
 }
 
+// Two rounds of 100 rows between the same ranks go one after the other: 50 + 100 us, and 100 us more.
+TEST(DeepepNormal, RoundsOfAPairKeepTheirOrder) {
+  const auto run = run_phase(with(node(2), normal()), {}, {rows(0, 1, 100), rows(0, 1, 100)});
+  EXPECT_NEAR(run.finish_s(0), 150e-6, 1e-10);
+  EXPECT_NEAR(run.finish_s(1), 250e-6, 1e-10);
+}
+
 // The kernel's port carries 1 GB/s: 300 rows of 1000 B to other ranks take 300 us; the 400 rows of
 // the sender in 20 channels take 40 us. Rows that stay cross no port.
 TEST(DeepepNormal, ThePortLimitsWhatLeaves) {
