@@ -148,7 +148,7 @@ std::string transports_line(const Cluster& cluster) {
 void print(const Cluster& cluster, const FabricSummary& summary) {
   fmt::print("{}: {}\n\n", cluster.name, cluster.description);
   const auto line = [](const char* label, const std::string& text) {
-    fmt::print("{:<22}{}\n", label, text);
+    fmt::print("{:<21} {}\n", label, text);
   };
   line("GPUs",
        fmt::format("{} = {} node{} x {} ({})", summary.num_gpus, summary.num_nodes,
