@@ -12,6 +12,7 @@
 #include "sim/cli/commands.hpp"
 #include "sim/cli/placement_options.hpp"
 #include "workloads/placement/distance.hpp"
+#include "workloads/plan/fan_out.hpp"
 #include "workloads/plan/plan.hpp"
 #include "workloads/trace/moet.hpp"
 
