@@ -13,6 +13,7 @@
 #include "workloads/placement/distance.hpp"
 #include "workloads/placement/placement.hpp"
 #include "workloads/placement/symmetric_eigen.hpp"
+#include "workloads/plan/fan_out.hpp"
 #include "workloads/plan/plan.hpp"
 #include "workloads/trace/importer.hpp"
 

@@ -11,6 +11,7 @@
 #include "core/error.hpp"
 #include "routings.hpp"
 #include "workloads/placement/balance.hpp"
+#include "workloads/plan/fan_out.hpp"
 #include "workloads/plan/host_choice.hpp"
 #include "workloads/plan/plan.hpp"
 
@@ -164,8 +165,9 @@ TEST(HostChoice, IsTheSameInPlansAndCounts) {
   const RankTokens tokens = deal_tokens(routing, 4, std::nullopt, SequenceDeal::kRoundRobin);
   for (const ReplicaChoice choice : {ReplicaChoice::kLocality, ReplicaChoice::kStatic,
                                      ReplicaChoice::kRandom, ReplicaChoice::kRoundRobin}) {
-    const LayerPlan plan = make_plan(routing, 0, layer, tokens,
-                                     {DispatchPolicy::kDedup, 2, PlanDetail::kCounts, choice});
+    const LayerPlan plan =
+        make_plan(routing, 0, layer, tokens,
+                  {DispatchPolicy::kDedup, 2, PlanDetail::kCounts, std::nullopt, choice});
     const auto rows = std::accumulate(plan.stages[0].num_rows.begin(),
                                       plan.stages[0].num_rows.end(), std::uint64_t{0});
     EXPECT_DOUBLE_EQ(static_cast<double>(rows) / 700.0,
