@@ -145,7 +145,7 @@ void print_curves(const json& document) {
 
 // The rates of a whole GPU, at rank 0: measured once per file.
 void find_rates(ControlGroup& group, json& document) {
-  if (group.rank() == 0 && !document.contains("launch_s")) {
+  if (group.rank() == 0 && !has_rates(document)) {
     group.set_stage("copy, GEMM and launch rates");
     const kernels::Stream stream;
     document["copy_bytes_per_s"] = copy_rate(stream);

@@ -92,14 +92,19 @@ std::vector<ProbePoint> probe_notify(ProbeTools& tools) {
   const std::array<TimedWork, 2> works{{{"notify", exchange}, {"notify_again", exchange}}};
   const auto samples = tools.sampler.measure("the notify step", works, {50, 50, 0.25, 1});
   std::vector<ProbePoint> points;
+  const auto add = [&](const std::string& kind, std::vector<double> samples_us) {
+    ProbePoint point{nlohmann::json::object(), nlohmann::json::object(), std::move(samples_us)};
+    point.key["kind"] = kind;
+    point.facts["bytes_per_pair"] = kBytes;
+    points.push_back(std::move(point));
+  };
   for (std::size_t w = 0; w < works.size(); ++w) {
-    ProbePoint slowest{{{"kind", works[w].kind}}, nlohmann::json::object(), samples[w].slowest_us};
-    ProbePoint skew{{{"kind", works[w].kind + "_skew"}}, nlohmann::json::object(), {}};
+    std::vector<double> skew_us;
     for (std::size_t i = 0; i < samples[w].slowest_us.size(); ++i) {
-      skew.samples_us.push_back(samples[w].slowest_us[i] - samples[w].fastest_us[i]);
+      skew_us.push_back(samples[w].slowest_us[i] - samples[w].fastest_us[i]);
     }
-    points.push_back(std::move(slowest));
-    points.push_back(std::move(skew));
+    add(works[w].kind, samples[w].slowest_us);
+    add(works[w].kind + "_skew", std::move(skew_us));
   }
   return points;
 }

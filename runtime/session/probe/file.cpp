@@ -17,6 +17,8 @@ using nlohmann::json;
 constexpr const char* kIdentity[] = {"machine",       "device",    "driver",    "nccl_version",
                                      "version",       "num_ranks", "num_nodes", "num_gpus",
                                      "ranks_per_gpu", "mps",       "max_bytes"};
+// Of a GPU; measured once per file.
+constexpr const char* kRates[] = {"copy_bytes_per_s", "gemm_flop_per_s", "launch_s"};
 // A key that every entry has beside those that say what was measured.
 constexpr const char* kSamples = "samples_us";
 
@@ -78,7 +80,14 @@ void check_part(const json& document, ProbePart part, const std::string& name) {
   }
   const auto starts = summary.at("starts").get<std::uint64_t>();
   for (std::size_t i = 0; i < points; ++i) {
-    check_entry(document.at(list)[i], starts, fmt::format("{}: {}[{}]", name, list, i));
+    const json& entry = document.at(list)[i];
+    const std::string place = fmt::format("{}: {}[{}]", name, list, i);
+    check_entry(entry, starts, place);
+    if (part != ProbePart::kCommunication) continue;
+    if (!is_count(entry, "bytes_per_pair") || !entry.contains("transport")) {
+      throw InputError(place, "an exchange without a size or a transport",
+                       "\"bytes_per_pair\" above zero and \"transport\"");
+    }
   }
 }
 
@@ -108,6 +117,13 @@ json parse_probe(const std::string& text, const std::string& name) {
                      fmt::format("{}; a probe of another version cannot be continued, choose "
                                  "another folder",
                                  kProbeSchemaVersion));
+  }
+  for (const char* key : kRates) {
+    if (!document.contains(key)) continue;
+    const json& rate = document.at(key);
+    if (!rate.is_number() || !(rate.get<double>() > 0.0)) {
+      throw InputError(fmt::format("{}: {}", name, key), rate.dump(), "a number above zero");
+    }
   }
   if (!document.contains("parts") || !document.at("parts").is_object()) {
     throw InputError(name, "no object \"parts\"", "which parts were measured");
@@ -221,6 +237,11 @@ void add_start(json& document, ProbePart part, const std::vector<ProbePoint>& po
   }
   summary["starts"] = starts + 1;
   summary["seconds"].push_back(std::round(seconds * 10) / 10);
+}
+
+bool has_rates(const json& document) {
+  return std::all_of(std::begin(kRates), std::end(kRates),
+                     [&](const char* key) { return document.contains(key); });
 }
 
 void fill_links(const json& document, ProbeFacts& facts) {

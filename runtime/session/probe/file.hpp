@@ -43,6 +43,8 @@ std::vector<ProbePart> parts_to_measure(const nlohmann::json& document,
 void add_start(nlohmann::json& document, ProbePart part, const std::vector<ProbePoint>& points,
                double seconds);
 
+// Whether the document has the rates of a GPU: copy_bytes_per_s, gemm_flop_per_s, launch_s.
+bool has_rates(const nlohmann::json& document);
 // What the curves of `nccl` say about the links, for the skeleton.
 void fill_links(const nlohmann::json& document, ProbeFacts& facts);
 

@@ -80,7 +80,7 @@ class KernelRun {
         workspace_(kernels::index_workspace_bytes(
             rows_.num_copies, std::max(entry.num_dests, routing_.experts_per_dest))) {
     kernels::draw_weights({entry.hidden, entry.num_tokens}, 1, 0, 0, 0, tokens_.data(), nullptr);
-    returned_.fill_bytes(0);
+    if (returned_.size() > 0) returned_.fill_bytes(0);
     check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
   }
 
