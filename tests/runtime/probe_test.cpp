@@ -207,6 +207,7 @@ json header() {
           {"ranks_per_gpu", 1},
           {"mps", false},
           {"max_bytes", 64},
+          {"cutlass", "CUTLASS 4.2.0"},
           {"parts", json::object()}};
 }
 
@@ -315,8 +316,9 @@ TEST(ProbeFile, DamagedFilesAreRefusedWithTheirPlace) {
 }
 
 TEST(ProbeFile, MixedMachinesAndPlansAreRefused) {
-  for (const char* key : {"machine", "device", "driver", "nccl_version", "version", "num_ranks",
-                          "num_nodes", "num_gpus", "ranks_per_gpu", "mps", "max_bytes"}) {
+  for (const char* key :
+       {"machine", "device", "driver", "nccl_version", "version", "num_ranks", "num_nodes",
+        "num_gpus", "ranks_per_gpu", "mps", "max_bytes", "cutlass"}) {
     json other = header();
     other[key] = "another";
     EXPECT_THAT(sentence([&] { check_same_probe(two_starts(), other, "c.json"); }),

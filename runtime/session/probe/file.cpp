@@ -16,7 +16,7 @@ using nlohmann::json;
 // What two starts of one file must have in common.
 constexpr const char* kIdentity[] = {"machine",       "device",    "driver",    "nccl_version",
                                      "version",       "num_ranks", "num_nodes", "num_gpus",
-                                     "ranks_per_gpu", "mps",       "max_bytes"};
+                                     "ranks_per_gpu", "mps",       "max_bytes", "cutlass"};
 // Of a GPU; measured once per file.
 constexpr const char* kRates[] = {"copy_bytes_per_s", "gemm_flop_per_s", "launch_s"};
 // A key that every entry has beside those that say what was measured.
