@@ -38,7 +38,8 @@ std::vector<ProbePoint> probe_overlap(ProbeTools& tools, std::span<const Overlap
     }
     const bool is_product = entry.work == OverlapCase::Work::kProduct;
     std::unique_ptr<SquareProduct> product;
-    if (is_product) product = std::make_unique<SquareProduct>(entry.size);
+    if (is_product)
+      product = std::make_unique<SquareProduct>(static_cast<std::uint32_t>(entry.size));
     const auto exchange = [&](cudaStream_t stream) {
       tools.communicator->exchange(sends, receives, stream);
     };
