@@ -107,7 +107,7 @@ void add_commands(CLI::App& app, Commands& commands) {
       "out --set ranks=8");
 
   commands.probe_app = app.add_subcommand(
-      "probe", "Measure this machine: rates, links, and curves of time over message size");
+      "probe", "Measure this machine: exchanges, kernels, expert MLP, overlap, over sizes");
   commands.probe_app->add_option("-o,--output", commands.probe.output, "Folder for the results")
       ->required();
   commands.probe_app
@@ -117,8 +117,14 @@ void add_commands(CLI::App& app, Commands& commands) {
   commands.probe_app->add_option("--samples", commands.probe.num_samples, "Samples per size")
       ->capture_default_str()
       ->check(CLI::Range(4, 10000));
+  commands.probe_app
+      ->add_option("--parts", commands.probe.parts,
+                   "Only these, comma-separated: communication, notify, kernels, expert_mlp, "
+                   "overlap")
+      ->delimiter(',');
   commands.probe_app->add_flag("--append", commands.probe.append,
-                               "Add a restart to the curves that are in the folder");
+                               "Add a start to what the folder holds; without it only what is "
+                               "missing there is measured");
   commands.probe_app->add_option("--machine", commands.probe.machine, "Name for the machine");
   add_group_options(*commands.probe_app, commands.probe.group);
   commands.probe_app->footer("Example:\n  coterie-runtime launch --ranks 8 -- probe -o probe");

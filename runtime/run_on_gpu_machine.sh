@@ -11,7 +11,10 @@
 # Environment: RANKS ("2 4 8"), TOKENS ("256 1024 4096"), HIDDEN ("2048"), TRACE_NAMES ("law intent"),
 # PLACEMENTS ("contiguous collaboration"), LAYERS ("1,13"), ITERATIONS (10), RESTARTS (3), FIRST_START
 # (1), MAX_SECONDS (of the measurements), PROBE_RESTARTS (3), PROBE_BYTES (64 MiB), MACHINE (a name),
-# ARCH (native), JOBS, BUILD (build/gpu), DRY_RUN (1: plans and exchanges on the CPU, no figures).
+# PROBE_PARTS (all; communication,notify,kernels,expert_mlp,overlap), ARCH (native), JOBS, BUILD (build/gpu), DRY_RUN (1: plans and exchanges on the CPU, no figures).
+#
+# Passed to CMake where set: COTERIE_CUTLASS_DIR (the folder that holds CUTLASS's include/, for the expert MLP)
+# and XXHASH_INCLUDE_DIR.
 #
 # A machine with N GPUs on NVLink, one per rank:
 #   RANKS=N PROBE_BYTES=268435456 HIDDEN="2048 7168" TOKENS="1024 4096 16384" MACHINE=h200_nvlink \
@@ -78,7 +81,9 @@ nothing_left() {
 
 step_build() {
   # shellcheck disable=SC2046
-  cmake --preset no-sim -B "$BUILD" -DCMAKE_CUDA_ARCHITECTURES="$ARCH" $(find_nccl) &&
+  cmake --preset no-sim -B "$BUILD" -DCMAKE_CUDA_ARCHITECTURES="$ARCH" $(find_nccl) \
+    ${COTERIE_CUTLASS_DIR:+-DCOTERIE_CUTLASS_DIR="$COTERIE_CUTLASS_DIR"} \
+    ${XXHASH_INCLUDE_DIR:+-DXXHASH_INCLUDE_DIR="$XXHASH_INCLUDE_DIR"} &&
     cmake --build "$BUILD" -j"$JOBS"
 }
 
@@ -117,17 +122,21 @@ step_fault() {
   done 2>&1 | tee "$OUT/faults.txt"
 }
 
+# Into OUT itself: an interrupted probe goes on there with the part that is missing. Each start is
+# one process group; PROBE_RESTARTS more are added to what the folder holds.
 step_probe() {
   local n
   for n in $RANKS; do
+    local folder=$OUT/probe_ep$n
     for _ in $(seq "$PROBE_RESTARTS"); do
-      "$runtime" launch --ranks "$n" -- probe -o "$WORK/probe" --append --machine "$MACHINE" \
-        --max-bytes "$PROBE_BYTES" \
+      "$runtime" launch --ranks "$n" -- probe -o "$folder" --append --machine "$MACHINE" \
+        --max-bytes "$PROBE_BYTES" ${PROBE_PARTS:+--parts "$PROBE_PARTS"} \
         >"$WORK/probe.txt" || return 1
+      cp "$folder/curves.json" "$OUT/curves_ep$n.json"
+      cp "$folder/topology.yaml" "$OUT/topology_ep$n.yaml"
     done
     cat "$WORK/probe.txt"
-    mv "$WORK/probe/curves.json" "$OUT/curves_ep$n.json"
-    mv "$WORK/probe/topology.yaml" "$OUT/topology_ep$n.yaml"
+    rm -r "$folder"
   done
 }
 

@@ -40,7 +40,8 @@ std::vector<AllToAllPoint> from_csv(const std::string& text, const std::string& 
   return points;
 }
 
-// The curves of coterie-runtime probe (runtime/README.md): the entries of kind "alltoall".
+// The curves of coterie-runtime probe (runtime/README.md): the entries of kind "alltoall" by NCCL.
+// Version 1 had no other transport and did not name it.
 std::vector<AllToAllPoint> from_probe(const std::string& text, const std::string& name) {
   const auto document = nlohmann::json::parse(text, nullptr, false);
   if (document.is_discarded()) throw InputError(name, "text that is not JSON", "a probe report");
@@ -55,6 +56,10 @@ std::vector<AllToAllPoint> from_probe(const std::string& text, const std::string
   if (!document.is_object() || !document.contains("curves") || !document["curves"].is_array()) {
     throw InputError(name, "JSON without a list \"curves\"", "the curves of coterie-runtime probe");
   }
+  const auto version = document.value("schema_version", nlohmann::json(1));
+  if (version != 1 && version != 2) {
+    throw InputError(name, fmt::format("schema_version {}", version.dump()), "1 or 2");
+  }
   AllToAllPoint common;
   common.device = document.value("device", "");
   common.machine = document.value("machine", common.device);
@@ -67,6 +72,7 @@ std::vector<AllToAllPoint> from_probe(const std::string& text, const std::string
   for (const auto& entry : document["curves"]) {
     const std::string where = fmt::format("{}: curves[{}]", name, idx++);
     if (!entry.is_object() || entry.value("kind", "") != "alltoall") continue;
+    if (entry.value("transport", "nccl") != "nccl") continue;
     AllToAllPoint point = common;
     point.bytes_per_rank = positive(entry, "bytes_per_pair", where) * num_ranks;
     point.time_s = positive(entry, "median_us", where) * 1e-6;

@@ -66,16 +66,30 @@ TEST_F(Gpu, ARankThatDiesAtAnyStageEndsTheOthers) {
   }
 }
 
+// Sizes 1 to 4096 in steps of 4 are 7, of the pair and of the all-to-all; 1024 and 4096 are 2, of
+// each of four skewed patterns. Two kinds and their skews of the notify step.
 TEST_F(Gpu, TheProbeWritesCurvesAndATopology) {
-  for (int start = 0; start < 2; ++start) {
-    const Outcome outcome = shell(
-        fmt::format("{} launch --ranks 2 -- probe -o probe --max-bytes 4096 --append", program()));
-    ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
-  }
-  const auto curves = nlohmann::json::parse(read_file(folder_ / "probe/curves.json"));
-  EXPECT_EQ(curves.at("num_ranks"), 2);
-  ASSERT_EQ(curves.at("curves").size(), 14U);  // 7 sizes of two kinds
-  EXPECT_EQ(curves.at("curves")[0].at("restarts"), 2);
+  const auto probe = [&](const std::string& options) {
+    const Outcome outcome = shell(fmt::format(
+        "{} launch --ranks 2 -- probe -o probe --max-bytes 4096 {}", program(), options));
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
+    return outcome.err;
+  };
+  const auto document = [&] {
+    return nlohmann::json::parse(read_file(folder_ / "probe/curves.json"));
+  };
+  probe("--parts communication");
+  EXPECT_EQ(document().at("num_ranks"), 2);
+  ASSERT_EQ(document().at("curves").size(), 22U);
+  // What is there is not measured again.
+  const auto first = document().at("curves");
+  probe("--parts communication,notify");
+  EXPECT_EQ(document().at("curves"), first);
+  EXPECT_EQ(document().at("notify").size(), 4U);
+  EXPECT_THAT(probe("--parts communication,notify"), HasSubstr("--append adds another start"));
+  probe("--parts communication,notify --append");
+  EXPECT_EQ(document().at("curves")[0].at("restarts"), 2);
+  EXPECT_EQ(document().at("parts").at("notify").at("starts"), 2);
   EXPECT_TRUE(std::filesystem::exists(folder_ / "probe/topology.yaml"));
 }
 

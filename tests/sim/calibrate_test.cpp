@@ -133,6 +133,24 @@ TEST(CalibrateMeasurements, ReadsProbeCurves) {
   EXPECT_DOUBLE_EQ(points[0].time_s, 9e-6);
 }
 
+// The second version names the transport, and has lists that are not read here.
+TEST(CalibrateMeasurements, ReadsProbeCurvesOfTheSecondVersion) {
+  const std::string text =
+      R"({"schema_version": 2, "device": "d", "machine": "m", "nccl_version": "2", "num_ranks": 4,
+          "kernels": [{"kind": "pack", "median_us": 1.0}], "curves": [
+          {"bytes_per_pair": 64, "kind": "hot_pair", "transport": "nccl", "median_us": 3.0},
+          {"bytes_per_pair": 64, "kind": "alltoall", "transport": "other", "median_us": 5.0},
+          {"bytes_per_pair": 64, "kind": "alltoall", "transport": "nccl", "median_us": 9.0}]})";
+  const auto points = parse_alltoall(text, "curves.json");
+  ASSERT_EQ(points.size(), 1U);
+  EXPECT_EQ(points[0].bytes_per_rank, 256.0);
+  EXPECT_DOUBLE_EQ(points[0].time_s, 9e-6);
+  std::string newer = text;
+  newer.replace(newer.find(": 2"), 3, ": 3");
+  EXPECT_EQ(sentence([&] { (void)parse_alltoall(newer, "curves.json"); }),
+            "curves.json: found schema_version 3, expected 1 or 2");
+}
+
 TrafficMatrix uniform(std::uint32_t num_ranks, std::int64_t bytes) {
   TrafficMatrix traffic;
   traffic.num_ranks = num_ranks;

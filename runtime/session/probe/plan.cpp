@@ -1,0 +1,271 @@
+#include "runtime/session/probe/plan.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <numeric>
+
+#include "core/error.hpp"
+#include "core/random.hpp"
+
+namespace coterie {
+namespace {
+
+constexpr std::uint64_t kGiB = std::uint64_t{1} << 30;
+constexpr std::uint32_t kTopk = 8;
+// Skewed patterns begin here; below, the curves of the pair and of the all-to-all say it all.
+constexpr std::uint64_t kSmallestSkewed = 1024;
+
+struct ModelShape {
+  std::uint32_t hidden;
+  std::uint32_t intermediate;         // of one routed expert
+  std::uint32_t shared_intermediate;  // of all shared experts
+};
+// DeepSeek-V2-Lite (two shared experts) and DeepSeek-V3 (one).
+constexpr std::array<ModelShape, 2> kShapes{{{2048, 1408, 2816}, {7168, 2048, 2048}}};
+
+std::vector<CommunicationCase> plan_communication(const ProbeSetting& setting) {
+  std::vector<Pattern> patterns;
+  if (setting.num_local_ranks > 1) patterns.push_back(Pattern::kSendRecv);
+  if (setting.num_local_ranks < setting.num_ranks) patterns.push_back(Pattern::kSendRecvNodes);
+  patterns.insert(patterns.end(), {Pattern::kAllToAll, Pattern::kAllToOne, Pattern::kOneToAll,
+                                   Pattern::kShift, Pattern::kHotPair});
+  std::vector<CommunicationCase> cases;
+  for (const Pattern pattern : patterns) {
+    for (const std::uint64_t bytes : curve_sizes(setting.max_bytes)) {
+      if (pattern >= Pattern::kAllToOne && bytes < kSmallestSkewed) continue;
+      cases.push_back({"nccl", pattern, bytes});
+    }
+  }
+  return cases;
+}
+
+std::vector<KernelCase> plan_kernels(const ProbeSetting& setting) {
+  const std::uint32_t num_dests = std::min(setting.num_ranks, 512U);
+  std::vector<KernelCase> cases;
+  for (const ModelShape& shape : kShapes) {
+    for (const auto type : {kernels::RowType::kBf16, kernels::RowType::kFp8}) {
+      for (const std::uint32_t tokens : {128U, 512U, 1024U, 2048U, 4096U, 8192U, 16384U}) {
+        // What expand writes is the largest of the buffers.
+        const std::uint64_t bytes = std::uint64_t{tokens} * kTopk * shape.hidden * 2;
+        if (bytes > 2 * kGiB / setting.ranks_per_gpu) continue;
+        for (std::uint32_t rows = 1; rows <= std::min(num_dests, kTopk); rows *= 2) {
+          cases.push_back({shape.hidden, type, tokens, kTopk, rows, num_dests, false});
+        }
+        cases.push_back({shape.hidden, type, tokens, kTopk, kTopk, num_dests, true});
+      }
+    }
+  }
+  return cases;
+}
+
+std::vector<MlpCase> plan_expert_mlp(const ProbeSetting& setting) {
+  std::vector<MlpCase> cases;
+  for (const ModelShape& shape : kShapes) {
+    for (const auto type : {kernels::GemmType::kBf16, kernels::GemmType::kFp8}) {
+      if (type == kernels::GemmType::kFp8 && !setting.fp8_products) continue;
+      for (const std::uint32_t experts : {8U, 16U, 32U}) {
+        for (const std::uint32_t rows : {1U, 4U, 16U, 64U, 128U, 256U, 768U, 1536U, 4096U}) {
+          const std::uint64_t bytes = std::uint64_t{experts} * rows * shape.hidden * 2;
+          if (bytes > 2 * kGiB / setting.ranks_per_gpu) continue;
+          for (const auto load : {ExpertLoad::kBalanced, ExpertLoad::kSkewed}) {
+            if (load == ExpertLoad::kSkewed && rows < 16) continue;  // too few rows to skew
+            cases.push_back({false, shape.hidden, shape.intermediate, type, experts, load, rows});
+          }
+        }
+      }
+    }
+    for (const std::uint32_t tokens : {128U, 512U, 1024U, 2048U, 4096U, 8192U, 16384U}) {
+      cases.push_back({true, shape.hidden, shape.shared_intermediate, kernels::GemmType::kBf16, 1,
+                       ExpertLoad::kBalanced, tokens});
+    }
+  }
+  return cases;
+}
+
+std::vector<OverlapCase> plan_overlap(const ProbeSetting& setting) {
+  constexpr std::uint64_t kMiB = std::uint64_t{1} << 20;
+  std::vector<OverlapCase> cases;
+  for (const std::uint64_t bytes : {kMiB, 4 * kMiB, 16 * kMiB, 64 * kMiB}) {
+    if (bytes > setting.max_bytes) continue;
+    for (const std::uint64_t size : {2048U, 4096U, 8192U}) {
+      cases.push_back({bytes, OverlapCase::Work::kProduct, size});
+    }
+    for (const std::uint64_t size : {64 * kMiB, 256 * kMiB, 1024 * kMiB}) {
+      cases.push_back({bytes, OverlapCase::Work::kCopy, size / setting.ranks_per_gpu});
+    }
+  }
+  return cases;
+}
+
+}  // namespace
+
+std::string to_string(ProbePart part) {
+  switch (part) {
+    case ProbePart::kCommunication:
+      return "communication";
+    case ProbePart::kNotify:
+      return "notify";
+    case ProbePart::kKernels:
+      return "kernels";
+    case ProbePart::kExpertMlp:
+      return "expert_mlp";
+    case ProbePart::kOverlap:
+      return "overlap";
+  }
+  throw std::logic_error("no such part");
+}
+
+ProbePart probe_part(const std::string& name) {
+  std::vector<std::string> names;
+  for (const ProbePart part : kProbeParts) {
+    if (to_string(part) == name) return part;
+    names.push_back(to_string(part));
+  }
+  throw InputError("--parts", fmt::format("\"{}\"", name),
+                   fmt::format("some of {}", fmt::join(names, ", ")));
+}
+
+std::string to_string(Pattern pattern) {
+  switch (pattern) {
+    case Pattern::kSendRecv:
+      return "sendrecv";
+    case Pattern::kSendRecvNodes:
+      return "sendrecv_nodes";
+    case Pattern::kAllToAll:
+      return "alltoall";
+    case Pattern::kAllToOne:
+      return "all_to_one";
+    case Pattern::kOneToAll:
+      return "one_to_all";
+    case Pattern::kShift:
+      return "shift";
+    case Pattern::kHotPair:
+      return "hot_pair";
+  }
+  throw std::logic_error("no such pattern");
+}
+
+std::string to_string(ExpertLoad load) {
+  return load == ExpertLoad::kBalanced ? "balanced" : "skewed";
+}
+
+std::uint64_t pattern_bytes(const CommunicationCase& entry, std::uint32_t num_ranks,
+                            std::uint32_t num_local_ranks, std::uint32_t src, std::uint32_t dst) {
+  if (src == dst) return 0;
+  const std::uint64_t bytes = entry.num_bytes;
+  switch (entry.pattern) {
+    case Pattern::kSendRecv:
+      return src == 0 && dst == 1 ? bytes : 0;
+    case Pattern::kSendRecvNodes:
+      return src == 0 && dst == num_local_ranks ? bytes : 0;
+    case Pattern::kAllToAll:
+      return bytes;
+    case Pattern::kAllToOne:
+      return dst == 0 ? bytes : 0;
+    case Pattern::kOneToAll:
+      return src == 0 ? bytes : 0;
+    case Pattern::kShift:
+      return dst == (src + 1) % num_ranks ? bytes : 0;
+    case Pattern::kHotPair:
+      return src == 0 && dst == 1 ? kHotFactor * bytes : bytes;
+  }
+  throw std::logic_error("no such pattern");
+}
+
+std::vector<std::uint32_t> expert_rows(const MlpCase& entry) {
+  std::vector<std::uint32_t> rows(entry.num_experts, entry.rows_per_expert);
+  if (entry.load == ExpertLoad::kBalanced) return rows;
+  double harmonic = 0.0;
+  for (std::uint32_t e = 0; e < entry.num_experts; ++e) harmonic += 1.0 / (e + 1);
+  const std::uint32_t total = entry.num_experts * entry.rows_per_expert;
+  std::uint32_t given = 0;
+  for (std::uint32_t e = 0; e < entry.num_experts; ++e) {
+    rows[e] = static_cast<std::uint32_t>(total / harmonic / (e + 1));
+    given += rows[e];
+  }
+  // What rounding down left over, one each from the first on.
+  for (std::uint32_t e = 0; given < total; e = (e + 1) % entry.num_experts, ++given) ++rows[e];
+  return rows;
+}
+
+std::vector<ProbePart> ProbePlan::parts() const {
+  std::vector<ProbePart> parts;
+  for (const ProbePart part : kProbeParts) {
+    const bool empty = part == ProbePart::kCommunication ? communication.empty()
+                       : part == ProbePart::kNotify      ? !notify
+                       : part == ProbePart::kKernels     ? kernels.empty()
+                       : part == ProbePart::kExpertMlp   ? expert_mlp.empty()
+                                                         : overlap.empty();
+    if (!empty) parts.push_back(part);
+  }
+  return parts;
+}
+
+ProbePlan plan_probe(const ProbeSetting& setting) {
+  ProbePlan plan;
+  if (setting.num_ranks > 1) {
+    plan.communication = plan_communication(setting);
+    plan.notify = true;
+    plan.overlap = plan_overlap(setting);
+  }
+  plan.kernels = plan_kernels(setting);
+  plan.expert_mlp = plan_expert_mlp(setting);
+  return plan;
+}
+
+std::vector<std::uint64_t> curve_sizes(std::uint64_t max_bytes) {
+  std::vector<std::uint64_t> sizes;
+  for (std::uint64_t bytes = 1; bytes <= max_bytes; bytes *= 4) sizes.push_back(bytes);
+  return sizes;
+}
+
+ProbeRouting make_probe_routing(const KernelCase& entry, std::uint64_t seed) {
+  ProbeRouting out;
+  // As many experts as DeepSeek-V2-Lite has, and enough on one destination for all copies.
+  out.experts_per_dest = std::max(64 / entry.num_dests, entry.num_topk);
+  out.num_experts = out.experts_per_dest * entry.num_dests;
+  for (std::uint32_t e = 0; e < out.num_experts; ++e) {
+    const std::uint32_t local = e % out.experts_per_dest;
+    out.expert_dest.push_back(static_cast<std::uint16_t>(e / out.experts_per_dest));
+    out.expert_local.push_back(static_cast<std::uint16_t>(local));
+    out.second_dest.push_back(static_cast<std::uint16_t>(local % entry.num_dests));
+  }
+  out.weights.assign(std::size_t{entry.num_tokens} * entry.num_topk,
+                     1.0F / static_cast<float>(entry.num_topk));
+  out.first.assign(entry.num_dests, {0, 0});
+  if (!entry.row_per_copy) out.second.assign(entry.num_dests, {0, 0});
+
+  Random random(seed);
+  std::vector<std::uint16_t> dests(entry.num_dests);
+  std::vector<std::uint16_t> locals(out.experts_per_dest);
+  std::iota(dests.begin(), dests.end(), std::uint16_t{0});
+  std::iota(locals.begin(), locals.end(), std::uint16_t{0});
+  const std::uint32_t used = std::min(entry.rows_per_token, entry.num_dests);
+  for (std::uint32_t t = 0; t < entry.num_tokens; ++t) {
+    random.shuffle(std::span(dests));
+    std::vector<std::uint16_t> experts;
+    for (std::uint32_t i = 0; i < used; ++i) {
+      random.shuffle(std::span(locals));
+      const std::uint32_t copies = entry.num_topk / used + (i < entry.num_topk % used ? 1U : 0U);
+      kernels::BlockCounts& block = out.first[dests[i]];
+      block.num_rows += entry.row_per_copy ? copies : 1;
+      block.num_copies += copies;
+      std::vector<std::uint32_t> passed(entry.num_dests, 0);
+      for (std::uint32_t c = 0; c < copies; ++c) {
+        experts.push_back(static_cast<std::uint16_t>(dests[i] * out.experts_per_dest + locals[c]));
+        ++passed[out.second_dest[experts.back()]];
+      }
+      for (std::size_t d = 0; d < out.second.size(); ++d) {
+        out.second[d].num_rows += passed[d] > 0 ? 1 : 0;
+        out.second[d].num_copies += passed[d];
+      }
+    }
+    random.shuffle(std::span(experts));
+    out.experts.insert(out.experts.end(), experts.begin(), experts.end());
+  }
+  return out;
+}
+
+}  // namespace coterie

@@ -1,0 +1,135 @@
+#pragma once
+// What the probe measures, as plain data: a function of the number of ranks and of how they share
+// their GPUs, so that every rank makes the same plan and a test can read it without a GPU.
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/grouped_gemm.hpp"
+#include "kernels/layout.hpp"
+
+namespace coterie {
+
+// The parts of a probe in the order in which they are measured. A part is measured whole.
+enum class ProbePart : std::uint8_t { kCommunication, kNotify, kKernels, kExpertMlp, kOverlap };
+inline constexpr ProbePart kProbeParts[] = {ProbePart::kCommunication, ProbePart::kNotify,
+                                            ProbePart::kKernels, ProbePart::kExpertMlp,
+                                            ProbePart::kOverlap};
+// communication, notify, kernels, expert_mlp, overlap
+std::string to_string(ProbePart part);
+// The inverse; throws InputError for other names.
+ProbePart probe_part(const std::string& name);
+
+struct ProbeSetting {
+  std::uint32_t num_ranks = 1;
+  std::uint32_t num_local_ranks = 1;
+  std::uint32_t ranks_per_gpu = 1;
+  std::uint64_t max_bytes = std::uint64_t{64} << 20;  // per pair
+  bool fp8_products = false;                          // kernels::grouped_gemm_available()
+};
+
+// One exchange. The patterns, with B = num_bytes and ranks numbered from 0:
+//
+//   sendrecv        0 -> 1 and back, the others idle; the time is half of a round trip
+//   sendrecv_nodes  the same between rank 0 and the first rank of the second node
+//   alltoall        every rank sends B to every other
+//   all_to_one      every other rank sends B to rank 0
+//   one_to_all      rank 0 sends B to every other rank
+//   shift           rank r sends B to rank r + 1 modulo the number of ranks
+//   hot_pair        alltoall in which 0 -> 1 carries kHotFactor * B
+enum class Pattern : std::uint8_t {
+  kSendRecv,
+  kSendRecvNodes,
+  kAllToAll,
+  kAllToOne,
+  kOneToAll,
+  kShift,
+  kHotPair
+};
+std::string to_string(Pattern pattern);
+inline constexpr std::uint32_t kHotFactor = 4;
+
+struct CommunicationCase {
+  std::string transport;  // nccl
+  Pattern pattern = Pattern::kAllToAll;
+  std::uint64_t num_bytes = 0;
+};
+
+// Bytes that `src` sends to `dst`; for the two ping-pongs those of the way out.
+std::uint64_t pattern_bytes(const CommunicationCase& entry, std::uint32_t num_ranks,
+                            std::uint32_t num_local_ranks, std::uint32_t src, std::uint32_t dst);
+
+// Tokens of one rank and the rows that they make: `rows_per_token` destinations of num_dests each,
+// among which the topk copies are spread as evenly as can be; or a row of its own for every copy.
+struct KernelCase {
+  std::uint32_t hidden = 0;
+  kernels::RowType type = kernels::RowType::kBf16;
+  std::uint32_t num_tokens = 0;
+  std::uint32_t num_topk = 0;
+  std::uint32_t rows_per_token = 0;
+  std::uint32_t num_dests = 0;
+  bool row_per_copy = false;
+};
+
+enum class ExpertLoad : std::uint8_t {
+  kBalanced,
+  kSkewed,  // expert e of a rank has rows in proportion to 1 / (e + 1)
+};
+std::string to_string(ExpertLoad load);
+
+struct MlpCase {
+  bool shared = false;  // the shared experts: one expert, `rows_per_expert` tokens
+  std::uint32_t hidden = 0;
+  std::uint32_t intermediate = 0;
+  kernels::GemmType type = kernels::GemmType::kBf16;
+  std::uint32_t num_experts = 0;
+  ExpertLoad load = ExpertLoad::kBalanced;
+  std::uint32_t rows_per_expert = 0;  // the mean
+};
+// Rows of every expert; they sum to num_experts * rows_per_expert.
+std::vector<std::uint32_t> expert_rows(const MlpCase& entry);
+
+// An all-to-all and other work that start together on two streams.
+struct OverlapCase {
+  enum class Work : std::uint8_t {
+    kProduct,  // BF16, size cubed
+    kCopy,     // of `size` bytes of device memory
+  };
+  std::uint64_t num_bytes = 0;  // per pair
+  Work work = Work::kProduct;
+  std::uint64_t size = 0;
+};
+
+struct ProbePlan {
+  std::vector<CommunicationCase> communication;
+  bool notify = false;
+  std::vector<KernelCase> kernels;
+  std::vector<MlpCase> expert_mlp;
+  std::vector<OverlapCase> overlap;
+
+  // Parts that are not empty: a single rank exchanges nothing.
+  [[nodiscard]] std::vector<ProbePart> parts() const;
+};
+ProbePlan plan_probe(const ProbeSetting& setting);
+
+// The sizes of a curve: 1 B and every fourth multiple (1, 4, 16, ...) up to `max_bytes`.
+std::vector<std::uint64_t> curve_sizes(std::uint64_t max_bytes);
+
+// A routing drawn for a case, and what the kernels need to be driven by it. Destination d hosts
+// experts_per_dest experts from d * experts_per_dest on.
+struct ProbeRouting {
+  std::uint32_t num_experts = 0;
+  std::uint32_t experts_per_dest = 0;
+  std::vector<std::uint16_t> experts;       // [num_tokens][num_topk], distinct per token
+  std::vector<float> weights;               // the same shape, 1/k
+  std::vector<std::uint16_t> expert_dest;   // [num_experts]
+  std::vector<std::uint16_t> expert_local;  // [num_experts] position on its destination
+  std::vector<std::uint16_t> second_dest;   // [num_experts] destination of a second hop
+  std::vector<kernels::BlockCounts> first;  // [num_dests] rows and copies of the first hop
+  // The same where every row of the first hop is passed on; empty where rows hold one copy each.
+  std::vector<kernels::BlockCounts> second;
+};
+ProbeRouting make_probe_routing(const KernelCase& entry, std::uint64_t seed);
+
+}  // namespace coterie

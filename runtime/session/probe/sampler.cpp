@@ -1,0 +1,110 @@
+#include "runtime/session/probe/sampler.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "runtime/control/channel.hpp"
+#include "runtime/device/errors.hpp"
+
+namespace coterie {
+
+Sampler::Sampler(ControlGroup& group, Communicator* communicator)
+    : group_(group), communicator_(communicator), line_up_(2 * std::size_t{group.num_ranks()}) {
+  line_up_.fill_bytes(0);
+}
+
+void Sampler::line_up() {
+  if (communicator_ == nullptr) return;
+  std::vector<Message> sends;
+  std::vector<Message> receives;
+  for (std::uint32_t peer = 0; peer < group_.num_ranks(); ++peer) {
+    if (peer == group_.rank()) continue;
+    sends.push_back({peer, line_up_.data() + peer, 1});
+    receives.push_back({peer, line_up_.data() + group_.num_ranks() + peer, 1});
+  }
+  communicator_->exchange(sends, receives, main_.get());
+}
+
+std::vector<double> Sampler::pass(const std::string& name, std::span<const TimedWork> works,
+                                  std::uint32_t num_samples, bool gated,
+                                  const std::function<void(cudaStream_t)>& before) {
+  group_.watch_stage(fmt::format("samples of {}", name));
+  while (events_.size() < 2 * works.size() * num_samples) events_.emplace_back();
+  if (gated) gate_.close(main_.get());
+  std::size_t next = 0;
+  for (std::uint32_t i = 0; i < num_samples; ++i) {
+    if (before) before(main_.get());
+    line_up();
+    fork_.record(main_.get());
+    check_cuda(cudaStreamWaitEvent(beside_.get(), fork_.get()), "cudaStreamWaitEvent");
+    const kernels::Event* last_beside = nullptr;
+    for (const TimedWork& work : works) {
+      const cudaStream_t stream = work.beside ? beside_.get() : main_.get();
+      events_[next].record(stream);
+      work.enqueue(stream);
+      events_[next + 1].record(stream);
+      if (work.beside) last_beside = &events_[next + 1];
+      next += 2;
+    }
+    if (last_beside != nullptr) {
+      check_cuda(cudaStreamWaitEvent(main_.get(), last_beside->get()), "cudaStreamWaitEvent");
+    }
+  }
+  fork_.record(main_.get());  // now the end of everything
+  if (gated) {
+    group_.barrier(fmt::format("opening of {}", name));
+    gate_.open();
+  }
+  if (communicator_ != nullptr) {
+    communicator_->wait_for(fork_);
+  } else {
+    fork_.synchronize();
+  }
+  std::vector<double> seconds;
+  for (std::size_t i = 0; i < next; i += 2) {
+    seconds.push_back(kernels::seconds_between(events_[i], events_[i + 1]));
+  }
+  return seconds;
+}
+
+std::vector<WorkSamples> Sampler::measure(const std::string& name, std::span<const TimedWork> works,
+                                          const SampleLimits& limits,
+                                          const std::function<void(cudaStream_t)>& before) {
+  pass(name, works, 1, false, before);
+  double total_s = 0.0;
+  for (const double seconds : pass(name, works, 1, true, before)) total_s += seconds;
+  const auto wanted = static_cast<std::uint32_t>(
+      std::clamp(limits.budget_s / std::max(total_s, 1e-6), static_cast<double>(limits.least),
+                 static_cast<double>(std::max(limits.most, limits.least))));
+  const auto num_samples = static_cast<std::uint32_t>(
+      std::stoul(group_.broadcast(fmt::format("samples of {}", name), std::to_string(wanted))));
+  std::vector<double> mine;
+  for (std::uint32_t done = 0; done < num_samples;) {
+    const std::uint32_t now = std::min(num_samples - done, limits.per_gate);
+    const auto seconds = pass(name, works, now, true, before);
+    mine.insert(mine.end(), seconds.begin(), seconds.end());
+    done += now;
+  }
+  const auto all = group_.gather(fmt::format("times of {}", name), Packer().numbers(mine).take());
+  std::vector<WorkSamples> samples(works.size());
+  if (group_.rank() != 0) return samples;
+  for (WorkSamples& entry : samples) {
+    entry.slowest_us.assign(num_samples, 0.0);
+    entry.fastest_us.assign(num_samples, std::numeric_limits<double>::infinity());
+  }
+  for (const std::string& blob : all) {
+    const auto seconds = Unpacker(blob).numbers<double>();
+    for (std::size_t i = 0; i < seconds.size(); ++i) {
+      WorkSamples& entry = samples[i % works.size()];
+      double& slowest = entry.slowest_us[i / works.size()];
+      double& fastest = entry.fastest_us[i / works.size()];
+      slowest = std::max(slowest, seconds[i] * 1e6);
+      fastest = std::min(fastest, seconds[i] * 1e6);
+    }
+  }
+  return samples;
+}
+
+}  // namespace coterie
