@@ -98,9 +98,15 @@ void add_commands(CLI::App& app, Commands& commands) {
                    "Tokens per rank that the CPU recomputes")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000000));
-  commands.run_app->add_flag("--dry-run", commands.run.dry_run,
-                             "Exchange over the control connection instead of NCCL: no GPU needed, "
-                             "nothing is measured");
+  CLI::Option* dry_run = commands.run_app->add_flag(
+      "--dry-run", commands.run.dry_run,
+      "Exchange over the control connection instead of NCCL: no GPU "
+      "needed, nothing is measured; rows and experts are reduced in "
+      "size, so that plans, schedules and blocks are checked in seconds");
+  commands.run_app
+      ->add_flag("--full-size", commands.run.full_size,
+                 "Dry runs: compute at the model's own sizes, which can take hours")
+      ->needs(dry_run);
   add_group_options(*commands.run_app, commands.run.group);
   commands.run_app->footer(
       "Example:\n  torchrun --nproc-per-node 8 --no-python coterie-runtime run experiment.yaml -o "

@@ -7,8 +7,7 @@
 // stage the main thread is in and how many stages it has passed, so the hub can name the rank that
 // is behind. The hub declares a failure when
 //   - a connection closes without a goodbye         (the rank died),
-//   - no heartbeat comes for `silence_s`            (the process is stopped or its machine is
-//   gone),
+//   - no heartbeat comes for `silence_s`            (the process is stopped, its machine gone),
 //   - a rank does not join, or submit to an exchange, before its deadline,
 //   - a rank reports that it waited too long on its device, or that it failed,
 // and sends the sentence to all ranks, where every call throws PeerError. A process whose main
@@ -40,6 +39,10 @@ struct GroupOptions {
   // Must not return. Called on the I/O thread.
   std::function<void(const std::string& sentence, ExitCode code)> last_resort;
 };
+
+// The two ends of its connections: group_hub.hpp, group_client.hpp.
+class GroupHub;
+class GroupClient;
 
 class ControlGroup {
  public:
@@ -80,10 +83,8 @@ class ControlGroup {
   void finish();
 
  private:
-  struct Hub;
-  struct Client;
-  std::unique_ptr<Hub> hub_;  // rank 0 only
-  std::unique_ptr<Client> client_;
+  std::unique_ptr<GroupHub> hub_;  // rank 0 only
+  std::unique_ptr<GroupClient> client_;
 };
 
 // Runs `body`; an error that it throws is told to the other ranks before it goes on.

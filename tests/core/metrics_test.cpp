@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "core/result_table.hpp"
+#include "core/statistics.hpp"
 
 namespace coterie {
 namespace {
@@ -154,6 +155,82 @@ TEST(Metrics, BaselinesAreExactAndContiguous) {
   EXPECT_EQ(layer_time_s(runs[1]), 4.0);
 }
 
+// Layers of 20 and 10 with MLPs of 6 and 3 (half of every time): means 15 and 4.5, and the critical
+// parts of both layers together, half as much again as those of the first.
+TEST(Metrics, RunsAreMeansAndSumsOverTheirLayers) {
+  RunReport report = run("dedup", "dedup", "contiguous", {20.0, 10.0});
+  report.layers[0] = report.layers[1] = two_ranks();
+  LayerReport& half = report.layers[1];
+  half.time_s = 10.0;
+  for (PhaseTimes& times : half.phases) {
+    for (double& s : times.begin_s) s /= 2.0;
+    for (double& s : times.end_s) s /= 2.0;
+  }
+  for (double& s : half.combine_ready_s) s /= 2.0;
+  report.layers[0].fanout_ranks = 3.0;
+  report.layers[1].fanout_ranks = 2.0;
+  EXPECT_EQ(layer_time_s(report), 15.0);
+  EXPECT_EQ(layer_mean(report, mlp_s), 4.5);
+  EXPECT_EQ(layer_mean(report, &LayerReport::fanout_ranks), 2.5);
+  const auto parts = critical_parts(report);
+  ASSERT_TRUE(parts);
+  EXPECT_EQ(parts->seconds, (std::array<double, kNumParts>{1.5, 3, 4.5, 1.5, 9, 1.5, 6, 3, 0}));
+  EXPECT_EQ(parts->total_s(), 30.0);
+  // A layer without phases leaves nothing to add up; a run without layers has no mean.
+  half.phases.clear();
+  EXPECT_FALSE(critical_parts(report));
+  EXPECT_EQ(layer_mean(run("lost", "dedup", "contiguous", {}), mlp_s), 0.0);
+}
+
+// A rank's own sends may go on after its sum: they are the dispatch and the combine of its end.
+// 1 notify; the expand begins at 2, so dispatch 1 to 2; 1 expand, 1 MLP, 1 merge; the combine begins
+// at 5 and its sum at 6; the sum ends at 7 and the last send at 9.
+TEST(Metrics, SendsAfterTheSumStillCount) {
+  LayerReport layer;
+  const auto add = [&](Phase phase, double begin, double end) {
+    layer.phases.push_back({phase, {begin}, {end}, {}});
+  };
+  add(Phase::kNotify, 0, 1);
+  add(Phase::kDispatch, 1, 4);
+  add(Phase::kExpand, 2, 3);
+  add(Phase::kMlp, 3, 4);
+  add(Phase::kMerge, 4, 5);
+  add(Phase::kCombine, 5, 9);
+  add(Phase::kSum, 6, 7);
+  layer.combine_ready_s = {5};
+  const PartTimes parts = critical_rank(layer)->parts;
+  EXPECT_EQ(parts.seconds, (std::array<double, kNumParts>{1, 0, 1, 1, 1, 1, 1 + 2, 1, 0}));
+  EXPECT_EQ(parts.total_s(), 9.0);
+}
+
+// Predictions carry an interval, 22 over 20: a tenth. Measured layers have samples, whose spread
+// (statistics.hpp) takes its place; the widest layer counts.
+TEST(Metrics, UncertaintyIsTheIntervalOrTheSpread) {
+  RunReport report = run("dedup", "dedup", "contiguous", {20.0, 10.0});
+  EXPECT_FALSE(relative_uncertainty(report));
+  report.layers[0].low_s = 18.0;
+  report.layers[0].high_s = 22.0;
+  EXPECT_NEAR(relative_uncertainty(report).value(), 0.1, 1e-12);
+  report.layers[0].samples_s = {10.0, 10.0, 10.0};
+  EXPECT_EQ(relative_uncertainty(report), 0.0);
+  report.layers[1].samples_s = {8.0, 10.0, 12.0};
+  EXPECT_EQ(relative_uncertainty(report), relative_spread(report.layers[1].samples_s));
+  EXPECT_GT(relative_uncertainty(report).value(), 0.0);
+  EXPECT_FALSE(relative_uncertainty(run("lost", "dedup", "contiguous", {})));
+}
+
+// The highest utilisation of all layers; where none is known, the first layer that has a link.
+TEST(Metrics, TheBusiestLinkIsThatOfTheBusiestLayer) {
+  RunReport report = run("dedup", "dedup", "contiguous", {1.0, 1.0, 1.0});
+  EXPECT_EQ(busiest_link(report), nullptr);
+  report.layers[1].busiest_link = LinkLoad{"gpu 1 out", "network", 7, {}};
+  report.layers[2].busiest_link = LinkLoad{"gpu 2 out", "network", 9, {}};
+  EXPECT_EQ(busiest_link(report)->name, "gpu 1 out");
+  report.layers[1].busiest_link->utilization = 0.3;
+  report.layers[2].busiest_link->utilization = 0.4;
+  EXPECT_EQ(busiest_link(report)->name, "gpu 2 out");
+}
+
 // Two transfers of one phase and tier add up: GPU 0 sends 10 + 5, GPU 1 receives 10 and GPU 2 5; the
 // rows that stay have no times.
 TEST(Metrics, TransfersAddUpByPhaseAndTier) {
@@ -172,6 +249,8 @@ TEST(Metrics, TransfersAddUpByPhaseAndTier) {
   EXPECT_EQ(groups[1].max_rank_receive, 10);
   EXPECT_EQ(groups[1].begin_s, 0.5);
   EXPECT_EQ(groups[1].end_s, 4.0);
+  EXPECT_TRUE(sums.take().empty());
+  EXPECT_THROW(sums.add({Phase::kDispatch, "wire", 0, 1, 1, 1, {}, {}}), std::logic_error);
 }
 
 // ------------------------------------------------------------ tables

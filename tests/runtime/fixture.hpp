@@ -66,15 +66,15 @@ class RuntimeFixture : public testing::Test {
   void TearDown() override { std::filesystem::remove_all(folder_); }
 
   // `ranks` ranks on nodes of two.
-  void write_experiment(int ranks, int hidden = 128) {
+  void write_experiment(int ranks, int hidden = 128, int intermediate = 32) {
     write_file(
         folder_ / "model.yaml",
         fmt::format("schema_version: 1\nname: small\ndescription: test\nnum_layers: 3\n"
-                    "moe_layers: {{first: 1, step: 1}}\nhidden: {}\nexpert_intermediate: 32\n"
+                    "moe_layers: {{first: 1, step: 1}}\nhidden: {}\nexpert_intermediate: {}\n"
                     "num_experts: 16\nnum_topk: 4\nnum_shared_experts: 2\n"
                     "shared_intermediate: 24\n"
                     "routing: \"test\"\n",
-                    hidden));
+                    hidden, intermediate));
     write_file(
         folder_ / "experiment.yaml",
         fmt::format(

@@ -87,6 +87,40 @@ TEST_F(Program, ADryRunExecutesThePlansExactly) {
   EXPECT_FALSE(std::filesystem::exists(folder_ / "out/results.json"));
 }
 
+// DeepSeek-V3's rows and experts on 4 ranks of 256 tokens, in FP8: at full size some 9 * 10^12
+// operations on the CPU, at 128 and 64 values a 1,800th of that. The plan stays the full one: a row
+// of 7392 B fits 141 times into a round's MiB, a rank has at most 256 * 2 / 2 rows for a node, so
+// that there are two rounds. Cut by the reduced row (132 B) there would be one.
+TEST_F(Program, ADryRunOfALargeModelTakesSeconds) {
+  write_experiment(4, 7168, 2048);
+  const Outcome outcome = shell(
+      fmt::format("{} launch --ranks 4 -- {} --set tokens_per_rank=256 --set payload.dispatch=fp8",
+                  program(), kDryRun));
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  EXPECT_LT(outcome.seconds, 60.0);
+  EXPECT_THAT(outcome.err, HasSubstr("dry run: rows of 128 values instead of 7168, expert "
+                                     "intermediates of 64 instead of 2048"));
+  const auto document = nlohmann::json::parse(read_file(folder_ / "out/dry_run.json"));
+  EXPECT_EQ(document.at("size"), nlohmann::json::parse(R"({"reduced": true, "hidden": 128,
+      "expert_intermediate": 64, "shared_intermediate_total": 48, "model_hidden": 7168,
+      "model_expert_intermediate": 2048, "model_shared_intermediate_total": 48})"));
+  const auto& hierarchical = document.at("runs").at(3);
+  EXPECT_TRUE(hierarchical.at("correctness").at("passed").get<bool>());
+  EXPECT_EQ(hierarchical.at("correctness").at("layers").at(0).at("rounds"), 2);
+}
+
+TEST_F(Program, ADryRunComputesAtFullSizeWhereAsked) {
+  write_experiment(4, 256, 72);
+  const Outcome outcome =
+      shell(fmt::format("{} launch --ranks 4 -- {} --full-size", program(), kDryRun));
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  EXPECT_THAT(outcome.err, testing::Not(HasSubstr("dry run: rows of")));
+  const auto document = nlohmann::json::parse(read_file(folder_ / "out/dry_run.json"));
+  EXPECT_FALSE(document.at("size").at("reduced").get<bool>());
+  EXPECT_EQ(document.at("size").at("hidden"), 256);
+  EXPECT_EQ(document.at("size").at("expert_intermediate"), 72);
+}
+
 TEST_F(Program, Fp8AndUnevenTokensAreExactToo) {
   const Outcome outcome = shell(
       fmt::format("{} launch --ranks 4 -- {} --set payload.dispatch=fp8 --set tokens_per_rank=1",
@@ -149,7 +183,8 @@ TEST_F(Program, BadInputIsOneSentenceAndCode2) {
         "launch --ranks 4 -- run missing.yaml -o out --dry-run",
         "launch --ranks 4 -- run experiment.yaml -o out --dry-run --set payload.combine=fp8",
         "launch --ranks 4", "launch --ranks 4 --mps maybe -- run experiment.yaml -o out",
-        "run experiment.yaml -o out --dry-run --layers 99"}) {
+        "run experiment.yaml -o out --dry-run --layers 99",
+        "launch --ranks 4 -- run experiment.yaml -o out --full-size"}) {
     const Outcome outcome = shell(fmt::format("{} {}", program(), arguments));
     EXPECT_EQ(outcome.exit_code, 2) << arguments << ": " << outcome.err;
     EXPECT_EQ(num_error_lines(outcome.err), 1U) << arguments << ": " << outcome.err;

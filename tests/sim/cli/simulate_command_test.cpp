@@ -11,7 +11,7 @@
 
 #include "core/metrics.hpp"
 #include "core/results.hpp"
-#include "tests/sim/program.hpp"
+#include "tests/sim/cli/program.hpp"
 #include "workloads/trace/moet.hpp"
 
 namespace coterie::testing {

@@ -10,7 +10,7 @@
 
 #include "core/error.hpp"
 #include "core/csv.hpp"
-#include "tests/sim/program.hpp"
+#include "tests/sim/cli/program.hpp"
 
 namespace coterie {
 namespace {

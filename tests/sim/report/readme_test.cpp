@@ -4,7 +4,7 @@
 
 #include <sstream>
 
-#include "tests/sim/program.hpp"
+#include "tests/sim/cli/program.hpp"
 
 namespace coterie {
 namespace {

@@ -9,7 +9,7 @@
 
 #include "core/error.hpp"
 #include "sim/calibrate/measured_runs.hpp"
-#include "tests/sim/program.hpp"
+#include "tests/sim/cli/program.hpp"
 
 namespace coterie {
 namespace {

@@ -1,0 +1,113 @@
+// What kernels cost, and how those of one GPU share it: known answers on the GPU of
+// small_layers.hpp, which reaches 10 B/ns of its memory and 12 flop/ns, and launches in 500 ns.
+
+#include "sim/program/kernels.hpp"
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "tests/sim/program/small_layers.hpp"
+
+namespace coterie::testing {
+namespace {
+
+TEST(KernelCosts, ACopyIsItsLaunchAndItsBytes) {
+  // 4000 B at 10 B/ns after 500 ns.
+  EXPECT_EQ(nanoseconds(copy_time(small_gpu(), 4000.0).value), 900);
+  EXPECT_EQ(copy_time(small_gpu(), 0.0).value, 0.0);
+}
+
+// One token: 32040 B of memory, 3204 ns. Two: 60000 flop, 5000 ns. An expert without tokens costs
+// nothing; the two launches are paid once.
+TEST(KernelCosts, TheMlpIsARooflinePerExpert) {
+  const MlpShape shape{500, 10, PayloadType::kBf16};
+  const auto ns = [&](const std::vector<std::uint64_t>& tokens) {
+    return nanoseconds(mlp_time(small_gpu(), shape, tokens).value);
+  };
+  EXPECT_EQ(ns({1}), 1000 + 3204);
+  EXPECT_EQ(ns({2}), 1000 + 5000);
+  EXPECT_EQ(ns({1, 0, 2}), 1000 + 3204 + 5000);
+  EXPECT_EQ(ns({0, 0}), 0);
+  EXPECT_EQ(ns({}), 0);
+}
+
+// FP8 at hidden 1280: a row has 1280 B and 10 scales of 4 B. With intermediate size 10 the weights
+// are 3 * 1280 * 10 = 38400 B; a token moves 1320 B in, 2560 B out and 2 * 10 B of activations. One
+// token: 42300 B, 4230 ns, against 6 * 1280 * 10 = 76800 flop at 24 flop/ns, 3200 ns. Two: 6400 ns
+// of arithmetic against 46200 B, 4620 ns.
+TEST(KernelCosts, Fp8HalvesTheWeightsAndDoublesTheRate) {
+  const MlpShape shape{1280, 10, PayloadType::kFp8};
+  const std::uint64_t one[]{1};
+  const std::uint64_t two[]{2};
+  EXPECT_EQ(nanoseconds(mlp_time(small_gpu(), shape, one).value), 1000 + 4230);
+  EXPECT_EQ(nanoseconds(mlp_time(small_gpu(), shape, two).value), 1000 + 6400);
+}
+
+// Weights of one expert: 3 * 500 * 10 * 2 = 30000 B at 10 B/ns, 3000 ns. A token: 30000 flop at 30
+// flop/ns, 1000 ns. With two rows of padding two tokens count as four: 4000 ns. At a sharpness of 2
+// the two add up like the sides of a right triangle: 5000 ns, and once more for the next expert.
+// 100 copies of the batch: 100 * 2 * 500 B at 50 B/ns, 2000 ns. The launch: 700 ns.
+TEST(KernelCosts, ACalibratedMlpCountsPaddingAndBatch) {
+  MlpCosts costs;
+  costs.launch = Seconds{700e-9};
+  costs.weight_bandwidth = Bandwidth{10e9};
+  costs.compute_rate = ComputeRate{30e9};
+  costs.batch_bandwidth = Bandwidth{50e9};
+  costs.tile_padding = 2.0;
+  costs.sharpness = 2.0;
+  const std::vector<std::uint64_t> tokens{2, 0, 2};
+  EXPECT_EQ(nanoseconds(calibrated_mlp_time(costs, 500, 10, tokens, 100.0).value),
+            700 + 2 * 5000 + 2000);
+  EXPECT_EQ(calibrated_mlp_time(costs, 500, 10, {}, 0.0).value, 0.0);
+
+  // On a GPU that carries these costs they replace the roofline; a dispatched batch has no copies.
+  GpuModel gpu = small_gpu();
+  gpu.mlp = costs;
+  EXPECT_EQ(nanoseconds(mlp_time(gpu, {500, 10, PayloadType::kBf16}, tokens).value),
+            700 + 2 * 5000);
+  // FP8 reads the weights in half the time, 1500 ns, and multiplies at twice the rate, 2000 ns:
+  // together 2500.
+  EXPECT_EQ(nanoseconds(mlp_time(gpu, {500, 10, PayloadType::kFp8}, tokens).value), 700 + 2 * 2500);
+}
+
+// When the kernels that `add` adds end, on two GPUs; all are ready at the start.
+std::vector<long long> ends(void (*add)(GpuResources&)) {
+  const Network network(small_cluster(2, 1));
+  ProgramBuilder builder;
+  GpuResources gpus(builder, network.cluster().gpu);
+  add(gpus);
+  const Program program = std::move(builder).finish();
+  const Execution execution = run_flow(resolve(program, network), {.relative_precision = 0.0});
+  std::vector<long long> out;
+  for (const double finish_s : execution.finish_s) out.push_back(nanoseconds(finish_s));
+  return out;
+}
+
+// Both launch until 500 and share 10 B/ns: 2000 B at 5 B/ns end at 900; the other has then moved
+// 2000 of its 4000 B and moves the rest alone, until 1100. A third on the other GPU is alone all the
+// time, and without a launch where its kernel runs already.
+TEST(KernelCosts, CopiesOfOneGpuShareItsMemory) {
+  const auto finish = ends([](GpuResources& gpus) {
+    gpus.add_copy({0, 4000.0}, kStartEvent, {});
+    gpus.add_copy({0, 2000.0}, kStartEvent, {});
+    gpus.add_copy({1, 4000.0, true}, kStartEvent, {});
+    gpus.add_copy({1, 0.0}, kStartEvent, {});
+  });
+  EXPECT_EQ(finish, (std::vector<long long>{1100, 900, 400, 0}));
+}
+
+// Two works of 3000 and 1000 ns on all multiprocessors: at half of them each the shorter ends at
+// 2000 with 2000 of the longer's 3000 left, which then takes them alone. The copy beside them needs
+// memory only: 500 + 400.
+TEST(KernelCosts, WorkSharesTheMultiprocessorsAndNotTheMemory) {
+  const auto finish = ends([](GpuResources& gpus) {
+    gpus.add_work(0, Seconds{3000e-9}, kStartEvent, {});
+    gpus.add_work(0, Seconds{1000e-9}, kStartEvent, {});
+    gpus.add_copy({0, 4000.0}, kStartEvent, {});
+  });
+  EXPECT_EQ(finish, (std::vector<long long>{4000, 2000, 900}));
+}
+
+}  // namespace
+}  // namespace coterie::testing
