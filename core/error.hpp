@@ -10,7 +10,7 @@
 
 namespace coterie {
 
-// Exit codes of every program of the project (DESIGN section 8).
+// Exit codes of every program of the project.
 enum class ExitCode : int {
   kOk = 0,
   kInternalError = 1,

@@ -27,6 +27,8 @@ ROOT = HERE.parent
 BUNDLED_TRACE = ROOT / "workloads" / "examples" / "collaborating.moet"
 RESULTS = HERE / "results"
 FIGURES = HERE / "figures"
+# Recorded traces and published measurements, which are not part of the project; what needs them is skipped where the folder is not there.
+DATA = Path(os.environ.get("COTERIE_DATA") or HERE / "data")
 
 # Okabe and Ito's colours, told apart by people who confuse red and green; every series also has a
 # marker and a line style of its own, for print in grey.
@@ -271,7 +273,7 @@ def _packed(value) -> list[int]:
 
 
 def read_trace(path: Path) -> Trace:
-    """Reads a .moet file as workloads/README.md describes it. Weights are left out."""
+    """Reads a .moet file as workloads/TRACES.md describes it. Weights are left out."""
     data = Path(path).read_bytes()
     if data[:8] != b"MOETRC\x00\x01":
         raise ValueError(f"{path}: not a .moet trace")

@@ -1,14 +1,13 @@
-"""Draws the figures of VALIDATION.md from what `coterie validate --json` prints.
+"""Draws the figures of VALIDATION.md from the points that `coterie validate --points` wrote.
 
-  COTERIE=build/release/bin/coterie COTERIE_FIGURES=notebooks/figures .venv/bin/python notebooks/draw_validation.py
+  COTERIE_FIGURES=notebooks/figures .venv/bin/python notebooks/draw_validation.py
 """
 
-import json
 import re
 import statistics
-import subprocess
 
 import matplotlib.pyplot as plt
+import pandas as pd
 
 import coterie_figures as cf
 
@@ -16,8 +15,8 @@ UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 def sections():
-    text = subprocess.run([str(cf.program()), "validate", "--json"], check=True, capture_output=True, text=True, cwd=cf.ROOT).stdout
-    return {section["title"]: section for section in json.loads(text)["sections"]}
+    points = pd.read_csv(cf.RESULTS / "validation.csv").rename(columns={"point": "name"})
+    return {protocol: {"points": part.to_dict("records")} for protocol, part in points.groupby("protocol", sort=False)}
 
 
 def draw_alltoall(section):

@@ -17,7 +17,7 @@
 //   forward   index, rows and exchange of the second hop
 //   expand    index of the receiver, rows to expert order
 //   mlp       the routed experts, then the shared ones on the rank's own tokens
-//   merge
+//   merge     results of a row's experts into one row, router-weighted
 //   gather    results of the second hop back, summed per received row
 //   combine   results of the first hop back
 //   sum       one row per token, with the shared experts'

@@ -8,6 +8,7 @@
 #include <map>
 #include <set>
 
+#include "core/csv.hpp"
 #include "core/error.hpp"
 #include "core/statistics.hpp"
 #include "sim/calibrate/alltoall_fit.hpp"
@@ -578,35 +579,81 @@ ValidationSection compare_engines(const std::vector<std::string>& presets) {
   return section;
 }
 
+namespace {
+
+constexpr std::size_t kWorstPoints = 3;
+
+std::string share_text(double share) {
+  return fmt::format("{:.1f} %", 100.0 * share);
+}
+
+std::string summary_row(const std::string& name, const std::vector<ValidationPoint>& points) {
+  const ErrorSummary summary = summarise(points);
+  return fmt::format("| {} | {} | {} | {} | {} |", name, summary.num_points,
+                     share_text(summary.median), share_text(summary.worst),
+                     share_text(summary.within_10));
+}
+
+std::string target_cells(const ValidationSection& section) {
+  const auto cell = [](const std::optional<double>& target) {
+    return target ? share_text(*target) : "none";
+  };
+  return fmt::format(" {} | {} |", cell(section.target_median), cell(section.target_worst));
+}
+
+std::string groups_table(const ValidationSection& section) {
+  std::map<std::string, std::vector<ValidationPoint>> groups;
+  for (const ValidationPoint& point : section.points) groups[point.group].push_back(point);
+  if (groups.size() < 2) return "";
+  std::string text =
+      "| group | points | median error | worst error | within 10 % |\n|---|---|---|---|---|\n";
+  for (const auto& [group, points] : groups) text += summary_row(group, points) + "\n";
+  return text + "\n";
+}
+
+// The points that are furthest off; of equal ones the earlier.
+std::string worst_table(const ValidationSection& section) {
+  std::vector<ValidationPoint> points = section.points;
+  std::stable_sort(points.begin(), points.end(),
+                   [](const ValidationPoint& a, const ValidationPoint& b) {
+                     return std::abs(a.error()) > std::abs(b.error());
+                   });
+  points.resize(std::min(points.size(), kWorstPoints));
+  std::string text =
+      "| furthest off | point | measured | predicted | error |\n|---|---|---|---|---|\n";
+  for (const ValidationPoint& point : points) {
+    text += fmt::format("| {} | {} | {} | {} | {:+.1f} % |\n", point.group, point.name,
+                        format_seconds({point.measured_s}), format_seconds({point.predicted_s}),
+                        100.0 * point.error());
+  }
+  return text;
+}
+
+}  // namespace
+
 std::string to_markdown(const Validation& validation) {
   std::string text =
-      "| protocol | points | median abs. error | target | worst | target | within 10 % |\n"
-      "|---|---|---|---|---|---|---|\n";
-  const auto percent = [](double share) { return fmt::format("{:.1f} %", 100.0 * share); };
-  const auto row = [&](const std::string& name, const std::vector<ValidationPoint>& points,
-                       const ValidationSection& section) {
-    const ErrorSummary summary = summarise(points);
-    return fmt::format(
-        "| {} | {} | {} | {} | {} | {} | {} |\n", name, summary.num_points, percent(summary.median),
-        section.target_median ? percent(*section.target_median) : "", percent(summary.worst),
-        section.target_worst ? percent(*section.target_worst) : "", percent(summary.within_10));
-  };
+      "| protocol | points | median error | worst error | within 10 % | target, median | target, "
+      "worst |\n|---|---|---|---|---|---|---|\n";
   for (const ValidationSection& section : validation.sections) {
-    text += row("**" + section.title + "**", section.points, section);
-    std::map<std::string, std::vector<ValidationPoint>> groups;
-    for (const ValidationPoint& point : section.points) groups[point.group].push_back(point);
-    if (groups.size() < 2) continue;
-    for (const auto& [group, points] : groups) text += row("... " + group, points, section);
+    text += summary_row(section.title, section.points) + target_cells(section) + "\n";
   }
   for (const ValidationSection& section : validation.sections) {
-    text += fmt::format(
-        "\n## {}\n\n{}\n\n{}| group | point | measured | predicted | error |\n"
-        "|---|---|---|---|---|\n",
-        section.title, section.protocol, section.finding.empty() ? "" : section.finding + "\n\n");
+    text +=
+        fmt::format("\n## {}\n\n{}\n\n{}", section.title, section.protocol, groups_table(section));
+    if (!section.finding.empty()) text += section.finding + "\n\n";
+    text += worst_table(section);
+  }
+  return text;
+}
+
+std::string to_csv(const Validation& validation) {
+  std::string text = csv_line({"protocol", "group", "point", "measured_s", "predicted_s", "error"});
+  for (const ValidationSection& section : validation.sections) {
     for (const ValidationPoint& point : section.points) {
-      text += fmt::format("| {} | {} | {} | {} | {:+.1f} % |\n", point.group, point.name,
-                          format_seconds({point.measured_s}), format_seconds({point.predicted_s}),
-                          100.0 * point.error());
+      text += csv_line(
+          {section.title, point.group, point.name, fmt::format("{:.6g}", point.measured_s),
+           fmt::format("{:.6g}", point.predicted_s), fmt::format("{:.4f}", point.error())});
     }
   }
   return text;

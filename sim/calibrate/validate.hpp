@@ -65,7 +65,12 @@ ValidationSection multi_node_section();
 // "measured" time is simgrid's.
 ValidationSection compare_engines(const std::vector<std::string>& presets);
 
-// The sections as Markdown: a summary table, then protocol, finding and every point of each.
+// The page for readers: a table of all protocols, then for each what was left out, its groups, the
+// causes of what was missed, and its worst points.
 std::string to_markdown(const Validation& validation);
+
+// Every point, for figures and for those who doubt the page: columns protocol, group, point,
+// measured_s, predicted_s (seconds, six digits) and error (predicted / measured - 1, four decimals).
+std::string to_csv(const Validation& validation);
 
 }  // namespace coterie

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <set>
@@ -358,13 +360,18 @@ void run_compare(const CompareArguments& arguments) {
 constexpr const char* kValidationHead =
     R"(# Validation
 
-How far calibrated predictions are from measurements that their fits never saw. Errors are signed:
-predicted / measured - 1. Written by
+How far calibrated predictions are from measurements that their fits never saw. An error is
+predicted / measured - 1; "median" and "worst" are of its absolute value. A *protocol* says what was
+left out of a fit and then predicted. Each has a section below with its groups, what explains the
+misses, and the points that are furthest off.
 
-    build/release/bin/coterie validate -o VALIDATION.md
+This page and the table of all points, [notebooks/results/validation.csv](notebooks/results/validation.csv),
+are written by
 
-from the public tables of `../shared/data/measurements` and our runs in `runtime/results`; figures by
-`notebooks/draw_validation.py`. Bold rows are protocols, the rows below them their groups.
+    coterie validate -o VALIDATION.md --points notebooks/results/validation.csv
+
+from published tables of measurements (folder `--data`, which is not part of the project) and from our
+runs in `runtime/results`. `notebooks/draw_validation.py` draws the figures from the table.
 
 ![All-to-alls predicted from every other size](notebooks/figures/validation_alltoall.png)
 
@@ -374,12 +381,19 @@ from the public tables of `../shared/data/measurements` and our runs in `runtime
 
 )";
 
+// A folder of the measured data that users may have: $COTERIE_DATA names where they keep it.
+std::string data_folder(const std::string& name) {
+  const char* data = std::getenv("COTERIE_DATA");
+  return data == nullptr || *data == '\0' ? name : (std::filesystem::path(data) / name).string();
+}
+
 struct ValidateArguments {
-  std::string data = "../shared/data/measurements";
+  std::string data = data_folder("measurements");
   std::string runs = "runtime/results/h200_shared";
-  std::string traces = "../shared/data/traces/deepseek-v2-lite-esft";
+  std::string traces = data_folder("traces/deepseek-v2-lite-esft");
   std::vector<std::string> presets;
   std::string output;
+  std::string points;
   bool check = false;
   bool json = false;
 };
@@ -443,6 +457,7 @@ void run_validate(const ValidateArguments& arguments) {
   if (!arguments.output.empty()) {
     write_file(arguments.output, std::string(kValidationHead) + to_markdown(validation));
   }
+  if (!arguments.points.empty()) write_file(arguments.points, to_csv(validation));
   if (!arguments.check) return;
   std::vector<std::string> missed;
   for (const ValidationSection& section : validation.sections) {
@@ -487,21 +502,27 @@ void add_validate_command(CLI::App& app) {
   auto arguments = std::make_shared<ValidateArguments>();
   CLI::App* command = app.add_subcommand(
       "validate", "Errors of the calibrated models on measurements that their fits never saw");
-  command->add_option("--data", arguments->data, "Folder of the measured tables")
+  command
+      ->add_option("--data", arguments->data,
+                   "Folder of the measured tables; default: `measurements` in $COTERIE_DATA")
       ->capture_default_str();
   command
       ->add_option("--runs", arguments->runs,
                    "Folder of measured curves and reports, from runtime/run_on_gpu_machine.sh")
       ->capture_default_str();
-  command->add_option("--traces", arguments->traces, "Folder of the traces that were measured")
+  command
+      ->add_option("--traces", arguments->traces,
+                   "Folder of the traces that were measured; default: likewise in $COTERIE_DATA")
       ->capture_default_str();
   command->add_option("--preset", arguments->presets,
                       "Calibrated topologies on which flow and simgrid are compared (repeatable; "
                       "default: all presets that end in _calibrated)");
-  command->add_option("-o,--output", arguments->output, "Also write everything as Markdown");
+  command->add_option("-o,--output", arguments->output, "Also write the page as Markdown");
+  command->add_option("--points", arguments->points, "Also write every point as CSV");
   command->add_flag("--check", arguments->check, "Exit with 4 where a target is missed");
   command->add_flag("--json", arguments->json, "Print JSON only");
-  command->footer("Example:\n  coterie validate --data ../shared/data/measurements");
+  command->footer(
+      "Example:\n  coterie validate --data measurements -o page.md --points points.csv");
   command->callback([arguments] { run_validate(*arguments); });
 }
 

@@ -1,8 +1,7 @@
 #pragma once
 // Progressive filling on the flow engine's state (Bertsekas and Gallager, Data Networks, 6.5.2).
 //
-// Raise all rates together from zero. The level at which the next thing stops them is the smallest
-// of
+// Raise all rates together from zero. What stops them next is the smallest of
 //   - the fair share of a link: the capacity its settled flows leave, over its unsettled flows;
 //   - the cap of an unsettled flow.
 // The flows concerned are settled at that level, and the others go on. A link's share never falls

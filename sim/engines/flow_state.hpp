@@ -139,9 +139,9 @@ class EventHeap {
   std::vector<std::uint32_t> place_;  // [slot]
 };
 
-// The operations under way, silent or flowing, each in a slot that is
-// reused, and the links of the flows. What is used together lies together: with a million flows
-// every event and every solve is bound by cache misses.
+// The operations under way, silent or flowing, each in a slot that is reused, and the links of the
+// flows. What is used together lies together: with a million flows every event and every solve is
+// bound by cache misses.
 class FlowState {
  public:
   FlowState(std::span<const double> capacity, std::uint32_t max_hops)

@@ -123,8 +123,7 @@ void knob(const Options& options) {
   for (const FlowCase& item : flow_cases()) {
     if (options.quick && item.num_ranks > 32) continue;
     const Network network = make_network(item);
-    const std::optional<Program> program =
-        testing::make_program(item, network, COTERIE_SHARED_DATA);
+    const std::optional<Program> program = testing::make_program(item, network, COTERIE_DATA);
     if (!program) continue;
     ++num_cases;
     const Routes routes = resolve_routes(*program, network);
@@ -160,7 +159,7 @@ void against_simgrid(const Options& options) {
   for (const SendRules& rules : {testing::kBare, testing::kBareQueue}) {
     const FlowCase item{"star", rules, num_ranks, Pattern::kLogNormal};
     const Network network = make_network(item);
-    const Program program = *testing::make_program(item, network, COTERIE_SHARED_DATA);
+    const Program program = *testing::make_program(item, network, COTERIE_DATA);
     Execution reference;
     Execution run;
     const double simgrid_s =
@@ -188,7 +187,7 @@ void skewed(const Options&) {
   for (std::size_t i = 0; i < sizes.size(); ++i) {
     const FlowCase item{"star", testing::kBare, sizes[i], Pattern::kSkewed};
     const Network network = make_network(item);
-    const Program program = *testing::make_program(item, network, COTERIE_SHARED_DATA);
+    const Program program = *testing::make_program(item, network, COTERIE_DATA);
     Execution run;
     const double flow_s = time_s(5, RUSAGE_SELF, [&] {
       run = simulate_flows(program, resolve_routes(program, network), {});
@@ -217,7 +216,7 @@ void growth(const Options& options) {
       if (options.quick && num_ranks > 256) continue;
       const FlowCase item{"star", rules, num_ranks, Pattern::kLogNormal};
       const Network network = make_network(item);
-      const Program program = *testing::make_program(item, network, COTERIE_SHARED_DATA);
+      const Program program = *testing::make_program(item, network, COTERIE_DATA);
       Routes routes;
       const double resolve_s =
           time_s(1, RUSAGE_SELF, [&] { routes = resolve_routes(program, network); });

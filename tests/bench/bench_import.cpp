@@ -5,8 +5,7 @@
 // Import is reading the .npz (inflate, checksum), transposing and checking; analysis is load, pairs
 // and fan-out of every layer, as `coterie trace info` does. Baselines, measured in the same run: a
 // plain zlib inflate of the same members, which any reader of the file must at least do, and one
-// pass over the ids in memory. Medians of 7
-// rounds, in processor time.
+// pass over the ids in memory. Medians of 7 rounds, in processor time.
 
 #include <fmt/format.h>
 #include <zlib.h>
@@ -125,7 +124,7 @@ void measure(const std::filesystem::path& path) {
 int main(int argc, char** argv) {
   std::vector<std::filesystem::path> paths(argv + 1, argv + argc);
   if (paths.empty()) {
-    const std::filesystem::path traces = std::filesystem::path(COTERIE_SHARED_DATA) / "traces";
+    const std::filesystem::path traces = std::filesystem::path(COTERIE_DATA) / "traces";
     paths = {traces / "deepseek-v2-lite-esft/law.npz", traces / "gpt-oss-20b/decode.npz"};
   }
   for (const std::filesystem::path& path : paths) {

@@ -7,9 +7,8 @@
 // as a sender with its N tokens, as a receiver of what 8 such ranks send to it. Contiguous
 // placement; the trace is repeated to fill N tokens per rank, every rank starting elsewhere.
 //
-// floor      the bytes a kernel must move, rows only (indexes, weights and row words come on top
-// and
-//            are not counted), over the copy bandwidth:
+// floor      the bytes a kernel must move, rows only, over the copy bandwidth (indexes, weights and
+//            row words come on top and are not counted):
 //              pack     each token read once (BF16), each row written once (payload with scales)
 //              expand   each received row read once (payload), each copy written once (BF16)
 //              merge    each copy read once, each result row written once (BF16)

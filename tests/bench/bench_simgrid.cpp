@@ -44,7 +44,7 @@ struct Run {
 
 // The dispatch of one layer, every pair a transfer.
 TrafficMatrix traffic_of_plan() {
-  if (const auto routing = testing::recorded_routing(COTERIE_SHARED_DATA)) {
+  if (const auto routing = testing::recorded_routing(COTERIE_DATA)) {
     LayerPlacement contiguous;  // one expert a rank
     for (std::uint32_t rank = 0; rank < kNumRanks; ++rank) {
       contiguous.rank_experts.push_back({static_cast<ExpertIdx>(rank)});

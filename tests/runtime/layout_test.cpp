@@ -55,7 +55,7 @@ TEST_P(Layouts, SendersAndReceiversAgree) {
   }
 }
 
-// The wire format counts what DESIGN counts: payload, 4 bytes per row, 8 per copy.
+// The wire format counts what plans count (payload.hpp): payload, 4 bytes per row, 8 per copy.
 TEST_P(Layouts, BlocksHoldThePlansBytes) {
   const LayerPlan plan = plan_of(GetParam(), "contiguous");
   for (const auto& [payload, type] : {std::pair{PayloadType::kBf16, kernels::RowType::kBf16},

@@ -1,7 +1,7 @@
 // NCCL's view of a machine (NVIDIA/nccl, src/graph/xml.cc): what NCCL_TOPO_DUMP_FILE is written
 // with and NCCL_TOPO_FILE is read from.
-//   system / cpu / pci / ... / pci / gpu / nvlink     target: a GPU's bus id, or a switch's
-//   (tclass)
+//   system / cpu / pci / ... / pci / gpu / nvlink     target: a GPU's bus id, or that of a switch
+//                                                     (told by tclass)
 //                            pci / nic / net          speed in Mbit/s
 // A dump of several hosts of one NVLink domain has their cpus side by side, with a host_hash.
 

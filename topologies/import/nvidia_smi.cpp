@@ -1,6 +1,10 @@
 // `nvidia-smi topo -m`: a matrix of GPUs and NICs.
-//   NV#  as many NVLinks         PIX, PXB  one or more PCIe switches
-//   PHB, NODE, SYS  the host bridge, other bridges of the socket, the other socket
+//
+//   NV#        as many NVLinks
+//   PIX, PXB   one or more PCIe switches
+//   PHB        the host bridge of the socket
+//   NODE, SYS  other bridges of the socket; the other socket
+//
 // Which GPU it is, what an NVLink carries and the NICs' rate are not in it.
 
 #include <fmt/format.h>

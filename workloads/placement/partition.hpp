@@ -76,7 +76,7 @@ class ReplicaGuard {
 // Swaps until no part holds too many replicas of an expert. False if it found no way.
 bool separate_replicas(const PartitionTask& task, PartOf& parts);
 
-// Occult's greedy (DESIGN section 5). Part 0 is seeded with the end of the most collaborated pair
+// Occult's greedy (arXiv 2505.13345). Part 0 is seeded with the end of the most collaborated pair
 // that has the higher load; each next part with the unplaced expert whose collaboration with all
 // seeds so far is least. Then the parts in turn take the unplaced expert with the highest mean
 // collaboration with the part's members, until all are full. Under a balance cap a part passes over

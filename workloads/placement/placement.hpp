@@ -86,7 +86,7 @@ struct PlacementRequest {
 // need num_experts and layers.
 Placement make_placement(const Trace& training, const PlacementRequest& request);
 
-// Names of the registered strategies, in the order of DESIGN section 5.
+// Names of the registered strategies, in the order of the registry.
 std::vector<std::string> placement_strategies();
 bool strategy_learns(std::string_view strategy);  // throws InputError for unknown names
 

@@ -48,7 +48,7 @@ struct PlacementStrategy {
   RankExperts (*place)(const LayerTask& task);
 };
 
-// In the order of DESIGN section 5.
+// From what knows nothing of the trace to what knows most.
 std::span<const PlacementStrategy> strategy_registry();
 const PlacementStrategy& find_strategy(std::string_view name);  // throws InputError
 

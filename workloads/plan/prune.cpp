@@ -1,4 +1,4 @@
-// Collaboration pruning (Occult, section 4.3; issue wording in prune.hpp).
+// Collaboration pruning (Occult, arXiv 2505.13345, section 4.3); prune.hpp says what it promises.
 //
 // A trace records the router weights of the chosen experts only, so "re-pick the top-k" knows the
 // scores of the token's own experts and must estimate those of the others. The chosen experts

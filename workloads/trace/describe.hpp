@@ -56,7 +56,8 @@ std::vector<LayerDescription> describe(const Routing& routing,
                                        std::span<const std::uint32_t> rank_counts,
                                        std::size_t num_top_pairs);
 
-// Expected distinct ranks of a token under uniform routing (DESIGN section 3).
+// Expected distinct ranks of a token under uniform routing: P (1 - C(E - E/P, k) / C(E, k)) for E
+// experts in equal parts on P ranks and top-k.
 double hypergeometric_fanout(std::uint32_t num_experts, std::uint32_t num_topk,
                              std::uint32_t num_ranks);
 

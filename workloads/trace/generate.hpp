@@ -21,7 +21,7 @@ struct ZipfKind {
 // Group-limited routing (DeepSeek): experts stand in `num_groups` equal consecutive groups, a token
 // takes its top-k inside the best `num_topk_groups` of them.
 enum class GroupScore : std::uint8_t {
-  kRandom,   // groups drawn uniformly: the assumption of DESIGN section 9's closed form
+  kRandom,   // groups drawn uniformly: the assumption of the closed form of fan-out
   kBestOne,  // a group counts as its best expert (DeepSeek-V2)
   kBestTwo,  // as the sum of its two best experts (DeepSeek-V3)
 };

@@ -1,4 +1,4 @@
-// `coterie plan` as scripts use it: outputs and exit codes (DESIGN section 8).
+// `coterie plan` as scripts use it: outputs and exit codes.
 
 #include <gtest/gtest.h>
 #include <sys/wait.h>

@@ -72,9 +72,8 @@ TEST(SimGrid, AllToAllOfEqualSizesOnAStar) {
   EXPECT_NEAR(simgrid(sends(list), network), (n - 1) * 1e6 / 1e9 + 2e-6, 1e-10);
 }
 
-// An oversubscribed spine divides by its ratio. Two leaves of four nodes and one
-// spine; each of the four nodes of leaf 0 sends to one of leaf 1, and the uplink carries
-// 4 * 1 GB/s / 4.
+// An oversubscribed spine divides by its ratio. Two leaves of four nodes and one spine; each of the
+// four nodes of leaf 0 sends to one of leaf 1, and the uplink carries 4 * 1 GB/s / 4.
 TEST(SimGrid, OversubscribedSpineDividesByItsRatio) {
   Cluster cluster = star(8, 1e9, 0.0);
   LeafSpineFabric fabric;

@@ -24,7 +24,7 @@ class FlowAgreement : public ::testing::TestWithParam<FlowCase> {};
 TEST_P(FlowAgreement, WithExactSimgrid) {
   const FlowCase& item = GetParam();
   const Network network = testing::make_network(item);
-  const std::optional<Program> program = testing::make_program(item, network, COTERIE_SHARED_DATA);
+  const std::optional<Program> program = testing::make_program(item, network, COTERIE_DATA);
   if (!program) GTEST_SKIP() << "the recorded trace is not there";
   const ResolvedProgram resolved = resolve(*program, network);
   EngineOptions exact;

@@ -1,7 +1,7 @@
-// What SimGrid itself answers to three simple questions, without anything of
-// Coterie in between: 1 MB over two links of 1 GB/s and 1 us. They say what the engine builds on
-// (CM02), and why it does not use SimGrid's default model: LV08 takes 97 percent of the bandwidth
-// and 13 times the latency, which were fitted to TCP.
+// What SimGrid itself answers to three simple questions, without anything of Coterie in between:
+// 1 MB over two links of 1 GB/s and 1 us. They say what the engine builds on (CM02), and why it does
+// not use SimGrid's default model: LV08 takes 97 percent of the bandwidth and 13 times the latency,
+// which were fitted to TCP.
 
 #include <gtest/gtest.h>
 #include <simgrid/s4u.hpp>

@@ -27,7 +27,7 @@ Placement place(const Routing& routing, const std::string& strategy, std::uint32
   return make_placement(routing, request);
 }
 
-// The definitions of DESIGN section 3 with sets, one token at a time; experts have one host.
+// The definitions of fan_out.hpp with sets, one token at a time; experts have one host.
 FanOut slow_fan_out(const Routing& routing, std::size_t layer_idx, const LayerPlacement& placement,
                     std::uint32_t ranks_per_node, const RankTokens& tokens) {
   std::map<ExpertIdx, std::uint32_t> host;
@@ -146,7 +146,7 @@ TEST(FanOut, ReplicaOnTheOwnRankIsPreferred) {
   EXPECT_DOUBLE_EQ(result.remote_fanout_ranks, 0.0);
 }
 
-// DESIGN section 9: E=64, k=8: 3.66 / 5.43 / 6.75 at 4 / 8 / 16 ranks; the counted value of 200,000
+// P (1 - C(E - E/P, k) / C(E, k)) with E=64, k=8 is 3.66 / 5.43 / 6.75 at 4 / 8 / 16 ranks; the counted value of 200,000
 // uniform tokens lies within 0.01 (ten standard errors: the fan-out of a token varies by < 1).
 TEST(FanOut, HypergeometricKnownAnswers) {
   const Routing routing = uniform_routing({64, 8, 200'000, 64, 1}, 3);
@@ -159,7 +159,7 @@ TEST(FanOut, HypergeometricKnownAnswers) {
   }
 }
 
-// DESIGN section 9, DeepSeek-V3's rule: 256 experts on nodes of 8 GPUs, one group of experts per
+// The closed form under DeepSeek-V3's rule: 256 experts on nodes of 8 GPUs, one group of experts per
 // node, a token limited to 4 groups (drawn uniformly here; it binds at 8 nodes only).
 TEST(FanOut, GroupLimitedKnownAnswers) {
   struct Answer {
@@ -197,7 +197,7 @@ TEST(FanOut, GroupLimitedKnownAnswers) {
   }
 }
 
-// Bounds of DESIGN section 3: ceil(k P / E) <= fan-out <= min(k, P), remote <= fan-out <= copies.
+// A token's experts fill ceil(k P / E) ranks at least: ceil(k P / E) <= fan-out <= min(k, P), remote <= fan-out <= copies.
 TEST(FanOut, StaysWithinItsBounds) {
   const Routing routing = uniform_routing({32, 12, 2000, 10, 1}, 5);
   for (const std::uint32_t ranks : {1u, 2u, 4u, 8u, 16u, 32u}) {

@@ -339,7 +339,7 @@ TEST(FanOutSearch, NeverRaisesTheFanOutOfItsStart) {
   }
 }
 
-// Ranks are interchangeable for the fan-out (DESIGN section 3 counts distinct ranks).
+// Ranks are interchangeable for the fan-out (which counts distinct ranks).
 TEST(FanOutProperty, RelabellingRanksChangesNothing) {
   const Routing routing = planted_routing({32, 6, 900, 5, 1}, 4, 0.7, 6);
   LayerPlacement layer = make_placement(routing, request_for("collaboration", 8)).layers[0];

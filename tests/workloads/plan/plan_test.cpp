@@ -96,11 +96,10 @@ TEST(PlanKnownAnswer, HierarchicalInTwoRounds) {
   EXPECT_EQ(node.hop, HopKind::kNode);
   EXPECT_EQ(node.out, Phase::kForward);
   EXPECT_EQ(node.back, Phase::kGather);
-  EXPECT_THAT(transfers_of(rail),
-              ElementsAre(Transfer{0, 0, {{0, 1}}}, Transfer{0, 2, {{0, 6}}},
-                          Transfer{0, 0, {{1, 3}}}, Transfer{0, 2, {{1, 4}}},
-                          Transfer{2, 2, {{2, 5}}}, Transfer{2, 0, {{2, 2}}},
-                          Transfer{3, 1, {{3, 7}}}));
+  EXPECT_THAT(transfers_of(rail), ElementsAre(Transfer{0, 0, {{0, 1}}}, Transfer{0, 2, {{0, 6}}},
+                                              Transfer{0, 0, {{1, 3}}}, Transfer{0, 2, {{1, 4}}},
+                                              Transfer{2, 2, {{2, 5}}}, Transfer{2, 0, {{2, 2}}},
+                                              Transfer{3, 1, {{3, 7}}}));
   EXPECT_THAT(rail.round, ElementsAre(0, 0, 1, 1, 1, 1, 1));
   // Rank 0 answers itself in round 0, itself and rank 2 in round 1; rank 1 answers rank 3; rank 2
   // answers rank 0 in round 0, then itself and rank 0.
@@ -303,7 +302,7 @@ Rows rows_of(const Stage& stage, std::uint32_t ranks_per_node) {
   return rows;
 }
 
-// DESIGN section 3: remote fan-out <= fan-out <= copies, and the same for nodes; the plans' rows
+// By definition remote fan-out <= fan-out <= copies, and the same for nodes; the plans' rows
 // are what fan_out counts without planning.
 TEST_P(RandomPlans, RowsAreTheFanOut) {
   const std::uint32_t size = GetParam().ranks_per_node;

@@ -15,7 +15,7 @@ namespace {
 // distinct ranks at 4, 8 and 16 ranks. A dedup plan has that many rows per token.
 TEST(RealTrace, DedupRowsAreTheReferenceFanOut) {
   const std::filesystem::path file =
-      std::filesystem::path(COTERIE_SHARED_DATA) / "traces/deepseek-v2-lite-esft/law.npz";
+      std::filesystem::path(COTERIE_DATA) / "traces/deepseek-v2-lite-esft/law.npz";
   if (!std::filesystem::exists(file)) GTEST_SKIP() << file << " is not here";
   const Imported imported = import_traces(std::vector{file}, "npz", {});
   const Routing routing = select(std::get<Routing>(imported.trace), SequencePart::kOdd);

@@ -280,10 +280,10 @@ TEST_F(ImporterTest, SglangPerTokenMapsPhysicalToLogical) {
   EXPECT_EQ(imported.num_dropped_rows, 2U);
 }
 
-// data/README.md: counts of 8.39 million tokens, layers 0 to 2 dense, max/mean about 23.
+// An independent count of the dump's tensors: counts of 8.39 million tokens, layers 0 to 2 dense, max/mean about 23.
 TEST(SglangImporter, ReadsTheRecordedDump) {
   const std::vector<std::filesystem::path> inputs{
-      std::filesystem::path(COTERIE_SHARED_DATA) /
+      std::filesystem::path(COTERIE_DATA) /
       "traces/deepseek-r1-sglang/expert_distribution_8k1k.pt"};
   if (!std::filesystem::exists(inputs[0])) GTEST_SKIP() << inputs[0] << " is not there";
   const Imported imported = import_traces(inputs, "sglang", {});
@@ -298,7 +298,7 @@ TEST(SglangImporter, ReadsTheRecordedDump) {
 
 TEST(SglangImporter, RefusesTheAllZeroDump) {
   const std::vector<std::filesystem::path> inputs{
-      std::filesystem::path(COTERIE_SHARED_DATA) /
+      std::filesystem::path(COTERIE_DATA) /
       "traces/deepseek-r1-sglang/expert_distribution_all_zero.pt"};
   if (!std::filesystem::exists(inputs[0])) GTEST_SKIP() << inputs[0] << " is not there";
   try {

@@ -1,4 +1,4 @@
-// The npz importer on the real traces (data/README.md); skipped where they are missing.
+// The npz importer on recorded traces (workloads/REPRODUCING.md); skipped where they are missing.
 
 #include <gtest/gtest.h>
 
@@ -8,14 +8,14 @@
 namespace coterie {
 namespace {
 
-const std::filesystem::path kTraces = std::filesystem::path(COTERIE_SHARED_DATA) / "traces";
+const std::filesystem::path kTraces = std::filesystem::path(COTERIE_DATA) / "traces";
 
 Routing import_one(const std::filesystem::path& path) {
   const std::vector<std::filesystem::path> inputs{path};
   return std::get<Routing>(import_traces(inputs, "npz", {}).trace);
 }
 
-// Token counts and shapes: the table in data/README.md.
+// Token counts and shapes: those of the recordings (workloads/REPRODUCING.md).
 TEST(NpzImporter, ReadsTheDeepSeekTraces) {
   const auto path = kTraces / "deepseek-v2-lite-esft" / "law.npz";
   if (!std::filesystem::exists(path)) GTEST_SKIP() << path << " is not there";

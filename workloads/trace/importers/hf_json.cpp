@@ -2,8 +2,8 @@
 //   {"router_logits": [[[...experts] per token] per MoE layer], "top_k": k,
 //    "layers": [numbers], "seq_len": [lengths], "e_score_correction_bias": [[...] per layer]}
 // All but router_logits are optional (--model or --num-topk gives k). A layer that is null is
-// dense: transformers puts None in the tuple for layers without a router. The model's choice is
-// redone:
+// dense: transformers puts None in the tuple for layers without a router. The model's choice of
+// experts is made again:
 //   softmax_topk    softmax over all experts, then the k best (Mixtral, Qwen, OLMoE, DeepSeek-V2)
 //   topk_softmax    the k best logits, softmax over those (gpt-oss)
 //   sigmoid_group   sigmoid plus bias, the best groups, then the k best in them (DeepSeek-V3, GLM);
