@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets Coterie up on Debian 12 or Ubuntu 24.04.
+# Sets Coterie up on Debian 12.
 #
 #   ./quickstart.sh          install what is needed, build, run the main job on the bundled example
 #   ./quickstart.sh test     install what is needed, build, pass the tests

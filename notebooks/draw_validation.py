@@ -22,7 +22,10 @@ def sections():
 def draw_alltoall(section):
     """One panel per machine: measured all-to-alls and what was predicted for each from the other half of the sizes."""
     machines = sorted({point["group"] for point in section["points"]})
-    figure, axes = plt.subplots(2, 3, figsize=(9.6, 5.6), sharex=True)
+    columns = 4
+    figure, axes = plt.subplots(-(-len(machines) // columns), columns, figsize=(12.4, 5.6), sharex=True, squeeze=False)
+    for axis in axes.flat[len(machines):]:
+        axis.remove()
     for axis, machine in zip(axes.flat, machines):
         counts = {}
         for point in section["points"]:
@@ -37,8 +40,9 @@ def draw_alltoall(section):
         error = statistics.median(abs(point["error"]) for point in section["points"] if point["group"] == machine)
         axis.set(xscale="log", yscale="log", title=f"{machine}: median error {100 * error:.1f} %")
         axis.legend(fontsize=7)
-    for axis in axes[-1]:
+    for axis in axes.flat[max(0, len(machines) - columns):len(machines)]:
         axis.set_xlabel("bytes per rank")
+        axis.tick_params(labelbottom=True)
     for axis in axes[:, 0]:
         axis.set_ylabel("all-to-all (us)")
     cf.save(figure, "validation_alltoall")
@@ -69,9 +73,10 @@ def draw_scatter(by_part, name, size, measured):
 if __name__ == "__main__":
     cf.use_style()
     found = sections()
-    draw_alltoall(found["All-to-all, every other size left out"])
+    halves = [found[f"All-to-all, every other size left out, {part} 64 KiB"]["points"] for part in ("below", "from")]
+    draw_alltoall({"points": halves[0] + halves[1]})
     draw_scatter({part: found[f"Our runs on a shared H200: {part}"] for part in ("dispatch", "combine", "whole layer")},
                  "validation_layers", (9.6, 3.5), "measured, two layers (ms)")
     draw_scatter({"expert MLP": found["Expert MLP (H200, BF16), every other batch size left out"],
-                  "DeepEP kernels": found["DeepEP normal kernels (one H200 node), a whole model shape left out"]},
+                  "DeepEP kernels": found["DeepEP normal kernels, one node, from 64 tokens"]},
                  "validation_kernels", (7.6, 3.7), "measured (ms)")

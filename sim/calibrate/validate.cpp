@@ -652,8 +652,8 @@ std::string to_csv(const Validation& validation) {
   for (const ValidationSection& section : validation.sections) {
     for (const ValidationPoint& point : section.points) {
       text += csv_line(
-          {section.title, point.group, point.name, fmt::format("{:.6g}", point.measured_s),
-           fmt::format("{:.6g}", point.predicted_s), fmt::format("{:.4f}", point.error())});
+          {section.title, point.group, point.name, fmt::format("{:.3g}", point.measured_s),
+           fmt::format("{:.3g}", point.predicted_s), fmt::format("{:.3f}", point.error())});
     }
   }
   return text;

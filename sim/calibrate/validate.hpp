@@ -70,7 +70,8 @@ ValidationSection compare_engines(const std::vector<std::string>& presets);
 std::string to_markdown(const Validation& validation);
 
 // Every point, for figures and for those who doubt the page: columns protocol, group, point,
-// measured_s, predicted_s (seconds, six digits) and error (predicted / measured - 1, four decimals).
+// measured_s, predicted_s (seconds, three digits) and error (predicted / measured - 1, of all digits,
+// three decimals).
 std::string to_csv(const Validation& validation);
 
 }  // namespace coterie
