@@ -74,7 +74,7 @@ void add_generate(CLI::App& trace) {
   auto arguments = std::make_shared<GenerateArguments>();
   CLI::App* command =
       trace.add_subcommand("generate", "Makes a synthetic trace from a workload description");
-  command->add_option("WORKLOAD", arguments->workload, "YAML file (workloads/README.md)")
+  command->add_option("WORKLOAD", arguments->workload, "YAML file (workloads/TRACES.md)")
       ->required();
   command->add_option("-o,--output", arguments->output, "The trace to write")->required();
   add_set_option(*command, arguments->overrides, "the workload");

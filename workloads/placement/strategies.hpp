@@ -1,5 +1,5 @@
 #pragma once
-// The registry of placement strategies: one file and one line each (README.md gives the recipe).
+// The registry of placement strategies: one file and one line each (workloads/PLACEMENTS.md gives the recipe).
 
 #include <cstdint>
 #include <optional>

@@ -27,7 +27,7 @@ struct TrafficMatrix {
   std::vector<TrafficEntry> entries;  // in the file's order: a rank sends in this order
 };
 
-// The two text formats (workloads/README.md).
+// The two text formats (workloads/PLANS.md).
 //   matrix: num_ranks lines of num_ranks byte counts; '#' starts a comment. A rank sends to itself
 //           first, then to the ranks above it, modulo num_ranks.
 //   htsim:  "Nodes n", "Connections m", then m lines "src->dst id i start t size bytes", where t is

@@ -1,5 +1,5 @@
 #pragma once
-// Plan files: the layers of one run with the sizes of their rows. workloads/README.md describes the
+// Plan files: the layers of one run with the sizes of their rows. workloads/PLANS.md describes the
 // format; plan.proto has its records.
 
 #include <cstdint>

@@ -1,6 +1,6 @@
 #pragma once
 // The registry of dispatch policies: one file in policies/ and one line in policies.cpp each
-// (workloads/README.md gives the recipe).
+// (workloads/PLANS.md gives the recipe).
 
 #include <cstdint>
 #include <span>

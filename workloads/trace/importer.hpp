@@ -1,6 +1,6 @@
 #pragma once
 // Importers: from other programs' recordings to a trace. One file per format in importers/, one
-// line in the registry (importer.cpp); workloads/README.md has the recipe.
+// line in the registry (importer.cpp); workloads/TRACES.md has the recipe.
 
 #include <cstdint>
 #include <filesystem>

@@ -1,6 +1,6 @@
 #pragma once
 // The `.moet` trace file: a streaming sequence of length-delimited Protobuf messages (trace.proto).
-// See workloads/README.md for the layout.
+// See workloads/TRACES.md for the layout.
 
 #include <filesystem>
 #include <functional>
