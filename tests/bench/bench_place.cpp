@@ -127,7 +127,7 @@ void bench_learning() {
 }
 
 struct Options {
-  std::filesystem::path traces = std::filesystem::path(COTERIE_SHARED_DATA) / "traces";
+  std::filesystem::path traces = std::filesystem::path(COTERIE_DATA) / "traces";
   std::vector<std::uint32_t> ranks = {4, 8, 16, 32, 64};
   std::size_t num_layers = 6;
   std::string python = "python3";

@@ -113,12 +113,7 @@ std::string trace_digest(const Routing& trace);
 bool learnt_from(const Placement& placement, const std::string& digest, SequencePart part);
 bool learnt_from(const Placement& placement, const Routing& trace, SequencePart part);
 
-<<<<<<< HEAD
-// Files: our JSON (workloads/README.md) and what serving engines read (engine_formats.cpp).
-=======
-// JSON (workloads/PLACEMENTS.md); also reads `physical_to_logical_map` files (EPLB, vLLM, SGLang) when
-// num_ranks is given.
->>>>>>> a31d9ac (Split the workloads page by what one looks for; walk the recipes of strategies and policies through the code)
+// Files: our JSON (workloads/PLACEMENTS.md) and what serving engines read (engine_formats.cpp).
 inline constexpr std::string_view kMapStrategy = "physical_to_logical_map";
 enum class PlacementFormat : std::uint8_t {
   kCoterie,     // what read_placement reads without further help

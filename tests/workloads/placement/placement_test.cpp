@@ -108,7 +108,7 @@ TEST_P(EveryStrategy, RefusesMoreRanksThanExperts) {
 INSTANTIATE_TEST_SUITE_P(Registry, EveryStrategy, ::testing::ValuesIn(placement_strategies()),
                          [](const auto& test) { return test.param; });
 
-TEST(Strategies, AreThoseOfTheDesignInItsOrder) {
+TEST(Strategies, AreThoseOfTheRegistryInItsOrder) {
   EXPECT_THAT(
       placement_strategies(),
       ElementsAre("contiguous", "round_robin", "random", "load_balanced", "load_balanced_joint",
