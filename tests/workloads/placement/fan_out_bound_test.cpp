@@ -211,8 +211,8 @@ TEST(FanOutBound, OfNoTokensIsZero) {
 // (measured: 0.3). In eights on 8 ranks, where the eigenvalue bound does most, within 25 (measured:
 // 21).
 TEST(FanOutBound, IsTightOnRecordedRoutingInPairs) {
-  const std::filesystem::path path = std::filesystem::path(COTERIE_DATA) / "traces" /
-                                     "deepseek-v2-lite-esft" / "intent.npz";
+  const std::filesystem::path path =
+      std::filesystem::path(COTERIE_DATA) / "traces" / "deepseek-v2-lite-esft" / "intent.npz";
   if (!std::filesystem::exists(path)) GTEST_SKIP() << "no recorded trace " << path;
   const std::vector<std::filesystem::path> inputs = {path};
   const auto trace = std::get<Routing>(import_traces(inputs, "npz", {}).trace);
