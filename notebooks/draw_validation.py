@@ -73,8 +73,8 @@ def draw_scatter(by_part, name, size, measured):
 if __name__ == "__main__":
     cf.use_style()
     found = sections()
-    halves = [found[f"All-to-all, every other size left out, {part} 64 KiB"]["points"] for part in ("below", "from")]
-    draw_alltoall({"points": halves[0] + halves[1]})
+    sizes = [section["points"] for title, section in found.items() if title.startswith("All-to-all") and "size left out" in title]
+    draw_alltoall({"points": sum(sizes, [])})
     draw_scatter({part: found[f"Our runs on a shared H200: {part}"] for part in ("dispatch", "combine", "whole layer")},
                  "validation_layers", (9.6, 3.5), "measured, two layers (ms)")
     draw_scatter({"expert MLP": found["Expert MLP (H200, BF16), every other batch size left out"],

@@ -373,11 +373,11 @@ are written by
 from published tables of measurements (folder `--data`, which is not part of the project) and from our
 runs in `runtime/results`. `notebooks/draw_validation.py` draws the figures from the table.
 
-![All-to-alls predicted from every other size](notebooks/figures/validation_alltoall.png)
+![All-to-alls of left-out sizes](notebooks/figures/validation_alltoall.png)
 
 ![Whole layers predicted from the probe's curves](notebooks/figures/validation_layers.png)
 
-![Expert MLPs on left-out batch sizes, DeepEP kernels on left-out model shapes](notebooks/figures/validation_kernels.png)
+![Expert MLPs on left-out batch sizes, DeepEP kernels of left-out model shapes](notebooks/figures/validation_kernels.png)
 
 )";
 
