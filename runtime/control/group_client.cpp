@@ -179,7 +179,9 @@ void GroupClient::loop() {
     }
     if (leaving_) {
       if (!leaving_since) leaving_since = now;
-      if (!channel_->open() || !channel_->wants_to_send() || seconds_since(*leaving_since) > 1.0) {
+      // The last words may have come into the outbox since it was emptied above.
+      const bool all_sent = outbox_.empty() && !channel_->wants_to_send();
+      if (!channel_->open() || all_sent || seconds_since(*leaving_since) > 1.0) {
         channel_->close();
         return;
       }
