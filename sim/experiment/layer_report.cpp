@@ -80,23 +80,12 @@ void add_local_rows(const LayerRun& run, TransferSums& sums) {
       for (std::size_t i = 0; i < stage.num_transfers(); ++i) {
         if (stage.src[i] != stage.dst[i]) continue;
         const std::uint32_t gpu = first_gpu + stage.src[i];
-        const std::uint64_t rows = stage.num_rows[i];
-        sums.add({stage.out,
-                  to_string(Tier::kLocal),
-                  gpu,
-                  gpu,
-                  rows,
-                  dispatch_bytes(stage, i, sizes).value,
-                  {},
-                  {}});
-        sums.add({stage.back,
-                  to_string(Tier::kLocal),
-                  gpu,
-                  gpu,
-                  rows,
-                  combine_bytes(stage, i, sizes).value,
-                  {},
-                  {}});
+        const auto add = [&](Phase phase, Bytes bytes) {
+          sums.add(
+              {phase, to_string(Tier::kLocal), gpu, gpu, stage.num_rows[i], bytes.value, {}, {}});
+        };
+        add(stage.out, dispatch_bytes(stage, i, sizes));
+        add(stage.back, combine_bytes(stage, i, sizes));
       }
     }
     first_gpu += plan.num_ranks;

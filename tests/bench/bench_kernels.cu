@@ -36,6 +36,7 @@
 #include "kernels/index.hpp"
 #include "kernels/reference.hpp"
 #include "kernels/rows.hpp"
+#include "tests/bench/random_values.cuh"
 
 namespace coterie::kernels {
 namespace {
@@ -123,23 +124,8 @@ std::vector<BlockCounts> count_blocks(const Routing& routing, std::uint32_t rank
 
 // --- device helpers -----------------------------------------------------------------------------
 
-// Uniform values in (-1.75, 1.75), different for every seed.
-__global__ void fill_random(Bf16* data, std::uint64_t count, std::uint64_t seed) {
-  const std::uint64_t stride = std::uint64_t{gridDim.x} * blockDim.x;
-  for (std::uint64_t i = std::uint64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count;
-       i += stride) {
-    std::uint64_t x = (i + seed) * 0x9e3779b97f4a7c15ULL;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
-    data[i] = __float2bfloat16_rn((static_cast<float>(x >> 40) * 0x1p-23F - 1.0F) * 1.75F);
-  }
-}
 DeviceBuffer<Bf16> random_rows(std::size_t count, std::uint64_t seed) {
-  DeviceBuffer<Bf16> buffer(count);
-  if (count > 0) fill_random<<<2048, 256>>>(buffer.data(), count, seed << 40);
-  check_launch("fill_random");
-  check(cudaStreamSynchronize(nullptr), "fill_random");
-  return buffer;
+  return random_values(count, seed, 1.75F);
 }
 template <class T>
 DeviceBuffer<T> upload(const std::vector<T>& host) {
@@ -204,7 +190,7 @@ double time_copy(const Stream& stream, int replays, std::size_t bytes_moved) {
   for (std::size_t i = 0; i < sets; ++i) {
     from.emplace_back(half);
     to.emplace_back(half);
-    fill_random<<<2048, 256>>>(reinterpret_cast<Bf16*>(from.back().data()), half / 2, i);
+    fill_random<<<2048, 256>>>(reinterpret_cast<Bf16*>(from.back().data()), half / 2, i, 1.75F);
   }
   check(cudaDeviceSynchronize(), "fill_random");
   const int calls = static_cast<int>(std::max<std::size_t>(sets, 4));

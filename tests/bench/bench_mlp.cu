@@ -38,6 +38,7 @@
 #include "kernels/cublas_product.hpp"
 #include "kernels/expert_mlp.hpp"
 #include "kernels/mlp_kernels.hpp"
+#include "tests/bench/random_values.cuh"
 
 namespace coterie::kernels {
 namespace {
@@ -49,25 +50,6 @@ struct Shape {
 };
 constexpr Shape kShapes[] = {{2048, 1408, 32}, {2048, 1408, 8}, {7168, 2048, 32}, {4096, 1536, 16}};
 constexpr std::uint32_t kRowsPerExpert[] = {32, 128, 512, 768, 2048};
-
-// Uniform values in (-limit, limit), different for every seed.
-__global__ void fill_random(Bf16* data, std::uint64_t count, std::uint64_t seed, float limit) {
-  const std::uint64_t stride = std::uint64_t{gridDim.x} * blockDim.x;
-  for (std::uint64_t i = std::uint64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count;
-       i += stride) {
-    std::uint64_t x = (i + seed) * 0x9e3779b97f4a7c15ULL;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
-    data[i] = __float2bfloat16_rn((static_cast<float>(x >> 40) * 0x1p-23F - 1.0F) * limit);
-  }
-}
-DeviceBuffer<Bf16> random_values(std::size_t count, std::uint64_t seed, float limit) {
-  DeviceBuffer<Bf16> buffer(count);
-  fill_random<<<2048, 256>>>(buffer.data(), count, seed << 40, limit);
-  check_launch("fill_random");
-  check(cudaDeviceSynchronize(), "fill_random");
-  return buffer;
-}
 
 struct Settings {
   std::string json;

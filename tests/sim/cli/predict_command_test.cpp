@@ -3,57 +3,30 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 
-#include <cstdio>
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
+
+#include "core/file.hpp"
+#include "tests/sim/cli/program.hpp"
 
 namespace coterie {
 namespace {
 
 using ::testing::HasSubstr;
 
-struct Output {
-  int exit_code = 0;
-  std::string text;
-};
-
-// Runs the built program; `redirect` chooses what is read: stdout alone or stderr alone.
-Output run(const std::string& arguments, const std::string& redirect) {
-  const std::string command =
-      std::string(COTERIE_BINARY_DIR) + "/bin/coterie predict " + arguments + " " + redirect;
-  Output out;
-  FILE* pipe = popen(command.c_str(), "r");
-  char buffer[4096];
-  while (std::size_t n = fread(buffer, 1, sizeof(buffer), pipe)) out.text.append(buffer, n);
-  out.exit_code = WEXITSTATUS(pclose(pipe));
-  return out;
-}
-
-class PredictCommand : public ::testing::Test {
+class PredictCommand : public testing::ProgramTest {
  protected:
-  void SetUp() override {
-    const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
-    folder_ = std::filesystem::temp_directory_path() /
-              (std::string("coterie_predict_") + info->name() + std::to_string(getpid()));
-    std::filesystem::create_directories(folder_);
-  }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
   std::string write(const std::string& text) const {
     const auto path = folder_ / "input.txt";
-    std::ofstream(path) << text;
+    write_file(path, text);
     return path.string();
   }
-  static nlohmann::json predict(const std::string& arguments) {
-    const Output out = run(arguments + " --json", "2>/dev/null");
-    EXPECT_EQ(out.exit_code, 0) << arguments;
-    return nlohmann::json::parse(out.text);
+  nlohmann::json predict(const std::string& arguments) const {
+    return json_of("predict " + arguments);
   }
-  std::filesystem::path folder_;
 };
 
 // A socket transport: 1 GB/s for what a rank sends and receives together. Two ranks that exchange
@@ -169,9 +142,9 @@ TEST_F(PredictCommand, RefusesTransportsThatDoNotFit) {
       {kernels + " --row-bytes 1000 --direction back", "back"},
   };
   for (const auto& item : cases) {
-    const Output out = run(item.arguments, "2>&1 >/dev/null");
+    const testing::Outcome out = run("predict " + item.arguments);
     EXPECT_EQ(out.exit_code, 2) << item.arguments;
-    EXPECT_THAT(out.text, HasSubstr(item.message)) << item.arguments;
+    EXPECT_THAT(out.err, HasSubstr(item.message)) << item.arguments;
   }
 }
 
@@ -189,14 +162,14 @@ TEST_F(PredictCommand, RefusesBadInputWithOneSentence) {
       {matrix, "--topology"},
   };
   for (const auto& item : cases) {
-    const Output out = run(item.arguments, "2>&1 >/dev/null");
+    const testing::Outcome out = run("predict " + item.arguments);
     EXPECT_EQ(out.exit_code, 2) << item.arguments;
-    EXPECT_THAT(out.text, HasSubstr(item.message)) << item.arguments;
+    EXPECT_THAT(out.err, HasSubstr(item.message)) << item.arguments;
   }
 }
 
 TEST_F(PredictCommand, HelpShowsAnExample) {
-  EXPECT_THAT(run("--help", "2>/dev/null").text, HasSubstr("Example:\n  coterie predict"));
+  EXPECT_THAT(run("predict --help").out, HasSubstr("Example:\n  coterie predict"));
 }
 
 }  // namespace

@@ -1,43 +1,24 @@
 // The command line of `coterie topology`, run as users run it.
 
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 
-#include <cstdlib>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "core/file.hpp"
+#include "tests/sim/cli/program.hpp"
 #include "topologies/cluster.hpp"
 
 namespace coterie {
 namespace {
 
-struct Outcome {
-  int exit_code = -1;
-  std::string out, err;
-};
+using testing::Outcome;
 
-class TopologyCommand : public testing::Test {
+class TopologyCommand : public testing::ProgramTest {
  protected:
-  void SetUp() override {
-    folder_ = std::filesystem::temp_directory_path() /
-              ("coterie_topology_" +
-               std::string(testing::UnitTest::GetInstance()->current_test_info()->name()));
-    std::filesystem::remove_all(folder_);
-    std::filesystem::create_directories(folder_);
+  Outcome run(const std::string& arguments) const {
+    return ProgramTest::run("topology " + arguments);
   }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
-
-  Outcome run(const std::string& arguments) {
-    const std::string out = (folder_ / "out").string();
-    const std::string err = (folder_ / "err").string();
-    const int status = std::system((std::string(COTERIE_BINARY_DIR "/bin/coterie topology ") +
-                                    arguments + " > " + out + " 2> " + err)
-                                       .c_str());
-    return {WEXITSTATUS(status), read_file(out), read_file(err)};
-  }
-  std::filesystem::path folder_;
 };
 
 TEST_F(TopologyCommand, ListsEveryPreset) {

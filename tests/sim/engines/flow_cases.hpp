@@ -16,6 +16,7 @@
 #include <fmt/format.h>
 
 #include "core/random.hpp"
+#include "sim/program/layer_program.hpp"
 #include "sim/program/program.hpp"
 #include "topologies/network.hpp"
 #include "workloads/placement/placement.hpp"
@@ -418,18 +419,6 @@ inline std::vector<FlowCase> flow_cases() {
   };
 }
 
-// When each rank is done: the last finish of its operations, at either end of transfers, seconds.
-inline std::vector<double> finish_of_ranks(const Program& program, const Execution& execution,
-                                           std::uint32_t num_ranks) {
-  std::vector<double> finish(num_ranks, 0.0);
-  for (std::size_t op = 0; op < program.num_ops(); ++op) {
-    for (const std::uint32_t rank : {program.src[op], program.dst[op]}) {
-      finish[rank] = std::max(finish[rank], execution.finish_s[op]);
-    }
-  }
-  return finish;
-}
-
 struct Difference {
   double makespan = 0.0;  // relative, signed
   double rank = 0.0;      // largest relative difference of a rank's finish
@@ -437,8 +426,8 @@ struct Difference {
 
 inline Difference compare(const Program& program, const Execution& run, const Execution& reference,
                           std::uint32_t num_ranks) {
-  const std::vector<double> a = finish_of_ranks(program, run, num_ranks);
-  const std::vector<double> b = finish_of_ranks(program, reference, num_ranks);
+  const std::vector<double> a = rank_finish_s(program, run, num_ranks);
+  const std::vector<double> b = rank_finish_s(program, reference, num_ranks);
   Difference out;
   if (reference.makespan_s > 0.0) out.makespan = run.makespan_s / reference.makespan_s - 1.0;
   for (std::size_t rank = 0; rank < b.size(); ++rank) {

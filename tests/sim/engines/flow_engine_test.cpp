@@ -320,6 +320,14 @@ TEST(FlowProperties, EveryByteIsDeliveredOnce) {
   }
 }
 
+// Adds to every link what flows at these rates carry over it in `seconds`.
+void carry(const std::vector<FlowRate>& rates, const Routes& routes, double seconds,
+           std::vector<double>& carried) {
+  for (const FlowRate& flow : rates) {
+    for (const std::uint32_t link : routes.of(flow.op)) carried[link] += flow.rate * seconds;
+  }
+}
+
 // The credit rule (flow_repair.hpp) on links with many flows, as the flows dwindle from 99 to none
 // per link: no link ever carries more bytes by any time than its capacity allows, and no run ends
 // before the busiest link could. Fails if a repair uses bandwidth that the credit also counts.
@@ -336,11 +344,7 @@ TEST(FlowProperties, NoLinkCarriesMoreThanItsCapacityAllowsByAnyTime) {
       options.relative_precision = precision;
       options.small_program = 0;
       options.observer = [&](const FlowSnapshot& snapshot) {
-        for (const FlowRate& flow : rates) {
-          for (const std::uint32_t link : input.routes.of(flow.op)) {
-            carried[link] += flow.rate * (snapshot.time_s - since);
-          }
-        }
+        carry(rates, input.routes, snapshot.time_s - since, carried);
         since = snapshot.time_s;
         rates.assign(snapshot.flows.begin(), snapshot.flows.end());
         for (std::size_t link = 0; link < carried.size(); ++link) {
@@ -395,11 +399,7 @@ TEST(FlowProperties, NoLinkCarriesMoreThanItsChangingCapacityAllows) {
       options.relative_precision = precision;
       options.small_program = 0;
       options.observer = [&](const FlowSnapshot& snapshot) {
-        for (const FlowRate& flow : rates) {
-          for (const std::uint32_t link : input.routes.of(flow.op)) {
-            carried[link] += flow.rate * (snapshot.time_s - since);
-          }
-        }
+        carry(rates, input.routes, snapshot.time_s - since, carried);
         allow_until(since, snapshot.time_s);
         since = snapshot.time_s;
         rates.assign(snapshot.flows.begin(), snapshot.flows.end());
