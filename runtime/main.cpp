@@ -87,10 +87,14 @@ void add_commands(CLI::App& app, Commands& commands) {
                                "KEY=VALUE, overrides a key (repeatable)");
   commands.run_app->add_option("--layers", commands.run.layers, "Layer numbers, comma-separated")
       ->delimiter(',');
-  commands.run_app->add_option("--iterations", commands.run.num_iterations, "Timed iterations")
+  commands.run_app
+      ->add_option("--iterations", commands.run.num_iterations,
+                   "Timed iterations (dry runs: 1 unless given)")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000000));
-  commands.run_app->add_option("--warmup", commands.run.num_warm_up, "Iterations before these")
+  commands.run_app
+      ->add_option("--warmup", commands.run.num_warm_up,
+                   "Iterations before these (dry runs: 0 unless given)")
       ->capture_default_str()
       ->check(CLI::Range(0, 1000000));
   commands.run_app
@@ -184,6 +188,10 @@ int run_program(int argc, char** argv) {
       commands.run.overrides.push_back(parse_override(text));
     }
     commands.run.command = shell_quote(shown);
+    if (commands.run.dry_run) {  // nothing is timed, so nothing has to be repeated
+      if (commands.run_app->count("--iterations") == 0) commands.run.num_iterations = 1;
+      if (commands.run_app->count("--warmup") == 0) commands.run.num_warm_up = 0;
+    }
     run_experiment(commands.run, environment);
   } else {
     commands.probe.command = shell_quote(shown);

@@ -130,6 +130,8 @@ void write_dry_run(const RunOptions& options, const Experiment& experiment,
                    const LayerShape& executed, const std::vector<RunReport>& reports) {
   nlohmann::json document{{"schema_version", 1},
                           {"kind", "dry_run"},
+                          {"warm_up", options.num_warm_up},
+                          {"iterations", options.num_iterations},
                           {"size", executed_size(experiment, executed)},
                           {"runs", nlohmann::json::array()}};
   for (const RunReport& report : reports) {

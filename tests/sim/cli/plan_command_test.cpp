@@ -9,6 +9,7 @@
 #include "core/file.hpp"
 #include "tests/workloads/plan/plan_samples.hpp"
 #include "tests/workloads/trace/sample.hpp"
+#include "workloads/plan/plan_file.hpp"
 
 namespace coterie::testing {
 namespace {
