@@ -103,9 +103,9 @@ void add_counts(const Experiment& experiment, const PreparedRun& run, std::size_
     num_tokens += static_cast<double>(tokens.token_begin.back());
   }
   for (const RankTokens& tokens : *run.group_tokens) {
-    const FanOut counts = fan_out(*run.routing, layer_idx, run.placement.layers[layer_idx],
-                                  experiment.ranks_per_node(), tokens,
-                                  run.placement.replica_choice);
+    const FanOut counts =
+        fan_out(*run.routing, layer_idx, run.placement.layers[layer_idx],
+                experiment.ranks_per_node(), tokens, run.placement.replica_choice);
     const double weight = static_cast<double>(tokens.token_begin.back()) / num_tokens;
     report.copies += weight * counts.copies;
     report.fanout_ranks += weight * counts.fanout_ranks;

@@ -15,9 +15,9 @@
 #include "core/table.hpp"
 #include "core/units.hpp"
 #include "sim/cli/commands.hpp"
-#include "workloads/prepare.hpp"
 #include "workloads/plan/check.hpp"
 #include "workloads/plan/matrix.hpp"
+#include "workloads/prepare.hpp"
 
 namespace coterie {
 namespace {

@@ -109,8 +109,8 @@ class Simulation {
   void prepare() {
     PrepareOptions prepare_options;
     prepare_options.cache = options_.cache;
-    prepare_options.num_jobs = std::max<unsigned>(
-        1, options_.num_jobs / static_cast<unsigned>(experiment_.runs.size()));
+    prepare_options.num_jobs =
+        std::max<unsigned>(1, options_.num_jobs / static_cast<unsigned>(experiment_.runs.size()));
     parallel_for(options_.num_jobs, runs_.size(), [&](std::size_t run) {
       try {
         runs_[run] = prepare_run(experiment_, experiment_.runs[run], parts_, prepare_options);

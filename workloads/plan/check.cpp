@@ -203,7 +203,9 @@ class PlanChecker {
   // What hop and phases the policy's stages have.
   void check_kind(std::size_t s) {
     const Stage& stage = plan_.stages[s];
-    const HopKind hop = !hierarchical() ? HopKind::kGroup : s == 0 ? HopKind::kRail : HopKind::kNode;
+    const HopKind hop = !hierarchical() ? HopKind::kGroup
+                        : s == 0        ? HopKind::kRail
+                                        : HopKind::kNode;
     const Phase out = s == 0 ? Phase::kDispatch : Phase::kForward;
     const Phase back = s == 0 ? Phase::kCombine : Phase::kGather;
     if (stage.hop != hop || stage.out != out || stage.back != back) {

@@ -8,8 +8,8 @@
 #include <map>
 #include <regex>
 
-#include "core/error.hpp"
 #include "core/csv.hpp"
+#include "core/error.hpp"
 #include "tests/sim/cli/program.hpp"
 
 namespace coterie {

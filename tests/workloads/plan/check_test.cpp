@@ -110,8 +110,7 @@ const Mutation kMutations[] = {
      "2 rounds, where a plan of one hop has 1"},
     {"no_rounds", kHierarchical, [](LayerPlan& p) { p.num_rounds = 0; },
      "0 rounds, where a plan of one hop has 1"},
-    {"round_id", kDedup, [](LayerPlan& p) { p.stages[0].round[0] = 1; },
-     "round 1 is not below 1"},
+    {"round_id", kDedup, [](LayerPlan& p) { p.stages[0].round[0] = 1; }, "round 1 is not below 1"},
     {"wrong_round", kHierarchical,
      [](LayerPlan& p) {
        p = tiny_rounds();
@@ -129,9 +128,7 @@ const Mutation kMutations[] = {
     {"answer_twice", kDedup, [](LayerPlan& p) { p.stages[0].answer_order[1] = 0; },
      "its answer is out of order, or a second one"},
     {"answer_order", kDedup,
-     [](LayerPlan& p) {
-       std::swap(p.stages[0].answer_order[1], p.stages[0].answer_order[2]);
-     },
+     [](LayerPlan& p) { std::swap(p.stages[0].answer_order[1], p.stages[0].answer_order[2]); },
      "its answer is out of order"},
     {"hop", kHierarchical, [](LayerPlan& p) { p.stages[0].hop = HopKind::kGroup; },
      "hop group with dispatch and combine, where the policy has rail"},
@@ -198,10 +195,9 @@ TEST(Checker, FindsAnySingleChangeOfTheStages) {
     for (int i = 0; i < 300; ++i) {
       LayerPlan plan = sound;
       Stage& stage = plan.stages[random.index(plan.stages.size())];
-      std::vector<std::vector<std::uint32_t>*> columns{&stage.src,       &stage.dst,
-                                                       &stage.num_rows,  &stage.num_copies,
-                                                       &stage.row_token, &stage.row_mask,
-                                                       &stage.round,     &stage.answer_order};
+      std::vector<std::vector<std::uint32_t>*> columns{
+          &stage.src,       &stage.dst,      &stage.num_rows, &stage.num_copies,
+          &stage.row_token, &stage.row_mask, &stage.round,    &stage.answer_order};
       if (!stage.parent.empty()) columns.push_back(&stage.parent);
       std::vector<std::uint32_t>& column = *columns[random.index(columns.size())];
       column[random.index(column.size())] ^= 1u << random.index(4);

@@ -26,30 +26,26 @@ using ::testing::ElementsAre;
 // rows that ranks 0 and 2 have for rank 3 travel together.
 TEST(Schedule, MessagesOfTwoRounds) {
   const LayerPlan plan = tiny_rounds();
-  EXPECT_THAT(
-      stage_messages(plan.stages[0], Direction::kDispatch),
-      ElementsAre(PlanMessage{0, 0, 0, 1, 1, 0, 1}, PlanMessage{0, 2, 0, 1, 2, 1, 1},
-                  PlanMessage{0, 0, 1, 1, 2, 2, 1}, PlanMessage{0, 2, 1, 1, 1, 3, 1},
-                  PlanMessage{2, 2, 1, 1, 2, 4, 1}, PlanMessage{2, 0, 1, 1, 1, 5, 1},
-                  PlanMessage{3, 1, 1, 1, 3, 6, 1}));
-  EXPECT_THAT(
-      stage_messages(plan.stages[1], Direction::kDispatch),
-      ElementsAre(PlanMessage{0, 0, 0, 1, 1, 0, 1}, PlanMessage{0, 0, 1, 1, 1, 1, 1},
-                  PlanMessage{0, 1, 1, 1, 2, 2, 1}, PlanMessage{1, 1, 1, 1, 1, 3, 1},
-                  PlanMessage{1, 0, 1, 1, 2, 4, 1}, PlanMessage{2, 2, 0, 1, 2, 5, 1},
-                  PlanMessage{2, 2, 1, 1, 1, 6, 1}, PlanMessage{2, 3, 1, 2, 2, 7, 2}));
-  EXPECT_THAT(
-      stage_messages(plan.stages[1], Direction::kCombine),
-      ElementsAre(PlanMessage{0, 0, 0, 1, 1, 0, 1}, PlanMessage{0, 0, 1, 1, 1, 1, 1},
-                  PlanMessage{0, 1, 1, 1, 2, 2, 1}, PlanMessage{1, 1, 1, 1, 1, 3, 1},
-                  PlanMessage{1, 0, 1, 1, 2, 4, 1}, PlanMessage{2, 2, 0, 1, 2, 5, 1},
-                  PlanMessage{2, 2, 1, 1, 1, 6, 1}, PlanMessage{3, 2, 1, 2, 2, 7, 2}));
-  EXPECT_THAT(
-      stage_messages(plan.stages[0], Direction::kCombine),
-      ElementsAre(PlanMessage{0, 0, 0, 1, 1, 0, 1}, PlanMessage{0, 0, 1, 1, 2, 1, 1},
-                  PlanMessage{0, 2, 1, 1, 1, 2, 1}, PlanMessage{1, 3, 1, 1, 3, 3, 1},
-                  PlanMessage{2, 0, 0, 1, 2, 4, 1}, PlanMessage{2, 2, 1, 1, 2, 5, 1},
-                  PlanMessage{2, 0, 1, 1, 1, 6, 1}));
+  EXPECT_THAT(stage_messages(plan.stages[0], Direction::kDispatch),
+              ElementsAre(PlanMessage{0, 0, 0, 1, 1, 0, 1}, PlanMessage{0, 2, 0, 1, 2, 1, 1},
+                          PlanMessage{0, 0, 1, 1, 2, 2, 1}, PlanMessage{0, 2, 1, 1, 1, 3, 1},
+                          PlanMessage{2, 2, 1, 1, 2, 4, 1}, PlanMessage{2, 0, 1, 1, 1, 5, 1},
+                          PlanMessage{3, 1, 1, 1, 3, 6, 1}));
+  EXPECT_THAT(stage_messages(plan.stages[1], Direction::kDispatch),
+              ElementsAre(PlanMessage{0, 0, 0, 1, 1, 0, 1}, PlanMessage{0, 0, 1, 1, 1, 1, 1},
+                          PlanMessage{0, 1, 1, 1, 2, 2, 1}, PlanMessage{1, 1, 1, 1, 1, 3, 1},
+                          PlanMessage{1, 0, 1, 1, 2, 4, 1}, PlanMessage{2, 2, 0, 1, 2, 5, 1},
+                          PlanMessage{2, 2, 1, 1, 1, 6, 1}, PlanMessage{2, 3, 1, 2, 2, 7, 2}));
+  EXPECT_THAT(stage_messages(plan.stages[1], Direction::kCombine),
+              ElementsAre(PlanMessage{0, 0, 0, 1, 1, 0, 1}, PlanMessage{0, 0, 1, 1, 1, 1, 1},
+                          PlanMessage{0, 1, 1, 1, 2, 2, 1}, PlanMessage{1, 1, 1, 1, 1, 3, 1},
+                          PlanMessage{1, 0, 1, 1, 2, 4, 1}, PlanMessage{2, 2, 0, 1, 2, 5, 1},
+                          PlanMessage{2, 2, 1, 1, 1, 6, 1}, PlanMessage{3, 2, 1, 2, 2, 7, 2}));
+  EXPECT_THAT(stage_messages(plan.stages[0], Direction::kCombine),
+              ElementsAre(PlanMessage{0, 0, 0, 1, 1, 0, 1}, PlanMessage{0, 0, 1, 1, 2, 1, 1},
+                          PlanMessage{0, 2, 1, 1, 1, 2, 1}, PlanMessage{1, 3, 1, 1, 3, 3, 1},
+                          PlanMessage{2, 0, 0, 1, 2, 4, 1}, PlanMessage{2, 2, 1, 1, 2, 5, 1},
+                          PlanMessage{2, 0, 1, 1, 1, 6, 1}));
 }
 
 TEST(Schedule, Bytes) {

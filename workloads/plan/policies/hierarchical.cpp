@@ -88,8 +88,7 @@ std::uint32_t hierarchical_rounds(const LayerPlan& plan, const PlanRequest& requ
   }
   // A token goes to at most num_topk of the nodes, so that with nodes hit alike, one of them gets
   // no more than this share of a rank's tokens.
-  const std::uint64_t most_rows =
-      most_tokens * std::min(plan.num_topk, num_nodes) / num_nodes;
+  const std::uint64_t most_rows = most_tokens * std::min(plan.num_topk, num_nodes) / num_nodes;
   const std::uint64_t rows_per_round = std::max(1U, *request.rows_per_round);
   const std::uint64_t rounds = (most_rows + rows_per_round - 1) / rows_per_round;
   return static_cast<std::uint32_t>(
