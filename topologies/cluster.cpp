@@ -93,6 +93,29 @@ MlpCosts read_mlp_costs(const YamlValue& value) {
   return costs;
 }
 
+KernelCosts read_kernel_costs(const YamlValue& value) {
+  YamlMap map = value.as_map();
+  KernelCosts costs;
+  costs.launch = map.required("launch").as_seconds();
+  costs.row = map.required("row").as_seconds();
+  costs.bandwidth = positive_bandwidth(map.required("bandwidth"));
+  map.finish();
+  return costs;
+}
+
+RowKernels read_row_kernels(const YamlValue& value) {
+  YamlMap map = value.as_map();
+  RowKernels kernels;
+  kernels.pack = read_kernel_costs(map.required("pack"));
+  kernels.forward = read_kernel_costs(map.required("forward"));
+  kernels.expand = read_kernel_costs(map.required("expand"));
+  kernels.merge = read_kernel_costs(map.required("merge"));
+  kernels.gather = read_kernel_costs(map.required("gather"));
+  kernels.sum = read_kernel_costs(map.required("sum"));
+  map.finish();
+  return kernels;
+}
+
 GpuModel read_gpu(LayeredMap& map) {
   GpuModel gpu;
   gpu.name = map.required("name").as_string();
@@ -109,8 +132,16 @@ GpuModel read_gpu(LayeredMap& map) {
   gpu.compute_efficiency = number_or(map, "compute_efficiency", 0.001, 1.0, 0.7);
   gpu.memory_efficiency = number_or(map, "memory_efficiency", 0.001, 1.0, 0.85);
   if (const auto launch = map.optional("kernel_launch")) gpu.kernel_launch = launch->as_seconds();
-  if (const auto mlp = map.optional("mlp")) {
-    if (!says(*mlp, "none")) gpu.mlp = read_mlp_costs(*mlp);
+  const auto mlp_costs = [&map](const char* key) -> std::optional<MlpCosts> {
+    const auto value = map.optional(key);
+    if (!value || says(*value, "none")) return std::nullopt;
+    return read_mlp_costs(*value);
+  };
+  gpu.mlp = mlp_costs("mlp");
+  gpu.mlp_fp8 = mlp_costs("mlp_fp8");
+  gpu.shared_mlp = mlp_costs("shared_mlp");
+  if (const auto kernels = map.optional("kernels")) {
+    if (!says(*kernels, "none")) gpu.kernels = read_row_kernels(*kernels);
   }
   map.finish();
   return gpu;

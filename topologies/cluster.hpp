@@ -43,6 +43,26 @@ struct MlpCosts {
   double sharpness = 2.0;  // q >= 1: how sharply the larger of the two terms wins
 };
 
+// A calibrated kernel that moves rows, with the kernel that builds its index where it has one:
+//   launch + rows * row + bytes / bandwidth
+struct KernelCosts {
+  Seconds launch;
+  Seconds row;  // of each row's place in the index
+  Bandwidth bandwidth;
+};
+// The kernels of our runtime (kernels/rows.hpp), one per phase. What they move:
+//   phase    rows                     bytes
+//   pack     written, own included    every token once in BF16, every row
+//   forward  written                  every received row once, every row
+//   expand   (token, expert) copies   every received row, every copy in BF16
+//   merge    (token, expert) copies   every copy, every result
+//   gather   read                     every result read and written
+//   sum      read                     every result, every token; with shared experts their output
+// Experts find BF16 rows, whatever was dispatched, and compute in BF16.
+struct RowKernels {
+  KernelCosts pack, forward, expand, merge, gather, sum;
+};
+
 struct GpuModel {
   std::string name;
   ComputeRate bf16_peak;       // dense
@@ -53,6 +73,11 @@ struct GpuModel {
   double memory_efficiency = 0.85;  // reachable share of the memory bandwidth in a copy
   Seconds kernel_launch;            // fixed cost of each kernel
   std::optional<MlpCosts> mlp;      // calibrated expert MLP; absent: a roofline per expert
+  // The same on FP8 rows and weights; absent: `mlp`, scaled by what the peaks say.
+  std::optional<MlpCosts> mlp_fp8;
+  // The shared experts as one dense MLP in BF16; absent: each an expert of `mlp`.
+  std::optional<MlpCosts> shared_mlp;
+  std::optional<RowKernels> kernels;  // absent: kernel_launch and bytes over the reachable memory
 };
 
 // `sends_in_flight` without a limit.

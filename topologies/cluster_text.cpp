@@ -41,18 +41,37 @@ std::string injection_text(const Injection& injection) {
   return text + "\n";
 }
 
+std::string mlp_text(const char* key, const std::optional<MlpCosts>& mlp) {
+  if (!mlp) return "";
+  return fmt::format(
+      "  {}:\n    launch: {}\n    weight_bandwidth: {}\n    compute_rate: {}\n"
+      "    batch_bandwidth: {}\n    tile_padding: {}\n    sharpness: {}\n",
+      key, exact(mlp->launch), exact(mlp->weight_bandwidth), exact(mlp->compute_rate),
+      exact(mlp->batch_bandwidth), mlp->tile_padding, mlp->sharpness);
+}
+
+std::string kernel_text(const char* phase, const KernelCosts& costs) {
+  return fmt::format("    {}: {{launch: {}, row: {}, bandwidth: {}}}\n", phase, exact(costs.launch),
+                     exact(costs.row), exact(costs.bandwidth));
+}
+
 std::string gpu_text(const GpuModel& gpu) {
   std::string text = fmt::format(
       "gpu:\n  name: {}\n  bf16_peak: {}\n  fp8_peak: {}\n  memory_bandwidth: {}\n  num_sms: {}\n"
       "  compute_efficiency: {}\n  memory_efficiency: {}\n  kernel_launch: {}\n",
       quoted(gpu.name), exact(gpu.bf16_peak), exact(gpu.fp8_peak), exact(gpu.memory_bandwidth),
       gpu.num_sms, gpu.compute_efficiency, gpu.memory_efficiency, exact(gpu.kernel_launch));
-  if (const auto& mlp = gpu.mlp) {
-    text += fmt::format(
-        "  mlp:\n    launch: {}\n    weight_bandwidth: {}\n    compute_rate: {}\n"
-        "    batch_bandwidth: {}\n    tile_padding: {}\n    sharpness: {}\n",
-        exact(mlp->launch), exact(mlp->weight_bandwidth), exact(mlp->compute_rate),
-        exact(mlp->batch_bandwidth), mlp->tile_padding, mlp->sharpness);
+  text += mlp_text("mlp", gpu.mlp);
+  text += mlp_text("mlp_fp8", gpu.mlp_fp8);
+  text += mlp_text("shared_mlp", gpu.shared_mlp);
+  if (gpu.kernels) {
+    text += "  kernels:\n";
+    text += kernel_text("pack", gpu.kernels->pack);
+    text += kernel_text("forward", gpu.kernels->forward);
+    text += kernel_text("expand", gpu.kernels->expand);
+    text += kernel_text("merge", gpu.kernels->merge);
+    text += kernel_text("gather", gpu.kernels->gather);
+    text += kernel_text("sum", gpu.kernels->sum);
   }
   return text;
 }

@@ -23,6 +23,7 @@
 #include "sim/calibrate/kernel_fit.hpp"
 #include "sim/calibrate/measurements.hpp"
 #include "sim/calibrate/mlp_fit.hpp"
+#include "sim/calibrate/probe_fit.hpp"
 #include "sim/calibrate/validate.hpp"
 #include "sim/cli/commands.hpp"
 #include "topologies/cluster.hpp"
@@ -40,6 +41,7 @@ std::string signed_percent(double share) {
 // calibrate fit ----------------------------------------------------------------------------------
 
 struct FitArguments {
+  std::string probe;
   std::vector<std::string> alltoall;
   std::string machine;
   std::string mlp;
@@ -59,6 +61,12 @@ double uncertainty_of(const std::vector<double>& held_out) {
   std::sort(errors.begin(), errors.end());
   const double last = static_cast<double>(errors.size() - 1);
   return std::ceil(errors[static_cast<std::size_t>(std::lround(0.8 * last))] * 100.0) / 100.0;
+}
+
+// A second fit of the same part replaces what was said of the first.
+void set_provenance(Cluster& cluster, const std::string& key, const std::string& text) {
+  std::erase_if(cluster.provenance, [&](const auto& entry) { return entry.first == key; });
+  cluster.provenance.emplace_back(key, text);
 }
 
 std::string joined(const std::set<std::string>& texts) {
@@ -122,16 +130,15 @@ void fit_links(const FitArguments& arguments, Cluster& cluster) {
   std::vector<double> errors;
   for (const double error : fit.held_out) errors.push_back(std::abs(error));
   std::sort(errors.begin(), errors.end());
-  cluster.provenance.emplace_back(
-      "links", fmt::format("{} uniform all-to-alls over {} GPUs, {}, NCCL {}", points.size(),
-                           joined(ranks), joined(devices), joined(versions)));
-  cluster.provenance.emplace_back(
-      "links_held_out_error",
-      fmt::format("median {}, worst {} over sizes left out in four folds",
-                  percent(errors[errors.size() / 2]), percent(errors.back())));
+  set_provenance(cluster, "links",
+                 fmt::format("{} uniform all-to-alls over {} GPUs, {}, NCCL {}", points.size(),
+                             joined(ranks), joined(devices), joined(versions)));
+  set_provenance(cluster, "links_held_out_error",
+                 fmt::format("median {}, worst {} over sizes left out in four folds",
+                             percent(errors[errors.size() / 2]), percent(errors.back())));
   if (!fit.undetermined.empty()) {
-    cluster.provenance.emplace_back("links_undetermined",
-                                    fmt::format("{}", fmt::join(fit.undetermined, ", ")));
+    set_provenance(cluster, "links_undetermined",
+                   fmt::format("{}", fmt::join(fit.undetermined, ", ")));
   }
 }
 
@@ -228,6 +235,40 @@ void put_transport(Cluster& cluster, const TransportParameters& parameters) {
   cluster.transports.push_back(parameters);
 }
 
+// Kernels, expert MLP and notify of a whole probe.
+void fit_probe(const FitArguments& arguments, Cluster& cluster) {
+  const GpuProbe probe = read_gpu_probe(arguments.probe);
+  GpuFit fit = fit_gpu(cluster, probe);
+  cluster = std::move(fit.cluster);
+  std::erase_if(cluster.provenance, [](const auto& entry) { return entry.first == "expert_mlp"; });
+  const std::string source = arguments.source.empty() ? "" : ", " + arguments.source;
+  set_provenance(cluster, "gpu",
+                 fmt::format("probe of {} ranks, {}{}", probe.num_ranks, probe.device, source));
+  Table table{{"part", "points", "left out: median", "worst", "undetermined"}, {}};
+  std::vector<std::string> undetermined;
+  std::vector<std::string> held_out;
+  for (const GpuFit::Part& part : fit.parts) {
+    std::vector<double> errors;
+    for (const double error : part.held_out) errors.push_back(std::abs(error));
+    const double worst = *std::max_element(errors.begin(), errors.end());
+    const std::string middle = percent(median(std::move(errors)));
+    table.rows.push_back({part.name, std::to_string(part.num_points), middle, percent(worst),
+                          fmt::format("{}", fmt::join(part.undetermined, ", "))});
+    held_out.push_back(fmt::format("{} {} / {}", part.name, middle, percent(worst)));
+    for (const std::string& name : part.undetermined) {
+      undetermined.push_back(part.name + "." + name);
+      spdlog::warn("the probe does not determine {}.{}: it keeps its prior value", part.name, name);
+    }
+  }
+  fmt::print("\n{}notify: {}\n", render(table), format_seconds(cluster.overheads.notify));
+  set_provenance(cluster, "gpu_held_out_error",
+                 fmt::format("median / worst over sizes left out in four folds: {}",
+                             fmt::join(held_out, "; ")));
+  if (!undetermined.empty()) {
+    set_provenance(cluster, "gpu_undetermined", fmt::format("{}", fmt::join(undetermined, ", ")));
+  }
+}
+
 void fit_rows(const FitArguments& arguments, Cluster& cluster) {
   const std::vector<RowExchange> exchanges = chosen_exchanges(arguments, cluster);
   const TransportFit fit = fit_transport(cluster, exchanges);
@@ -264,8 +305,12 @@ void fit_rows(const FitArguments& arguments, Cluster& cluster) {
 }
 
 void fit(const FitArguments& arguments) {
-  if (arguments.alltoall.empty() && arguments.mlp.empty() && arguments.rows.empty()) {
-    throw InputError("calibrate fit", "no measurements", "--alltoall, --rows or --mlp");
+  if (arguments.alltoall.empty() && arguments.mlp.empty() && arguments.rows.empty() &&
+      arguments.probe.empty()) {
+    throw InputError("calibrate fit", "no measurements", "--probe, --alltoall, --rows or --mlp");
+  }
+  if (!arguments.probe.empty() && !arguments.mlp.empty()) {
+    throw InputError("calibrate fit", "--probe and --mlp", "one measurement of the expert MLP");
   }
   Cluster cluster = load_cluster(arguments.base);
   // What a calibrated topology says of its other fits stays true.
@@ -281,6 +326,8 @@ void fit(const FitArguments& arguments) {
     cluster.provenance.emplace_back("source", arguments.source);
   }
   if (!arguments.alltoall.empty()) fit_links(arguments, cluster);
+  // After the links, whose fit takes an empty exchange for the notify step.
+  if (!arguments.probe.empty()) fit_probe(arguments, cluster);
   if (!arguments.rows.empty()) fit_rows(arguments, cluster);
   if (!arguments.mlp.empty()) fit_expert_mlp(arguments, cluster);
   cluster.provenance.emplace_back("fitted_by", "coterie " + version());
@@ -298,6 +345,10 @@ void add_fit_command(CLI::App& parent) {
   command->add_option("--alltoall", arguments->alltoall,
                       "Uniform all-to-alls: CSV, nccl-tests output, or the JSON of coterie-runtime "
                       "probe (repeatable)");
+  command->add_option(
+      "--probe", arguments->probe,
+      "A whole curves.json of coterie-runtime probe: kernels, expert MLP and notify, "
+      "and its all-to-alls as if given to --alltoall");
   command->add_option("--machine", arguments->machine, "Use this machine's points only");
   command->add_option("--rows", arguments->rows,
                       "Exchanges of rows by a dispatch library's kernels: CSV (repeatable; "
@@ -315,8 +366,12 @@ void add_fit_command(CLI::App& parent) {
   command->add_option("-o,--output", arguments->output, "The YAML file to write");
   command->footer(
       "Example:\n  coterie calibrate fit --alltoall table.csv --machine h200_sxm "
-      "--base h200_node -o h200.yaml");
-  command->callback([arguments] { fit(*arguments); });
+      "--base h200_node -o h200.yaml\n"
+      "  coterie calibrate fit --probe curves.json --base topology.yaml -o machine.yaml");
+  command->callback([arguments] {
+    if (!arguments->probe.empty()) arguments->alltoall.push_back(arguments->probe);
+    fit(*arguments);
+  });
 }
 
 // compare ----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include <fmt/format.h>
 
@@ -43,6 +44,9 @@ Seconds calibrated_mlp_time(const MlpCosts& costs, double hidden, double interme
 Seconds mlp_time(const GpuModel& gpu, const MlpShape& shape,
                  std::span<const std::uint64_t> expert_tokens) {
   const bool fp8 = shape.type == PayloadType::kFp8;
+  if (fp8 && gpu.mlp_fp8) {
+    return calibrated_mlp_time(*gpu.mlp_fp8, shape.hidden, shape.intermediate, expert_tokens, 0.0);
+  }
   if (gpu.mlp) {
     MlpCosts costs = *gpu.mlp;
     if (fp8) {
@@ -71,6 +75,16 @@ Seconds mlp_time(const GpuModel& gpu, const MlpShape& shape,
   return kMlpLaunches * gpu.kernel_launch + Seconds{seconds};
 }
 
+Seconds shared_mlp_time(const GpuModel& gpu, const MlpShape& shape, std::uint32_t num_experts,
+                        std::uint64_t num_tokens) {
+  if (gpu.shared_mlp) {
+    const std::uint64_t tokens[]{num_experts == 0 ? 0 : num_tokens};
+    return calibrated_mlp_time(*gpu.shared_mlp, shape.hidden,
+                               static_cast<double>(num_experts) * shape.intermediate, tokens, 0.0);
+  }
+  return mlp_time(gpu, shape, std::vector<std::uint64_t>(num_experts, num_tokens));
+}
+
 std::uint32_t GpuResources::memory(std::uint32_t gpu) {
   const auto [found, is_new] = memory_.try_emplace(gpu, 0);
   if (is_new) {
@@ -94,10 +108,14 @@ void GpuResources::add_copy(const Copy& copy, std::uint32_t waits_for,
     return;
   }
   const std::uint32_t uses[]{memory(copy.gpu)};
+  const Seconds launch = copy.costs ? copy.costs->launch : gpu_.kernel_launch;
+  const double index_s = copy.costs ? copy.rows * copy.costs->row.value : 0.0;
+  // A kernel that reaches less than the memory's rate keeps the memory for as long as it moves.
+  const double memory_share = copy.costs ? memory_rate(gpu_) / copy.costs->bandwidth.value : 1.0;
   builder_.add({.src = copy.gpu,
                 .dst = copy.gpu,
-                .duration = copy.launched ? 0.0 : gpu_.kernel_launch.value,
-                .amount = copy.bytes,
+                .duration = (copy.launched ? 0.0 : launch.value) + index_s,
+                .amount = copy.bytes * memory_share,
                 .waits_for = waits_for,
                 .signals = signals,
                 .uses = uses});

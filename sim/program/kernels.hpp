@@ -31,9 +31,15 @@ struct MlpShape {
 // with flops = 6 * tokens * hidden * intermediate, and bytes = the weights once, the rows in and
 // out, and the intermediate activations written and read once; plus the launches of its two grouped
 // multiplications. Zero tokens take no time. Where the GPU has calibrated MlpCosts, those count
-// (FP8 scales their weights and rates by what the peaks say).
+// (FP8: mlp_fp8, or `mlp` with its weights and rates scaled by what the peaks say).
 Seconds mlp_time(const GpuModel& gpu, const MlpShape& shape,
                  std::span<const std::uint64_t> expert_tokens);
+
+// The shared experts of a model, which see all `num_tokens` tokens of a rank: one dense product of all
+// of them in BF16 where the GPU has a calibrated shared_mlp, else as many experts of mlp_time.
+// `shape` is that of one of the `num_experts`.
+Seconds shared_mlp_time(const GpuModel& gpu, const MlpShape& shape, std::uint32_t num_experts,
+                        std::uint64_t num_tokens);
 
 // The two resources of every GPU that kernels share, added to a program where they are first used:
 // its memory bandwidth (as far as it is reachable) and its multiprocessors. Transports reserve the
@@ -52,6 +58,10 @@ class GpuResources {
     std::uint32_t gpu = 0;
     double bytes = 0.0;
     bool launched = false;
+    // The costs of a calibrated kernel and the rows that they count; absent: kernel_launch and the
+    // memory's rate.
+    const KernelCosts* costs = nullptr;
+    double rows = 0.0;
   };
   void add_copy(const Copy& copy, std::uint32_t waits_for, std::span<const std::uint32_t> signals);
   // Work that takes `seconds` on all multiprocessors, and longer on fewer; zero takes no time.

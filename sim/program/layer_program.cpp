@@ -147,30 +147,68 @@ class GroupBuilder {
 
   using Signals = std::initializer_list<std::uint32_t>;
 
-  void add_copy(Phase phase, std::uint32_t rank, double bytes, std::uint32_t waits_for,
+  // The calibrated kernels, where they run: before a transport's own kernels others do.
+  [[nodiscard]] const RowKernels* kernels() const {
+    return cluster_.gpu.kernels && !out_.transport().moves_tokens() ? &*cluster_.gpu.kernels
+                                                                    : nullptr;
+  }
+  [[nodiscard]] const KernelCosts* kernel_costs(Phase phase) const {
+    const RowKernels* all = kernels();
+    if (all == nullptr) return nullptr;
+    switch (phase) {
+      case Phase::kPack:
+        return &all->pack;
+      case Phase::kForward:
+        return &all->forward;
+      case Phase::kExpand:
+        return &all->expand;
+      case Phase::kMerge:
+        return &all->merge;
+      case Phase::kGather:
+        return &all->gather;
+      case Phase::kSum:
+        return &all->sum;
+      default:
+        return nullptr;
+    }
+  }
+
+  // What a kernel reads and writes together, and the rows that RowKernels counts.
+  struct Moved {
+    double bytes = 0.0;
+    double rows = 0.0;
+  };
+
+  void add_copy(Phase phase, std::uint32_t rank, const Moved& moved, std::uint32_t waits_for,
                 std::span<const std::uint32_t> signals, bool launched = false) {
-    out_.gpus().add_copy({first_gpu_ + rank, has_kernels() ? bytes : 0.0, launched}, waits_for,
-                         signals);
+    out_.gpus().add_copy({first_gpu_ + rank, has_kernels() ? moved.bytes : 0.0, launched,
+                          kernel_costs(phase), moved.rows},
+                         waits_for, signals);
     out_.label(phase);
   }
 
   // A copy that a transport whose kernels take rows from the tokens makes itself.
-  void add_row_copy(Phase phase, std::uint32_t rank, double bytes, std::uint32_t waits_for,
+  void add_row_copy(Phase phase, std::uint32_t rank, const Moved& moved, std::uint32_t waits_for,
                     std::span<const std::uint32_t> signals, bool launched = false) {
-    add_copy(phase, rank, out_.transport().moves_tokens() ? 0.0 : bytes, waits_for, signals,
+    add_copy(phase, rank, out_.transport().moves_tokens() ? Moved{} : moved, waits_for, signals,
              launched);
   }
 
   // What packing moves: the tokens once more as send blocks; before kernels that take the tokens
   // themselves, what it takes to quantise them.
-  [[nodiscard]] double packed_bytes(std::uint32_t rank) const {
-    if (!has_kernels()) return 0.0;
+  [[nodiscard]] Moved packed(std::uint32_t rank) const {
+    if (!has_kernels()) return {};
     const double token_bytes = 2.0 * setup_.kernels->model.hidden;
+    if (kernels() != nullptr) {
+      const auto written = static_cast<double>(rows_[rank].summed);  // those for itself included
+      const auto tokens = static_cast<double>(plan_.num_tokens(rank));
+      return {tokens * token_bytes + written * dispatch_row_, written};
+    }
     const double rows = !out_.transport().moves_tokens() ? static_cast<double>(rows_[rank].packed)
                         : setup_.kernels->dispatch_payload == PayloadType::kFp8
                             ? static_cast<double>(plan_.num_tokens(rank))
                             : 0.0;
-    return rows * (token_bytes + dispatch_row_);
+    return {rows * (token_bytes + dispatch_row_), rows};
   }
 
   void add_notify_and_pack(const std::vector<std::uint32_t>& enter) {
@@ -194,7 +232,7 @@ class GroupBuilder {
       for (std::uint32_t round = 0; two_hops() && round < plan_.num_rounds; ++round) {
         ready.push_back(received_[slot(rank, round)]);
       }
-      add_copy(Phase::kPack, rank, packed_bytes(rank), signals[0], ready);
+      add_copy(Phase::kPack, rank, packed(rank), signals[0], ready);
     }
   }
 
@@ -204,18 +242,23 @@ class GroupBuilder {
       const auto arriving = static_cast<double>(rows_[rank].arriving);
       const auto copies = static_cast<double>(rows_[rank].copies);
       const std::uint32_t expanded[]{builder_.add_event()};
-      add_copy(Phase::kExpand, rank, (arriving + copies) * dispatch_row_, arrived_[rank], expanded);
+      const double expert_row = kernels() != nullptr && has_kernels()
+                                    ? 2.0 * setup_.kernels->model.hidden
+                                    : dispatch_row_;
+      add_copy(Phase::kExpand, rank, {arriving * dispatch_row_ + copies * expert_row, copies},
+               arrived_[rank], expanded);
       const std::uint32_t multiplied[]{builder_.add_event()};
       Seconds duration;
       if (has_kernels()) {
         // The routed experts this rank hosts, and the shared ones, whole, for its own tokens.
         const ModelShape& model = setup_.kernels->model;
-        const PayloadType type = setup_.kernels->dispatch_payload;
+        const PayloadType type =
+            kernels() != nullptr ? PayloadType::kBf16 : setup_.kernels->dispatch_payload;
         tokens.assign(plan_.rank_expert_tokens.begin() + plan_.rank_expert_begin[rank],
                       plan_.rank_expert_tokens.begin() + plan_.rank_expert_begin[rank + 1]);
         duration = mlp_time(cluster_.gpu, {model.hidden, model.expert_intermediate, type}, tokens);
-        tokens.assign(model.num_shared_experts, plan_.num_tokens(rank));
-        duration += mlp_time(cluster_.gpu, {model.hidden, model.shared_intermediate, type}, tokens);
+        duration += shared_mlp_time(cluster_.gpu, {model.hidden, model.shared_intermediate, type},
+                                    model.num_shared_experts, plan_.num_tokens(rank));
       }
       out_.gpus().add_work(first_gpu_ + rank, duration, expanded[0], multiplied);
       out_.label(Phase::kMlp);
@@ -223,7 +266,8 @@ class GroupBuilder {
       for (std::uint32_t round = 0; two_hops() && round < plan_.num_rounds; ++round) {
         ready.push_back(gathered_[slot(rank, round)]);
       }
-      add_copy(Phase::kMerge, rank, (copies + arriving) * combine_row_, multiplied[0], ready);
+      add_copy(Phase::kMerge, rank, {(copies + arriving) * combine_row_, copies}, multiplied[0],
+               ready);
     }
   }
 
@@ -232,7 +276,11 @@ class GroupBuilder {
     for (std::uint32_t rank = 0; rank < plan_.num_ranks; ++rank) {
       const auto summed = static_cast<double>(rows_[rank].summed);
       const auto tokens = static_cast<double>(plan_.num_tokens(rank));
-      add_row_copy(Phase::kSum, rank, (summed + tokens) * combine_row_, returned_[rank],
+      // The shared experts' output is added where the runtime's kernels sum.
+      const bool adds_shared =
+          kernels() != nullptr && has_kernels() && setup_.kernels->model.num_shared_experts > 0;
+      const double outputs = adds_shared ? 2.0 * tokens : tokens;
+      add_row_copy(Phase::kSum, rank, {(summed + outputs) * combine_row_, summed}, returned_[rank],
                    std::span(&done[rank], 1));
     }
     return done;
@@ -289,7 +337,11 @@ class GroupBuilder {
         const auto rows = static_cast<double>(relay_rows_[slot(rank, round)].forwarded);
         // The relay's own rows stand where they are copied to.
         const std::uint32_t signals[]{forwarded_[slot(rank, round)], arrived_[rank]};
-        add_row_copy(Phase::kForward, rank, 2.0 * rows * dispatch_row_,
+        // The runtime's kernel reads a row once for all that it is sent on to.
+        const double read = kernels() != nullptr
+                                ? static_cast<double>(relay_rows_[slot(rank, round)].received)
+                                : rows;
+        add_row_copy(Phase::kForward, rank, {(rows + read) * dispatch_row_, rows},
                      received_[slot(rank, round)], signals, /*launched=*/round > 0);
       }
     }
@@ -311,7 +363,8 @@ class GroupBuilder {
         const RelayRows& rows = relay_rows_[slot(rank, round)];
         const std::uint32_t signals[]{reduced_[slot(rank, round)], returned_[rank]};
         add_row_copy(Phase::kGather, rank,
-                     static_cast<double>(rows.forwarded + rows.received) * combine_row_,
+                     {static_cast<double>(rows.forwarded + rows.received) * combine_row_,
+                      static_cast<double>(rows.forwarded)},
                      gathered_[slot(rank, round)], signals, /*launched=*/round > 0);
       }
     }

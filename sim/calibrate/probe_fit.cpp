@@ -1,0 +1,291 @@
+#include "sim/calibrate/probe_fit.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <span>
+
+#include "core/error.hpp"
+#include "core/file.hpp"
+#include "sim/calibrate/optimiser.hpp"
+#include "sim/program/kernels.hpp"
+#include "workloads/plan/payload.hpp"
+
+namespace coterie {
+namespace {
+
+constexpr std::size_t kFolds = 4;
+constexpr std::size_t kFewestPoints = 8;
+constexpr double kBf16Bytes = 2.0;
+
+// One entry of a part's list, its keys asked for with what they must be.
+class Entry {
+ public:
+  Entry(const nlohmann::json& value, std::string where) : value_(value), where_(std::move(where)) {
+    if (!value.is_object()) throw InputError(where_, value.dump(), "an entry of the probe");
+  }
+  [[nodiscard]] std::string text(const char* key) const {
+    const auto found = value_.find(key);
+    if (found == value_.end() || !found->is_string()) {
+      throw InputError(where_, fmt::format("no text \"{}\"", key), "one");
+    }
+    return found->get<std::string>();
+  }
+  [[nodiscard]] double positive(const char* key) const {
+    const auto found = value_.find(key);
+    if (found == value_.end() || !found->is_number()) {
+      throw InputError(where_, fmt::format("no number \"{}\"", key), "one above zero");
+    }
+    const double value = found->get<double>();
+    if (!(value > 0.0) || !std::isfinite(value)) {
+      throw InputError(fmt::format("{}: {}", where_, key), found->dump(), "a number above zero");
+    }
+    return value;
+  }
+  [[nodiscard]] std::vector<std::uint64_t> counts(const char* key) const {
+    const auto found = value_.find(key);
+    if (found == value_.end() || !found->is_array() || found->empty()) {
+      throw InputError(where_, fmt::format("no list \"{}\"", key), "the rows of every expert");
+    }
+    std::vector<std::uint64_t> out;
+    for (const auto& count : *found) {
+      if (!count.is_number_unsigned()) {
+        throw InputError(fmt::format("{}: {}", where_, key), count.dump(), "whole numbers");
+      }
+      out.push_back(count.get<std::uint64_t>());
+    }
+    return out;
+  }
+  [[nodiscard]] bool is_fp8() const {
+    const std::string type = text("type");
+    if (type != "bf16" && type != "fp8") {
+      throw InputError(where_, fmt::format("type \"{}\"", type), "bf16 or fp8");
+    }
+    return type == "fp8";
+  }
+  [[nodiscard]] double time_s() const { return positive("median_us") * 1e-6; }
+  [[nodiscard]] const std::string& where() const { return where_; }
+
+ private:
+  const nlohmann::json& value_;
+  std::string where_;
+};
+
+void add_kernel(const Entry& entry, GpuProbe& probe) {
+  const std::string kind = entry.text("kind");
+  const double hidden = entry.positive("hidden");
+  const PayloadType type = entry.is_fp8() ? PayloadType::kFp8 : PayloadType::kBf16;
+  const auto dispatch_row =
+      static_cast<double>(row_payload(type, static_cast<std::uint32_t>(hidden)).value);
+  const double plain_row = kBf16Bytes * hidden;
+  const double tokens = entry.positive("num_tokens");
+  const double rows = entry.positive("num_rows");
+  const double copies = entry.positive("num_copies");
+  const double time_s = entry.time_s();
+  if (kind == "pack_phase") {
+    probe.pack.push_back({tokens * plain_row + rows * dispatch_row, rows, time_s});
+  } else if (kind == "forward_phase") {
+    const double written = entry.positive("num_forward_rows");
+    probe.forward.push_back({(rows + written) * dispatch_row, written, time_s});
+  } else if (kind == "expand_phase") {
+    probe.expand.push_back({rows * dispatch_row + copies * plain_row, copies, time_s});
+  } else if (kind == "merge") {
+    probe.merge.push_back({(copies + rows) * plain_row, copies, time_s});
+  } else if (kind == "gather_sum") {
+    const double read = entry.positive("num_forward_rows");
+    probe.gather.push_back({(read + rows) * plain_row, read, time_s});
+  } else if (kind == "sum") {
+    probe.sum.push_back({(rows + tokens) * plain_row, rows, time_s});
+  } else if (kind == "sum_with_shared") {
+    probe.sum.push_back({(rows + 2.0 * tokens) * plain_row, rows, time_s});
+  }
+}
+
+void add_mlp(const Entry& entry, GpuProbe& probe) {
+  const std::string kind = entry.text("kind");
+  GroupedMlpPoint point{
+      entry.positive("hidden"), entry.positive("intermediate"), {}, entry.time_s()};
+  if (kind == "routed") {
+    point.expert_rows = entry.counts("expert_rows");
+    (entry.is_fp8() ? probe.mlp_fp8 : probe.mlp).push_back(std::move(point));
+  } else if (kind == "shared" && !entry.is_fp8()) {
+    point.expert_rows = {static_cast<std::uint64_t>(entry.positive("num_tokens"))};
+    probe.shared_mlp.push_back(std::move(point));
+  }
+}
+
+template <class Add>
+void read_part(const nlohmann::json& document, const std::string& name, const char* part,
+               const Add& add) {
+  const auto found = document.find(part);
+  if (found == document.end() || !found->is_array() || found->empty()) {
+    throw InputError(name, fmt::format("no measurements of the part \"{}\"", part),
+                     "a whole probe: `coterie-runtime probe` completes the folder it began");
+  }
+  std::size_t idx = 0;
+  for (const auto& value : *found) {
+    add(Entry(value, fmt::format("{}: {}[{}]", name, part, idx++)));
+  }
+}
+
+// Fits `all`, then without every fourth point in turn. Neighbours in the list differ in one size,
+// so every fold holds points between those of the fit.
+template <class Costs, class Point, class Fit, class Time>
+CostsFit<Costs> fit_in_folds(const std::vector<Point>& all, const Fit& fit, const Time& time_s) {
+  CostsFit<Costs> out = fit(all);
+  out.held_out.assign(all.size(), 0.0);
+  for (std::size_t fold = 0; fold < kFolds; ++fold) {
+    std::vector<Point> training;
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      if (i % kFolds != fold) training.push_back(all[i]);
+    }
+    const Costs costs = fit(training).costs;
+    for (std::size_t i = fold; i < all.size(); i += kFolds) {
+      out.held_out[i] = time_s(costs, all[i]) / all[i].time_s - 1.0;
+    }
+  }
+  return out;
+}
+
+template <class Point>
+void check_enough(const std::vector<Point>& points, const char* what) {
+  if (points.size() < kFewestPoints) {
+    throw InputError(what, fmt::format("{} points", points.size()), "at least eight");
+  }
+}
+
+// Solves for the logarithms of the parameters of `make`.
+template <class Costs, class Point, class Make, class Time>
+CostsFit<Costs> solve_for(const std::vector<Point>& points, std::vector<FitParameter> parameters,
+                          const Make& make, const Time& time_s) {
+  FitProblem problem;
+  problem.parameters = std::move(parameters);
+  for (const Point& point : points) problem.log_measured.push_back(std::log(point.time_s));
+  problem.model = [&](std::span<const double> p, std::span<double> out) {
+    const Costs costs = make(p);
+    for (std::size_t i = 0; i < points.size(); ++i) out[i] = std::log(time_s(costs, points[i]));
+  };
+  const FitResult result = solve(problem);
+  return {make(result.parameters), result.undetermined, {}};
+}
+
+double grouped_mlp_s(const MlpCosts& costs, const GroupedMlpPoint& point) {
+  return calibrated_mlp_time(costs, point.hidden, point.intermediate, point.expert_rows, 0.0).value;
+}
+
+}  // namespace
+
+GpuProbe parse_gpu_probe(const std::string& text, const std::string& name) {
+  const auto document = nlohmann::json::parse(text, nullptr, false);
+  if (document.is_discarded() || !document.is_object()) {
+    throw InputError(name, "text that is not JSON, or cut short",
+                     "the curves.json of coterie-runtime probe");
+  }
+  const auto version = document.value("schema_version", nlohmann::json(1));
+  if (version != 2) {
+    throw InputError(name, fmt::format("schema_version {}", version.dump()),
+                     "2, which holds kernels and MLP too");
+  }
+  const Entry header(document, name);
+  GpuProbe probe;
+  probe.device = header.text("device");
+  probe.num_ranks = static_cast<std::uint32_t>(header.positive("num_ranks"));
+  read_part(document, name, "notify", [&](const Entry& entry) {
+    if (entry.text("kind") == "notify") probe.notify_s = entry.time_s();
+  });
+  if (probe.notify_s == 0.0) throw InputError(name, "no entry of kind \"notify\"", "one");
+  read_part(document, name, "kernels", [&](const Entry& entry) { add_kernel(entry, probe); });
+  read_part(document, name, "expert_mlp", [&](const Entry& entry) { add_mlp(entry, probe); });
+  return probe;
+}
+
+GpuProbe read_gpu_probe(const std::filesystem::path& path) {
+  return parse_gpu_probe(read_file(path), path.string());
+}
+
+double kernel_time_s(const KernelCosts& costs, const KernelPoint& point) {
+  return costs.launch.value + point.rows * costs.row.value + point.bytes / costs.bandwidth.value;
+}
+
+CostsFit<KernelCosts> fit_row_kernel(const std::vector<KernelPoint>& points, double memory_rate) {
+  check_enough(points, "fit of a kernel that moves rows");
+  const auto make = [](std::span<const double> p) {
+    return KernelCosts{{std::exp(p[0])}, {std::exp(p[1])}, {std::exp(p[2])}};
+  };
+  return fit_in_folds<KernelCosts>(
+      points,
+      [&](const std::vector<KernelPoint>& some) {
+        return solve_for<KernelCosts>(some,
+                                      {{"launch", std::log(8e-6), 2.0},
+                                       {"row", std::log(1e-10), 2.0},
+                                       {"bandwidth", std::log(memory_rate), 1.0}},
+                                      make, kernel_time_s);
+      },
+      kernel_time_s);
+}
+
+CostsFit<MlpCosts> fit_grouped_mlp(const std::vector<GroupedMlpPoint>& points,
+                                   const MlpFitOptions& options) {
+  check_enough(points, "fit of the expert MLP");
+  std::vector<FitParameter> parameters{{"launch", std::log(20e-6), 2.0},
+                                       {"weight_bandwidth", std::log(options.memory_rate), 1.0},
+                                       {"compute_rate", std::log(0.7 * options.peak), 1.0},
+                                       {"sharpness", std::log(2.0), 1.0}};
+  if (!options.dense) parameters.push_back({"tile_padding", std::log(16.0), 2.0});
+  const auto make = [&options](std::span<const double> p) {
+    MlpCosts costs;
+    costs.launch = {std::exp(p[0])};
+    costs.weight_bandwidth = {std::exp(p[1])};
+    costs.compute_rate = {std::exp(p[2])};
+    costs.sharpness = 1.0 + std::exp(p[3]);
+    costs.tile_padding = options.dense ? 0.0 : std::exp(p[4]);
+    // No kernel here touches rows of other ranks: whatever is written, it counts nothing.
+    costs.batch_bandwidth = {options.memory_rate};
+    return costs;
+  };
+  return fit_in_folds<MlpCosts>(
+      points,
+      [&](const std::vector<GroupedMlpPoint>& some) {
+        return solve_for<MlpCosts>(some, parameters, make, grouped_mlp_s);
+      },
+      grouped_mlp_s);
+}
+
+GpuFit fit_gpu(const Cluster& cluster, const GpuProbe& probe) {
+  GpuFit out;
+  out.cluster = cluster;
+  GpuModel& gpu = out.cluster.gpu;
+  const double memory_rate = gpu.memory_bandwidth.value * gpu.memory_efficiency;
+  RowKernels kernels;
+  const auto kernel = [&](const char* name, const std::vector<KernelPoint>& points,
+                          KernelCosts& costs) {
+    CostsFit<KernelCosts> fit = fit_row_kernel(points, memory_rate);
+    costs = fit.costs;
+    out.parts.push_back(
+        {name, points.size(), std::move(fit.undetermined), std::move(fit.held_out)});
+  };
+  kernel("kernels.pack", probe.pack, kernels.pack);
+  kernel("kernels.forward", probe.forward, kernels.forward);
+  kernel("kernels.expand", probe.expand, kernels.expand);
+  kernel("kernels.merge", probe.merge, kernels.merge);
+  kernel("kernels.gather", probe.gather, kernels.gather);
+  kernel("kernels.sum", probe.sum, kernels.sum);
+  gpu.kernels = kernels;
+  const auto mlp = [&](const char* name, const std::vector<GroupedMlpPoint>& points,
+                       const MlpFitOptions& options, std::optional<MlpCosts>& costs) {
+    if (points.empty()) return;
+    CostsFit<MlpCosts> fit = fit_grouped_mlp(points, options);
+    costs = fit.costs;
+    out.parts.push_back(
+        {name, points.size(), std::move(fit.undetermined), std::move(fit.held_out)});
+  };
+  mlp("mlp", probe.mlp, {gpu.bf16_peak.value, memory_rate, false}, gpu.mlp);
+  mlp("mlp_fp8", probe.mlp_fp8, {gpu.fp8_peak.value, 2.0 * memory_rate, false}, gpu.mlp_fp8);
+  mlp("shared_mlp", probe.shared_mlp, {gpu.bf16_peak.value, memory_rate, true}, gpu.shared_mlp);
+  out.cluster.overheads.notify = {probe.notify_s};
+  return out;
+}
+
+}  // namespace coterie

@@ -1,0 +1,84 @@
+#pragma once
+// What the GPUs of a machine cost by themselves, from a whole probe (curves.json of
+// `coterie-runtime probe`, schema version 2; runtime/README.md documents it): the kernels that move
+// rows, the expert MLP, the exchange of counts. Links are fitted from its all-to-alls
+// (alltoall_fit.hpp).
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "topologies/cluster.hpp"
+
+namespace coterie {
+
+// One measured kernel phase. `bytes` and `rows` as RowKernels counts them.
+struct KernelPoint {
+  double bytes = 0.0;
+  double rows = 0.0;
+  double time_s = 0.0;
+};
+
+// One measured MLP: rows per expert.
+struct GroupedMlpPoint {
+  double hidden = 0.0, intermediate = 0.0;
+  std::vector<std::uint64_t> expert_rows;
+  double time_s = 0.0;
+};
+
+// The parts of a probe that describe the GPUs.
+struct GpuProbe {
+  std::string device;
+  std::uint32_t num_ranks = 0;
+  // By phase, BF16 and FP8 together. `sum` is measured without and with shared experts.
+  std::vector<KernelPoint> pack, forward, expand, merge, gather, sum;
+  std::vector<GroupedMlpPoint> mlp, mlp_fp8;  // mlp_fp8 is empty where FP8 was not measured
+  std::vector<GroupedMlpPoint> shared_mlp;    // one expert each
+  double notify_s = 0.0;
+};
+// Throws InputError, with the entry, for files that are no probe of schema version 2, lack one of
+// the parts notify, kernels and expert_mlp, or hold times or sizes that are not above zero.
+GpuProbe read_gpu_probe(const std::filesystem::path& path);
+GpuProbe parse_gpu_probe(const std::string& text, const std::string& name);
+
+// Seconds of a kernel by the formula of KernelCosts.
+double kernel_time_s(const KernelCosts& costs, const KernelPoint& point);
+
+template <class Costs>
+struct CostsFit {
+  Costs costs;
+  std::vector<std::string> undetermined;
+  // Signed relative errors of points that a fit did not see: every fourth was left out in turn.
+  std::vector<double> held_out;
+};
+// At least eight points. `memory_rate`: what the memory reaches, bytes per second. Throws
+// InputError for fewer. Deterministic, like all fits here.
+CostsFit<KernelCosts> fit_row_kernel(const std::vector<KernelPoint>& points, double memory_rate);
+// At least eight points. `peak`: FLOP/s. A single dense product has no tiles of its own to pad:
+// `dense` keeps the padding at zero. Weights count as BF16: of FP8 ones the fitted bandwidth is
+// twice what the memory moves.
+struct MlpFitOptions {
+  double peak = 0.0;
+  double memory_rate = 0.0;
+  bool dense = false;
+};
+CostsFit<MlpCosts> fit_grouped_mlp(const std::vector<GroupedMlpPoint>& points,
+                                   const MlpFitOptions& options);
+
+// The cluster with kernels, expert MLPs and notify of the probe. What the fits of its parts left
+// open and how far they were off is in `parts`.
+struct GpuFit {
+  Cluster cluster;
+  struct Part {
+    std::string name;  // "kernels.pack", "mlp"
+    std::size_t num_points = 0;
+    std::vector<std::string> undetermined;
+    std::vector<double> held_out;
+  };
+  std::vector<Part> parts;
+};
+GpuFit fit_gpu(const Cluster& cluster, const GpuProbe& probe);
+
+}  // namespace coterie

@@ -1,0 +1,204 @@
+// Kernels and MLPs from a probe: parameters that wrote synthetic points come back, bytes and rows
+// are those of the formula, and files that are no whole probe are refused.
+
+#include "sim/calibrate/probe_fit.hpp"
+
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "core/error.hpp"
+#include "core/yaml.hpp"
+#include "sim/program/kernels.hpp"
+
+namespace coterie {
+namespace {
+
+using nlohmann::json;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+constexpr double kMemoryRate = 4.0e12;
+
+json kernel_entry(const char* kind, const char* type) {
+  return {{"kind", kind},    {"type", type},      {"hidden", 2048},          {"num_tokens", 100},
+          {"num_rows", 300}, {"num_copies", 800}, {"num_forward_rows", 500}, {"median_us", 20.0}};
+}
+
+json small_probe() {
+  json kernels = json::array();
+  for (const char* kind : {"pack_phase", "forward_phase", "expand_phase", "merge", "gather_sum",
+                           "sum", "sum_with_shared", "events"}) {
+    kernels.push_back(kernel_entry(kind, "fp8"));
+  }
+  return {{"schema_version", 2},
+          {"device", "NVIDIA H200"},
+          {"num_ranks", 2},
+          {"notify", {{{"kind", "notify"}, {"median_us", 9.5}}}},
+          {"kernels", kernels},
+          {"expert_mlp",
+           {{{"kind", "routed"},
+             {"type", "bf16"},
+             {"hidden", 2048},
+             {"intermediate", 1408},
+             {"expert_rows", {3, 5}},
+             {"median_us", 60.0}},
+            {{"kind", "shared"},
+             {"type", "bf16"},
+             {"hidden", 2048},
+             {"intermediate", 2816},
+             {"num_tokens", 100},
+             {"median_us", 22.0}}}}};
+}
+
+std::string refusal(const json& probe) {
+  try {
+    (void)parse_gpu_probe(probe.dump(), "curves.json");
+  } catch (const InputError& error) {
+    return error.what();
+  }
+  return "accepted";
+}
+
+TEST(GpuProbe, CountsRowsAndBytesOfEveryPhase) {
+  const GpuProbe probe = parse_gpu_probe(small_probe().dump(), "curves.json");
+  // A BF16 row of 2048 values has 4096 bytes, an FP8 one 2048 and 16 scales of 4 bytes: 2112.
+  const auto expect = [](const KernelPoint& point, double bytes, double rows) {
+    EXPECT_DOUBLE_EQ(point.bytes, bytes);
+    EXPECT_DOUBLE_EQ(point.rows, rows);
+    EXPECT_DOUBLE_EQ(point.time_s, 20e-6);
+  };
+  ASSERT_EQ(probe.pack.size(), 1U);
+  expect(probe.pack[0], 100.0 * 4096 + 300.0 * 2112, 300);
+  expect(probe.forward.at(0), (300.0 + 500.0) * 2112, 500);
+  expect(probe.expand.at(0), 300.0 * 2112 + 800.0 * 4096, 800);
+  expect(probe.merge.at(0), (800.0 + 300.0) * 4096, 800);
+  expect(probe.gather.at(0), (500.0 + 300.0) * 4096, 500);
+  ASSERT_EQ(probe.sum.size(), 2U);
+  expect(probe.sum[0], (300.0 + 100.0) * 4096, 300);
+  expect(probe.sum[1], (300.0 + 200.0) * 4096, 300);
+  EXPECT_THAT(probe.mlp.at(0).expert_rows, ElementsAre(3, 5));
+  EXPECT_THAT(probe.shared_mlp.at(0).expert_rows, ElementsAre(100));
+  EXPECT_TRUE(probe.mlp_fp8.empty());
+  EXPECT_DOUBLE_EQ(probe.notify_s, 9.5e-6);
+}
+
+TEST(GpuProbe, RefusesWhatIsNoWholeProbe) {
+  EXPECT_EQ(refusal(small_probe()), "accepted");
+  json probe = small_probe();
+  probe["schema_version"] = 1;
+  EXPECT_THAT(refusal(probe), HasSubstr("schema_version 1"));
+  probe = small_probe();
+  probe.erase("kernels");
+  EXPECT_THAT(refusal(probe), HasSubstr("no measurements of the part \"kernels\""));
+  probe = small_probe();
+  probe["kernels"][3]["median_us"] = -1.0;
+  EXPECT_THAT(refusal(probe), HasSubstr("curves.json: kernels[3]: median_us"));
+  probe["kernels"][3]["median_us"] = 0.0;
+  EXPECT_THAT(refusal(probe), HasSubstr("a number above zero"));
+  probe = small_probe();
+  probe["kernels"][1].erase("num_forward_rows");
+  EXPECT_THAT(refusal(probe), HasSubstr("no number \"num_forward_rows\""));
+  probe = small_probe();
+  probe["kernels"][0]["type"] = "fp4";
+  EXPECT_THAT(refusal(probe), HasSubstr("type \"fp4\""));
+  probe = small_probe();
+  probe["expert_mlp"][0]["expert_rows"] = {3, -5};
+  EXPECT_THAT(refusal(probe), HasSubstr("expert_mlp[0]: expert_rows"));
+  probe = small_probe();
+  probe["notify"][0]["kind"] = "notify_skew";
+  EXPECT_THAT(refusal(probe), HasSubstr("no entry of kind \"notify\""));
+  const std::string whole = small_probe().dump();
+  EXPECT_THROW((void)parse_gpu_probe(whole.substr(0, whole.size() / 2), "cut.json"), InputError);
+}
+
+std::vector<KernelPoint> kernel_points(const KernelCosts& costs) {
+  std::vector<KernelPoint> points;
+  for (const double hidden : {2048.0, 7168.0}) {
+    for (double rows = 128; rows <= 131072; rows *= 4) {
+      for (const double tokens : {rows, rows / 2, rows / 8}) {
+        points.push_back({(rows + tokens) * 2.0 * hidden, rows, 0.0});
+        points.back().time_s = kernel_time_s(costs, points.back());
+      }
+    }
+  }
+  return points;
+}
+
+TEST(ProbeFit, FindsTheKernelThatWroteThePoints) {
+  const KernelCosts known{{12e-6}, {2e-10}, {3.6e12}};
+  const auto fit = fit_row_kernel(kernel_points(known), kMemoryRate);
+  EXPECT_NEAR(fit.costs.launch.value / known.launch.value, 1.0, 0.01);
+  EXPECT_NEAR(fit.costs.row.value / known.row.value, 1.0, 0.05);
+  EXPECT_NEAR(fit.costs.bandwidth.value / known.bandwidth.value, 1.0, 0.01);
+  EXPECT_TRUE(fit.undetermined.empty());
+  for (const double error : fit.held_out) EXPECT_LT(std::abs(error), 0.01);
+}
+
+TEST(ProbeFit, NamesWhatSmallSizesLeaveOpen) {
+  // All of one small size: launch, index and bytes cannot be told apart.
+  std::vector<KernelPoint> points(12, {128.0 * 4096, 128.0, 0.0});
+  for (KernelPoint& point : points) point.time_s = 10e-6;
+  const auto fit = fit_row_kernel(points, kMemoryRate);
+  EXPECT_THAT(fit.undetermined, ElementsAre("row", "bandwidth"));
+  EXPECT_THROW((void)fit_row_kernel({points.begin(), points.begin() + 7}, kMemoryRate), InputError);
+}
+
+TEST(ProbeFit, FindsTheMlpThatWroteThePoints) {
+  MlpCosts known;
+  known.launch = {25e-6};
+  known.weight_bandwidth = {4.1e12};
+  known.compute_rate = {6.5e14};
+  known.batch_bandwidth = {1e12};
+  known.tile_padding = 30.0;
+  known.sharpness = 2.5;
+  std::vector<GroupedMlpPoint> points;
+  for (const double hidden : {2048.0, 7168.0}) {
+    for (const std::size_t experts : {8, 16, 32}) {
+      for (std::uint64_t rows = 1; rows <= 4096; rows *= 4) {
+        points.push_back({hidden, 1408, std::vector<std::uint64_t>(experts, rows), 0.0});
+        points.back().time_s =
+            calibrated_mlp_time(known, hidden, 1408, points.back().expert_rows, 0.0).value;
+      }
+    }
+  }
+  const auto fit = fit_grouped_mlp(points, {9.89e14, kMemoryRate, false});
+  EXPECT_NEAR(fit.costs.weight_bandwidth.value / 4.1e12, 1.0, 0.02);
+  EXPECT_NEAR(fit.costs.compute_rate.value / 6.5e14, 1.0, 0.02);
+  EXPECT_NEAR(fit.costs.tile_padding, 30.0, 3.0);
+  for (const double error : fit.held_out) EXPECT_LT(std::abs(error), 0.03);
+}
+
+TEST(ProbeFit, TopologyFileReadsBackTheSame) {
+  const MlpCosts mlp{{25e-6}, {4.1e12}, {6.5e14}, {1e12}, 30.0, 2.5};
+  Cluster cluster = load_cluster("h200_node");
+  cluster.gpu.mlp_fp8 = mlp;
+  cluster.gpu.shared_mlp = mlp;
+  cluster.gpu.kernels =
+      RowKernels{{{1e-6}, {1e-10}, {1e12}}, {{2e-6}, {2e-10}, {2e12}}, {{3e-6}, {3e-10}, {3e12}},
+                 {{4e-6}, {4e-10}, {4e12}}, {{5e-6}, {5e-10}, {5e12}}, {{6e-6}, {0.0}, {6e12}}};
+  const std::string text = to_yaml(cluster);
+  const Cluster back = read_cluster(parse_yaml(text, "written"));
+  EXPECT_EQ(to_yaml(back), text);
+  EXPECT_DOUBLE_EQ(back.gpu.kernels->gather.bandwidth.value, 5e12);
+  EXPECT_DOUBLE_EQ(back.gpu.mlp_fp8->tile_padding, 30.0);
+  EXPECT_THROW(
+      (void)load_cluster("{extends: h200_node, gpu: {kernels: {pack: {launch: 1 us, row: 0 s, "
+                         "bandwidth: 1 TB/s}}}}"),
+      InputError);
+}
+
+TEST(SharedMlp, IsOneDenseProductWhereCalibrated) {
+  GpuModel gpu = load_cluster("h200_node").gpu;
+  gpu.shared_mlp = MlpCosts{{10e-6}, {4e12}, {5e14}, {1e12}, 0.0, 50.0};
+  // 6 * 4096 tokens * 2048 * (2 * 1408) / 5e14 = 283.5 us, far above the weights' 8.7 us.
+  EXPECT_NEAR(shared_mlp_time(gpu, {2048, 1408, PayloadType::kBf16}, 2, 4096).value, 293.5e-6,
+              1e-7);
+  EXPECT_EQ(shared_mlp_time(gpu, {2048, 1408, PayloadType::kBf16}, 0, 4096).value, 0.0);
+}
+
+}  // namespace
+}  // namespace coterie
