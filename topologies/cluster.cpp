@@ -89,6 +89,9 @@ MlpCosts read_mlp_costs(const YamlValue& value) {
   costs.batch_bandwidth = positive_bandwidth(map.required("batch_bandwidth"));
   costs.tile_padding = map.required("tile_padding").as_number(0.0, 4096.0);
   costs.sharpness = map.required("sharpness").as_number(1.0, 100.0);
+  if (const auto tile = map.optional("tile_rows")) {
+    costs.tile_rows = static_cast<std::uint32_t>(tile->as_integer(1, 4096));
+  }
   map.finish();
   return costs;
 }
@@ -112,6 +115,7 @@ RowKernels read_row_kernels(const YamlValue& value) {
   kernels.merge = read_kernel_costs(map.required("merge"));
   kernels.gather = read_kernel_costs(map.required("gather"));
   kernels.sum = read_kernel_costs(map.required("sum"));
+  kernels.gap = map.required("gap").as_seconds();
   map.finish();
   return kernels;
 }

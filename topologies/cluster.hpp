@@ -31,7 +31,7 @@ std::string to_string(Tier tier);  // local, scale_up, network
 //   launch + sum_e ((weights / weight_bandwidth)^q
 //                   + ((tokens_e + tile_padding) * flops per token / compute_rate)^q)^(1/q)
 //          + batch_copies * 2 * hidden / batch_bandwidth
-// Tiles compute whole rows of tokens: the padding is what is computed in vain. batch_copies are the
+// Tiles compute whole rows of tokens: tile_rows and the padding say what is computed in vain. batch_copies are the
 // (token, expert) pairs of the whole EP group, for kernels that touch all of them wherever they are
 // served; with a dispatch before the kernel there are none.
 struct MlpCosts {
@@ -40,7 +40,8 @@ struct MlpCosts {
   ComputeRate compute_rate;
   Bandwidth batch_bandwidth;
   double tile_padding = 0.0;
-  double sharpness = 2.0;  // q >= 1: how sharply the larger of the two terms wins
+  std::uint32_t tile_rows = 1;  // tokens_e counts as the next multiple of it
+  double sharpness = 2.0;       // q >= 1: how sharply the larger of the two terms wins
 };
 
 // A calibrated kernel that moves rows, with the kernel that builds its index where it has one:
@@ -58,9 +59,12 @@ struct KernelCosts {
 //   merge    (token, expert) copies   every copy, every result
 //   gather   read                     every result read and written
 //   sum      read                     every result, every token; with shared experts their output
-// Experts find BF16 rows, whatever was dispatched, and compute in BF16.
+// Experts find BF16 rows, whatever was dispatched, and compute in BF16. Every round of a hierarchical
+// dispatch or combine has kernels and a grouped exchange of its own. `gap` passes between two phases
+// of a rank: the events that time them.
 struct RowKernels {
   KernelCosts pack, forward, expand, merge, gather, sum;
+  Seconds gap;
 };
 
 struct GpuModel {

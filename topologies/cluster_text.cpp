@@ -43,11 +43,13 @@ std::string injection_text(const Injection& injection) {
 
 std::string mlp_text(const char* key, const std::optional<MlpCosts>& mlp) {
   if (!mlp) return "";
-  return fmt::format(
+  std::string text = fmt::format(
       "  {}:\n    launch: {}\n    weight_bandwidth: {}\n    compute_rate: {}\n"
       "    batch_bandwidth: {}\n    tile_padding: {}\n    sharpness: {}\n",
       key, exact(mlp->launch), exact(mlp->weight_bandwidth), exact(mlp->compute_rate),
       exact(mlp->batch_bandwidth), mlp->tile_padding, mlp->sharpness);
+  if (mlp->tile_rows > 1) text += fmt::format("    tile_rows: {}\n", mlp->tile_rows);
+  return text;
 }
 
 std::string kernel_text(const char* phase, const KernelCosts& costs) {
@@ -72,6 +74,7 @@ std::string gpu_text(const GpuModel& gpu) {
     text += kernel_text("merge", gpu.kernels->merge);
     text += kernel_text("gather", gpu.kernels->gather);
     text += kernel_text("sum", gpu.kernels->sum);
+    text += fmt::format("    gap: {}\n", exact(gpu.kernels->gap));
   }
   return text;
 }

@@ -4,11 +4,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <span>
 
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/statistics.hpp"
 #include "sim/calibrate/optimiser.hpp"
 #include "sim/program/kernels.hpp"
 #include "workloads/plan/payload.hpp"
@@ -73,7 +75,7 @@ class Entry {
   std::string where_;
 };
 
-void add_kernel(const Entry& entry, GpuProbe& probe) {
+void add_kernel(const Entry& entry, GpuProbe& probe, std::vector<double>& gaps) {
   const std::string kind = entry.text("kind");
   const double hidden = entry.positive("hidden");
   const PayloadType type = entry.is_fp8() ? PayloadType::kFp8 : PayloadType::kBf16;
@@ -84,7 +86,9 @@ void add_kernel(const Entry& entry, GpuProbe& probe) {
   const double rows = entry.positive("num_rows");
   const double copies = entry.positive("num_copies");
   const double time_s = entry.time_s();
-  if (kind == "pack_phase") {
+  if (kind == "events") {
+    gaps.push_back(time_s);
+  } else if (kind == "pack_phase") {
     probe.pack.push_back({tokens * plain_row + rows * dispatch_row, rows, time_s});
   } else if (kind == "forward_phase") {
     const double written = entry.positive("num_forward_rows");
@@ -196,7 +200,10 @@ GpuProbe parse_gpu_probe(const std::string& text, const std::string& name) {
     if (entry.text("kind") == "notify") probe.notify_s = entry.time_s();
   });
   if (probe.notify_s == 0.0) throw InputError(name, "no entry of kind \"notify\"", "one");
-  read_part(document, name, "kernels", [&](const Entry& entry) { add_kernel(entry, probe); });
+  std::vector<double> gaps;
+  read_part(document, name, "kernels", [&](const Entry& entry) { add_kernel(entry, probe, gaps); });
+  if (gaps.empty()) throw InputError(name, "no entry of kind \"events\"", "one");
+  probe.gap_s = median(std::move(gaps));
   read_part(document, name, "expert_mlp", [&](const Entry& entry) { add_mlp(entry, probe); });
   return probe;
 }
@@ -234,8 +241,10 @@ CostsFit<MlpCosts> fit_grouped_mlp(const std::vector<GroupedMlpPoint>& points,
                                        {"compute_rate", std::log(0.7 * options.peak), 1.0},
                                        {"sharpness", std::log(2.0), 1.0}};
   if (!options.dense) parameters.push_back({"tile_padding", std::log(16.0), 2.0});
-  const auto make = [&options](std::span<const double> p) {
+  std::uint32_t tile_rows = 1;
+  const auto make = [&options, &tile_rows](std::span<const double> p) {
     MlpCosts costs;
+    costs.tile_rows = tile_rows;
     costs.launch = {std::exp(p[0])};
     costs.weight_bandwidth = {std::exp(p[1])};
     costs.compute_rate = {std::exp(p[2])};
@@ -245,12 +254,24 @@ CostsFit<MlpCosts> fit_grouped_mlp(const std::vector<GroupedMlpPoint>& points,
     costs.batch_bandwidth = {options.memory_rate};
     return costs;
   };
-  return fit_in_folds<MlpCosts>(
-      points,
-      [&](const std::vector<GroupedMlpPoint>& some) {
-        return solve_for<MlpCosts>(some, parameters, make, grouped_mlp_s);
-      },
-      grouped_mlp_s);
+  const auto fit = [&](const std::vector<GroupedMlpPoint>& some) {
+    CostsFit<MlpCosts> best;
+    double least = std::numeric_limits<double>::infinity();
+    for (const std::uint32_t height : options.tile_rows) {
+      tile_rows = height;
+      CostsFit<MlpCosts> found = solve_for<MlpCosts>(some, parameters, make, grouped_mlp_s);
+      double error = 0.0;
+      for (const GroupedMlpPoint& point : some) {
+        error += std::abs(std::log(grouped_mlp_s(found.costs, point) / point.time_s));
+      }
+      if (error < least) {
+        least = error;
+        best = std::move(found);
+      }
+    }
+    return best;
+  };
+  return fit_in_folds<MlpCosts>(points, fit, grouped_mlp_s);
 }
 
 GpuFit fit_gpu(const Cluster& cluster, const GpuProbe& probe) {
@@ -272,6 +293,7 @@ GpuFit fit_gpu(const Cluster& cluster, const GpuProbe& probe) {
   kernel("kernels.merge", probe.merge, kernels.merge);
   kernel("kernels.gather", probe.gather, kernels.gather);
   kernel("kernels.sum", probe.sum, kernels.sum);
+  kernels.gap = {probe.gap_s};
   gpu.kernels = kernels;
   const auto mlp = [&](const char* name, const std::vector<GroupedMlpPoint>& points,
                        const MlpFitOptions& options, std::optional<MlpCosts>& costs) {
@@ -281,9 +303,11 @@ GpuFit fit_gpu(const Cluster& cluster, const GpuProbe& probe) {
     out.parts.push_back(
         {name, points.size(), std::move(fit.undetermined), std::move(fit.held_out)});
   };
-  mlp("mlp", probe.mlp, {gpu.bf16_peak.value, memory_rate, false}, gpu.mlp);
-  mlp("mlp_fp8", probe.mlp_fp8, {gpu.fp8_peak.value, 2.0 * memory_rate, false}, gpu.mlp_fp8);
-  mlp("shared_mlp", probe.shared_mlp, {gpu.bf16_peak.value, memory_rate, true}, gpu.shared_mlp);
+  mlp("mlp", probe.mlp, {gpu.bf16_peak.value, memory_rate, false, {1, 64, 128, 256}}, gpu.mlp);
+  mlp("mlp_fp8", probe.mlp_fp8, {gpu.fp8_peak.value, 2.0 * memory_rate, false, {1, 64, 128, 256}},
+      gpu.mlp_fp8);
+  mlp("shared_mlp", probe.shared_mlp, {gpu.bf16_peak.value, memory_rate, true, {1}},
+      gpu.shared_mlp);
   out.cluster.overheads.notify = {probe.notify_s};
   return out;
 }

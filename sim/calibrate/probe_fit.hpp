@@ -37,6 +37,7 @@ struct GpuProbe {
   std::vector<GroupedMlpPoint> mlp, mlp_fp8;  // mlp_fp8 is empty where FP8 was not measured
   std::vector<GroupedMlpPoint> shared_mlp;    // one expert each
   double notify_s = 0.0;
+  double gap_s = 0.0;  // median of the entries of kind `events`
 };
 // Throws InputError, with the entry, for files that are no probe of schema version 2, lack one of
 // the parts notify, kernels and expert_mlp, or hold times or sizes that are not above zero.
@@ -63,6 +64,8 @@ struct MlpFitOptions {
   double peak = 0.0;
   double memory_rate = 0.0;
   bool dense = false;
+  // Heights of tiles to choose from, by the error over all points.
+  std::vector<std::uint32_t> tile_rows{1};
 };
 CostsFit<MlpCosts> fit_grouped_mlp(const std::vector<GroupedMlpPoint>& points,
                                    const MlpFitOptions& options);

@@ -41,6 +41,7 @@ std::vector<PhaseTimes> phase_times(const LayerRun& run) {
     times.end_s[rank] = std::max(times.end_s[rank], run.execution.finish_s[op] + run.shift_s);
   };
   for (std::size_t op = 0; op < program.num_ops(); ++op) {
+    if (run.layer.between[op]) continue;
     PhaseTimes& times = phases[static_cast<std::size_t>(run.layer.phase[op])];
     // The wait for the barrier is part of the notify step: from the rank's arrival on.
     extend(times, program.src[op], op);

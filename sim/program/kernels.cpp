@@ -31,7 +31,9 @@ Seconds calibrated_mlp_time(const MlpCosts& costs, double hidden, double interme
   double seconds = 0.0;
   for (const std::uint64_t count : expert_tokens) {
     if (count == 0) continue;
-    const double compute_s = (static_cast<double>(count) + costs.tile_padding) * token_s;
+    const std::uint64_t tiles = (count + costs.tile_rows - 1) / costs.tile_rows;
+    const auto computed = static_cast<double>(tiles * costs.tile_rows);
+    const double compute_s = (computed + costs.tile_padding) * token_s;
     const double larger = std::max(weights_s, compute_s);
     seconds +=
         larger * std::pow(1.0 + std::pow(std::min(weights_s, compute_s) / larger, q), 1.0 / q);
@@ -114,7 +116,7 @@ void GpuResources::add_copy(const Copy& copy, std::uint32_t waits_for,
   const double memory_share = copy.costs ? memory_rate(gpu_) / copy.costs->bandwidth.value : 1.0;
   builder_.add({.src = copy.gpu,
                 .dst = copy.gpu,
-                .duration = (copy.launched ? 0.0 : launch.value) + index_s,
+                .duration = (copy.launched ? 0.0 : copy.kernels * launch.value) + index_s,
                 .amount = copy.bytes * memory_share,
                 .waits_for = waits_for,
                 .signals = signals,

@@ -62,6 +62,7 @@ class GpuResources {
     // memory's rate.
     const KernelCosts* costs = nullptr;
     double rows = 0.0;
+    std::uint32_t kernels = 1;  // as many launches, one after the other
   };
   void add_copy(const Copy& copy, std::uint32_t waits_for, std::span<const std::uint32_t> signals);
   // Work that takes `seconds` on all multiprocessors, and longer on fewer; zero takes no time.

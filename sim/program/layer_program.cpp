@@ -33,6 +33,13 @@ class LabelledBuilder {
   void label(Phase phase) {
     out_.phase.resize(builder_.num_ops(), phase);
     out_.num_rows.resize(builder_.num_ops(), 0);
+    out_.between.resize(builder_.num_ops(), false);
+  }
+  // Time between two phases: it belongs to none of them.
+  void label_between(Phase next) {
+    const std::size_t first = out_.phase.size();
+    label(next);
+    std::fill(out_.between.begin() + static_cast<std::ptrdiff_t>(first), out_.between.end(), true);
   }
   void label(Phase phase, std::optional<std::uint32_t> op, std::uint32_t num_rows) {
     label(phase);
@@ -149,8 +156,23 @@ class GroupBuilder {
 
   // The calibrated kernels, where they run: before a transport's own kernels others do.
   [[nodiscard]] const RowKernels* kernels() const {
-    return cluster_.gpu.kernels && !out_.transport().moves_tokens() ? &*cluster_.gpu.kernels
-                                                                    : nullptr;
+    return has_kernels() && cluster_.gpu.kernels && !out_.transport().moves_tokens()
+               ? &*cluster_.gpu.kernels
+               : nullptr;
+  }
+  // An event `gap` after `event`, from which on a rank's next phase runs.
+  std::uint32_t after_gap(Phase next, std::uint32_t rank, std::uint32_t event) {
+    if (kernels() == nullptr || kernels()->gap.value <= 0.0) return event;
+    const std::uint32_t signals[]{builder_.add_event()};
+    builder_.add_compute(first_gpu_ + rank, kernels()->gap.value, event, signals);
+    out_.label_between(next);
+    return signals[0];
+  }
+  std::vector<std::uint32_t> after_gap(Phase next, std::vector<std::uint32_t> events) {
+    for (std::uint32_t rank = 0; rank < events.size(); ++rank) {
+      events[rank] = after_gap(next, rank, events[rank]);
+    }
+    return events;
   }
   [[nodiscard]] const KernelCosts* kernel_costs(Phase phase) const {
     const RowKernels* all = kernels();
@@ -177,12 +199,13 @@ class GroupBuilder {
   struct Moved {
     double bytes = 0.0;
     double rows = 0.0;
+    std::uint32_t kernels = 1;  // launched one after the other
   };
 
   void add_copy(Phase phase, std::uint32_t rank, const Moved& moved, std::uint32_t waits_for,
                 std::span<const std::uint32_t> signals, bool launched = false) {
     out_.gpus().add_copy({first_gpu_ + rank, has_kernels() ? moved.bytes : 0.0, launched,
-                          kernel_costs(phase), moved.rows},
+                          kernel_costs(phase), moved.rows, moved.kernels},
                          waits_for, signals);
     out_.label(phase);
   }
@@ -202,7 +225,7 @@ class GroupBuilder {
     if (kernels() != nullptr) {
       const auto written = static_cast<double>(rows_[rank].summed);  // those for itself included
       const auto tokens = static_cast<double>(plan_.num_tokens(rank));
-      return {tokens * token_bytes + written * dispatch_row_, written};
+      return {tokens * token_bytes + written * dispatch_row_, written, plan_.num_rounds};
     }
     const double rows = !out_.transport().moves_tokens() ? static_cast<double>(rows_[rank].packed)
                         : setup_.kernels->dispatch_payload == PayloadType::kFp8
@@ -232,7 +255,7 @@ class GroupBuilder {
       for (std::uint32_t round = 0; two_hops() && round < plan_.num_rounds; ++round) {
         ready.push_back(received_[slot(rank, round)]);
       }
-      add_copy(Phase::kPack, rank, packed(rank), signals[0], ready);
+      add_copy(Phase::kPack, rank, packed(rank), after_gap(Phase::kPack, rank, signals[0]), ready);
     }
   }
 
@@ -242,11 +265,10 @@ class GroupBuilder {
       const auto arriving = static_cast<double>(rows_[rank].arriving);
       const auto copies = static_cast<double>(rows_[rank].copies);
       const std::uint32_t expanded[]{builder_.add_event()};
-      const double expert_row = kernels() != nullptr && has_kernels()
-                                    ? 2.0 * setup_.kernels->model.hidden
-                                    : dispatch_row_;
+      const double expert_row =
+          kernels() != nullptr ? 2.0 * setup_.kernels->model.hidden : dispatch_row_;
       add_copy(Phase::kExpand, rank, {arriving * dispatch_row_ + copies * expert_row, copies},
-               arrived_[rank], expanded);
+               after_gap(Phase::kExpand, rank, arrived_[rank]), expanded);
       const std::uint32_t multiplied[]{builder_.add_event()};
       Seconds duration;
       if (has_kernels()) {
@@ -260,14 +282,15 @@ class GroupBuilder {
         duration += shared_mlp_time(cluster_.gpu, {model.hidden, model.shared_intermediate, type},
                                     model.num_shared_experts, plan_.num_tokens(rank));
       }
-      out_.gpus().add_work(first_gpu_ + rank, duration, expanded[0], multiplied);
+      out_.gpus().add_work(first_gpu_ + rank, duration, after_gap(Phase::kMlp, rank, expanded[0]),
+                           multiplied);
       out_.label(Phase::kMlp);
       std::vector<std::uint32_t> ready{merged_[rank], returned_[rank]};
       for (std::uint32_t round = 0; two_hops() && round < plan_.num_rounds; ++round) {
         ready.push_back(gathered_[slot(rank, round)]);
       }
-      add_copy(Phase::kMerge, rank, {(copies + arriving) * combine_row_, copies}, multiplied[0],
-               ready);
+      add_copy(Phase::kMerge, rank, {(copies + arriving) * combine_row_, copies},
+               after_gap(Phase::kMerge, rank, multiplied[0]), ready);
     }
   }
 
@@ -277,11 +300,12 @@ class GroupBuilder {
       const auto summed = static_cast<double>(rows_[rank].summed);
       const auto tokens = static_cast<double>(plan_.num_tokens(rank));
       // The shared experts' output is added where the runtime's kernels sum.
-      const bool adds_shared =
-          kernels() != nullptr && has_kernels() && setup_.kernels->model.num_shared_experts > 0;
+      const bool adds_shared = kernels() != nullptr && setup_.kernels->model.num_shared_experts > 0;
       const double outputs = adds_shared ? 2.0 * tokens : tokens;
-      add_row_copy(Phase::kSum, rank, {(summed + outputs) * combine_row_, summed}, returned_[rank],
-                   std::span(&done[rank], 1));
+      add_row_copy(
+          Phase::kSum, rank,
+          {(summed + outputs) * combine_row_, summed, kernels() != nullptr ? plan_.num_rounds : 1},
+          after_gap(Phase::kSum, rank, returned_[rank]), std::span(&done[rank], 1));
     }
     return done;
   }
@@ -303,6 +327,10 @@ class GroupBuilder {
                        m.num_copies});
     }
     const Phase phase = phase_of(stage, direction);
+    if (kernels() != nullptr && two_hops()) {
+      add_rounds(phase, direction, messages, sends, ready, after, signal);
+      return;
+    }
     const std::unique_ptr<PhaseTransport> transport = out_.transport().begin(
         builder_, out_.gpus(), {direction, continues, sends, first_gpu_, ready, num_tokens_});
     out_.label(phase);
@@ -312,21 +340,66 @@ class GroupBuilder {
     }
   }
 
+  // Every round as a grouped exchange of its own: a rank begins it when its exchange of the round
+  // before is over and everything of this round may leave, and pays a start each time.
+  template <class After, class Signal>
+  void add_rounds(Phase phase, Direction direction, const std::vector<PlanMessage>& messages,
+                  const std::vector<Message>& sends, std::vector<std::uint32_t> ready,
+                  const After& after, const Signal& signal) {
+    for (std::uint32_t round = 0; round < plan_.num_rounds; ++round) {
+      std::vector<Message> of_round;
+      std::vector<std::size_t> idx;
+      for (std::size_t i = 0; i < messages.size(); ++i) {
+        if (messages[i].round != round) continue;
+        of_round.push_back(sends[i]);
+        idx.push_back(i);
+      }
+      // A rank's messages of a round wait for the same event: see `after` of the callers.
+      std::vector<std::uint32_t> begins = ready;
+      std::vector<bool> takes_part(plan_.num_ranks, false);
+      for (const std::size_t i : idx) {
+        const PlanMessage& m = messages[i];
+        if (m.src == m.dst) continue;
+        takes_part[m.src] = takes_part[m.dst] = true;
+        const std::uint32_t may_leave = after(m);
+        if (may_leave == kStartEvent || begins[m.src] != ready[m.src]) continue;
+        begins[m.src] = builder_.add_event();
+        const std::uint32_t signals[]{begins[m.src]};
+        for (const std::uint32_t event : {ready[m.src], may_leave}) {
+          builder_.add_compute(first_gpu_ + m.src, 0.0, event, signals);
+        }
+        out_.label_between(phase);
+      }
+      const std::unique_ptr<PhaseTransport> transport = out_.transport().begin(
+          builder_, out_.gpus(), {direction, false, of_round, first_gpu_, begins, num_tokens_});
+      out_.label(phase);
+      for (std::uint32_t rank = 0; rank < plan_.num_ranks; ++rank) {
+        if (takes_part[rank]) ready[rank] = builder_.add_event();
+      }
+      for (const std::size_t i : idx) {
+        const PlanMessage& m = messages[i];
+        std::vector<std::uint32_t> signals{signal(m)};
+        if (m.src != m.dst) signals.insert(signals.end(), {ready[m.src], ready[m.dst]});
+        out_.label(phase, transport->send(sends[i], after(m), signals), sends[i].num_rows);
+      }
+    }
+  }
+
   static std::uint32_t at_once(const PlanMessage&) { return kStartEvent; }
 
   void add_flat_dispatch() {
-    add_messages(first(), Direction::kDispatch, false, packed_, at_once,
-                 [this](const PlanMessage& m) { return arrived_[m.dst]; });
+    add_messages(first(), Direction::kDispatch, false, after_gap(Phase::kDispatch, packed_),
+                 at_once, [this](const PlanMessage& m) { return arrived_[m.dst]; });
   }
 
   void add_flat_combine() {
-    add_messages(first(), Direction::kCombine, false, merged_, at_once,
+    add_messages(first(), Direction::kCombine, false, after_gap(Phase::kCombine, merged_), at_once,
                  [this](const PlanMessage& m) { return returned_[m.dst]; });
   }
 
   void add_dispatch_to_relays() {
-    add_messages(first(), Direction::kDispatch, false, packed_, at_once,
-                 [this](const PlanMessage& m) { return received_[slot(m.dst, m.round)]; });
+    add_messages(first(), Direction::kDispatch, false, after_gap(Phase::kDispatch, packed_),
+                 at_once, [this](const PlanMessage& m) { return received_[slot(m.dst, m.round)]; });
   }
 
   // A round's rows are copied from what a relay received to what it sends on, by one kernel that
@@ -342,7 +415,8 @@ class GroupBuilder {
                                 ? static_cast<double>(relay_rows_[slot(rank, round)].received)
                                 : rows;
         add_row_copy(Phase::kForward, rank, {(rows + read) * dispatch_row_, rows},
-                     received_[slot(rank, round)], signals, /*launched=*/round > 0);
+                     received_[slot(rank, round)], signals,
+                     /*launched=*/round > 0 && kernels() == nullptr);
       }
     }
     add_messages(
@@ -352,7 +426,7 @@ class GroupBuilder {
   }
 
   void add_gathers() {
-    add_messages(last(), Direction::kCombine, false, merged_, at_once,
+    add_messages(last(), Direction::kCombine, false, after_gap(Phase::kGather, merged_), at_once,
                  [this](const PlanMessage& m) { return gathered_[slot(m.dst, m.round)]; });
   }
 
@@ -365,7 +439,8 @@ class GroupBuilder {
         add_row_copy(Phase::kGather, rank,
                      {static_cast<double>(rows.forwarded + rows.received) * combine_row_,
                       static_cast<double>(rows.forwarded)},
-                     gathered_[slot(rank, round)], signals, /*launched=*/round > 0);
+                     gathered_[slot(rank, round)], signals,
+                     /*launched=*/round > 0 && kernels() == nullptr);
       }
     }
     add_messages(

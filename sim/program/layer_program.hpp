@@ -44,6 +44,7 @@ struct LayerSetup {
 struct LayerProgram {
   Program program;
   std::vector<Phase> phase;             // [num_ops]
+  std::vector<bool> between;            // [num_ops] passes before the phase begins
   std::vector<std::uint32_t> num_rows;  // [num_ops] rows that a transfer carries
 };
 

@@ -84,6 +84,7 @@ TEST(GpuProbe, CountsRowsAndBytesOfEveryPhase) {
   EXPECT_THAT(probe.shared_mlp.at(0).expert_rows, ElementsAre(100));
   EXPECT_TRUE(probe.mlp_fp8.empty());
   EXPECT_DOUBLE_EQ(probe.notify_s, 9.5e-6);
+  EXPECT_DOUBLE_EQ(probe.gap_s, 20e-6);
 }
 
 TEST(GpuProbe, RefusesWhatIsNoWholeProbe) {
@@ -165,26 +166,33 @@ TEST(ProbeFit, FindsTheMlpThatWroteThePoints) {
       }
     }
   }
-  const auto fit = fit_grouped_mlp(points, {9.89e14, kMemoryRate, false});
+  const auto fit = fit_grouped_mlp(points, {9.89e14, kMemoryRate, false, {1, 128}});
   EXPECT_NEAR(fit.costs.weight_bandwidth.value / 4.1e12, 1.0, 0.02);
   EXPECT_NEAR(fit.costs.compute_rate.value / 6.5e14, 1.0, 0.02);
+  EXPECT_EQ(fit.costs.tile_rows, 1U);
   EXPECT_NEAR(fit.costs.tile_padding, 30.0, 3.0);
   for (const double error : fit.held_out) EXPECT_LT(std::abs(error), 0.03);
 }
 
 TEST(ProbeFit, TopologyFileReadsBackTheSame) {
-  const MlpCosts mlp{{25e-6}, {4.1e12}, {6.5e14}, {1e12}, 30.0, 2.5};
+  const MlpCosts mlp{{25e-6}, {4.1e12}, {6.5e14}, {1e12}, 30.0, 128, 2.5};
   Cluster cluster = load_cluster("h200_node");
   cluster.gpu.mlp_fp8 = mlp;
   cluster.gpu.shared_mlp = mlp;
-  cluster.gpu.kernels =
-      RowKernels{{{1e-6}, {1e-10}, {1e12}}, {{2e-6}, {2e-10}, {2e12}}, {{3e-6}, {3e-10}, {3e12}},
-                 {{4e-6}, {4e-10}, {4e12}}, {{5e-6}, {5e-10}, {5e12}}, {{6e-6}, {0.0}, {6e12}}};
+  cluster.gpu.kernels = RowKernels{{{1e-6}, {1e-10}, {1e12}},
+                                   {{2e-6}, {2e-10}, {2e12}},
+                                   {{3e-6}, {3e-10}, {3e12}},
+                                   {{4e-6}, {4e-10}, {4e12}},
+                                   {{5e-6}, {5e-10}, {5e12}},
+                                   {{6e-6}, {0.0}, {6e12}},
+                                   {3e-6}};
   const std::string text = to_yaml(cluster);
   const Cluster back = read_cluster(parse_yaml(text, "written"));
   EXPECT_EQ(to_yaml(back), text);
   EXPECT_DOUBLE_EQ(back.gpu.kernels->gather.bandwidth.value, 5e12);
   EXPECT_DOUBLE_EQ(back.gpu.mlp_fp8->tile_padding, 30.0);
+  EXPECT_EQ(back.gpu.shared_mlp->tile_rows, 128U);
+  EXPECT_DOUBLE_EQ(back.gpu.kernels->gap.value, 3e-6);
   EXPECT_THROW(
       (void)load_cluster("{extends: h200_node, gpu: {kernels: {pack: {launch: 1 us, row: 0 s, "
                          "bandwidth: 1 TB/s}}}}"),
@@ -193,7 +201,7 @@ TEST(ProbeFit, TopologyFileReadsBackTheSame) {
 
 TEST(SharedMlp, IsOneDenseProductWhereCalibrated) {
   GpuModel gpu = load_cluster("h200_node").gpu;
-  gpu.shared_mlp = MlpCosts{{10e-6}, {4e12}, {5e14}, {1e12}, 0.0, 50.0};
+  gpu.shared_mlp = MlpCosts{{10e-6}, {4e12}, {5e14}, {1e12}, 0.0, 1, 50.0};
   // 6 * 4096 tokens * 2048 * (2 * 1408) / 5e14 = 283.5 us, far above the weights' 8.7 us.
   EXPECT_NEAR(shared_mlp_time(gpu, {2048, 1408, PayloadType::kBf16}, 2, 4096).value, 293.5e-6,
               1e-7);
