@@ -101,7 +101,20 @@ void report_alltoall(const std::vector<AllToAllPoint>& points, const AllToAllFit
   fmt::print("{}", render(table));
 }
 
-void fit_links(const FitArguments& arguments, Cluster& cluster) {
+// The links of a probe's skeleton carry what one pair of ranks reached alone: no physical limit. All
+// ranks together may reach more.
+void widen_links(const std::vector<AllToAllPoint>& points, Cluster& cluster) {
+  Bandwidth fastest{0.0};
+  for (const AllToAllPoint& point : points) {
+    fastest = std::max(fastest, Bandwidth{point.volume() / point.time_s});
+  }
+  if (fastest <= cluster.scale_up->bandwidth) return;
+  spdlog::info("links of {} instead of the skeleton's {}: what the all-to-alls reached",
+               format_bandwidth(fastest), format_bandwidth(cluster.scale_up->bandwidth));
+  cluster.scale_up->bandwidth = fastest;
+}
+
+void fit_links(const FitArguments& arguments, bool is_skeleton, Cluster& cluster) {
   std::vector<AllToAllPoint> all;
   for (const std::string& path : arguments.alltoall) {
     std::vector<std::string> notes;
@@ -111,6 +124,7 @@ void fit_links(const FitArguments& arguments, Cluster& cluster) {
   const std::string where = arguments.alltoall.front();
   const std::vector<AllToAllPoint> points = select_machine(all, arguments.machine, where);
   if (!cluster.scale_up) throw InputError("topology " + cluster.name + " has no scale_up links");
+  if (is_skeleton) widen_links(points, cluster);
   check_physical(points, cluster.scale_up->bandwidth * 1.02, where);
   const AllToAllFit fit = fit_alltoall(points, alltoall_options(cluster));
   report_alltoall(points, fit);
@@ -316,6 +330,10 @@ void fit(const FitArguments& arguments) {
   // What a calibrated topology says of its other fits stays true.
   const bool calibrated = std::any_of(cluster.provenance.begin(), cluster.provenance.end(),
                                       [](const auto& entry) { return entry.first == "base"; });
+  // Which probe wrote it, a skeleton says by its machine.
+  const bool is_skeleton =
+      !calibrated && std::any_of(cluster.provenance.begin(), cluster.provenance.end(),
+                                 [](const auto& entry) { return entry.first == "machine"; });
   if (calibrated) {
     std::erase_if(cluster.provenance, [](const auto& entry) { return entry.first == "fitted_by"; });
   } else {
@@ -325,7 +343,7 @@ void fit(const FitArguments& arguments) {
   if (!arguments.source.empty() && !calibrated) {
     cluster.provenance.emplace_back("source", arguments.source);
   }
-  if (!arguments.alltoall.empty()) fit_links(arguments, cluster);
+  if (!arguments.alltoall.empty()) fit_links(arguments, is_skeleton, cluster);
   // After the links, whose fit takes an empty exchange for the notify step.
   if (!arguments.probe.empty()) fit_probe(arguments, cluster);
   if (!arguments.rows.empty()) fit_rows(arguments, cluster);

@@ -327,7 +327,7 @@ class GroupBuilder {
                        m.num_copies});
     }
     const Phase phase = phase_of(stage, direction);
-    if (kernels() != nullptr && two_hops()) {
+    if (kernels() != nullptr && (two_hops() || direction == Direction::kCombine)) {
       add_rounds(phase, direction, messages, sends, ready, after, signal);
       return;
     }
@@ -341,7 +341,8 @@ class GroupBuilder {
   }
 
   // Every round as a grouped exchange of its own: a rank begins it when its exchange of the round
-  // before is over and everything of this round may leave, and pays a start each time.
+  // before is over and everything of this round may leave, and pays a start each time. Behind it a
+  // rank's own results are copied to where those of others arrive; own rows of a dispatch stay.
   template <class After, class Signal>
   void add_rounds(Phase phase, Direction direction, const std::vector<PlanMessage>& messages,
                   const std::vector<Message>& sends, std::vector<std::uint32_t> ready,
@@ -359,8 +360,7 @@ class GroupBuilder {
       std::vector<bool> takes_part(plan_.num_ranks, false);
       for (const std::size_t i : idx) {
         const PlanMessage& m = messages[i];
-        if (m.src == m.dst) continue;
-        takes_part[m.src] = takes_part[m.dst] = true;
+        if (m.src != m.dst) takes_part[m.src] = takes_part[m.dst] = true;
         const std::uint32_t may_leave = after(m);
         if (may_leave == kStartEvent || begins[m.src] != ready[m.src]) continue;
         begins[m.src] = builder_.add_event();
@@ -381,6 +381,17 @@ class GroupBuilder {
         std::vector<std::uint32_t> signals{signal(m)};
         if (m.src != m.dst) signals.insert(signals.end(), {ready[m.src], ready[m.dst]});
         out_.label(phase, transport->send(sends[i], after(m), signals), sends[i].num_rows);
+      }
+      if (direction == Direction::kDispatch) continue;
+      for (const std::size_t i : idx) {
+        const PlanMessage& m = messages[i];
+        if (m.src != m.dst || m.num_rows == 0) continue;
+        const std::uint32_t over = takes_part[m.src] ? ready[m.src] : begins[m.src];
+        ready[m.src] = builder_.add_event();
+        const std::uint32_t signals[]{signal(m), ready[m.src]};
+        out_.gpus().add_copy({.gpu = first_gpu_ + m.src, .bytes = 2.0 * sends[i].bytes}, over,
+                             signals);
+        out_.label(phase);
       }
     }
   }
@@ -416,7 +427,7 @@ class GroupBuilder {
                                 : rows;
         add_row_copy(Phase::kForward, rank, {(rows + read) * dispatch_row_, rows},
                      received_[slot(rank, round)], signals,
-                     /*launched=*/round > 0 && kernels() == nullptr);
+                     /*launched=*/round > 0);
       }
     }
     add_messages(
@@ -440,7 +451,7 @@ class GroupBuilder {
                      {static_cast<double>(rows.forwarded + rows.received) * combine_row_,
                       static_cast<double>(rows.forwarded)},
                      gathered_[slot(rank, round)], signals,
-                     /*launched=*/round > 0 && kernels() == nullptr);
+                     /*launched=*/round > 0);
       }
     }
     add_messages(
