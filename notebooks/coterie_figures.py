@@ -343,7 +343,7 @@ def place(trace: Path, ranks: int, strategy: str, *options) -> dict:
     """Learns a placement on the even sequences and returns its file's content."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "placement.json"
-        coterie("place", trace, "--ranks", ranks, "--strategy", strategy, *options, "-o", target)
+        coterie("place", trace, "--ranks", ranks, "--strategy", strategy, "--no-bound", *options, "-o", target)
         return json.loads(target.read_text())
 
 
