@@ -392,7 +392,8 @@ class GpuExecutor final : public Executor {
     }
   }
 
-  // One step of the plan. `first` and `last`: of its stage and direction, for the phase's events.
+  // One step of the plan. The first and the last round of a stage and direction record when its phase
+  // begins and ends.
   void enqueue_step(const Work& work, const Step& step, std::size_t step_idx) {
     const Stage& stage = work.plan.stages[step.stage];
     const Phase phase = phase_of(stage, step.direction);
@@ -408,7 +409,8 @@ class GpuExecutor final : public Executor {
         step.direction == Direction::kCombine) {
       wait(stream, work.tables.marks(Phase::kMerge).end);
     }
-    // Those of the last hop's answers are what the merge, on the main stream, came after.
+    // The last hop's answers come after the merge, which came after the whole dispatch: waiting for
+    // it, above, is enough.
     if (step.direction == Direction::kDispatch || step.stage + 1 < work.plan.stages.size()) {
       for (const Step& earlier : prerequisites(work.plan, step)) {
         wait(stream, work.arrived(earlier));
