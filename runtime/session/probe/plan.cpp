@@ -27,10 +27,13 @@ constexpr std::array<ModelShape, 2> kShapes{{{2048, 1408, 2816}, {7168, 2048, 20
 
 std::vector<CommunicationCase> plan_communication(const ProbeSetting& setting) {
   std::vector<Pattern> patterns;
+  patterns.reserve(7);
   if (setting.num_local_ranks > 1) patterns.push_back(Pattern::kSendRecv);
   if (setting.num_local_ranks < setting.num_ranks) patterns.push_back(Pattern::kSendRecvNodes);
-  patterns.insert(patterns.end(), {Pattern::kAllToAll, Pattern::kAllToOne, Pattern::kOneToAll,
-                                   Pattern::kShift, Pattern::kHotPair});
+  for (const Pattern pattern : {Pattern::kAllToAll, Pattern::kAllToOne, Pattern::kOneToAll,
+                                Pattern::kShift, Pattern::kHotPair}) {
+    patterns.push_back(pattern);
+  }
   std::vector<CommunicationCase> cases;
   for (const Pattern pattern : patterns) {
     for (const std::uint64_t bytes : curve_sizes(setting.max_bytes)) {
