@@ -205,7 +205,7 @@ def condense(source: Path, target: Path, header: list[str], drop: tuple[str, ...
     if (table["status"] == "ok").all():
         table = table.drop(columns=["status", "error"], errors="ignore")
     # Intervals are known only where the topology is calibrated.
-    table = table.drop(columns=[name for name in ("low_s", "high_s") if name in table and table[name].equals(table["time_s"])])
+    table = table.drop(columns=[name for name in ("low_s", "high_s") if name in table and (table[name].isna().all() or table[name].equals(table["time_s"]))])
     table = table[[name for name in axes + CONDENSED if name in table and name not in drop]]
     constant = [name for name in table if table[name].nunique(dropna=False) == 1]
     header = header + ["equal in all rows: " + ", ".join(f"{name} {table[name].iloc[0]}" for name in constant)] * bool(constant)
