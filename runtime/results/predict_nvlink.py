@@ -3,7 +3,7 @@
 
   runtime/results/predict_nvlink.py FOLDER TRACES TOPOLOGY [--coterie PROGRAM] [--rows FILE.csv]
 
-FOLDER    h200_nvlink_2 or h200_nvlink_4: its reports say what was run
+FOLDER    one of h200_nvlink_2, h200_nvlink_4, h100_nvlink_2, h100_nvlink_4: its reports say what was run
 TRACES    folder with law.moet and intent.moet
 TOPOLOGY  a calibrated topology or the probe's skeleton; nothing measured but this goes in
 
@@ -34,7 +34,8 @@ RUNS = """
 """
 
 
-def experiment(run, traces, topology):
+def experiment(measured, folder, traces, topology):
+    run = measured[0]
     ranks, hidden = run["num_ranks"], run["provenance"]["hidden"]
     intermediate = run["provenance"]["expert_intermediate"]
     return f"""schema_version: 1
@@ -47,7 +48,9 @@ layers: [1, 13]
 chunk: {4 if hidden <= 2048 else 8} MiB
 payload: {{dispatch: {run["payload"]["dispatch"]}, combine: bf16}}
 engine: flow
-runs:{RUNS}"""
+runs:{RUNS}""" + "".join(
+        f"  - {{name: {run['name']}, placement: {(folder / 'placements' / run['provenance']['placement_file']).resolve()}, dispatch: dedup}}\n"
+        for run in measured if "placement_file" in run["provenance"])
 
 
 def slowest(layer, phase):
@@ -77,7 +80,7 @@ def main():
         measured = json.loads(path.read_text())["runs"]
         with tempfile.TemporaryDirectory() as work:
             file = pathlib.Path(work) / "experiment.yaml"
-            file.write_text(experiment(measured[0], arguments.traces.resolve(), arguments.topology.resolve()))
+            file.write_text(experiment(measured, arguments.folder, arguments.traces.resolve(), arguments.topology.resolve()))
             done = subprocess.run([arguments.coterie, "simulate", file, "-o", f"{work}/out"],
                                   capture_output=True, text=True)
             if done.returncode:
