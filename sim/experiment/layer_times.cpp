@@ -25,6 +25,7 @@
 namespace coterie {
 namespace {
 
+constexpr std::uint64_t kMaxSteps = 4;
 constexpr double kSame = 1.02;  // channels whose rates differ less are one
 
 // Tokens that choose experts uniformly, a sequence per rank.
@@ -231,9 +232,20 @@ class PredictedTimes : public LayerTimes {
   [[nodiscard]] double predict_s(const Routing& routing, std::size_t layer_idx,
                                  const LayerPlacement& placement,
                                  ReplicaChoice choice) const override {
-    const RankTokens tokens =
-        deal_tokens(routing, setup_.num_ranks, setup_.tokens_per_rank, setup_.deal);
-    return makespan_s(make_plan(routing, layer_idx, placement, tokens, request(choice)));
+    // Steps that see a small part of the routing are tried with several parts of it.
+    const std::uint64_t step_tokens =
+        setup_.tokens_per_rank ? std::uint64_t{*setup_.tokens_per_rank} * setup_.num_ranks
+                               : std::max<std::uint64_t>(1, routing.num_tokens());
+    const std::uint64_t num_steps =
+        std::clamp<std::uint64_t>(routing.num_tokens() / step_tokens, 1, kMaxSteps);
+    double sum_s = 0.0;
+    for (std::uint64_t step = 0; step < num_steps; ++step) {
+      const RankTokens tokens =
+          deal_tokens(routing, setup_.num_ranks, setup_.tokens_per_rank, setup_.deal,
+                      routing.num_sequences() * step / num_steps);
+      sum_s += makespan_s(make_plan(routing, layer_idx, placement, tokens, request(choice)));
+    }
+    return sum_s / static_cast<double>(num_steps);
   }
 
  private:

@@ -9,6 +9,13 @@
 // fastest of contiguous, load_balanced and the collaboration strategies with and without caps, by
 // the sum over the layers; `over it` is its time over that of time_aware, so that below 1 means
 // that time_aware loses. `seconds` are those of learning time_aware with two threads.
+//
+//   bench_time_aware --measured [--traces DIR]
+//
+// The recorded runs of a runtime on 4 H200 (beside the traces, measurements/runtime_4xh200) and the
+// same predicted on h200_nvlink_4_calibrated: of the pairs of placements of one policy that differ by
+// more than a percent, how many are predicted in the measured order; and where time_aware is
+// predicted.
 
 #include <fmt/format.h>
 
@@ -17,6 +24,7 @@
 #include <cmath>
 #include <filesystem>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -24,8 +32,9 @@
 #include <vector>
 
 #include "core/error.hpp"
+#include "core/file.hpp"
 #include "core/parallel.hpp"
-#include "core/table.hpp"
+#include "core/results.hpp"
 #include "sim/experiment/layer_times.hpp"
 #include "workloads/placement/placement.hpp"
 #include "workloads/trace/importer.hpp"
@@ -41,6 +50,7 @@ struct Options {
   std::string only;  // cases whose name has this text
   std::uint32_t tokens = 4096;
   bool detail = false;
+  bool measured = false;
 };
 
 struct Machine {
@@ -242,11 +252,12 @@ Options read_options(int argc, char** argv) {
   Options options;
   for (int i = 1; i < argc; ++i) {
     const std::string key = argv[i];
-    if (key == "--detail") {
-      options.detail = true;
+    if (key == "--detail" || key == "--measured") {
+      (key == "--detail" ? options.detail : options.measured) = true;
       continue;
     }
-    if (i + 1 == argc) throw InputError(key, "no value", "an option with its value, or --detail");
+    if (i + 1 == argc)
+      throw InputError(key, "no value", "an option with its value, --detail or --measured");
     const std::string value = argv[++i];
     if (key == "--traces") {
       options.traces = value;
@@ -263,7 +274,106 @@ Options read_options(int argc, char** argv) {
   return options;
 }
 
+// Measured runs ----------------------------------------------------------------------------------
+
+struct Pairs {
+  std::uint32_t num_pairs = 0, num_agreeing = 0;
+};
+
+// The runs of one file: measured and predicted, sums over its layers.
+void compare_measured(const std::filesystem::path& file, const Routing& training,
+                      const Routing& evaluated, Pairs& pairs) {
+  const Results results = results_from_json(nlohmann::json::parse(read_file(file)), file.string());
+  struct Row {
+    std::string policy;
+    double measured_s, predicted_s;
+  };
+  std::vector<Row> rows;
+  fmt::print("{}\n", file.filename() == "results.json" ? file.parent_path().filename().string()
+                                                       : file.stem().string());
+  for (const RunReport& run : results.runs) {
+    if (run.policy == "hierarchical") continue;  // measured on one NVLink domain as two nodes
+    std::vector<std::size_t> layer_idxs;
+    for (const LayerReport& layer : run.layers) {
+      const auto found = std::find(training.layers.begin(), training.layers.end(), layer.layer);
+      layer_idxs.push_back(static_cast<std::size_t>(found - training.layers.begin()));
+    }
+    const Routing train = select_layers(training, layer_idxs);
+    const Routing eval = select_layers(evaluated, layer_idxs);
+    LayerTimesSetup setup;
+    setup.cluster = load_cluster("h200_nvlink_4_calibrated", {}, 4);
+    setup.model = load_model("deepseek_v2_lite");
+    setup.model.hidden = run.provenance.at("hidden").get<std::uint32_t>();
+    setup.num_ranks = 4;
+    setup.policy = parse_policy(run.policy).value();
+    setup.transport.name = "nccl";
+    setup.dispatch_payload = parse_payload(run.dispatch_payload).value();
+    setup.tokens_per_rank = run.tokens_per_rank;
+    PlacementRequest request;
+    request.num_ranks = request.ranks_per_node = 4;
+    request.num_jobs = kJobs;
+    request.strategy = run.placement;
+    if (const auto dash = run.name.rfind("refined-"); dash != std::string::npos) {
+      request.max_imbalance = std::stod(run.name.substr(dash + 8));
+    }
+    const auto times = make_layer_times(setup);
+    rows.push_back(
+        {run.policy, run.time_s(), seconds_on(*times, eval, make_placement(train, request))});
+    fmt::print("    {:<40} measured {:>9.4f} ms, predicted {:>9.4f} ms\n", run.name,
+               rows.back().measured_s * 1e3, rows.back().predicted_s * 1e3);
+    if (&run != &results.runs.back()) continue;
+    request.strategy = "time_aware";
+    request.max_imbalance.reset();
+    request.times = times;
+    fmt::print("    {:<40} {:>31} {:>9.4f} ms\n", run.policy + "-time_aware", "predicted",
+               seconds_on(*times, eval, make_placement(train, request)) * 1e3);
+  }
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    for (std::size_t j = i + 1; j < rows.size(); ++j) {
+      if (rows[i].policy != rows[j].policy) continue;
+      const double ratio = rows[i].measured_s / rows[j].measured_s;
+      if (ratio < 1.01 && ratio > 1.0 / 1.01) continue;
+      ++pairs.num_pairs;
+      if ((ratio < 1.0) == (rows[i].predicted_s < rows[j].predicted_s)) {
+        ++pairs.num_agreeing;
+      } else {
+        fmt::print("    in another order: {} and {}\n", i, j);
+      }
+    }
+  }
+  std::fflush(stdout);
+}
+
+void run_measured(const Options& options) {
+  const std::filesystem::path folder =
+      options.traces.parent_path() / "measurements" / "runtime_4xh200";
+  const std::filesystem::path path = options.traces / "deepseek-v2-lite-esft" / "law.npz";
+  if (!std::filesystem::exists(folder) || !std::filesystem::exists(path)) {
+    fmt::print("no measurements {} or no trace {}\n", folder.string(), path.string());
+    return;
+  }
+  const std::vector<std::filesystem::path> inputs = {path};
+  const auto trace = std::get<Routing>(import_traces(inputs, "npz", {}).trace);
+  std::vector<std::filesystem::path> files;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(folder)) {
+    const std::string name = entry.path().filename().string();
+    if (name == "results.json" || name.starts_with("caps-")) files.push_back(entry.path());
+  }
+  std::sort(files.begin(), files.end());
+  Pairs pairs;
+  for (const std::filesystem::path& file : files) {
+    compare_measured(file, select(trace, SequencePart::kEven), select(trace, SequencePart::kOdd),
+                     pairs);
+  }
+  fmt::print("\n{} of {} pairs of placements are predicted in the measured order\n",
+             pairs.num_agreeing, pairs.num_pairs);
+}
+
 void run(const Options& options) {
+  if (options.measured) {
+    run_measured(options);
+    return;
+  }
   Bench bench(options);
   for (const auto& [folder, name, model] :
        {std::tuple{"deepseek-v2-lite-esft", "intent", "deepseek_v2_lite"},

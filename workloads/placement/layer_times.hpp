@@ -66,7 +66,7 @@ class LayerTimes {
   LayerTimes& operator=(const LayerTimes&) = delete;
 
   [[nodiscard]] virtual const LayerCost& cost() const = 0;
-  // Seconds of the layer with the routing's tokens dealt to the ranks.
+  // Mean seconds of the layer over steps, for which the routing's tokens are dealt to the ranks.
   [[nodiscard]] virtual double predict_s(const Routing& routing, std::size_t layer_idx,
                                          const LayerPlacement& placement,
                                          ReplicaChoice choice) const = 0;
