@@ -25,7 +25,8 @@
 namespace coterie {
 namespace {
 
-constexpr std::uint64_t kMaxSteps = 4;
+constexpr std::uint64_t kMaxTimedSteps = 4;
+constexpr std::uint64_t kMaxSteps = 64;
 constexpr double kSame = 1.02;  // channels whose rates differ less are one
 
 // Tokens that choose experts uniformly, a sequence per rank.
@@ -232,23 +233,38 @@ class PredictedTimes : public LayerTimes {
   [[nodiscard]] double predict_s(const Routing& routing, std::size_t layer_idx,
                                  const LayerPlacement& placement,
                                  ReplicaChoice choice) const override {
-    // Steps that see a small part of the routing are tried with several parts of it.
-    const std::uint64_t step_tokens =
-        setup_.tokens_per_rank ? std::uint64_t{*setup_.tokens_per_rank} * setup_.num_ranks
-                               : std::max<std::uint64_t>(1, routing.num_tokens());
-    const std::uint64_t num_steps =
-        std::clamp<std::uint64_t>(routing.num_tokens() / step_tokens, 1, kMaxSteps);
+    const std::uint64_t steps = std::min(num_steps(routing), kMaxTimedSteps);
     double sum_s = 0.0;
-    for (std::uint64_t step = 0; step < num_steps; ++step) {
-      const RankTokens tokens =
-          deal_tokens(routing, setup_.num_ranks, setup_.tokens_per_rank, setup_.deal,
-                      routing.num_sequences() * step / num_steps);
-      sum_s += makespan_s(make_plan(routing, layer_idx, placement, tokens, request(choice)));
+    for (std::uint64_t step = 0; step < steps; ++step) {
+      sum_s += makespan_s(
+          make_plan(routing, layer_idx, placement, deal(routing, step, steps), request(choice)));
     }
-    return sum_s / static_cast<double>(num_steps);
+    return sum_s / static_cast<double>(steps);
+  }
+
+  [[nodiscard]] std::vector<std::uint64_t> step_tokens(const Routing& routing) const override {
+    const std::uint64_t steps = std::min(num_steps(routing), kMaxSteps);
+    std::vector<std::uint64_t> tokens;
+    for (std::uint64_t step = 0; step < steps; ++step) {
+      const RankTokens of_step = deal(routing, step, steps);
+      tokens.insert(tokens.end(), of_step.trace_token.begin(), of_step.trace_token.end());
+    }
+    return tokens;
   }
 
  private:
+  // Where a step has a small part of the routing, as many steps as make up the whole.
+  [[nodiscard]] std::uint64_t num_steps(const Routing& routing) const {
+    if (!setup_.tokens_per_rank) return 1;
+    const std::uint64_t step_tokens = std::uint64_t{*setup_.tokens_per_rank} * setup_.num_ranks;
+    return std::max<std::uint64_t>(1, routing.num_tokens() / step_tokens);
+  }
+  [[nodiscard]] RankTokens deal(const Routing& routing, std::uint64_t step,
+                                std::uint64_t num_steps) const {
+    return deal_tokens(routing, setup_.num_ranks, setup_.tokens_per_rank, setup_.deal,
+                       routing.num_sequences() * step / num_steps);
+  }
+
   [[nodiscard]] std::uint32_t ranks_per_node() const {
     return std::min(setup_.cluster.gpus_per_node, setup_.num_ranks);
   }

@@ -70,6 +70,10 @@ class LayerTimes {
   [[nodiscard]] virtual double predict_s(const Routing& routing, std::size_t layer_idx,
                                          const LayerPlacement& placement,
                                          ReplicaChoice choice) const = 0;
+  // Positions of the tokens that such steps have, as often as they have them: what is worth learning
+  // from. A step sees the beginning of the sequences that it is dealt, which need not be like the
+  // rest.
+  [[nodiscard]] virtual std::vector<std::uint64_t> step_tokens(const Routing& routing) const = 0;
   // Names everything that the times depend on besides the routing and the placement.
   [[nodiscard]] virtual const std::string& key() const = 0;
 };

@@ -29,29 +29,55 @@ PartOf parts_of(const RankExperts& placement, std::uint32_t num_experts) {
 }
 
 // How far the load of a rank on as many other sequences strays from that on these, over its mean:
-// sequences are drawn anew, and the experts of a rank stray independently. A sequence of n tokens
-// that chose expert e c times strays from its share by d = c - n k load(e) / sum; loads of S
-// sequences have the variance sum d^2, their difference to S others twice as much.
-double load_noise(const LayerTask& layer) {
+// sequences are drawn anew. Experts that are chosen together stray together, so it depends on what
+// stands together. A sequence of n tokens with c copies for rank r strays from its share by
+// d = c - n k load(r) / sum; loads of S sequences have the variance sum d^2, their difference to S
+// others twice as much.
+double load_noise(const LayerTask& layer, const PartOf& parts) {
   const std::size_t num_sequences =
       layer.sequence_begin.empty() ? 0 : layer.sequence_begin.size() - 1;
   const auto total = static_cast<double>(layer.experts.size());
   if (num_sequences < 2 || total == 0.0) return 0.0;
-  std::vector<double> count(layer.num_experts);
+  const std::uint32_t num_ranks = layer.request.num_ranks;
+  std::vector<double> load(num_ranks, 0.0);
+  for (std::uint32_t e = 0; e < layer.num_experts; ++e) {
+    load[parts[e]] += static_cast<double>(layer.load[e]);
+  }
+  std::vector<double> count(num_ranks);
   double variance = 0.0;
   for (std::size_t s = 0; s < num_sequences; ++s) {
     const std::size_t begin = layer.sequence_begin[s] * layer.num_topk;
     const std::size_t end = layer.sequence_begin[s + 1] * layer.num_topk;
     std::fill(count.begin(), count.end(), 0.0);
-    for (std::size_t i = begin; i < end; ++i) count[layer.experts[i]] += 1.0;
+    for (std::size_t i = begin; i < end; ++i) count[parts[layer.experts[i]]] += 1.0;
     const double share = static_cast<double>(end - begin) / total;
-    for (std::uint32_t e = 0; e < layer.num_experts; ++e) {
-      const double stray = count[e] - share * static_cast<double>(layer.load[e]);
+    for (std::uint32_t r = 0; r < num_ranks; ++r) {
+      const double stray = count[r] - share * load[r];
       variance += stray * stray;
     }
   }
-  const double num_ranks = layer.request.num_ranks;
   return std::sqrt(2.0 * variance / num_ranks) / (total / num_ranks);
+}
+
+// The layer as the steps see it that are timed.
+struct StepLayer {
+  std::vector<ExpertIdx> experts;
+  std::vector<std::uint64_t> load;
+  std::vector<std::uint32_t> token_rank;
+};
+StepLayer of_steps(const LayerTask& layer, const std::vector<std::uint64_t>& tokens) {
+  StepLayer steps;
+  steps.experts.reserve(tokens.size() * layer.num_topk);
+  steps.load.assign(layer.num_experts, 0);
+  for (const std::uint64_t token : tokens) {
+    for (std::uint32_t j = 0; j < layer.num_topk; ++j) {
+      const ExpertIdx expert = layer.experts[token * layer.num_topk + j];
+      steps.experts.push_back(expert);
+      ++steps.load[expert];
+    }
+    if (!layer.token_rank.empty()) steps.token_rank.push_back(layer.token_rank[token]);
+  }
+  return steps;
 }
 
 // The layer's tokens as a routing of their own.
@@ -66,8 +92,8 @@ Routing routing_of(const LayerTask& layer) {
 }
 
 // The first of the fastest on the training part.
-RankExperts fastest(const LayerTask& layer, std::vector<RankExperts> candidates) {
-  const Routing routing = routing_of(layer);
+RankExperts fastest(const LayerTask& layer, const Routing& routing,
+                    std::vector<RankExperts> candidates) {
   std::size_t best = 0;
   double best_s = 0.0;
   for (std::size_t i = 0; i < candidates.size(); ++i) {
@@ -93,7 +119,7 @@ RankExperts place_by(Place place, const LayerTask& layer, std::optional<double> 
   return place(task);
 }
 
-RankExperts place_replicated(const LayerTask& layer) {
+std::vector<RankExperts> replicated_candidates(const LayerTask& layer) {
   std::vector<RankExperts> candidates;
   candidates.push_back(place_by(place_load_balanced, layer, std::nullopt));
   candidates.push_back(place_by(place_load_balanced_joint, layer, std::nullopt));
@@ -111,26 +137,33 @@ RankExperts place_replicated(const LayerTask& layer) {
       }
     }
   }
-  return fastest(layer, std::move(candidates));
+  return candidates;
 }
 
 }  // namespace
 
 RankExperts place_time_aware(const LayerTask& layer) {
-  if (layer.request.num_replicas > 0) return place_replicated(layer);
-  const LayerCost& cost = layer.request.times->cost();
+  const LayerTimes& times = *layer.request.times;
+  const LayerCost& cost = times.cost();
+  const Routing routing = routing_of(layer);
+  const StepLayer steps = of_steps(layer, times.step_tokens(routing));
+  LayerTask seen{layer.layer, layer.num_experts, layer.num_topk,   steps.experts,
+                 steps.load,  layer.request,     steps.token_rank, layer.replica_of};
+  if (layer.request.num_replicas > 0) {
+    return fastest(layer, routing, replicated_candidates(seen));
+  }
   std::vector<RankExperts> candidates;
-  candidates.push_back(place_contiguous(layer));
-  candidates.push_back(place_by(place_load_balanced, layer, std::nullopt));
-  candidates.push_back(place_by(place_collaboration, layer, std::nullopt));
+  candidates.push_back(place_by(place_collaboration, seen, std::nullopt));
+  candidates.push_back(place_contiguous(seen));
+  candidates.push_back(place_by(place_load_balanced, seen, std::nullopt));
   if (layer.request.ranks_per_node < layer.request.num_ranks) {
-    candidates.push_back(place_by(place_collaboration_two_level, layer, std::nullopt));
+    candidates.push_back(place_by(place_collaboration_two_level, seen, std::nullopt));
   }
 
-  const TokenSample sample(layer.experts, layer.num_topk, layer.num_experts);
-  TimeTask task{sample, layer.load, cost};
-  task.log2_exponent =
-      noise_exponent(task, parts_of(candidates[0], layer.num_experts), load_noise(layer));
+  const TokenSample sample(steps.experts, layer.num_topk, layer.num_experts);
+  TimeTask task{sample, steps.load, cost};
+  const PartOf together = parts_of(candidates[0], layer.num_experts);
+  task.log2_exponent = noise_exponent(task, together, load_noise(layer, together));
   struct Found {
     double cost_s;
     PartOf parts;
@@ -150,7 +183,7 @@ RankExperts place_time_aware(const LayerTask& layer) {
   std::vector<RankExperts> judged{to_rank_experts(parts, cost.num_ranks)};
   for (const Found& other : found) judged.push_back(to_rank_experts(other.parts, cost.num_ranks));
   judged.insert(judged.end(), candidates.begin(), candidates.end());
-  return fastest(layer, std::move(judged));
+  return fastest(layer, routing, std::move(judged));
 }
 
 }  // namespace coterie
