@@ -1,11 +1,11 @@
 #include "workloads/prepare.hpp"
 
 #include <algorithm>
-#include <limits>
 
 #include "core/error.hpp"
 #include "core/hash.hpp"
 #include "core/provenance.hpp"
+#include "workloads/placement/layer_times.hpp"
 #include "workloads/placement/strategies.hpp"
 
 namespace coterie {
@@ -24,6 +24,7 @@ bool is_strategy(const std::string& placement) {
 // Names everything that decides what is learnt, the training tokens included.
 std::string learning_key(const PlacementRequest& request, const Routing& training) {
   ContentHash hash;
+  if (request.times != nullptr) hash.add(request.times->key());
   hash.add(fmt::format("{} {} {} {} {} {} {} {} {} {} {} {}", version(), request.strategy,
                        request.num_ranks, request.ranks_per_node, request.seed,
                        request.max_imbalance.value_or(0.0),
@@ -56,6 +57,9 @@ Placement learn(const Experiment& experiment, const RunSpec& spec, const TracePa
   request.num_replicas = spec.num_replicas;
   request.num_jobs = options.num_jobs;
   request.replica_choice = spec.replica_choice.value_or(ReplicaChoice::kLocality);
+  if (strategy_needs_times(spec.placement) && options.times) {
+    request.times = options.times(spec, training);
+  }
   std::filesystem::path cached;
   if (learns && options.cache) {
     cached = *options.cache / fmt::format("placement-{}.json", learning_key(request, training));
@@ -192,13 +196,11 @@ PreparedRun prepare_run(const Experiment& experiment, const RunSpec& spec, const
 
 PlanRequest plan_request(const Experiment& experiment, const PreparedRun& run, PlanDetail detail) {
   const Bytes row = row_payload(experiment.dispatch_payload, experiment.model.hidden);
-  const std::int64_t rows = experiment.chunk.value / (row.value + kRowMetadataBytes);
   PlanRequest request;
   request.policy = run.spec.policy;
   request.ranks_per_node = experiment.ranks_per_node();
   request.detail = detail;
-  request.rows_per_round = static_cast<std::uint32_t>(
-      std::clamp<std::int64_t>(rows, 1, std::numeric_limits<std::uint32_t>::max()));
+  request.rows_per_round = rows_per_round(experiment.chunk, row);
   request.replica_choice = run.placement.replica_choice;
   return request;
 }

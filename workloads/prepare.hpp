@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -49,6 +50,9 @@ struct PrepareOptions {
   // Threads that learn a placement (PlacementRequest::num_jobs), for programs that prepare several
   // runs or points at once, which would otherwise start as many threads for each.
   unsigned num_jobs = 0;
+  // What predicts the times of a run's layers, for placements learnt by time on the given part;
+  // absent: such a run cannot be carried out.
+  std::function<std::shared_ptr<const LayerTimes>(const RunSpec&, const Routing& training)> times;
 };
 
 // Learns (or reads) the placement and prunes the evaluated part where asked for. placement.layers

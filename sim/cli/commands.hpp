@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/yaml.hpp"
+#include "topologies/transports.hpp"
 
 namespace coterie {
 
@@ -30,5 +31,9 @@ void add_validate_command(CLI::App& app);
 void add_set_option(CLI::App& command, std::vector<std::string>& texts, const std::string& of_what);
 // Throws InputError for a text that is no KEY=VALUE.
 std::vector<Override> parse_overrides(const std::vector<std::string>& texts);
+
+// What is asked of the transport: its name (empty: the topology's default) and the overrides below
+// "transport.", which are taken out of the others.
+TransportChoice take_transport_choice(const std::string& name, std::vector<Override>& overrides);
 
 }  // namespace coterie

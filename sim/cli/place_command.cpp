@@ -190,6 +190,7 @@ void add_place_command(CLI::App& app) {
   auto arguments = std::make_shared<PlaceArguments>();
   CLI::App* command = app.add_subcommand("place", "Learns which rank hosts which expert");
   add_placement_options(*command, arguments->options);
+  add_time_options(*command, arguments->options);
   command->get_option("--ranks")->required();
   command->get_option("--strategy")->required();
   command->get_option("--replicas")

@@ -6,6 +6,8 @@
 #include <charconv>
 
 #include "core/error.hpp"
+#include "sim/cli/commands.hpp"
+#include "sim/experiment/layer_times.hpp"
 
 namespace coterie {
 
@@ -39,6 +41,72 @@ void add_placement_options(CLI::App& command, PlacementOptions& options) {
       ->capture_default_str();
   command.add_option("--model", options.model,
                      "Model preset or file; default: the one that the trace names or fits");
+}
+
+void add_time_options(CLI::App& command, PlacementOptions& options) {
+  command.add_option("--topology", options.topology,
+                     "Cluster that times are predicted on: a preset or a YAML file");
+  command.add_option("--transport", options.transport,
+                     "How rows move there; default: the topology's first, else ideal");
+  command.add_option("--dispatch", options.dispatch, "standard, dedup or hierarchical")
+      ->capture_default_str();
+  command.add_option("--dispatch-payload", options.dispatch_payload, "bf16 or fp8")
+      ->capture_default_str();
+  command.add_option("--combine-payload", options.combine_payload, "bf16 or fp8")
+      ->capture_default_str();
+  command
+      .add_option("--tokens-per-rank", options.tokens_per_rank,
+                  "Tokens of a rank in a step; default: those of the training part once")
+      ->check(CLI::Range(1u, 1u << 24));
+  add_set_option(command, options.overrides, "the topology (or transport.KEY)");
+}
+
+namespace {
+
+PayloadType payload_option(const char* option, const std::string& value) {
+  if (const auto type = parse_payload(value)) return *type;
+  throw InputError(option, fmt::format("'{}'", value), "one of bf16, fp8");
+}
+
+}  // namespace
+
+std::shared_ptr<const LayerTimes> layer_times_option(const PlacementOptions& options,
+                                                     const Trace& trace, const Routing& training) {
+  if (options.topology.empty()) {
+    if (!options.transport.empty() || !options.overrides.empty() || options.tokens_per_rank) {
+      throw InputError(options.transport.empty() ? "--tokens-per-rank, --set" : "--transport",
+                       "it without a topology", "--topology as well");
+    }
+    return nullptr;
+  }
+  std::vector<Override> overrides = parse_overrides(options.overrides);
+  LayerTimesSetup setup;
+  setup.transport = take_transport_choice(options.transport, overrides);
+  setup.num_ranks = options.num_ranks.value();
+  setup.cluster = load_cluster(options.topology, overrides, setup.num_ranks);
+  const std::optional<ModelShape> model = find_model(options, trace);
+  if (!model) {
+    throw InputError("--model", "no preset that fits the trace",
+                     "the model whose layers are to be timed");
+  }
+  if (model->num_experts != training.num_experts || model->num_topk != training.num_topk) {
+    throw InputError(
+        fmt::format("model {}", model->name),
+        fmt::format("{} experts, top-{}", model->num_experts, model->num_topk),
+        fmt::format("{} and top-{}, as the trace has", training.num_experts, training.num_topk));
+  }
+  setup.model = *model;
+  const auto policy = parse_policy(options.dispatch);
+  if (!policy) {
+    throw InputError("--dispatch", fmt::format("'{}'", options.dispatch),
+                     "one of standard, dedup, hierarchical");
+  }
+  setup.policy = *policy;
+  setup.dispatch_payload = payload_option("--dispatch-payload", options.dispatch_payload);
+  setup.combine_payload = payload_option("--combine-payload", options.combine_payload);
+  setup.tokens_per_rank = options.tokens_per_rank;
+  setup.training_tokens = training.num_tokens();
+  return make_layer_times(std::move(setup));
 }
 
 std::uint32_t default_ranks_per_node(std::uint32_t num_ranks) {
@@ -109,7 +177,14 @@ Placement learn_placement(const Trace& trace, const PlacementOptions& options,
     }
     return placement;
   }
-  Placement placement = make_placement(select(*routing, part), request);
+  const Routing training = select(*routing, part);
+  if (strategy_needs_times(options.strategy)) {
+    request.times = layer_times_option(options, trace, training);
+    if (request.times != nullptr && !options.ranks_per_node) {
+      request.ranks_per_node = request.times->cost().ranks_per_node;
+    }
+  }
+  Placement placement = make_placement(training, request);
   placement.trained_on = training_label(*routing, part);
   return placement;
 }

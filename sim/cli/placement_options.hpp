@@ -2,10 +2,13 @@
 // Options that `coterie place` and `coterie analyze` share.
 
 #include <CLI/CLI.hpp>
+#include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "workloads/model.hpp"
+#include "workloads/placement/layer_times.hpp"
 #include "workloads/placement/placement.hpp"
 
 namespace coterie {
@@ -24,10 +27,26 @@ struct PlacementOptions {
   std::uint64_t seed = 0;
   std::string train = "even";
   std::string model;
+  // What times are predicted on, for strategies that need them.
+  std::string topology;
+  std::string transport;
+  std::string dispatch = "dedup";
+  std::string dispatch_payload = "bf16";
+  std::string combine_payload = "bf16";
+  std::optional<std::uint32_t> tokens_per_rank;
+  std::vector<std::string> overrides;
 };
 
 // Adds the trace and what describes the ranks and the strategy.
 void add_placement_options(CLI::App& command, PlacementOptions& options);
+
+// Adds what times are predicted on.
+void add_time_options(CLI::App& command, PlacementOptions& options);
+
+// The times that those options ask for, of placements learnt on `training`; nothing without a
+// topology. Throws InputError where the model is not known, or does not fit the trace.
+std::shared_ptr<const LayerTimes> layer_times_option(const PlacementOptions& options,
+                                                     const Trace& trace, const Routing& training);
 
 // Nodes of 8 GPUs, or one smaller node, where nothing else is said.
 std::uint32_t default_ranks_per_node(std::uint32_t num_ranks);

@@ -15,6 +15,7 @@
 #include "core/table.hpp"
 #include "core/units.hpp"
 #include "sim/cli/commands.hpp"
+#include "sim/experiment/layer_times.hpp"
 #include "workloads/plan/check.hpp"
 #include "workloads/plan/matrix.hpp"
 #include "workloads/prepare.hpp"
@@ -50,7 +51,11 @@ void run_build(const BuildArguments& arguments) {
       load_experiment(arguments.experiment, parse_overrides(arguments.overrides));
   if (arguments.layer) experiment.layers = {*arguments.layer};
   const RunSpec& spec = find_run(experiment, arguments.run);
-  const PreparedRun run = prepare_run(experiment, spec, load_trace(experiment));
+  PrepareOptions options;
+  options.times = [&](const RunSpec& of_run, const Routing& training) {
+    return layer_times_of(experiment, of_run, training);
+  };
+  const PreparedRun run = prepare_run(experiment, spec, load_trace(experiment), options);
 
   DispatchPlan plan;
   plan.model = experiment.model.name;

@@ -66,21 +66,6 @@ std::uint32_t num_ranks(const Traffic& traffic) {
   return std::get<TrafficMatrix>(traffic).num_ranks;
 }
 
-// What is asked of the transport: --transport, and the overrides below "transport.", which are taken
-// out of those for the topology.
-TransportChoice transport_choice(const PredictArguments& arguments,
-                                 std::vector<Override>& overrides) {
-  TransportChoice choice;
-  if (!arguments.transport.empty()) choice.name = arguments.transport;
-  constexpr std::string_view kPrefix = "transport.";
-  std::erase_if(overrides, [&](const Override& override_) {
-    if (!override_.key.starts_with(kPrefix)) return false;
-    choice.settings.push_back({override_.key.substr(kPrefix.size()), override_.value});
-    return true;
-  });
-  return choice;
-}
-
 // That a matrix's entries are whole rows, whose size is given where the transport counts them; a
 // plan knows its rows and directions itself.
 void check_rows(const PredictArguments& arguments, const Traffic& traffic,
@@ -131,7 +116,7 @@ void predict(const PredictArguments& arguments) {
   }
   const Traffic traffic = read_input(arguments.input);
   std::vector<Override> overrides = parse_overrides(arguments.overrides);
-  const TransportChoice transport = transport_choice(arguments, overrides);
+  const TransportChoice transport = take_transport_choice(arguments.transport, overrides);
   const std::uint32_t num_gpus = arguments.ranks.value_or(num_ranks(traffic));
   const Network network(load_cluster(arguments.topology, overrides, num_gpus));
   if (network.num_gpus() < num_ranks(traffic)) {

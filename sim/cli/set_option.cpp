@@ -14,4 +14,16 @@ std::vector<Override> parse_overrides(const std::vector<std::string>& texts) {
   return overrides;
 }
 
+TransportChoice take_transport_choice(const std::string& name, std::vector<Override>& overrides) {
+  TransportChoice choice;
+  if (!name.empty()) choice.name = name;
+  constexpr std::string_view kPrefix = "transport.";
+  std::erase_if(overrides, [&](const Override& override_) {
+    if (!override_.key.starts_with(kPrefix)) return false;
+    choice.settings.push_back({override_.key.substr(kPrefix.size()), override_.value});
+    return true;
+  });
+  return choice;
+}
+
 }  // namespace coterie

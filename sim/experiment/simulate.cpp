@@ -12,6 +12,7 @@
 #include "core/progress.hpp"
 #include "sim/engines/engine.hpp"
 #include "sim/experiment/layer_report.hpp"
+#include "sim/experiment/layer_times.hpp"
 #include "sim/program/layer_program.hpp"
 #include "workloads/prepare.hpp"
 #include "workloads/run_report.hpp"
@@ -109,6 +110,9 @@ class Simulation {
   void prepare() {
     PrepareOptions prepare_options;
     prepare_options.cache = options_.cache;
+    prepare_options.times = [&](const RunSpec& run, const Routing& training) {
+      return layer_times_of(experiment_, run, training);
+    };
     prepare_options.num_jobs =
         std::max<unsigned>(1, options_.num_jobs / static_cast<unsigned>(experiment_.runs.size()));
     parallel_for(options_.num_jobs, runs_.size(), [&](std::size_t run) {

@@ -77,6 +77,11 @@ Seconds mlp_time(const GpuModel& gpu, const MlpShape& shape,
   return kMlpLaunches * gpu.kernel_launch + Seconds{seconds};
 }
 
+PayloadType expert_payload(const GpuModel& gpu, bool transport_moves_tokens,
+                           PayloadType dispatched) {
+  return gpu.kernels && !transport_moves_tokens ? PayloadType::kBf16 : dispatched;
+}
+
 Seconds shared_mlp_time(const GpuModel& gpu, const MlpShape& shape, std::uint32_t num_experts,
                         std::uint64_t num_tokens) {
   if (gpu.shared_mlp) {

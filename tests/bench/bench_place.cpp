@@ -109,6 +109,7 @@ void bench_learning() {
   const auto tokens = deal_tokens(large, 64, std::nullopt, SequenceDeal::kRoundRobin);
   double contiguous = 0.0;
   for (const std::string& strategy : placement_strategies()) {
+    if (strategy_needs_times(strategy)) continue;  // bench_time_aware
     PlacementRequest request;
     request.strategy = strategy;
     request.ranks_per_node = 8;
@@ -220,6 +221,7 @@ std::vector<Contender> contenders(std::uint32_t num_ranks) {
   request.ranks_per_node = std::min(num_ranks, 8u);
   request.num_jobs = kJobs;
   for (const std::string& strategy : placement_strategies()) {
+    if (strategy_needs_times(strategy)) continue;  // bench_time_aware
     request.strategy = strategy;
     result.push_back({strategy, request});
   }

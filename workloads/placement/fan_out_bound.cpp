@@ -42,6 +42,8 @@ namespace {
 
 // Operations that a search may take, about a second.
 constexpr double kMaxWork = 1e9;
+constexpr std::uint32_t kQuickPasses = 8;
+constexpr double kQuickReach = 0.06;
 constexpr std::uint32_t kMinPasses = 30;
 constexpr std::uint32_t kMaxPasses = 400;
 constexpr std::uint32_t kMaxSpectralExperts =
@@ -50,7 +52,7 @@ constexpr std::uint32_t kMaxSpectralExperts =
 // Whether the eigenvalue bound applies and is worth its time: with few experts per part rows are
 // nearly exact.
 bool use_spectrum(const FanOutBoundTask& task) {
-  return task.num_replicas == 0 && task.num_experts % task.part_capacity == 0 &&
+  return task.effort == BoundEffort::kTight && task.num_replicas == 0 && task.num_experts % task.part_capacity == 0 &&
          task.part_capacity >= 3 && task.num_experts <= kMaxSpectralExperts;
 }
 
@@ -146,9 +148,39 @@ class PairDual {
   }
 
  private:
-  // Slopes of phi at the token's counts in the known placement; else those of a token that is
-  // spread evenly.
+  // Marks the experts most often chosen with each, as many as fit beside it.
+  void take_companions() {
+    for (std::size_t e = 0; e < num_experts_; ++e) {
+      order_.clear();
+      for (std::size_t f = 0; f < num_experts_; ++f) {
+        if (f != e) order_.push_back(static_cast<std::uint32_t>(f));
+      }
+      const std::uint32_t* const together = together_.data() + e * num_experts_;
+      std::stable_sort(order_.begin(), order_.end(), [&](std::uint32_t a, std::uint32_t b) {
+        return together[a] > together[b];
+      });
+      for (std::size_t i = 0; i + 1 < task_.part_capacity && i < order_.size(); ++i) {
+        taken_[e * num_experts_ + order_[i]] = 1;
+      }
+    }
+  }
+
+  // Slopes of phi at a token's counts in the known placement. A quick search is nowhere near it
+  // unless that is good: it starts from the counts of the best rows, found without slopes.
   void start() {
+    if (task_.effort == BoundEffort::kQuick) {
+      take_companions();
+      for (std::size_t token = 0; token < num_tokens_; ++token) {
+        const ExpertIdx* const chosen = task_.experts.data() + token * num_topk_;
+        for (std::uint32_t i = 0; i < num_topk_; ++i) {
+          const std::uint8_t* const row = taken_.data() + std::size_t{chosen[i]} * num_experts_;
+          double m = 1.0;
+          for (std::uint32_t j = 0; j < num_topk_; ++j) m += row[chosen[j]];
+          slope_[token * num_topk_ + i] = static_cast<float>(1.0 / (m * (m + 1.0)));
+        }
+      }
+      return;
+    }
     for (std::size_t token = 0; token < num_tokens_; ++token) {
       const ExpertIdx* const chosen = task_.experts.data() + token * num_topk_;
       for (std::uint32_t i = 0; i < num_topk_; ++i) {
@@ -385,8 +417,10 @@ std::uint64_t fan_out_bound(const FanOutBoundTask& task) {
   const double size = task.num_experts;
   const double work = static_cast<double>(num_pairs) * task.num_topk * 2.0 +
                       (use_spectrum(task) ? 9.0 * size * size * size : 0.0);
-  const std::uint32_t passes = task.max_passes.value_or(static_cast<std::uint32_t>(
-      std::clamp(kMaxWork / work, double{kMinPasses}, double{kMaxPasses})));
+  const auto tight =
+      static_cast<std::uint32_t>(std::clamp(kMaxWork / work, double{kMinPasses}, double{kMaxPasses}));
+  const std::uint32_t passes =
+      task.max_passes.value_or(task.effort == BoundEffort::kTight ? tight : kQuickPasses);
   PairDual dual(task);
   // The dual is at least the sum of phi of any placement.
   const std::uint64_t known = task.known_fan_out   ? *task.known_fan_out
@@ -409,7 +443,11 @@ std::uint64_t fan_out_bound(const FanOutBoundTask& task) {
       length *= 0.75;
       since_best = 0;
     }
-    dual.step(value, target, length);
+    // A few steps cannot reach a placement that is far off: they aim at what is near.
+    const double aim = task.effort == BoundEffort::kQuick
+                           ? std::max(target, (1.0 - kQuickReach) * value)
+                           : target;
+    dual.step(value, aim, length);
   }
   // Sums of some 1e7 terms of size 1 in double and slopes in float, which are exact as given.
   const double proven = static_cast<double>(num_pairs) - best;

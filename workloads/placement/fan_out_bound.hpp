@@ -10,6 +10,12 @@
 
 namespace coterie {
 
+// How much work a bound is worth. All are valid.
+enum class BoundEffort : std::uint8_t {
+  kQuick,  // a few steps from the known placement: milliseconds
+  kTight,  // as many as about a second allows, and eigenvalues
+};
+
 // Parts are ranks, or nodes: the bound knows capacities only.
 struct FanOutBoundTask {
   std::span<const ExpertIdx> experts;  // [num_tokens][num_topk], distinct per token
@@ -25,7 +31,8 @@ struct FanOutBoundTask {
   std::span<const std::uint32_t> known;  // [num_experts]
   // What that placement reaches where `known` does not tell, as with replicas.
   std::optional<std::uint64_t> known_fan_out;
-  // Passes over the tokens that the search may take; absent: as many as about a second allows.
+  BoundEffort effort = BoundEffort::kTight;
+  // Passes over the tokens that the search may take; absent: as many as the effort says.
   std::optional<std::uint32_t> max_passes;
 };
 

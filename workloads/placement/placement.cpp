@@ -8,6 +8,7 @@
 #include "core/hash.hpp"
 #include "core/random.hpp"
 #include "workloads/placement/distance.hpp"
+#include "workloads/placement/layer_times.hpp"
 #include "workloads/placement/strategies.hpp"
 
 namespace coterie {
@@ -38,12 +39,29 @@ TraceShape shape_of(const Trace& trace) {
       trace);
 }
 
+// That the times are those of as many ranks.
+void check_times(const PlacementRequest& request) {
+  const LayerCost& cost = request.times->cost();
+  if (cost.num_ranks == request.num_ranks && cost.ranks_per_node == request.ranks_per_node) return;
+  throw InputError(
+      fmt::format("{} ranks, {} per node", request.num_ranks, request.ranks_per_node),
+      fmt::format("times predicted for {} ranks, {} per node", cost.num_ranks, cost.ranks_per_node),
+      "the same ranks");
+}
+
 void check_request(const PlacementRequest& request, const PlacementStrategy& strategy,
                    const TraceShape& shape) {
   if (request.num_ranks == 0) throw InputError("ranks: found 0, expected at least 1");
   if (request.ranks_per_node == 0) {
     throw InputError("ranks per node: found 0, expected at least 1");
   }
+  if (strategy.needs_times && request.times == nullptr) {
+    throw InputError(fmt::format(
+        "strategy {}: found no cluster to predict times on, expected one: it is placed "
+        "for a topology, a transport and a dispatch policy (`coterie place --topology`)",
+        strategy.name));
+  }
+  if (strategy.needs_times) check_times(request);
   if (request.num_starts == 0) throw InputError("starts: found 0, expected at least 1");
   if (request.num_replicas > 0 && !strategy.takes_replicas) {
     throw InputError(
@@ -207,6 +225,7 @@ Placement make_placement(const Trace& training, const PlacementRequest& request)
   for_each_layer(request.num_jobs, shape.layers.size(), [&](std::size_t i) {
     std::vector<std::uint64_t> load;
     LayerTask task{shape.layers[i], shape.num_experts, 0, {}, {}, request, token_rank};
+    if (routing != nullptr) task.sequence_begin = routing->sequence_begin;
     if (strategy.learns != Learns::kNothing) {
       if (routing != nullptr) {
         task.num_topk = routing->num_topk;
@@ -234,6 +253,10 @@ std::vector<std::string> placement_strategies() {
 
 bool strategy_learns(std::string_view strategy) {
   return find_strategy(strategy).learns != Learns::kNothing;
+}
+
+bool strategy_needs_times(std::string_view strategy) {
+  return find_strategy(strategy).needs_times;
 }
 
 std::vector<std::string> check(const Placement& placement) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -65,6 +66,8 @@ struct ExpertHosts {
 };
 ExpertHosts expert_hosts(const LayerPlacement& layer, std::uint32_t num_experts);
 
+class LayerTimes;  // layer_times.hpp
+
 struct PlacementRequest {
   std::string strategy;
   std::uint32_t num_ranks = 1;
@@ -80,6 +83,8 @@ struct PlacementRequest {
   std::uint32_t num_starts = 4;  // of the fan-out search, which keeps the best; at least 1
   // Threads that place layers; 0: as many as the machine has cores. The result is the same.
   unsigned num_jobs = 0;
+  // What predicts times, for the strategies that need it (strategy_needs_times).
+  std::shared_ptr<const LayerTimes> times = nullptr;
 };
 
 // The training part of a trace, whole layers. Strategies that learn nothing accept an empty one but
@@ -88,7 +93,8 @@ Placement make_placement(const Trace& training, const PlacementRequest& request)
 
 // Names of the registered strategies, in the order of the registry.
 std::vector<std::string> placement_strategies();
-bool strategy_learns(std::string_view strategy);  // throws InputError for unknown names
+bool strategy_learns(std::string_view strategy);       // throws InputError for unknown names
+bool strategy_needs_times(std::string_view strategy);  // likewise
 
 // Every violation: an expert on no rank, a rank twice, unequal counts beyond one, ids out of range.
 std::vector<std::string> check(const Placement& placement);

@@ -20,6 +20,7 @@ constexpr std::array kRegistry = {
                       place_collaboration_refined},
     PlacementStrategy{"collaboration_two_level", Learns::kTokens, true, true,
                       place_collaboration_two_level},
+    PlacementStrategy{"time_aware", Learns::kTokens, false, true, place_time_aware, true},
 };
 
 }  // namespace

@@ -25,6 +25,8 @@ struct LayerTask {
   // [num_experts] the expert that each is a replica of, where a strategy places replicas as experts
   // of their own (replicas.hpp); empty otherwise. Two of one expert never share a rank.
   std::span<const ExpertIdx> replica_of = {};
+  // [num_sequences + 1] first token of each; empty unless kTokens is needed.
+  std::span<const std::uint64_t> sequence_begin = {};
 
   [[nodiscard]] std::size_t num_tokens() const {
     return num_topk == 0 ? 0 : experts.size() / num_topk;
@@ -46,6 +48,7 @@ struct PlacementStrategy {
   bool takes_balance_cap;
   bool takes_replicas;
   RankExperts (*place)(const LayerTask& task);
+  bool needs_times = false;  // PlacementRequest::times
 };
 
 // From what knows nothing of the trace to what knows most.
@@ -60,6 +63,7 @@ RankExperts place_load_balanced_joint(const LayerTask& task);
 RankExperts place_collaboration(const LayerTask& task);
 RankExperts place_collaboration_refined(const LayerTask& task);
 RankExperts place_collaboration_two_level(const LayerTask& task);
+RankExperts place_time_aware(const LayerTask& task);
 
 // Experts that each rank holds: in equal parts, the first E mod P ranks one more.
 std::vector<std::uint32_t> rank_capacities(std::uint32_t num_experts, std::uint32_t num_ranks);

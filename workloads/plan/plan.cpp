@@ -209,6 +209,11 @@ class Assignment {
 
 }  // namespace
 
+std::uint32_t rows_per_round(Bytes chunk, Bytes row) {
+  return static_cast<std::uint32_t>(std::clamp<std::int64_t>(
+      chunk.value / (row.value + kRowMetadataBytes), 1, std::numeric_limits<std::uint32_t>::max()));
+}
+
 LayerPlan make_plan(const Routing& routing, std::size_t layer_idx, const LayerPlacement& placement,
                     const RankTokens& tokens, const PlanRequest& request) {
   check_request(routing, layer_idx, placement, tokens, request);

@@ -129,6 +129,9 @@ struct PlanRequest {
   ReplicaChoice replica_choice = ReplicaChoice::kLocality;  // Placement::replica_choice
 };
 
+// PlanRequest::rows_per_round of rounds that carry about `chunk` bytes from one rank to another.
+std::uint32_t rows_per_round(Bytes chunk, Bytes row);
+
 // Plans one layer. Which host serves a replicated expert is settled by the request's rule
 // (host_choice.hpp). Throws InputError for inputs that do not fit each other.
 LayerPlan make_plan(const Routing& routing, std::size_t layer_idx, const LayerPlacement& placement,

@@ -1,0 +1,525 @@
+// How the rates are found. A layer is planned whose tokens choose experts uniformly, and every
+// transfer is given the mean rows of its kind, so that only the machine makes ranks differ. Its
+// program is built as it is, and again with fewer rows (per hop) and with more copies; what an
+// operation takes of a link or resource, amount over capacity, differs by the rate times the rows.
+// So whatever a transport does with its rows is in the rates, and none is asked for them.
+
+#include "sim/experiment/layer_times.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <functional>
+#include <utility>
+
+#include "core/error.hpp"
+#include "core/hash.hpp"
+#include "core/random.hpp"
+#include "sim/engines/engine.hpp"
+#include "sim/program/layer_program.hpp"
+#include "topologies/network.hpp"
+#include "workloads/plan/tokens.hpp"
+
+namespace coterie {
+namespace {
+
+constexpr std::uint64_t kMaxTimedSteps = 4;
+constexpr std::uint64_t kMaxSteps = 64;
+constexpr double kSame = 1.02;  // channels whose rates differ less are one
+
+// Tokens that choose experts uniformly, a sequence per rank.
+Routing uniform_routing(const ModelShape& model, std::uint32_t num_ranks,
+                        std::uint64_t tokens_per_rank) {
+  Routing routing;
+  routing.num_experts = model.num_experts;
+  routing.num_topk = model.num_topk;
+  routing.layers = {0};
+  Random random(1);
+  std::vector<ExpertIdx> experts(model.num_experts);
+  for (std::uint32_t e = 0; e < model.num_experts; ++e) experts[e] = static_cast<ExpertIdx>(e);
+  for (std::uint32_t rank = 0; rank <= num_ranks; ++rank) {
+    routing.sequence_begin.push_back(rank * tokens_per_rank);
+  }
+  routing.experts.reserve(routing.num_tokens() * model.num_topk);
+  for (std::uint64_t token = 0; token < routing.num_tokens(); ++token) {
+    for (std::uint32_t j = 0; j < model.num_topk; ++j) {
+      std::swap(experts[j], experts[j + random.index(model.num_experts - j)]);
+      routing.experts.push_back(experts[j]);
+    }
+  }
+  return routing;
+}
+
+LayerPlacement contiguous_layer(std::uint32_t num_experts, std::uint32_t num_ranks) {
+  LayerPlacement layer;
+  layer.rank_experts.resize(num_ranks);
+  for (std::uint32_t e = 0; e < num_experts; ++e) {
+    layer.rank_experts[std::uint64_t{e} * num_ranks / num_experts].push_back(
+        static_cast<ExpertIdx>(e));
+  }
+  return layer;
+}
+
+// Gives all transfers of a stage that have rows on the wire, and all that stay, their mean rows.
+void even_out(Stage& stage, double rows_factor, double copies_factor) {
+  double rows = 0.0;
+  double copies = 0.0;
+  for (std::size_t i = 0; i < stage.num_transfers(); ++i) {
+    rows += stage.num_rows[i];
+    copies += stage.num_copies[i];
+  }
+  const auto count = static_cast<double>(std::max<std::size_t>(stage.num_transfers(), 1));
+  const auto mean_rows = std::max(2.0, std::round(rows / count));
+  const auto mean_copies =
+      std::max(mean_rows, std::round(mean_rows * copies / std::max(1.0, rows)));
+  std::fill(stage.num_rows.begin(), stage.num_rows.end(),
+            static_cast<std::uint32_t>(std::max(1.0, std::round(mean_rows * rows_factor))));
+  std::fill(stage.num_copies.begin(), stage.num_copies.end(),
+            static_cast<std::uint32_t>(std::round(mean_copies * copies_factor)));
+}
+
+double total_rows(const Stage& stage) {
+  double sum = 0.0;
+  for (const std::uint32_t rows : stage.num_rows) sum += rows;
+  return sum;
+}
+double total_copies(const Stage& stage) {
+  double sum = 0.0;
+  for (const std::uint32_t copies : stage.num_copies) sum += copies;
+  return sum;
+}
+
+// What one program takes of every link and resource, by whose rows take it.
+class Usage {
+ public:
+  Usage(const LayerProgram& layer, const Routes& routes, std::uint32_t num_ranks,
+        std::uint32_t ranks_per_node, bool relayed)
+      : ranks_per_node_(ranks_per_node),
+        num_nodes_((num_ranks + ranks_per_node - 1) / ranks_per_node),
+        num_links_(routes.capacity.size()) {
+    for (std::size_t d = 0; d < 2; ++d) {
+      rank_s[d].assign(num_links_ * num_nodes_, 0.0);
+      relay_s[d].assign(num_links_ * num_nodes_, 0.0);
+      only_rank[d].assign(num_links_, kNobody);
+      capped_s[d].assign(num_ranks, 0.0);
+    }
+    const Program& program = layer.program;
+    for (std::size_t op = 0; op < program.num_ops(); ++op) {
+      const Phase phase = layer.phase[op];
+      const bool back = phase == Phase::kCombine || phase == Phase::kGather;
+      const bool transfer = back || phase == Phase::kDispatch || phase == Phase::kForward;
+      if (!transfer) {
+        if (phase == Phase::kExpand || phase == Phase::kMerge) {
+          serving_s += alone_s(program, routes, op) / num_ranks;
+        } else if (phase == Phase::kPack || phase == Phase::kSum) {
+          source_s += alone_s(program, routes, op) / num_ranks;
+        }
+        continue;
+      }
+      if (!program.flows(op)) {
+        source_s += program.duration[op] / num_ranks;  // starts
+        continue;
+      }
+      const std::uint32_t server = back ? program.src[op] : program.dst[op];
+      const bool to_relay = relayed && (phase == Phase::kDispatch || phase == Phase::kCombine);
+      add(back ? 1 : 0, program, routes, op, server, to_relay);
+    }
+  }
+
+  static constexpr std::uint32_t kNobody = 0xffffffff;
+  static constexpr std::uint32_t kSeveral = 0xfffffffe;
+
+  // Seconds, by direction.
+  std::array<std::vector<double>, 2> rank_s;   // [num_links][num_nodes] of rows to ranks of a node
+  std::array<std::vector<double>, 2> relay_s;  // [num_links][num_nodes] of rows to a node's relays
+  std::array<std::vector<std::uint32_t>, 2> only_rank;  // [num_links] the one rank whose rows cross
+  std::array<std::vector<double>, 2> capped_s;          // [num_ranks] of its most held-up message
+  double serving_s = 0.0;                               // of expand and merge, mean rank
+  double source_s = 0.0;                                // of pack, sum and starts, mean rank
+
+  [[nodiscard]] std::size_t num_links() const { return num_links_; }
+
+ private:
+  static double alone_s(const Program& program, const Routes& routes, std::size_t op) {
+    double flow_s = 0.0;
+    for (const std::uint32_t link : routes.of(op)) {
+      flow_s = std::max(flow_s, program.amount[op] / routes.capacity[link]);
+    }
+    return program.duration[op] + flow_s;
+  }
+
+  void add(std::size_t d, const Program& program, const Routes& routes, std::size_t op,
+           std::uint32_t server, bool to_relay) {
+    const std::uint32_t node = server / ranks_per_node_;
+    for (const std::uint32_t link : routes.of(op)) {
+      const double seconds = program.amount[op] / routes.capacity[link];
+      (to_relay ? relay_s : rank_s)[d][link * num_nodes_ + node] += seconds;
+      std::uint32_t& only = only_rank[d][link];
+      const std::uint32_t who = to_relay ? kSeveral : server;
+      only = only == kNobody || only == who ? who : kSeveral;
+    }
+    if (!to_relay && std::isfinite(routes.rate_cap[op])) {
+      capped_s[d][server] = std::max(capped_s[d][server], program.amount[op] / routes.rate_cap[op]);
+    }
+  }
+
+  std::uint32_t ranks_per_node_, num_nodes_;
+  std::size_t num_links_;
+};
+
+bool covers(const std::vector<double>& larger, const std::vector<double>& smaller) {
+  for (std::size_t n = 0; n < smaller.size(); ++n) {
+    if (smaller[n] > kSame * larger[n]) return false;
+    if (larger[n] > 0.0 && smaller[n] <= 0.0) return false;  // others wait for it
+  }
+  return true;
+}
+
+// Leaves out channels that another one, crossed by the same rows, is never faster than.
+void keep_slowest(std::vector<LayerCost::Channel>& channels) {
+  std::vector<LayerCost::Channel> kept;
+  for (const LayerCost::Channel& channel : channels) {
+    const auto hides = [&](const LayerCost::Channel& other) {
+      return other.base_s * kSame >= channel.base_s && covers(other.row_s, channel.row_s) &&
+             covers(other.relay_s, channel.relay_s);
+    };
+    if (std::any_of(kept.begin(), kept.end(), hides)) continue;
+    kept.push_back(channel);
+  }
+  // Again backwards, for those that a later one hides.
+  std::vector<LayerCost::Channel> result;
+  for (auto channel = kept.rbegin(); channel != kept.rend(); ++channel) {
+    const auto hides = [&](const LayerCost::Channel& other) {
+      return other.base_s * kSame >= channel->base_s && covers(other.row_s, channel->row_s) &&
+             covers(other.relay_s, channel->relay_s);
+    };
+    if (std::any_of(result.begin(), result.end(), hides)) continue;
+    result.push_back(*channel);
+  }
+  channels.assign(result.rbegin(), result.rend());
+}
+
+class PredictedTimes : public LayerTimes {
+ public:
+  explicit PredictedTimes(LayerTimesSetup setup)
+      : setup_(std::move(setup)), network_(setup_.cluster) {
+    if (setup_.num_ranks > setup_.cluster.num_gpus()) {
+      throw InputError(fmt::format("topology {}", setup_.cluster.name),
+                       fmt::format("{} GPUs", setup_.cluster.num_gpus()),
+                       fmt::format("at least {}, one per rank", setup_.num_ranks));
+    }
+    ContentHash hash;
+    hash.add(to_yaml(setup_.cluster));
+    const ModelShape& model = setup_.model;
+    hash.add(fmt::format(
+        "{} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {}", model.hidden, model.expert_intermediate,
+        model.shared_intermediate, model.num_shared_experts, model.num_experts, model.num_topk,
+        setup_.num_ranks, to_string(setup_.policy), to_string(setup_.dispatch_payload),
+        to_string(setup_.combine_payload), setup_.chunk.value, static_cast<int>(setup_.deal),
+        setup_.tokens_per_rank.value_or(0), setup_.training_tokens,
+        setup_.transport.name.value_or(""), setup_.transport.settings.size()));
+    for (const Override& setting : setup_.transport.settings) {
+      hash.add(setting.key + "=" + setting.value);
+    }
+    key_ = hex64(hash.digest());
+    find_rates();
+  }
+
+  [[nodiscard]] const LayerCost& cost() const override { return cost_; }
+  [[nodiscard]] const std::string& key() const override { return key_; }
+
+  [[nodiscard]] double predict_s(const Routing& routing, std::size_t layer_idx,
+                                 const LayerPlacement& placement,
+                                 ReplicaChoice choice) const override {
+    const std::uint64_t steps = std::min(num_steps(routing), kMaxTimedSteps);
+    double sum_s = 0.0;
+    for (std::uint64_t step = 0; step < steps; ++step) {
+      sum_s += makespan_s(
+          make_plan(routing, layer_idx, placement, deal(routing, step, steps), request(choice)));
+    }
+    return sum_s / static_cast<double>(steps);
+  }
+
+  [[nodiscard]] std::vector<std::uint64_t> step_tokens(const Routing& routing) const override {
+    const std::uint64_t steps = std::min(num_steps(routing), kMaxSteps);
+    std::vector<std::uint64_t> tokens;
+    for (std::uint64_t step = 0; step < steps; ++step) {
+      const RankTokens of_step = deal(routing, step, steps);
+      tokens.insert(tokens.end(), of_step.trace_token.begin(), of_step.trace_token.end());
+    }
+    return tokens;
+  }
+
+ private:
+  // Where a step has a small part of the routing, as many steps as make up the whole.
+  [[nodiscard]] std::uint64_t num_steps(const Routing& routing) const {
+    if (!setup_.tokens_per_rank) return 1;
+    const std::uint64_t step_tokens = std::uint64_t{*setup_.tokens_per_rank} * setup_.num_ranks;
+    return std::max<std::uint64_t>(1, routing.num_tokens() / step_tokens);
+  }
+  [[nodiscard]] RankTokens deal(const Routing& routing, std::uint64_t step,
+                                std::uint64_t num_steps) const {
+    return deal_tokens(routing, setup_.num_ranks, setup_.tokens_per_rank, setup_.deal,
+                       routing.num_sequences() * step / num_steps);
+  }
+
+  [[nodiscard]] std::uint32_t ranks_per_node() const {
+    return std::min(setup_.cluster.gpus_per_node, setup_.num_ranks);
+  }
+
+  [[nodiscard]] PlanRequest request(ReplicaChoice choice) const {
+    PlanRequest request;
+    request.policy = setup_.policy;
+    request.ranks_per_node = ranks_per_node();
+    request.detail = PlanDetail::kCounts;
+    request.rows_per_round =
+        rows_per_round(setup_.chunk, row_payload(setup_.dispatch_payload, setup_.model.hidden));
+    request.replica_choice = choice;
+    return request;
+  }
+
+  [[nodiscard]] LayerProgram program_of(const LayerPlan& plan) const {
+    const LayerSetup setup{std::span(&plan, 1),
+                           {row_payload(setup_.dispatch_payload, setup_.model.hidden),
+                            row_payload(setup_.combine_payload, setup_.model.hidden)},
+                           LayerKernels{setup_.model, setup_.dispatch_payload},
+                           setup_.transport,
+                           {}};
+    return build_layer(setup, setup_.cluster);
+  }
+
+  [[nodiscard]] double makespan_s(const LayerPlan& plan) const {
+    const LayerProgram layer = program_of(plan);
+    return run_flow(resolve(layer.program, network_), {}).makespan_s;
+  }
+
+  [[nodiscard]] Usage usage_of(const LayerPlan& plan) const {
+    const LayerProgram layer = program_of(plan);
+    return {layer, resolve_routes(layer.program, network_), setup_.num_ranks, ranks_per_node(),
+            plan.stages.size() > 1};
+  }
+
+  void find_rates() {
+    const std::uint64_t tokens_per_rank = std::max<std::uint64_t>(
+        1, setup_.tokens_per_rank
+               ? *setup_.tokens_per_rank
+               : (setup_.training_tokens + setup_.num_ranks - 1) / setup_.num_ranks);
+    const Routing routing = uniform_routing(setup_.model, setup_.num_ranks, tokens_per_rank);
+    const RankTokens tokens =
+        deal_tokens(routing, setup_.num_ranks, std::nullopt, SequenceDeal::kInOrder);
+    const LayerPlan uniform =
+        make_plan(routing, 0, contiguous_layer(setup_.model.num_experts, setup_.num_ranks), tokens,
+                  request(ReplicaChoice::kLocality));
+    const auto varied = [&](double first_rows, double last_rows, double copies) {
+      LayerPlan plan = uniform;
+      even_out(plan.stages.back(), last_rows, copies);
+      if (plan.stages.size() > 1) even_out(plan.stages.front(), first_rows, copies);
+      std::fill(plan.rank_expert_tokens.begin(), plan.rank_expert_tokens.end(),
+                routing.num_tokens() * routing.num_topk / routing.num_experts);
+      return plan;
+    };
+    constexpr double kFewer = 2.0 / 3.0;
+    constexpr double kMore = 1.5;
+    const LayerPlan base = varied(1.0, 1.0, 1.0);
+    const LayerPlan fewer = varied(1.0, kFewer, 1.0);
+    const LayerPlan more = varied(1.0, 1.0, kMore);
+    const bool relayed = base.stages.size() > 1;
+    const Usage at_base = usage_of(base);
+    const Usage at_fewer = usage_of(fewer);
+    const Usage at_more = usage_of(more);
+    // Rows, and copies, that all ranks serve.
+    const double rows = total_rows(base.stages.back());
+    const double fewer_rows = rows - total_rows(fewer.stages.back());
+    const double copies = total_copies(base.stages.back());
+    const double more_copies = total_copies(more.stages.back()) - copies;
+
+    cost_.num_ranks = setup_.num_ranks;
+    cost_.ranks_per_node = ranks_per_node();
+    cost_.relayed = relayed;
+    cost_.num_rounds = base.num_rounds;
+    cost_.group_tokens = static_cast<double>(routing.num_tokens());
+    const auto total = [](const Usage& usage) {
+      double sum = 0.0;
+      for (std::size_t d = 0; d < 2; ++d) {
+        for (const double seconds : usage.rank_s[d]) sum += seconds;
+      }
+      return sum;
+    };
+    const double by_rows = (total(at_base) - total(at_fewer)) / fewer_rows * rows;
+    const double by_copies = (total(at_more) - total(at_base)) / more_copies * copies;
+    cost_.rows_are_copies = setup_.policy == DispatchPolicy::kStandard || by_copies > by_rows;
+
+    // The counts that rates of rows refer to, and the variation that they come from.
+    const Usage& other = by_copies > by_rows ? at_more : at_fewer;
+    const double change = by_copies > by_rows ? more_copies : fewer_rows;
+    const double sign = by_copies > by_rows ? -1.0 : 1.0;
+    const double counted = by_copies > by_rows ? copies : rows;
+    const Usage at_relay = relayed ? usage_of(varied(kFewer, 1.0, 1.0)) : at_base;
+    const double first_rows = total_rows(base.stages.front());
+    const double fewer_first =
+        relayed ? first_rows - total_rows(varied(kFewer, 1.0, 1.0).stages.front()) : 1.0;
+    // Evened-out counts differ a little from those of the uniform plan: N and X are counted in its
+    // units, which are those of a search.
+    for (std::size_t d = 0; d < 2; ++d) {
+      LayerCost::Direction& direction = d == 0 ? cost_.out : cost_.back;
+      set_channels({d, at_base, other, at_relay, sign * change, counted, fewer_first, first_rows},
+                   direction);
+    }
+    cost_.row_s =
+        std::max(0.0, (at_base.serving_s - at_fewer.serving_s) / (fewer_rows / setup_.num_ranks));
+    const double copy_s =
+        std::max(0.0, (at_more.serving_s - at_base.serving_s) / (more_copies / setup_.num_ranks));
+    if (cost_.rows_are_copies && setup_.policy != DispatchPolicy::kStandard) cost_.row_s = 0.0;
+    set_expert_times(copy_s);
+    const double source_rows = (relayed ? first_rows : rows) / setup_.num_ranks;
+    const double source_change = (relayed ? fewer_first : fewer_rows) / setup_.num_ranks;
+    const Usage& source_other = relayed ? at_relay : at_fewer;
+    cost_.source_row_s = std::max(0.0, (at_base.source_s - source_other.source_s) / source_change);
+
+    // The rest does not depend on the placement: what the prediction of this layer has beyond.
+    const double served = cost_.rows_are_copies ? copies : rows;
+    const double modelled =
+        cost_.source_row_s * source_rows + direction_s(cost_.out, served, first_rows) +
+        direction_s(cost_.back, served, first_rows) + cost_.row_s * served / setup_.num_ranks +
+        cost_.expert_s(cost_.group_tokens * setup_.model.num_topk / setup_.model.num_experts) *
+            setup_.model.num_experts / setup_.num_ranks;
+    cost_.fixed_s = std::max(0.0, makespan_s(base) - modelled);
+  }
+
+  struct Variation {
+    std::size_t d;
+    const Usage& base;
+    const Usage& other;
+    const Usage& relay;
+    double change;        // rows (or copies) that `base` has more than `other`, all ranks
+    double rows;          // of `base`, all ranks
+    double relay_change;  // the same of rows to relays
+    double relay_rows;
+  };
+
+  void set_channels(const Variation& v, LayerCost::Direction& direction) const {
+    const std::size_t num_nodes = cost_.num_nodes();
+    const double ranks = setup_.num_ranks;
+    const double nodes = static_cast<double>(num_nodes);
+    direction.own_base_s.assign(setup_.num_ranks, 0.0);
+    direction.own_row_s.assign(setup_.num_ranks, 0.0);
+    const auto set_own = [&](std::uint32_t rank, double base_s, double other_s) {
+      const double rate = std::max(0.0, (base_s - other_s) / (v.change / ranks));
+      const double fixed = std::max(0.0, base_s - rate * v.rows / ranks);
+      const double known = direction.own_base_s[rank] + direction.own_row_s[rank] * v.rows / ranks;
+      if (base_s <= known) return;
+      direction.own_base_s[rank] = fixed;
+      direction.own_row_s[rank] = rate;
+    };
+    for (std::size_t link = 0; link < v.base.num_links(); ++link) {
+      const std::uint32_t only = v.base.only_rank[v.d][link];
+      if (only == Usage::kNobody) continue;
+      const auto sum = [&](const Usage& usage) {
+        double seconds = 0.0;
+        for (std::size_t n = 0; n < num_nodes; ++n) {
+          seconds += usage.rank_s[v.d][link * num_nodes + n];
+        }
+        return seconds;
+      };
+      if (only != Usage::kSeveral) {
+        set_own(only, sum(v.base), sum(v.other));
+        continue;
+      }
+      LayerCost::Channel channel;
+      double modelled = 0.0;
+      double seconds = sum(v.base);
+      for (std::size_t n = 0; n < num_nodes; ++n) {
+        const std::size_t at = link * num_nodes + n;
+        const double size = std::min<double>(cost_.ranks_per_node,
+                                             ranks - static_cast<double>(n) * cost_.ranks_per_node);
+        const double rate = std::max(
+            0.0, (v.base.rank_s[v.d][at] - v.other.rank_s[v.d][at]) / (v.change * size / ranks));
+        channel.row_s.push_back(rate);
+        modelled += rate * v.rows * size / ranks;
+        if (!cost_.relayed) continue;
+        const double relay = std::max(
+            0.0, (v.base.relay_s[v.d][at] - v.relay.relay_s[v.d][at]) / (v.relay_change / nodes));
+        channel.relay_s.push_back(relay);
+        modelled += relay * v.relay_rows / nodes;
+        seconds += v.base.relay_s[v.d][at];
+      }
+      channel.base_s = std::max(0.0, seconds - modelled);
+      direction.channels.push_back(std::move(channel));
+    }
+    for (std::uint32_t rank = 0; rank < setup_.num_ranks; ++rank) {
+      set_own(rank, v.base.capped_s[v.d][rank], v.other.capped_s[v.d][rank]);
+    }
+    keep_slowest(direction.channels);
+  }
+
+  void set_expert_times(double copy_s) {
+    const std::unique_ptr<Transport> transport = make_transport(setup_.cluster, setup_.transport);
+    const PayloadType type =
+        expert_payload(setup_.cluster.gpu, transport->moves_tokens(), setup_.dispatch_payload);
+    const MlpShape shape{setup_.model.hidden, setup_.model.expert_intermediate, type};
+    // Two of the same expert less one: without the launches.
+    cost_.expert_s = [gpu = setup_.cluster.gpu, shape, copy_s](double tokens) {
+      const auto count = static_cast<std::uint64_t>(std::llround(std::max(0.0, tokens)));
+      const std::array<std::uint64_t, 2> counts{count, count};
+      return mlp_time(gpu, shape, counts).value -
+             mlp_time(gpu, shape, std::span(counts).first(1)).value + copy_s * tokens;
+    };
+  }
+
+  // Of the rank with the slowest direction, rows and relays spread evenly.
+  [[nodiscard]] double direction_s(const LayerCost::Direction& direction, double rows,
+                                   double relays) const {
+    const double per_rank = rows / setup_.num_ranks;
+    const double nodes = cost_.num_nodes();
+    double most_rows = 0.0;
+    double most_relays = 0.0;
+    for (std::uint32_t rank = 0; rank < setup_.num_ranks; ++rank) {
+      most_rows =
+          std::max(most_rows, direction.own_base_s[rank] + direction.own_row_s[rank] * per_rank);
+    }
+    for (const LayerCost::Channel& channel : direction.channels) {
+      double rows_s = channel.base_s;
+      double relays_s = channel.base_s;
+      for (std::size_t n = 0; n < channel.row_s.size(); ++n) {
+        rows_s += channel.row_s[n] * rows / nodes;
+        if (cost_.relayed) relays_s += channel.relay_s[n] * relays / nodes;
+      }
+      most_rows = std::max(most_rows, rows_s);
+      if (cost_.relayed) most_relays = std::max(most_relays, relays_s);
+    }
+    if (!cost_.relayed) return most_rows;
+    return std::max(most_rows, most_relays) + std::min(most_rows, most_relays) / cost_.num_rounds;
+  }
+
+  LayerTimesSetup setup_;
+  Network network_;
+  LayerCost cost_;
+  std::string key_;
+};
+
+}  // namespace
+
+std::shared_ptr<const LayerTimes> make_layer_times(LayerTimesSetup setup) {
+  return std::make_shared<PredictedTimes>(std::move(setup));
+}
+
+std::shared_ptr<const LayerTimes> layer_times_of(const Experiment& experiment, const RunSpec& run,
+                                                 const Routing& training) {
+  LayerTimesSetup setup;
+  setup.cluster = experiment.cluster;
+  setup.model = experiment.model;
+  setup.num_ranks = experiment.num_ranks;
+  setup.policy = run.policy;
+  setup.transport = experiment.transport_of(run);
+  setup.dispatch_payload = experiment.dispatch_payload;
+  setup.combine_payload = experiment.combine_payload;
+  setup.chunk = experiment.chunk;
+  setup.deal = experiment.deal;
+  setup.tokens_per_rank = experiment.tokens_per_rank;
+  setup.training_tokens = training.num_tokens();
+  return make_layer_times(std::move(setup));
+}
+
+}  // namespace coterie

@@ -1,0 +1,189 @@
+// The predicted time of the layer, on a topology, a transport and a dispatch policy. A search by
+// swaps lowers the time that the cost rates give (time_search.hpp), from where the other strategies
+// end; what it and they find is then told apart by the prediction itself, on the training part.
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <utility>
+
+#include "core/error.hpp"
+#include "core/random.hpp"
+#include "workloads/placement/layer_times.hpp"
+#include "workloads/placement/partition.hpp"
+#include "workloads/placement/time_search.hpp"
+
+namespace coterie {
+namespace {
+
+constexpr std::uint64_t kMaxEvaluations = 400'000;  // of swaps, beyond the first descents
+constexpr std::uint32_t kKicks = 40;
+constexpr std::size_t kJudged = 3;  // of the searched placements
+
+PartOf parts_of(const RankExperts& placement, std::uint32_t num_experts) {
+  PartOf parts(num_experts, 0);
+  for (std::uint32_t rank = 0; rank < placement.size(); ++rank) {
+    for (const ExpertIdx expert : placement[rank]) parts[expert] = rank;
+  }
+  return parts;
+}
+
+// How far the load of a rank on as many other sequences strays from that on these, over its mean:
+// sequences are drawn anew. Experts that are chosen together stray together, so it depends on what
+// stands together. A sequence of n tokens with c copies for rank r strays from its share by
+// d = c - n k load(r) / sum; loads of S sequences have the variance sum d^2, their difference to S
+// others twice as much.
+double load_noise(const LayerTask& layer, const PartOf& parts) {
+  const std::size_t num_sequences =
+      layer.sequence_begin.empty() ? 0 : layer.sequence_begin.size() - 1;
+  const auto total = static_cast<double>(layer.experts.size());
+  if (num_sequences < 2 || total == 0.0) return 0.0;
+  const std::uint32_t num_ranks = layer.request.num_ranks;
+  std::vector<double> load(num_ranks, 0.0);
+  for (std::uint32_t e = 0; e < layer.num_experts; ++e) {
+    load[parts[e]] += static_cast<double>(layer.load[e]);
+  }
+  std::vector<double> count(num_ranks);
+  double variance = 0.0;
+  for (std::size_t s = 0; s < num_sequences; ++s) {
+    const std::size_t begin = layer.sequence_begin[s] * layer.num_topk;
+    const std::size_t end = layer.sequence_begin[s + 1] * layer.num_topk;
+    std::fill(count.begin(), count.end(), 0.0);
+    for (std::size_t i = begin; i < end; ++i) count[parts[layer.experts[i]]] += 1.0;
+    const double share = static_cast<double>(end - begin) / total;
+    for (std::uint32_t r = 0; r < num_ranks; ++r) {
+      const double stray = count[r] - share * load[r];
+      variance += stray * stray;
+    }
+  }
+  return std::sqrt(2.0 * variance / num_ranks) / (total / num_ranks);
+}
+
+// The layer as the steps see it that are timed.
+struct StepLayer {
+  std::vector<ExpertIdx> experts;
+  std::vector<std::uint64_t> load;
+  std::vector<std::uint32_t> token_rank;
+};
+StepLayer of_steps(const LayerTask& layer, const std::vector<std::uint64_t>& tokens) {
+  StepLayer steps;
+  steps.experts.reserve(tokens.size() * layer.num_topk);
+  steps.load.assign(layer.num_experts, 0);
+  for (const std::uint64_t token : tokens) {
+    for (std::uint32_t j = 0; j < layer.num_topk; ++j) {
+      const ExpertIdx expert = layer.experts[token * layer.num_topk + j];
+      steps.experts.push_back(expert);
+      ++steps.load[expert];
+    }
+    if (!layer.token_rank.empty()) steps.token_rank.push_back(layer.token_rank[token]);
+  }
+  return steps;
+}
+
+// The layer's tokens as a routing of their own.
+Routing routing_of(const LayerTask& layer) {
+  Routing routing;
+  routing.num_experts = layer.num_experts;
+  routing.num_topk = layer.num_topk;
+  routing.layers = {layer.layer};
+  routing.sequence_begin.assign(layer.sequence_begin.begin(), layer.sequence_begin.end());
+  routing.experts.assign(layer.experts.begin(), layer.experts.end());
+  return routing;
+}
+
+// The first of the fastest on the training part.
+RankExperts fastest(const LayerTask& layer, const Routing& routing,
+                    std::vector<RankExperts> candidates) {
+  std::size_t best = 0;
+  double best_s = 0.0;
+  for (std::size_t i = 0; i < candidates.size(); ++i) {
+    LayerPlacement placement{layer.layer, candidates[i]};
+    for (auto& experts : placement.rank_experts) std::sort(experts.begin(), experts.end());
+    const double time_s =
+        layer.request.times->predict_s(routing, 0, placement, layer.request.replica_choice);
+    if (i > 0 && time_s >= best_s) continue;
+    best = i;
+    best_s = time_s;
+  }
+  return std::move(candidates[best]);
+}
+
+using Place = RankExperts (*)(const LayerTask&);
+
+RankExperts place_by(Place place, const LayerTask& layer, std::optional<double> cap) {
+  PlacementRequest request = layer.request;
+  request.max_imbalance = cap;
+  const LayerTask task{layer.layer,      layer.num_experts, layer.num_topk,
+                       layer.experts,    layer.load,        request,
+                       layer.token_rank, layer.replica_of,  layer.sequence_begin};
+  return place(task);
+}
+
+std::vector<RankExperts> replicated_candidates(const LayerTask& layer) {
+  std::vector<RankExperts> candidates;
+  candidates.push_back(place_by(place_load_balanced, layer, std::nullopt));
+  candidates.push_back(place_by(place_load_balanced_joint, layer, std::nullopt));
+  for (const std::optional<double> cap :
+       {std::optional<double>{}, std::optional(1.2), std::optional(1.05)}) {
+    for (const Place place : {place_collaboration_refined, place_collaboration_two_level}) {
+      if (place == place_collaboration_two_level &&
+          layer.request.ranks_per_node >= layer.request.num_ranks) {
+        continue;
+      }
+      try {
+        candidates.push_back(place_by(place, layer, cap));
+      } catch (const InputError&) {
+        // A cap that cannot be met is none of the caller's.
+      }
+    }
+  }
+  return candidates;
+}
+
+}  // namespace
+
+RankExperts place_time_aware(const LayerTask& layer) {
+  const LayerTimes& times = *layer.request.times;
+  const LayerCost& cost = times.cost();
+  const Routing routing = routing_of(layer);
+  const StepLayer steps = of_steps(layer, times.step_tokens(routing));
+  LayerTask seen{layer.layer, layer.num_experts, layer.num_topk,   steps.experts,
+                 steps.load,  layer.request,     steps.token_rank, layer.replica_of};
+  if (layer.request.num_replicas > 0) {
+    return fastest(layer, routing, replicated_candidates(seen));
+  }
+  std::vector<RankExperts> candidates;
+  candidates.push_back(place_by(place_collaboration, seen, std::nullopt));
+  candidates.push_back(place_contiguous(seen));
+  candidates.push_back(place_by(place_load_balanced, seen, std::nullopt));
+  if (layer.request.ranks_per_node < layer.request.num_ranks) {
+    candidates.push_back(place_by(place_collaboration_two_level, seen, std::nullopt));
+  }
+
+  const TokenSample sample(steps.experts, layer.num_topk, layer.num_experts);
+  TimeTask task{sample, steps.load, cost};
+  const PartOf together = parts_of(candidates[0], layer.num_experts);
+  task.log2_exponent = noise_exponent(task, together, load_noise(layer, together));
+  struct Found {
+    double cost_s;
+    PartOf parts;
+  };
+  std::vector<Found> found;
+  for (const RankExperts& start : candidates) {
+    PartOf parts = parts_of(start, layer.num_experts);
+    refine_time(task, {}, parts);
+    found.push_back({expected_cost_s(task, parts), std::move(parts)});
+  }
+  std::stable_sort(found.begin(), found.end(),
+                   [](const Found& a, const Found& b) { return a.cost_s < b.cost_s; });
+  found.resize(std::min(found.size(), kJudged));
+  PartOf parts = found[0].parts;
+  const std::uint64_t seed = mix64(layer.request.seed) ^ layer.layer;
+  refine_time(task, {kMaxEvaluations, kKicks, seed}, parts);
+  std::vector<RankExperts> judged{to_rank_experts(parts, cost.num_ranks)};
+  for (const Found& other : found) judged.push_back(to_rank_experts(other.parts, cost.num_ranks));
+  judged.insert(judged.end(), candidates.begin(), candidates.end());
+  return fastest(layer, routing, std::move(judged));
+}
+
+}  // namespace coterie

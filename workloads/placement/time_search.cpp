@@ -1,0 +1,390 @@
+// What a search minimises cannot be the maximum over ranks itself: it has no slope where several
+// ranks are full, and on other sequences than these the ranks' costs are others. Let the cost of
+// rank r there be c[r] plus normal noise of deviation s. Then for every t > 0
+//   E max <= ln(sum over r of exp(t c[r])) / t + t s^2 / 2,
+// which is least at t = sqrt(2 ln P) / s for P equal costs. The search lowers the first term; as
+// exponentials cost time, exp(t c) is taken as (c / m)^(t m) with m the mean cost, whose logarithm
+// has the same value and slope there, and t m rounded to a power of two.
+
+#include "workloads/placement/time_search.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <numeric>
+#include <utility>
+
+#include "core/random.hpp"
+
+namespace coterie {
+namespace {
+
+constexpr std::uint32_t kKickSwaps = 3;
+constexpr std::uint32_t kMaxSquarings = 7;
+
+// One direction's channels as flat arrays: rates of the nodes whose rows cross each.
+struct Channels {
+  struct Crossing {
+    std::uint32_t node;
+    double row_s, relay_s;
+  };
+  std::vector<double> base_s;
+  std::vector<std::uint32_t> begin;    // [num_channels + 1]
+  std::vector<Crossing> crossings;     // by channel, nodes ascending
+  std::vector<std::uint32_t> of_node;  // [num_channels][num_nodes] position + 1, 0: none
+  std::uint32_t num_nodes = 0;
+
+  Channels(const LayerCost::Direction& direction, std::uint32_t nodes) : num_nodes(nodes) {
+    begin.push_back(0);
+    for (const LayerCost::Channel& channel : direction.channels) {
+      base_s.push_back(channel.base_s);
+      for (std::uint32_t node = 0; node < nodes; ++node) {
+        const double row = channel.row_s.empty() ? 0.0 : channel.row_s[node];
+        const double relay = channel.relay_s.empty() ? 0.0 : channel.relay_s[node];
+        of_node.push_back(0);
+        if (row <= 0.0 && relay <= 0.0) continue;
+        crossings.push_back({node, row, relay});
+        of_node.back() = static_cast<std::uint32_t>(crossings.size());
+      }
+      begin.push_back(static_cast<std::uint32_t>(crossings.size()));
+    }
+  }
+  [[nodiscard]] std::size_t size() const { return base_s.size(); }
+  [[nodiscard]] double row_s(std::size_t channel, std::uint32_t node) const {
+    const std::uint32_t at = of_node[channel * num_nodes + node];
+    return at == 0 ? 0.0 : crossings[at - 1].row_s;
+  }
+  [[nodiscard]] double relay_s(std::size_t channel, std::uint32_t node) const {
+    const std::uint32_t at = of_node[channel * num_nodes + node];
+    return at == 0 ? 0.0 : crossings[at - 1].relay_s;
+  }
+};
+
+// Loads of the channels of a direction, seconds, apart from their base.
+struct Loads {
+  std::vector<double> rows, relays;  // [num_channels]
+};
+
+class State {
+ public:
+  State(const TimeTask& task, const std::vector<std::uint32_t>& parts)
+      : cost_(task.cost),
+        sample_(task.sample),
+        num_experts_(task.sample.num_experts()),
+        num_ranks_(task.cost.num_ranks),
+        num_nodes_(task.cost.num_nodes()),
+        ranks_(task.sample, parts, num_ranks_),
+        nodes_(task.sample, nodes_of(parts), num_nodes_),
+        row_scale_(task.cost.group_tokens /
+                   std::max<double>(1.0, static_cast<double>(task.sample.num_tokens()))),
+        channels_{Channels(task.cost.out, num_nodes_), Channels(task.cost.back, num_nodes_)},
+        num_squarings_(task.log2_exponent) {
+    const double total =
+        static_cast<double>(std::accumulate(task.load.begin(), task.load.end(), std::uint64_t{0}));
+    const double scale =
+        total > 0.0 ? cost_.group_tokens * static_cast<double>(sample_.num_topk()) / total : 0.0;
+    for (std::uint32_t e = 0; e < num_experts_; ++e) {
+      tokens_.push_back(static_cast<double>(task.load[e]) * scale);
+      expert_s_.push_back(cost_.expert_s ? cost_.expert_s(tokens_.back()) : 0.0);
+    }
+    for (std::size_t d = 0; d < 2; ++d) {
+      node_rows_s_[d].resize(num_nodes_);
+      node_relay_s_[d].resize(num_nodes_);
+      node_both_s_[d].resize(num_nodes_);
+    }
+    recount();
+    unit_s_ = std::max(mean_cost().first, 1e-12);
+  }
+
+  [[nodiscard]] const std::vector<std::uint32_t>& parts() const { return ranks_.parts(); }
+
+  // The two objectives as the placement stands.
+  [[nodiscard]] double largest() { return reduce(true); }
+  [[nodiscard]] double smooth() { return reduce(false); }
+
+  // Mean over ranks, of all and of what the ranks have of their own.
+  [[nodiscard]] std::pair<double, double> mean_cost() {
+    nodes_seconds(0);
+    nodes_seconds(1);
+    double own = 0.0;
+    for (std::uint32_t rank = 0; rank < num_ranks_; ++rank) own += rank_cost(rank) / num_ranks_;
+    return {own + common_s(), own};
+  }
+
+  // Of the placement after a swap.
+  [[nodiscard]] double smooth_after(std::uint32_t a, std::uint32_t b) {
+    const Delta delta = delta_of(a, b);
+    apply(delta, 1.0);
+    const double value = reduce(false);
+    apply(delta, -1.0);
+    return value;
+  }
+
+  void swap(std::uint32_t a, std::uint32_t b) {
+    apply(delta_of(a, b), 1.0);
+    const bool crosses = node(parts()[a]) != node(parts()[b]);
+    ranks_.swap(a, b);
+    if (crosses && cost_.relayed) {
+      nodes_.swap(a, b);
+    }
+    if (++num_swaps_ % 64 == 0) recount();  // free of rounding
+  }
+
+  void descend(std::uint64_t& evaluations) {
+    double now = smooth();
+    for (std::uint32_t unchanged = 0, a = 0; unchanged < num_experts_; a = (a + 1) % num_experts_) {
+      double best = now * (1.0 - 1e-9);
+      std::uint32_t partner = num_experts_;
+      for (std::uint32_t b = 0; b < num_experts_; ++b) {
+        if (parts()[a] == parts()[b]) continue;
+        ++evaluations;
+        const double value = smooth_after(a, b);
+        if (value < best) {
+          best = value;
+          partner = b;
+        }
+      }
+      ++unchanged;
+      if (partner == num_experts_) continue;
+      swap(a, partner);
+      now = smooth();
+      unchanged = 0;
+    }
+  }
+
+  void kick(Random& random) {
+    for (std::uint32_t attempt = 0, done = 0; attempt < 20 * kKickSwaps && done < kKickSwaps;
+         ++attempt) {
+      const auto a = static_cast<std::uint32_t>(random.index(num_experts_));
+      const auto b = static_cast<std::uint32_t>(random.index(num_experts_));
+      if (parts()[a] == parts()[b]) continue;
+      swap(a, b);
+      ++done;
+    }
+  }
+
+  void restore(const std::vector<std::uint32_t>& parts_then) {
+    for (std::uint32_t a = 0; a < num_experts_; ++a) {
+      for (std::uint32_t b = a + 1; b < num_experts_ && parts()[a] != parts_then[a]; ++b) {
+        if (parts()[b] == parts_then[a] && parts()[b] != parts_then[b]) swap(a, b);
+      }
+    }
+  }
+
+ private:
+  struct Delta {
+    std::uint32_t rank_a = 0, rank_b = 0;
+    double rows_a = 0.0, rows_b = 0.0;    // X
+    double work_a = 0.0, work_b = 0.0;    // seconds
+    double nodes_a = 0.0, nodes_b = 0.0;  // N
+  };
+
+  [[nodiscard]] std::uint32_t node(std::uint32_t rank) const { return rank / cost_.ranks_per_node; }
+  [[nodiscard]] std::vector<std::uint32_t> nodes_of(const std::vector<std::uint32_t>& parts) const {
+    std::vector<std::uint32_t> result;
+    for (const std::uint32_t rank : parts) result.push_back(node(rank));
+    return result;
+  }
+
+  [[nodiscard]] Delta delta_of(std::uint32_t a, std::uint32_t b) const {
+    Delta delta{parts()[a], parts()[b]};
+    delta.work_a = expert_s_[b] - expert_s_[a];
+    delta.work_b = -delta.work_a;
+    if (cost_.rows_are_copies) {
+      delta.rows_a = tokens_[b] - tokens_[a];
+      delta.rows_b = -delta.rows_a;
+    } else {
+      const TokenHits::Change change = ranks_.swap_change(a, b);
+      delta.rows_a = row_scale_ * change.at_a;
+      delta.rows_b = row_scale_ * change.at_b;
+    }
+    if (cost_.relayed && node(delta.rank_a) != node(delta.rank_b)) {
+      const TokenHits::Change change = nodes_.swap_change(a, b);
+      delta.nodes_a = row_scale_ * change.at_a;
+      delta.nodes_b = row_scale_ * change.at_b;
+    }
+    return delta;
+  }
+
+  void apply(const Delta& delta, double sign) {
+    const std::uint32_t node_a = node(delta.rank_a);
+    const std::uint32_t node_b = node(delta.rank_b);
+    rows_[delta.rank_a] += sign * delta.rows_a;
+    rows_[delta.rank_b] += sign * delta.rows_b;
+    work_[delta.rank_a] += sign * delta.work_a;
+    work_[delta.rank_b] += sign * delta.work_b;
+    sum_rows_ += sign * (delta.rows_a + delta.rows_b);
+    sum_nodes_ += sign * (delta.nodes_a + delta.nodes_b);
+    for (std::size_t d = 0; d < 2; ++d) {
+      for (std::size_t c = 0; c < channels_[d].size(); ++c) {
+        loads_[d].rows[c] += sign * (channels_[d].row_s(c, node_a) * delta.rows_a +
+                                     channels_[d].row_s(c, node_b) * delta.rows_b);
+        if (!cost_.relayed) continue;
+        loads_[d].relays[c] += sign * (channels_[d].relay_s(c, node_a) * delta.nodes_a +
+                                       channels_[d].relay_s(c, node_b) * delta.nodes_b);
+      }
+    }
+  }
+
+  void recount() {
+    rows_.assign(num_ranks_, 0.0);
+    work_.assign(num_ranks_, 0.0);
+    std::vector<double> node_rows(num_nodes_, 0.0);
+    std::vector<double> node_tokens(num_nodes_, 0.0);
+    for (std::uint32_t e = 0; e < num_experts_; ++e) {
+      work_[parts()[e]] += expert_s_[e];
+      if (cost_.rows_are_copies) rows_[parts()[e]] += tokens_[e];
+    }
+    sum_rows_ = sum_nodes_ = 0.0;
+    for (std::uint32_t rank = 0; rank < num_ranks_; ++rank) {
+      if (!cost_.rows_are_copies) {
+        rows_[rank] = row_scale_ * static_cast<double>(ranks_.part_tokens()[rank]);
+      }
+      node_rows[node(rank)] += rows_[rank];
+      sum_rows_ += rows_[rank];
+    }
+    for (std::uint32_t n = 0; n < num_nodes_; ++n) {
+      node_tokens[n] = row_scale_ * static_cast<double>(nodes_.part_tokens()[n]);
+      sum_nodes_ += node_tokens[n];
+    }
+    for (std::size_t d = 0; d < 2; ++d) {
+      loads_[d].rows.assign(channels_[d].size(), 0.0);
+      loads_[d].relays.assign(channels_[d].size(), 0.0);
+      for (std::size_t c = 0; c < channels_[d].size(); ++c) {
+        for (std::uint32_t n = 0; n < num_nodes_; ++n) {
+          loads_[d].rows[c] += channels_[d].row_s(c, n) * node_rows[n];
+          loads_[d].relays[c] += channels_[d].relay_s(c, n) * node_tokens[n];
+        }
+      }
+    }
+  }
+
+  // The time of each node's slowest channels in one direction.
+  void nodes_seconds(std::size_t d) {
+    std::fill(node_rows_s_[d].begin(), node_rows_s_[d].end(), 0.0);
+    std::fill(node_relay_s_[d].begin(), node_relay_s_[d].end(), 0.0);
+    std::fill(node_both_s_[d].begin(), node_both_s_[d].end(), 0.0);
+    const Channels& channels = channels_[d];
+    for (std::size_t c = 0; c < channels.size(); ++c) {
+      const double base = channels.base_s[c];
+      const double rows = base + loads_[d].rows[c];
+      const double relays = base + loads_[d].relays[c];
+      const double both = rows + relays - base;
+      for (std::uint32_t i = channels.begin[c]; i < channels.begin[c + 1]; ++i) {
+        const Channels::Crossing& crossing = channels.crossings[i];
+        double& row_s = node_rows_s_[d][crossing.node];
+        double& both_s = node_both_s_[d][crossing.node];
+        if (crossing.row_s > 0.0) row_s = std::max(row_s, rows);
+        both_s = std::max(both_s, both);
+        if (crossing.relay_s <= 0.0) continue;
+        double& relay_s = node_relay_s_[d][crossing.node];
+        relay_s = std::max(relay_s, relays);
+      }
+    }
+  }
+
+  [[nodiscard]] double direction_s(std::size_t d, const LayerCost::Direction& direction,
+                                   std::uint32_t rank) const {
+    const std::uint32_t n = node(rank);
+    const double own = direction.own_base_s[rank] + direction.own_row_s[rank] * rows_[rank];
+    const double rows = std::max(own, node_rows_s_[d][n]);
+    if (!cost_.relayed) return rows;
+    const double relays = node_relay_s_[d][n];
+    return std::max(node_both_s_[d][n],
+                    std::max(rows, relays) + std::min(rows, relays) / cost_.num_rounds);
+  }
+
+  [[nodiscard]] double rank_cost(std::uint32_t rank) const {
+    return direction_s(0, cost_.out, rank) + cost_.row_s * rows_[rank] + work_[rank] +
+           direction_s(1, cost_.back, rank);
+  }
+
+  [[nodiscard]] double common_s() const {
+    return cost_.fixed_s +
+           cost_.source_row_s * (cost_.relayed ? sum_nodes_ : sum_rows_) / num_ranks_;
+  }
+
+  double reduce(bool largest) {
+    nodes_seconds(0);
+    nodes_seconds(1);
+    const double common = common_s();
+    double most = 0.0;
+    double sum = 0.0;
+    for (std::uint32_t rank = 0; rank < num_ranks_; ++rank) {
+      const double cost = common + rank_cost(rank);
+      most = std::max(most, cost);
+      double power = cost / unit_s_;
+      for (std::uint32_t i = 0; i < num_squarings_; ++i) power *= power;
+      sum += power;
+    }
+    if (largest) return most;
+    return unit_s_ * std::pow(sum / num_ranks_, 1.0 / static_cast<double>(1u << num_squarings_));
+  }
+
+  const LayerCost& cost_;
+  const TokenSample& sample_;
+  std::uint32_t num_experts_, num_ranks_, num_nodes_;
+  TokenHits ranks_, nodes_;
+  double row_scale_;
+  std::array<Channels, 2> channels_;
+  std::vector<double> tokens_;    // [num_experts] L
+  std::vector<double> expert_s_;  // [num_experts]
+  std::vector<double> rows_;      // [num_ranks] X
+  std::vector<double> work_;      // [num_ranks] seconds of its experts
+  double sum_rows_ = 0.0, sum_nodes_ = 0.0;
+  std::array<Loads, 2> loads_;
+  // [direction][num_nodes] seconds of the slowest channel that the node's rows cross.
+  std::array<std::vector<double>, 2> node_rows_s_, node_relay_s_, node_both_s_;
+  double unit_s_ = 1.0;
+  std::uint32_t num_squarings_;
+  std::uint64_t num_swaps_ = 0;
+};
+
+}  // namespace
+
+std::uint32_t noise_exponent(const TimeTask& task, const std::vector<std::uint32_t>& parts,
+                             double relative_noise) {
+  const auto [mean_s, own_s] = State(task, parts).mean_cost();
+  const double deviation_s = std::max(relative_noise * own_s, 1e-15);
+  const double exponent =
+      std::sqrt(2.0 * std::log(std::max(2.0, 1.0 * task.cost.num_ranks))) * mean_s / deviation_s;
+  std::uint32_t log2_exponent = 0;
+  while (log2_exponent < kMaxSquarings && std::exp2(log2_exponent + 0.5) < exponent) {
+    ++log2_exponent;
+  }
+  return log2_exponent;
+}
+
+double layer_cost_s(const TimeTask& task, const std::vector<std::uint32_t>& parts) {
+  return State(task, parts).largest();
+}
+
+double expected_cost_s(const TimeTask& task, const std::vector<std::uint32_t>& parts) {
+  return State(task, parts).smooth();
+}
+
+void refine_time(const TimeTask& task, const TimeSearch& search,
+                 std::vector<std::uint32_t>& parts) {
+  if (task.cost.num_ranks < 2 || task.sample.num_tokens() == 0) return;
+  State state(task, parts);
+  std::uint64_t evaluations = 0;
+  state.descend(evaluations);
+  std::vector<std::uint32_t> best = state.parts();
+  double best_s = state.smooth();
+  Random random(search.seed);
+  for (std::uint32_t kick = 0; kick < search.num_kicks && evaluations < search.max_evaluations;
+       ++kick) {
+    state.kick(random);
+    state.descend(evaluations);
+    const double now_s = state.smooth();
+    if (now_s <= best_s) {
+      best_s = now_s;
+      best = state.parts();
+    } else {
+      state.restore(best);
+    }
+  }
+  parts = best;
+}
+
+}  // namespace coterie
