@@ -9,6 +9,7 @@
 
 #include "core/error.hpp"
 #include "sim/program/kernels.hpp"
+#include "sim/transports/parts.hpp"
 #include "workloads/plan/schedule.hpp"
 
 namespace coterie {
@@ -84,6 +85,7 @@ class GroupBuilder {
       forwarded_ = out_.events(num_slots());
       gathered_ = out_.events(num_slots());
       reduced_ = out_.events(num_slots());
+      passed_on_ = out_.events(num_slots());
     }
     add_notify_and_pack(enter);
     if (two_hops()) {
@@ -360,7 +362,8 @@ class GroupBuilder {
   }
 
   // Every round as a grouped exchange of its own: a rank begins it when its exchange of the round
-  // before is over and everything of this round may leave, and pays a start each time. Behind it a
+  // before is over (a relay also when it has summed that round's results) and everything of this round
+  // may leave, and pays a start each time. Behind it a
   // rank's own results are copied to where those of others arrive; own rows of a dispatch stay.
   template <class After, class Signal>
   void add_rounds(Phase phase, Direction direction, const std::vector<PlanMessage>& messages,
@@ -389,6 +392,12 @@ class GroupBuilder {
         }
         out_.label_between(phase);
       }
+      for (std::uint32_t rank = 0; phase == Phase::kGather && round > 0 && rank < begins.size();
+           ++rank) {
+        begins[rank] =
+            when_both(builder_, first_gpu_ + rank, begins[rank], reduced_[slot(rank, round - 1)]);
+        out_.label_between(phase);
+      }
       if (phase == Phase::kDispatch || phase == Phase::kCombine) {
         begins = with_event(phase, std::move(begins));
       }
@@ -397,6 +406,12 @@ class GroupBuilder {
       out_.label(phase);
       for (std::uint32_t rank = 0; rank < plan_.num_ranks; ++rank) {
         if (takes_part[rank]) ready[rank] = builder_.add_event();
+        if (phase != Phase::kForward) continue;
+        const std::uint32_t signals[]{passed_on_[slot(rank, round)]};
+        builder_.add_compute(first_gpu_ + rank, 0.0,
+                             takes_part[rank] ? ready[rank] : forwarded_[slot(rank, round)],
+                             signals);
+        out_.label_between(phase);
       }
       for (const std::size_t i : idx) {
         const PlanMessage& m = messages[i];
@@ -438,6 +453,17 @@ class GroupBuilder {
                  at_once, [this](const PlanMessage& m) { return received_[slot(m.dst, m.round)]; });
   }
 
+  // When a relay may forward a round: its rows are there, and the runtime's stream of the second hop has
+  // passed on the round before.
+  std::uint32_t next_on_stream(std::uint32_t rank, std::uint32_t round) {
+    const std::uint32_t received = received_[slot(rank, round)];
+    if (kernels() == nullptr || round == 0) return received;
+    const std::uint32_t both =
+        when_both(builder_, first_gpu_ + rank, received, passed_on_[slot(rank, round - 1)]);
+    out_.label_between(Phase::kForward);
+    return both;
+  }
+
   // A round's rows are copied from what a relay received to what it sends on, by one kernel that
   // runs on from round to round.
   void add_forwards() {
@@ -454,7 +480,7 @@ class GroupBuilder {
             relay.received == 0 ? 0.0 : static_cast<double>(relay.copies) / received;
         add_row_copy(Phase::kForward, rank,
                      {(rows + read) * dispatch_row_, rows, 1, copies_per_row, 1},
-                     received_[slot(rank, round)], signals,
+                     next_on_stream(rank, round), signals,
                      /*launched=*/round > 0);
       }
     }
@@ -508,6 +534,7 @@ class GroupBuilder {
   std::vector<std::uint32_t> forwarded_;  // and may leave
   std::vector<std::uint32_t> gathered_;   // the round's results are there
   std::vector<std::uint32_t> reduced_;    // summed, they may leave
+  std::vector<std::uint32_t> passed_on_;  // the round's exchange of the second hop is over
 };
 
 }  // namespace
