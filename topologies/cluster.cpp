@@ -101,6 +101,7 @@ KernelCosts read_kernel_costs(const YamlValue& value) {
   KernelCosts costs;
   costs.launch = map.required("launch").as_seconds();
   costs.row = map.required("row").as_seconds();
+  if (const auto copy = map.optional("copy")) costs.copy = copy->as_seconds();
   costs.bandwidth = positive_bandwidth(map.required("bandwidth"));
   map.finish();
   return costs;
@@ -115,9 +116,44 @@ RowKernels read_row_kernels(const YamlValue& value) {
   kernels.merge = read_kernel_costs(map.required("merge"));
   kernels.gather = read_kernel_costs(map.required("gather"));
   kernels.sum = read_kernel_costs(map.required("sum"));
+  if (const auto copy = map.optional("own_copy")) kernels.own_copy = read_kernel_costs(*copy);
   kernels.gap = map.required("gap").as_seconds();
   map.finish();
   return kernels;
+}
+
+std::vector<UncertaintyStep> read_uncertainty_scale(const YamlValue& list) {
+  std::vector<UncertaintyStep> steps;
+  for (const YamlValue& value : list.as_list()) {
+    YamlMap map = value.as_map();
+    UncertaintyStep step;
+    if (const auto up_to = map.optional("up_to")) step.up_to = up_to->as_seconds();
+    step.relative = map.required("relative").as_number(0.0, 10.0);
+    map.finish();
+    if (!steps.empty() &&
+        (!steps.back().up_to || (step.up_to && *step.up_to <= *steps.back().up_to))) {
+      throw value.error("a step that is not beyond the one before", "ascending values of up_to");
+    }
+    steps.push_back(step);
+  }
+  if (steps.empty() || steps.back().up_to) {
+    throw list.error("a scale without a last step", "one without up_to, for all longer times");
+  }
+  return steps;
+}
+
+Uncertainty read_uncertainty(const YamlValue& value) {
+  YamlMap map = value.as_map();
+  Uncertainty out;
+  const auto read = [&](const char* key, std::vector<UncertaintyStep>& steps) {
+    if (const auto list = map.optional(key)) steps = read_uncertainty_scale(*list);
+  };
+  read("scale_up", out.scale_up);
+  read("network", out.network);
+  read("kernels", out.kernels);
+  read("mlp", out.mlp);
+  map.finish();
+  return out;
 }
 
 GpuModel read_gpu(LayeredMap& map) {
@@ -348,6 +384,9 @@ Cluster read_layers(LayeredMap map, std::optional<std::uint32_t> ranks,
   }
   if (const auto value = map.optional("relative_uncertainty")) {
     cluster.relative_uncertainty = value->as_number(0.0, 10.0);
+  }
+  if (const auto value = map.optional("uncertainty")) {
+    if (!says(*value, "none")) cluster.uncertainty = read_uncertainty(*value);
   }
   if (const auto value = map.optional("provenance")) {
     YamlMap entries = value->as_map();

@@ -45,10 +45,12 @@ struct MlpCosts {
 };
 
 // A calibrated kernel that moves rows, with the kernel that builds its index where it has one:
-//   launch + rows * row + bytes / bandwidth
+//   launch + copies per row * copy + rows * row + bytes / bandwidth
 struct KernelCosts {
   Seconds launch;
   Seconds row;  // of each row's place in the index
+  Seconds
+      copy;  // of each (token, expert) pair of one row, which its index reads one after the other
   Bandwidth bandwidth;
 };
 // The kernels of our runtime (kernels/rows.hpp), one per phase. What they move:
@@ -61,9 +63,13 @@ struct KernelCosts {
 //   sum      read                     every result, every token; with shared experts their output
 // Experts find BF16 rows, whatever was dispatched, and compute in BF16. Every round of a hierarchical
 // dispatch or combine has kernels and a grouped exchange of its own. `gap` passes between two phases
-// of a rank: the events that time them.
+// of a rank: the events that time them. Each round of an exchange, with its kernel if it has one, ends
+// with an event of its own, for those who wait for its rows: another `gap`. `own_copy` moves a rank's
+// own results behind the exchange of a combine (each read and written); absent: kernel_launch and the
+// memory's reachable rate.
 struct RowKernels {
   KernelCosts pack, forward, expand, merge, gather, sum;
+  std::optional<KernelCosts> own_copy;
   Seconds gap;
 };
 
@@ -172,6 +178,17 @@ struct Overheads {
   Seconds notify;  // exchange of counts and barrier before a dispatch, on top of the ranks' skew
 };
 
+// How far predictions of one kind may be off: `relative` for what takes up to `up_to`; the last has
+// no limit. Nine of ten points that the fit did not see lie within.
+struct UncertaintyStep {
+  std::optional<Seconds> up_to;
+  double relative = 0.0;
+};
+// Scales per tier and per part of a layer; an empty one says nothing of its kind.
+struct Uncertainty {
+  std::vector<UncertaintyStep> scale_up, network, kernels, mlp;
+};
+
 struct Cluster {
   std::string name;
   std::string description;
@@ -183,9 +200,10 @@ struct Cluster {
   std::optional<Fabric> fabric;     // present exactly when `nic` is
   Overheads overheads;
   std::vector<TransportParameters> transports;  // each name once; the first is the default
-  // Calibrated topologies: relative half-width of the interval that predictions carry, and where
-  // the numbers come from.
+  // Calibrated topologies: relative half-width of the interval that predictions carry (by size where
+  // `uncertainty` has a scale), and where the numbers come from.
   std::optional<double> relative_uncertainty;
+  Uncertainty uncertainty;
   std::vector<std::pair<std::string, std::string>> provenance;
 
   [[nodiscard]] std::uint32_t num_gpus() const { return num_nodes * gpus_per_node; }

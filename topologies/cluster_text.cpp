@@ -53,8 +53,10 @@ std::string mlp_text(const char* key, const std::optional<MlpCosts>& mlp) {
 }
 
 std::string kernel_text(const char* phase, const KernelCosts& costs) {
-  return fmt::format("    {}: {{launch: {}, row: {}, bandwidth: {}}}\n", phase, exact(costs.launch),
-                     exact(costs.row), exact(costs.bandwidth));
+  const std::string copy =
+      costs.copy.value > 0.0 ? fmt::format(", copy: {}", exact(costs.copy)) : "";
+  return fmt::format("    {}: {{launch: {}, row: {}{}, bandwidth: {}}}\n", phase,
+                     exact(costs.launch), exact(costs.row), copy, exact(costs.bandwidth));
 }
 
 std::string gpu_text(const GpuModel& gpu) {
@@ -74,6 +76,7 @@ std::string gpu_text(const GpuModel& gpu) {
     text += kernel_text("merge", gpu.kernels->merge);
     text += kernel_text("gather", gpu.kernels->gather);
     text += kernel_text("sum", gpu.kernels->sum);
+    if (gpu.kernels->own_copy) text += kernel_text("own_copy", *gpu.kernels->own_copy);
     text += fmt::format("    gap: {}\n", exact(gpu.kernels->gap));
   }
   return text;
@@ -107,6 +110,23 @@ std::string fabric_text(const Fabric& fabric) {
   return text;
 }
 
+std::string uncertainty_text(const Uncertainty& uncertainty) {
+  std::string text;
+  const auto add = [&text](const char* key, const std::vector<UncertaintyStep>& steps) {
+    if (steps.empty()) return;
+    text += fmt::format("  {}:\n", key);
+    for (const UncertaintyStep& step : steps) {
+      const std::string up_to = step.up_to ? fmt::format("up_to: {}, ", exact(*step.up_to)) : "";
+      text += fmt::format("    - {{{}relative: {}}}\n", up_to, step.relative);
+    }
+  };
+  add("scale_up", uncertainty.scale_up);
+  add("network", uncertainty.network);
+  add("kernels", uncertainty.kernels);
+  add("mlp", uncertainty.mlp);
+  return text.empty() ? text : "uncertainty:\n" + text;
+}
+
 }  // namespace
 
 std::string to_yaml(const Cluster& cluster) {
@@ -128,6 +148,7 @@ std::string to_yaml(const Cluster& cluster) {
   if (cluster.relative_uncertainty) {
     text += fmt::format("relative_uncertainty: {}\n", *cluster.relative_uncertainty);
   }
+  text += uncertainty_text(cluster.uncertainty);
   if (!cluster.provenance.empty()) text += "provenance:\n";
   for (const auto& [key, value] : cluster.provenance) {
     text += fmt::format("  {}: {}\n", quoted(key), quoted(value));

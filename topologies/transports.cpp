@@ -96,9 +96,14 @@ std::optional<NcclTier> read_nccl_tier(LayeredMap& parent, const std::string& ke
   if (const auto list = map->optional("start")) {
     if (!says(*list, "none")) tier.start = read_segments(*list, read_start_cost);
   }
-  if (const auto rate = map->optional("rank_bandwidth")) {
-    if (!says(*rate, "none")) tier.rank_bandwidth = positive_bandwidth(*rate);
-  }
+  const auto rate = [&map](const char* name, std::optional<Bandwidth>& value) {
+    const auto given = map->optional(name);
+    if (given && !says(*given, "none")) value = positive_bandwidth(*given);
+  };
+  rate("rank_bandwidth", tier.rank_bandwidth);
+  rate("rank_total_bandwidth", tier.rank_total_bandwidth);
+  rate("pair_bandwidth", tier.pair_bandwidth);
+  rate("pair_total_bandwidth", tier.pair_total_bandwidth);
   map->finish();
   return tier;
 }
@@ -116,9 +121,13 @@ std::string ramp_text(std::string_view key, const std::vector<RampPoint>& ramp,
 
 std::string nccl_tier_text(std::string_view key, const NcclTier& tier, std::size_t indent) {
   std::string text = fmt::format("{}{}:\n", spaces(indent), key);
-  if (tier.rank_bandwidth) {
-    text += fmt::format("{}rank_bandwidth: {}\n", spaces(indent + 2), exact(*tier.rank_bandwidth));
-  }
+  const auto add = [&](const char* name, const std::optional<Bandwidth>& rate) {
+    if (rate) text += fmt::format("{}{}: {}\n", spaces(indent + 2), name, exact(*rate));
+  };
+  add("rank_bandwidth", tier.rank_bandwidth);
+  add("rank_total_bandwidth", tier.rank_total_bandwidth);
+  add("pair_bandwidth", tier.pair_bandwidth);
+  add("pair_total_bandwidth", tier.pair_total_bandwidth);
   text += spaces(indent + 2) + "segments:\n";
   for (const MessageSegment& segment : tier.segments) {
     text += spaces(indent + 4) + "- {";

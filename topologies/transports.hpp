@@ -41,8 +41,8 @@ struct MessageSegment {
 //            - max(what the links alone take, single))
 // where `single` is the largest message at its segment's bandwidth and a ramp says how long a
 // volume takes beyond the launch: linear between its points, from zero at zero, and at the links'
-// rate after the last. An empty ramp is the links' rate throughout. Under a rank_total_bandwidth a
-// rank's volume is half of what it sends and receives: as much as in an exchange of equal parts.
+// rate after the last. An empty ramp is the links' rate throughout. Under a rank_total_bandwidth (of
+// the links or of the transport) a rank's volume is half of what it sends and receives: as much as in an exchange of equal parts.
 struct RampPoint {
   Bytes volume;
   Seconds time;
@@ -62,6 +62,11 @@ struct NcclTier {
   std::vector<StartCost> start;                            // ascending; empty: none
   // What a rank's messages reach together, each direction; absent: what the links carry.
   std::optional<Bandwidth> rank_bandwidth;
+  // The same of both directions together, where the kernel's blocks move what comes and what goes.
+  std::optional<Bandwidth> rank_total_bandwidth;
+  // What two ranks exchange over the channels of their connection, each direction and both together;
+  // absent: what a rank reaches.
+  std::optional<Bandwidth> pair_bandwidth, pair_total_bandwidth;
 };
 struct NcclParameters {
   // Absent: messages of the tier cost what the links take.

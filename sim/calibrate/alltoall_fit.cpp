@@ -397,6 +397,16 @@ AllToAllFit fit_alltoall(const std::vector<AllToAllPoint>& points, const AllToAl
   return fit;
 }
 
+bool widen_links(const std::vector<AllToAllPoint>& points, Cluster& cluster) {
+  Bandwidth fastest{0.0};
+  for (const AllToAllPoint& point : points) {
+    fastest = std::max(fastest, Bandwidth{point.volume() / point.time_s});
+  }
+  if (fastest <= cluster.scale_up->bandwidth) return false;
+  cluster.scale_up->bandwidth = fastest;
+  return true;
+}
+
 AllToAllOptions alltoall_options(const Cluster& base) {
   AllToAllOptions options;
   if (!base.scale_up) throw InputError("topology " + base.name + " has no scale_up links to fit");

@@ -85,6 +85,11 @@ AllToAllFit fit_alltoall(const std::vector<AllToAllPoint>& points, const AllToAl
 // `base` with the fitted scale-up links; the scale-up costs of its transport `nccl` are replaced.
 Cluster calibrated_cluster(const Cluster& base, const AllToAllModel& model);
 
+// The links of a probe's skeleton carry what one pair of ranks reached alone, which is no physical
+// limit: all ranks together may reach more. Raises the bandwidth to what the points show; returns
+// whether they show more.
+bool widen_links(const std::vector<AllToAllPoint>& points, Cluster& cluster);
+
 // The options that a cluster's kind of link asks for: a shared link between pairs of GPUs on PCIe,
 // none on NVLink; a socket transport is limited per rank (by its proxy thread).
 AllToAllOptions alltoall_options(const Cluster& base);

@@ -44,6 +44,8 @@ KernelFit<Kernel> fit(const std::vector<RowExchange>& exchanges,
   }
   for (const RowExchange& exchange : exchanges) {
     problem.log_measured.push_back(std::log(exchange.time_s));
+    // A median of samples that scatter says less.
+    problem.scatter.push_back(std::max(1.0, exchange.spread / problem.scale));
   }
   problem.model = [&](std::span<const double> p, std::span<double> out) {
     const Kernel kernel = make(p);
@@ -104,7 +106,8 @@ bool fit_one(const Cluster& cluster, const std::vector<RowExchange>& all, Direct
              bool between, Kernel& kernel, TransportFit& out) {
   const std::vector<RowExchange> exchanges = of_kind(all, direction, between);
   if (exchanges.empty()) return false;
-  const double limit = port_limit_of(cluster, between);
+  // Ranks that share a GPU are a node: their port leads to other nodes.
+  const double limit = port_limit_of(cluster, between || exchanges[0].volumes.crosses_nodes);
   const auto fit_of = [&](const std::vector<RowExchange>& points) {
     if constexpr (std::is_same_v<Kernel, CopyKernel>) return fit_copy_kernel(points, limit);
     if constexpr (std::is_same_v<Kernel, PutKernel>) return fit_put_kernel(points, limit);

@@ -182,6 +182,12 @@ std::vector<MlpPoint> read_mlp(const std::filesystem::path& path) {
                        "balanced or power_law_EXPONENT");
     }
     point.time_s = table.positive(row, "latency_ms") * 1e-3;
+    const auto text = [&](const char* column) {
+      return table.has(column) ? table.text(row, column) : std::string();
+    };
+    point.machine = text("machine");
+    point.type = text("moe_dtype");
+    point.kernel = text("kernel_source");
     points.push_back(point);
   }
   return points;

@@ -50,9 +50,10 @@ struct MlpPoint {
   std::uint32_t topk = 1, num_experts = 1, ep_size = 1;
   std::string load;  // balanced, or power_law_ALPHA
   double time_s = 0.0;
+  std::string machine, type, kernel;  // empty where the table does not say
 };
 // CSV: num_tokens_total, hidden, expert_intermediate, topk, num_experts, ep_size, expert_load,
-// latency_ms.
+// latency_ms, and if wanted machine, moe_dtype, kernel_source.
 std::vector<MlpPoint> read_mlp(const std::filesystem::path& path);
 
 }  // namespace coterie

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <numeric>
+#include <span>
 
 #include "core/random.hpp"
 #include "sim/calibrate/optimiser.hpp"
@@ -88,20 +90,36 @@ Counts scattered(const MlpPoint& point, Random& random) {
   return counts;
 }
 
+// How many experts have how many tokens, over all draws: equal ones are computed once.
 struct Loaded {
   const MlpPoint* point;
-  std::vector<Counts> draws;
+  std::map<std::uint64_t, double> experts;  // by tokens; as a mean over the draws
 };
 
+Loaded load(const MlpPoint& point) {
+  const std::vector<Counts> draws = expert_loads(point);
+  Loaded loaded{&point, {}};
+  for (const Counts& counts : draws) {
+    for (const std::uint64_t tokens : counts) {
+      if (tokens > 0) loaded.experts[tokens] += 1.0 / static_cast<double>(draws.size());
+    }
+  }
+  return loaded;
+}
+
+// The formula is a sum over experts, beside what all of them share.
 double mean_time_s(const MlpCosts& costs, const Loaded& loaded) {
   const MlpPoint& point = *loaded.point;
-  double sum = 0.0;
-  for (const Counts& counts : loaded.draws) {
-    sum += calibrated_mlp_time(costs, point.hidden, point.intermediate, counts,
-                               point.num_tokens * point.topk)
-               .value;
+  const auto time_s = [&](std::span<const std::uint64_t> experts, double batch_copies) {
+    return calibrated_mlp_time(costs, point.hidden, point.intermediate, experts, batch_copies)
+        .value;
+  };
+  double sum = time_s({}, point.num_tokens * point.topk);
+  for (const auto& [tokens, num_experts] : loaded.experts) {
+    const std::uint64_t one[]{tokens};
+    sum += num_experts * (time_s(one, 0.0) - costs.launch.value);
   }
-  return sum / static_cast<double>(loaded.draws.size());
+  return sum;
 }
 
 MlpCosts costs_from(std::span<const double> p) {
@@ -134,7 +152,7 @@ std::vector<std::vector<std::uint64_t>> expert_loads(const MlpPoint& point) {
 }
 
 double mlp_time_s(const MlpCosts& costs, const MlpPoint& point) {
-  return mean_time_s(costs, {&point, expert_loads(point)});
+  return mean_time_s(costs, load(point));
 }
 
 MlpFit fit_mlp(const std::vector<MlpPoint>& points) {
@@ -142,7 +160,7 @@ MlpFit fit_mlp(const std::vector<MlpPoint>& points) {
   FitProblem problem;
   problem.scale = 0.05;
   for (const MlpPoint& point : points) {
-    loaded.push_back({&point, expert_loads(point)});
+    loaded.push_back(load(point));
     problem.log_measured.push_back(std::log(point.time_s));
   }
   problem.parameters = {

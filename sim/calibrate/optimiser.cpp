@@ -30,7 +30,8 @@ class Residuals {
     const std::size_t num_points = problem_.log_measured.size();
     problem_.model(p, std::span(out, num_points));
     for (std::size_t i = 0; i < num_points; ++i) {
-      out[i] = robust((out[i] - problem_.log_measured[i]) / problem_.scale);
+      const double scatter = problem_.scatter.empty() ? 1.0 : problem_.scatter[i];
+      out[i] = robust((out[i] - problem_.log_measured[i]) / (problem_.scale * scatter));
     }
     double* next = out + num_points;
     for (std::size_t j = 0; j < p.size(); ++j) {

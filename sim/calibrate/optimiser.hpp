@@ -26,6 +26,8 @@ struct FitProblem {
   // log of the model's value for each point.
   std::function<void(std::span<const double> parameters, std::span<double> log_model)> model;
   double scale = 0.04;
+  // [num_points] factors of `scale`, for points that scatter more; empty: one each.
+  std::vector<double> scatter;
   // Differences of neighbouring parameters that are pulled to zero: (first, second, width).
   struct Smooth {
     std::size_t first, second;

@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <span>
 
@@ -12,6 +14,7 @@
 #include "core/file.hpp"
 #include "core/statistics.hpp"
 #include "sim/calibrate/optimiser.hpp"
+#include "sim/calibrate/uncertainty_scale.hpp"
 #include "sim/program/kernels.hpp"
 #include "workloads/plan/payload.hpp"
 
@@ -75,7 +78,13 @@ class Entry {
   std::string where_;
 };
 
-void add_kernel(const Entry& entry, GpuProbe& probe, std::vector<double>& gaps) {
+// What the entries of one case leave for those that follow.
+struct KernelCase {
+  std::vector<double> gaps;
+  double forward_index_s = 0.0;
+};
+
+void add_kernel(const Entry& entry, GpuProbe& probe, KernelCase& of_case) {
   const std::string kind = entry.text("kind");
   const double hidden = entry.positive("hidden");
   const PayloadType type = entry.is_fp8() ? PayloadType::kFp8 : PayloadType::kBf16;
@@ -87,12 +96,21 @@ void add_kernel(const Entry& entry, GpuProbe& probe, std::vector<double>& gaps) 
   const double copies = entry.positive("num_copies");
   const double time_s = entry.time_s();
   if (kind == "events") {
-    gaps.push_back(time_s);
+    of_case.gaps.push_back(time_s);
+    of_case.forward_index_s = 0.0;
   } else if (kind == "pack_phase") {
     probe.pack.push_back({tokens * plain_row + rows * dispatch_row, rows, time_s});
-  } else if (kind == "forward_phase") {
+  } else if (kind == "build_forward_index") {
+    of_case.forward_index_s = time_s;
+  } else if (kind == "forward" && of_case.forward_index_s > 0.0) {
+    // Two intervals between events in place of one.
+    const double both_s = of_case.forward_index_s + time_s - of_case.gaps.back();
+    if (both_s <= 0.0) {
+      throw InputError(entry.where(), "an index and a kernel shorter than the empty interval",
+                       "times that contain it");
+    }
     const double written = entry.positive("num_forward_rows");
-    probe.forward.push_back({(rows + written) * dispatch_row, written, time_s});
+    probe.forward.push_back({(rows + written) * dispatch_row, written, both_s, copies / rows});
   } else if (kind == "expand_phase") {
     probe.expand.push_back({rows * dispatch_row + copies * plain_row, copies, time_s});
   } else if (kind == "merge") {
@@ -175,6 +193,34 @@ CostsFit<Costs> solve_for(const std::vector<Point>& points, std::vector<FitParam
   return {make(result.parameters), result.undetermined, {}};
 }
 
+// Median times of one kind of `curves` over NCCL, by bytes per pair.
+std::map<double, double> curve_of(const nlohmann::json& document, const std::string& name,
+                                  const std::string& kind) {
+  std::map<double, double> curve;
+  read_part(document, name, "curves", [&](const Entry& entry) {
+    if (entry.text("kind") != kind || entry.text("transport") != "nccl") return;
+    curve[entry.positive("bytes_per_pair")] = entry.time_s();
+  });
+  return curve;
+}
+
+// Bytes per second and pair between the two largest sizes; nothing where fewer were measured, or
+// where times do not grow.
+std::optional<double> last_rate(const std::map<double, double>& curve) {
+  if (curve.size() < 2) return std::nullopt;
+  const auto& [bytes, time_s] = *curve.rbegin();
+  const auto& [bytes_before, time_before_s] = *std::next(curve.rbegin());
+  if (time_s <= time_before_s) return std::nullopt;
+  return (bytes - bytes_before) / (time_s - time_before_s);
+}
+
+template <class Point>
+std::vector<double> times_of(const std::vector<Point>& points) {
+  std::vector<double> times;
+  for (const Point& point : points) times.push_back(point.time_s);
+  return times;
+}
+
 double grouped_mlp_s(const MlpCosts& costs, const GroupedMlpPoint& point) {
   return calibrated_mlp_time(costs, point.hidden, point.intermediate, point.expert_rows, 0.0).value;
 }
@@ -200,11 +246,18 @@ GpuProbe parse_gpu_probe(const std::string& text, const std::string& name) {
     if (entry.text("kind") == "notify") probe.notify_s = entry.time_s();
   });
   if (probe.notify_s == 0.0) throw InputError(name, "no entry of kind \"notify\"", "one");
-  std::vector<double> gaps;
-  read_part(document, name, "kernels", [&](const Entry& entry) { add_kernel(entry, probe, gaps); });
-  if (gaps.empty()) throw InputError(name, "no entry of kind \"events\"", "one");
-  probe.gap_s = median(std::move(gaps));
+  KernelCase of_case;
+  read_part(document, name, "kernels",
+            [&](const Entry& entry) { add_kernel(entry, probe, of_case); });
+  if (of_case.gaps.empty()) throw InputError(name, "no entry of kind \"events\"", "one");
+  probe.gap_s = median(std::move(of_case.gaps));
   read_part(document, name, "expert_mlp", [&](const Entry& entry) { add_mlp(entry, probe); });
+  if (document.contains("overlap")) {
+    read_part(document, name, "overlap", [&](const Entry& entry) {
+      if (entry.text("kind") != "work_alone" || entry.text("work") != "copy") return;
+      probe.own_copy.push_back({2.0 * entry.positive("copy_bytes"), 0.0, entry.time_s()});
+    });
+  }
   return probe;
 }
 
@@ -212,23 +265,82 @@ GpuProbe read_gpu_probe(const std::filesystem::path& path) {
   return parse_gpu_probe(read_file(path), path.string());
 }
 
+PatternRates parse_pattern_rates(const std::string& text, const std::string& name) {
+  const auto document = nlohmann::json::parse(text, nullptr, false);
+  if (document.is_discarded() || !document.is_object()) {
+    throw InputError(name, "text that is not JSON, or cut short",
+                     "the curves.json of coterie-runtime probe");
+  }
+  const double peers = Entry(document, name).positive("num_ranks") - 1.0;
+  const auto rate = [&](const char* kind) { return last_rate(curve_of(document, name, kind)); };
+  PatternRates out;
+  // The slower of the two directions.
+  for (const char* kind : {"all_to_one", "one_to_all"}) {
+    const auto found = rate(kind);
+    if (found) out.rank_one_way = std::min(out.rank_one_way.value_or(1e30), peers * *found);
+  }
+  out.pair_one_way = rate("sendrecv");
+  if (const auto found = rate("shift")) out.pair_both_ways = 2.0 * *found;
+  return out;
+}
+
+PatternRates read_pattern_rates(const std::filesystem::path& path) {
+  return parse_pattern_rates(read_file(path), path.string());
+}
+
+void set_pattern_rates(const PatternRates& rates, Cluster& cluster) {
+  for (TransportParameters& parameters : cluster.transports) {
+    auto* nccl = std::get_if<NcclParameters>(&parameters);
+    if (nccl == nullptr || !nccl->scale_up || !nccl->scale_up->rank_bandwidth) continue;
+    NcclTier& tier = *nccl->scale_up;
+    const double both_ways = 2.0 * tier.rank_bandwidth->value;
+    const double one_way = rates.rank_one_way.value_or(0.0);
+    if (one_way > tier.rank_bandwidth->value) {
+      tier.rank_total_bandwidth = Bandwidth{both_ways};
+      tier.rank_bandwidth = Bandwidth{one_way};
+    }
+    // Less by a tenth is more than these rates scatter.
+    if (rates.pair_one_way && *rates.pair_one_way < 0.9 * tier.rank_bandwidth->value) {
+      tier.pair_bandwidth = Bandwidth{*rates.pair_one_way};
+    }
+    if (rates.pair_both_ways && *rates.pair_both_ways < 0.9 * both_ways) {
+      tier.pair_total_bandwidth = Bandwidth{*rates.pair_both_ways};
+    }
+  }
+}
+
 double kernel_time_s(const KernelCosts& costs, const KernelPoint& point) {
-  return costs.launch.value + point.rows * costs.row.value + point.bytes / costs.bandwidth.value;
+  return costs.launch.value + point.copies_per_row * costs.copy.value +
+         point.rows * costs.row.value + point.bytes / costs.bandwidth.value;
 }
 
 CostsFit<KernelCosts> fit_row_kernel(const std::vector<KernelPoint>& points, double memory_rate) {
   check_enough(points, "fit of a kernel that moves rows");
-  const auto make = [](std::span<const double> p) {
-    return KernelCosts{{std::exp(p[0])}, {std::exp(p[1])}, {std::exp(p[2])}};
+  const auto has = [&](double KernelPoint::*quantity) {
+    return std::any_of(points.begin(), points.end(),
+                       [&](const KernelPoint& point) { return point.*quantity > 0.0; });
+  };
+  // Only what the points contain is asked for.
+  const bool rows = has(&KernelPoint::rows);
+  const bool copies = has(&KernelPoint::copies_per_row);
+  std::vector<FitParameter> parameters{{"launch", std::log(8e-6), 2.0},
+                                       {"bandwidth", std::log(memory_rate), 1.0}};
+  if (rows) parameters.push_back({"row", std::log(1e-10), 2.0});
+  if (copies) parameters.push_back({"copy", std::log(2e-6), 2.0});
+  const auto make = [rows, copies](std::span<const double> p) {
+    KernelCosts costs;
+    std::size_t next = 0;
+    const auto take = [&] { return std::exp(p[next++]); };
+    costs.launch = Seconds{take()};
+    costs.bandwidth = Bandwidth{take()};
+    if (rows) costs.row = Seconds{take()};
+    if (copies) costs.copy = Seconds{take()};
+    return costs;
   };
   return fit_in_folds<KernelCosts>(
       points,
       [&](const std::vector<KernelPoint>& some) {
-        return solve_for<KernelCosts>(some,
-                                      {{"launch", std::log(8e-6), 2.0},
-                                       {"row", std::log(1e-10), 2.0},
-                                       {"bandwidth", std::log(memory_rate), 1.0}},
-                                      make, kernel_time_s);
+        return solve_for<KernelCosts>(some, parameters, make, kernel_time_s);
       },
       kernel_time_s);
 }
@@ -284,8 +396,8 @@ GpuFit fit_gpu(const Cluster& cluster, const GpuProbe& probe) {
                           KernelCosts& costs) {
     CostsFit<KernelCosts> fit = fit_row_kernel(points, memory_rate);
     costs = fit.costs;
-    out.parts.push_back(
-        {name, points.size(), std::move(fit.undetermined), std::move(fit.held_out)});
+    out.parts.push_back({name, points.size(), std::move(fit.undetermined), std::move(fit.held_out),
+                         times_of(points)});
   };
   kernel("kernels.pack", probe.pack, kernels.pack);
   kernel("kernels.forward", probe.forward, kernels.forward);
@@ -293,6 +405,12 @@ GpuFit fit_gpu(const Cluster& cluster, const GpuProbe& probe) {
   kernel("kernels.merge", probe.merge, kernels.merge);
   kernel("kernels.gather", probe.gather, kernels.gather);
   kernel("kernels.sum", probe.sum, kernels.sum);
+  if (probe.own_copy.size() >= kFewestPoints) {
+    kernel("kernels.own_copy", probe.own_copy, kernels.own_copy.emplace());
+    // Copies run behind an exchange, without events of their own.
+    Seconds& launch = kernels.own_copy->launch;
+    launch = Seconds{std::max(0.0, launch.value - probe.gap_s)};
+  }
   kernels.gap = {probe.gap_s};
   gpu.kernels = kernels;
   const auto mlp = [&](const char* name, const std::vector<GroupedMlpPoint>& points,
@@ -300,8 +418,8 @@ GpuFit fit_gpu(const Cluster& cluster, const GpuProbe& probe) {
     if (points.empty()) return;
     CostsFit<MlpCosts> fit = fit_grouped_mlp(points, options);
     costs = fit.costs;
-    out.parts.push_back(
-        {name, points.size(), std::move(fit.undetermined), std::move(fit.held_out)});
+    out.parts.push_back({name, points.size(), std::move(fit.undetermined), std::move(fit.held_out),
+                         times_of(points)});
   };
   mlp("mlp", probe.mlp, {gpu.bf16_peak.value, memory_rate, false, {1, 64, 128, 256}}, gpu.mlp);
   mlp("mlp_fp8", probe.mlp_fp8, {gpu.fp8_peak.value, 2.0 * memory_rate, false, {1, 64, 128, 256}},
@@ -310,6 +428,17 @@ GpuFit fit_gpu(const Cluster& cluster, const GpuProbe& probe) {
       gpu.shared_mlp);
   out.cluster.overheads.notify = {probe.notify_s};
   return out;
+}
+
+void set_gpu_uncertainty(const GpuFit& fit, Cluster& cluster) {
+  std::vector<LeftOutPoint> kernels, mlps;
+  for (const GpuFit::Part& part : fit.parts) {
+    auto& all = part.name.starts_with("kernels.") ? kernels : mlps;
+    const auto of_part = left_out_points(part.held_out, part.measured_s);
+    all.insert(all.end(), of_part.begin(), of_part.end());
+  }
+  cluster.uncertainty.kernels = uncertainty_scale(std::move(kernels));
+  cluster.uncertainty.mlp = uncertainty_scale(std::move(mlps));
 }
 
 }  // namespace coterie

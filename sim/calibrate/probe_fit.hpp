@@ -19,6 +19,7 @@ struct KernelPoint {
   double bytes = 0.0;
   double rows = 0.0;
   double time_s = 0.0;
+  double copies_per_row = 0.0;
 };
 
 // One measured MLP: rows per expert.
@@ -33,7 +34,9 @@ struct GpuProbe {
   std::string device;
   std::uint32_t num_ranks = 0;
   // By phase, BF16 and FP8 together. `sum` is measured without and with shared experts.
-  std::vector<KernelPoint> pack, forward, expand, merge, gather, sum;
+  // `forward` is its index, as it finds rows that other GPUs have written, and its rows: a relay's
+  // caches hold nothing of them. `own_copy` are copies alone, of the part `overlap`.
+  std::vector<KernelPoint> pack, forward, expand, merge, gather, sum, own_copy;
   std::vector<GroupedMlpPoint> mlp, mlp_fp8;  // mlp_fp8 is empty where FP8 was not measured
   std::vector<GroupedMlpPoint> shared_mlp;    // one expert each
   double notify_s = 0.0;
@@ -43,6 +46,20 @@ struct GpuProbe {
 // the parts notify, kernels and expert_mlp, or hold times or sizes that are not above zero.
 GpuProbe read_gpu_probe(const std::filesystem::path& path);
 GpuProbe parse_gpu_probe(const std::string& text, const std::string& name);
+
+// How ranks exchange when not all send alike, from the patterns of a probe's `curves`: rates between
+// its two largest sizes, where starts cancel out. What a rank reaches in one direction alone
+// (`all_to_one`, `one_to_all`), and two ranks over their connection, in one (`sendrecv`) and in both
+// (`shift`) directions. Absent where the patterns were not measured; bytes per second.
+struct PatternRates {
+  std::optional<double> rank_one_way, pair_one_way, pair_both_ways;
+};
+PatternRates read_pattern_rates(const std::filesystem::path& path);
+PatternRates parse_pattern_rates(const std::string& text, const std::string& name);
+// The cluster's transport `nccl` inside a node with these rates, where it has a rank_bandwidth r from
+// uniform exchanges: they load both directions, so r is half of what the two reach together.
+// Connections that reach as much as their ranks get no rates of their own.
+void set_pattern_rates(const PatternRates& rates, Cluster& cluster);
 
 // Seconds of a kernel by the formula of KernelCosts.
 double kernel_time_s(const KernelCosts& costs, const KernelPoint& point);
@@ -79,9 +96,12 @@ struct GpuFit {
     std::size_t num_points = 0;
     std::vector<std::string> undetermined;
     std::vector<double> held_out;
+    std::vector<double> measured_s;  // [num_points]
   };
   std::vector<Part> parts;
 };
 GpuFit fit_gpu(const Cluster& cluster, const GpuProbe& probe);
+// The scales of kernels and of MLPs, from the fit's left-out points.
+void set_gpu_uncertainty(const GpuFit& fit, Cluster& cluster);
 
 }  // namespace coterie

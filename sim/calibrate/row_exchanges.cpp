@@ -67,12 +67,15 @@ std::string describe(const RowExchange& exchange) {
                      exchange.tokens_per_rank, exchange.sms);
 }
 
-// Volumes of an exchange whose matrix is given; all ranks may talk to all.
+// Volumes of an exchange whose matrix is given; all ranks may talk to all. What ranks of one GPU have
+// for each other crosses no port.
 PhaseVolumes volumes_of(const RowExchange& exchange) {
   PhaseVolumes volumes;
   volumes.ranks.resize(exchange.num_ranks);
   volumes.row_bytes = exchange.row_bytes;
   volumes.num_destinations = exchange.num_ranks;
+  const std::size_t ranks_per_gpu = exchange.num_ranks / exchange.num_gpus;
+  volumes.crosses_nodes = ranks_per_gpu > 1;
   for (std::size_t src = 0; src < exchange.num_ranks; ++src) {
     for (std::size_t dst = 0; dst < exchange.num_ranks; ++dst) {
       const double rows = exchange.rows[src][dst];
@@ -84,7 +87,7 @@ PhaseVolumes volumes_of(const RowExchange& exchange) {
       from.largest_out = std::max(from.largest_out, bytes);
       to.rows_in += rows;
       to.bytes_in += bytes;
-      if (src == dst) continue;
+      if (src / ranks_per_gpu == dst / ranks_per_gpu) continue;
       from.port_out += bytes;
       to.port_in += bytes;
     }
@@ -128,12 +131,29 @@ void add_given(const PointTable& table, std::size_t row, std::vector<RowExchange
   out.push_back(std::move(exchange));
 }
 
+// See RowExchange::spread; from the columns NAME_p10 and NAME_p90 where the table has them.
+double spread_of(const PointTable& table, std::size_t row, const std::string& name) {
+  const std::string low = name + "_p10";
+  const std::string high = name + "_p90";
+  if (!table.has(low) || !table.has(high)) return 0.0;
+  const double between = table.positive(row, high) - table.positive(row, low);
+  if (between < 0.0) {
+    throw InputError(table.place(row, high), table.text(row, high),
+                     "at least the tenth percentile");
+  }
+  return 0.5 * between / table.positive(row, name + "_us");
+}
+
 void add_routed(const PointTable& table, std::size_t row, std::vector<RowExchange>& out) {
   RowExchange dispatch;
   dispatch.transport = "deepep_normal";
   dispatch.pattern = table.text(row, "routing");
   dispatch.num_ranks = table.count(row, "ranks");
   dispatch.num_gpus = table.count(row, "gpus");
+  if (dispatch.num_gpus == 0 || dispatch.num_ranks % dispatch.num_gpus != 0) {
+    throw InputError(table.place(row, "gpus"), table.text(row, "gpus"),
+                     fmt::format("a divisor of the {} ranks", dispatch.num_ranks));
+  }
   dispatch.num_nodes = 1;
   dispatch.sms = table.positive(row, "sms");
   const double hidden = table.positive(row, "hidden");
@@ -147,6 +167,7 @@ void add_routed(const PointTable& table, std::size_t row, std::vector<RowExchang
   dispatch.volumes = volumes_of(dispatch);
   dispatch.time_s = table.positive(row, "dispatch_us") * 1e-6;
   dispatch.name = describe(dispatch);
+  dispatch.spread = spread_of(table, row, "dispatch");
   if (table.has("uncached_dispatch_us") && !table.text(row, "uncached_dispatch_us").empty()) {
     dispatch.notify_s = table.positive(row, "uncached_dispatch_us") * 1e-6 - dispatch.time_s;
   }
@@ -157,6 +178,7 @@ void add_routed(const PointTable& table, std::size_t row, std::vector<RowExchang
   combine.rows = transposed(dispatch.rows);
   combine.volumes = volumes_of(combine);
   combine.time_s = table.positive(row, "combine_us") * 1e-6;
+  combine.spread = spread_of(table, row, "combine");
   combine.name = describe(combine);
   out.push_back(std::move(dispatch));
   out.push_back(std::move(combine));

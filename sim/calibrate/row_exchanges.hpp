@@ -28,6 +28,9 @@ struct RowExchange {
   PhaseVolumes volumes;                    // one rank stands for all under uniform routing
   std::optional<PhaseVolumes> second_hop;  // inside the nodes, of an exchange between nodes
   double time_s = 0.0;
+  // Half of what lies between the tenth and the ninetieth percentile of its samples, over their
+  // median; zero where the table does not say.
+  double spread = 0.0;
   std::optional<double> notify_s;  // of a dispatch, measured with the exchange of counts before it
 };
 

@@ -16,6 +16,7 @@
 #include "sim/calibrate/measured_runs.hpp"
 #include "sim/calibrate/measurements.hpp"
 #include "sim/calibrate/mlp_fit.hpp"
+#include "sim/calibrate/nvlink_runs.hpp"
 #include "sim/engines/engine.hpp"
 #include "sim/program/layer_program.hpp"
 #include "topologies/network.hpp"
@@ -228,6 +229,48 @@ ValidationSection mlp_section(const std::vector<MlpPoint>& all) {
   return section;
 }
 
+// Per machine, type and kernel: fitted on the other shapes, predicted on the one left out.
+ValidationSection mlp_shapes(const std::vector<MlpPoint>& all, const std::string& title) {
+  ValidationSection section{title,
+                            "Per machine, type of the products and kernel: fitted on the other "
+                            "model shapes, predicted on "
+                            "the one left out, for each.",
+                            {},
+                            0.08,
+                            0.30,
+                            {}};
+  std::map<std::string, std::vector<MlpPoint>> groups;
+  for (const MlpPoint& point : all) {
+    const std::string machine = point.machine.empty() ? "h200_sxm" : point.machine;
+    const std::string kernel = point.kernel.empty() ? "" : ", " + point.kernel;
+    groups[fmt::format("{}, {}{}", machine, point.type, kernel)].push_back(point);
+  }
+  const auto shape = [](const MlpPoint& point) {
+    return fmt::format("hidden {}, intermediate {}, top-{} of {}", point.hidden, point.intermediate,
+                       point.topk, point.num_experts);
+  };
+  for (const auto& [group, points] : groups) {
+    std::set<std::string> shapes;
+    for (const MlpPoint& point : points) shapes.insert(shape(point));
+    if (shapes.size() < 2) continue;
+    for (const std::string& left_out : shapes) {
+      std::vector<MlpPoint> training;
+      for (const MlpPoint& point : points) {
+        if (shape(point) != left_out) training.push_back(point);
+      }
+      const MlpCosts costs = fit_mlp(training).costs;
+      for (const MlpPoint& point : points) {
+        if (shape(point) != left_out) continue;
+        section.points.push_back({group,
+                                  fmt::format("{}, EP {}, {} tokens, {}", left_out, point.ep_size,
+                                              point.num_tokens, point.load),
+                                  point.time_s, mlp_time_s(costs, point)});
+      }
+    }
+  }
+  return section;
+}
+
 // Dispatch libraries -----------------------------------------------------------------------------
 
 std::string direction_name(Direction direction) {
@@ -328,14 +371,43 @@ void add_one_node(const std::filesystem::path& path, Validation& validation) {
        [](const RowExchange& exchange) { return !from_64_tokens(exchange); }}));
 }
 
+// Ranks on fewer GPUs, all joined by NVLink.
+Cluster shared_gpus(std::uint32_t num_ranks, std::uint32_t num_gpus) {
+  const std::vector<Override> wires{{"scale_up.injection.rank_bandwidth", "none"},
+                                    {"scale_up.latency", "0 s"}};
+  if (num_ranks == num_gpus) {
+    std::vector<Override> overrides = wires;
+    overrides.push_back({"gpus_per_node", std::to_string(num_ranks)});
+    return load_cluster("h200_node", overrides);
+  }
+  const std::uint32_t ranks_per_gpu = num_ranks / num_gpus;
+  const double share = 1.0 / ranks_per_gpu;
+  const Cluster whole = load_cluster("h200_node", wires);
+  Cluster cluster = whole;
+  cluster.num_nodes = num_gpus;
+  cluster.gpus_per_node = ranks_per_gpu;
+  cluster.gpu.num_sms /= ranks_per_gpu;
+  cluster.gpu.memory_bandwidth = whole.gpu.memory_bandwidth * share;
+  // Inside a GPU its memory is the link.
+  cluster.scale_up->bandwidth = whole.gpu.memory_bandwidth * share;
+  cluster.nic = Nic{};
+  cluster.nic->bandwidth = whole.scale_up->bandwidth * share;
+  cluster.nic->pxn = false;
+  cluster.nic->injection = whole.scale_up->injection;
+  cluster.fabric = Fabric{StarFabric{}, {}};
+  return cluster;
+}
+
 // Fitted on the routing that says least of skew, tested on the rest through the flow engine.
 ValidationSection skewed_section(const std::vector<RowExchange>& all, const std::string& title) {
   ValidationSection section{
       title,
       "Fitted on uniform routing and on the patterns in which every row crosses NVLink, predicted "
       "on recorded routing, on all rows to one rank and on rows that stay, through the transport "
-      "and the flow engine. Groups of ranks and GPUs are fitted each on its own; where two ranks "
-      "share a GPU, each counts as a GPU.",
+      "and the flow engine. Groups of ranks and GPUs are fitted each on its own; ranks that share "
+      "a "
+      "GPU are a node of halves of it, and NVLink is the network between such nodes. Points whose "
+      "samples scatter count less in the fit.",
       {},
       0.08,
       0.20,
@@ -345,9 +417,7 @@ ValidationSection skewed_section(const std::vector<RowExchange>& all, const std:
     groups[{exchange.num_ranks, exchange.num_gpus}].push_back(exchange);
   }
   for (const auto& [key, exchanges] : groups) {
-    Cluster cluster = load_cluster("h200_node", {{"gpus_per_node", std::to_string(key.first)},
-                                                 {"scale_up.injection.rank_bandwidth", "none"},
-                                                 {"scale_up.latency", "0 s"}});
+    Cluster cluster = shared_gpus(key.first, key.second);
     const auto trains = [](const RowExchange& exchange) {
       return exchange.pattern == "uniform" || exchange.pattern.starts_with("shift");
     };
@@ -355,7 +425,7 @@ ValidationSection skewed_section(const std::vector<RowExchange>& all, const std:
     for (const RowExchange& exchange : exchanges) {
       if (trains(exchange)) training[exchange.direction].push_back(exchange);
     }
-    const double limit = cluster.scale_up->bandwidth.value;
+    const double limit = (cluster.nic ? cluster.nic->bandwidth : cluster.scale_up->bandwidth).value;
     DeepepNormalParameters parameters;
     parameters.dispatch = FittedKernel(training[Direction::kDispatch], limit).copy();
     parameters.combine = FittedKernel(training[Direction::kCombine], limit).copy();
@@ -439,6 +509,14 @@ Validation validate(const ValidationInputs& inputs) {
   with("expert_mlp_h200_bf16.csv", [&](const std::filesystem::path& path) {
     validation.sections.push_back(mlp_section(read_mlp(path)));
   });
+  with("expert_mlp_h200.csv", [&](const std::filesystem::path& path) {
+    validation.sections.push_back(
+        mlp_shapes(read_mlp(path), "Expert MLP (H200), a whole shape left out"));
+  });
+  with("expert_mlp_other_machines.csv", [&](const std::filesystem::path& path) {
+    validation.sections.push_back(
+        mlp_shapes(read_mlp(path), "Expert MLP (H100, B200, GB200), a whole shape left out"));
+  });
   with("deepep_normal_one_node.csv",
        [&](const std::filesystem::path& path) { add_one_node(path, validation); });
   with("deepep_normal_h100_two_nodes.csv", [&](const std::filesystem::path& path) {
@@ -486,6 +564,21 @@ Validation validate(const ValidationInputs& inputs) {
         100.0 * static_cast<double>(runs.num_right_pairs) /
             static_cast<double>(std::max<std::size_t>(runs.num_ordered_pairs, 1)));
     for (ValidationSection* section : {&runs.dispatch, &runs.combine, &runs.layer}) {
+      validation.sections.push_back(std::move(*section));
+    }
+  }
+  std::vector<std::filesystem::path> nvlink_runs;
+  for (const std::filesystem::path& folder : inputs.nvlink_runs) {
+    if (std::filesystem::is_directory(folder / "reports")) {
+      nvlink_runs.push_back(folder);
+    } else {
+      validation.skipped.push_back((folder / "reports").string());
+    }
+  }
+  if (!nvlink_runs.empty() && std::filesystem::is_directory(inputs.traces)) {
+    NvlinkRuns runs = predict_nvlink_runs(nvlink_runs, inputs.traces);
+    for (ValidationSection* section :
+         {&runs.layer, &runs.dispatch, &runs.combine, &runs.mlp, &runs.kernels}) {
       validation.sections.push_back(std::move(*section));
     }
   }

@@ -44,8 +44,9 @@ ErrorSummary summarise(const std::vector<ValidationPoint>& points);
 struct ValidationInputs {
   // nccl_alltoall_repeats.csv, expert_mlp_h200_bf16.csv, deepep_normal_one_node.csv, ...
   std::filesystem::path tables;
-  std::filesystem::path runs;    // see measured_runs.hpp
-  std::filesystem::path traces;  // likewise
+  std::filesystem::path runs;                      // see measured_runs.hpp
+  std::filesystem::path traces;                    // likewise
+  std::vector<std::filesystem::path> nvlink_runs;  // see nvlink_runs.hpp
 };
 struct Validation {
   std::vector<ValidationSection> sections;

@@ -24,6 +24,7 @@
 #include "sim/calibrate/measurements.hpp"
 #include "sim/calibrate/mlp_fit.hpp"
 #include "sim/calibrate/probe_fit.hpp"
+#include "sim/calibrate/uncertainty_scale.hpp"
 #include "sim/calibrate/validate.hpp"
 #include "sim/cli/commands.hpp"
 #include "topologies/cluster.hpp"
@@ -48,6 +49,7 @@ struct FitArguments {
   std::vector<std::string> rows;
   std::string transport;
   std::vector<std::string> patterns;
+  std::optional<std::uint32_t> ranks;
   std::string base;
   std::string name;
   std::string source;
@@ -101,19 +103,6 @@ void report_alltoall(const std::vector<AllToAllPoint>& points, const AllToAllFit
   fmt::print("{}", render(table));
 }
 
-// The links of a probe's skeleton carry what one pair of ranks reached alone: no physical limit. All
-// ranks together may reach more.
-void widen_links(const std::vector<AllToAllPoint>& points, Cluster& cluster) {
-  Bandwidth fastest{0.0};
-  for (const AllToAllPoint& point : points) {
-    fastest = std::max(fastest, Bandwidth{point.volume() / point.time_s});
-  }
-  if (fastest <= cluster.scale_up->bandwidth) return;
-  spdlog::info("links of {} instead of the skeleton's {}: what the all-to-alls reached",
-               format_bandwidth(fastest), format_bandwidth(cluster.scale_up->bandwidth));
-  cluster.scale_up->bandwidth = fastest;
-}
-
 void fit_links(const FitArguments& arguments, bool is_skeleton, Cluster& cluster) {
   std::vector<AllToAllPoint> all;
   for (const std::string& path : arguments.alltoall) {
@@ -124,7 +113,11 @@ void fit_links(const FitArguments& arguments, bool is_skeleton, Cluster& cluster
   const std::string where = arguments.alltoall.front();
   const std::vector<AllToAllPoint> points = select_machine(all, arguments.machine, where);
   if (!cluster.scale_up) throw InputError("topology " + cluster.name + " has no scale_up links");
-  if (is_skeleton) widen_links(points, cluster);
+  const Bandwidth before = cluster.scale_up->bandwidth;
+  if (is_skeleton && widen_links(points, cluster)) {
+    spdlog::info("links of {} instead of the skeleton's {}: what the all-to-alls reached",
+                 format_bandwidth(cluster.scale_up->bandwidth), format_bandwidth(before));
+  }
   check_physical(points, cluster.scale_up->bandwidth * 1.02, where);
   const AllToAllFit fit = fit_alltoall(points, alltoall_options(cluster));
   report_alltoall(points, fit);
@@ -133,6 +126,9 @@ void fit_links(const FitArguments& arguments, bool is_skeleton, Cluster& cluster
   }
   cluster = calibrated_cluster(cluster, fit.model);
   cluster.relative_uncertainty = uncertainty_of(fit.held_out);
+  std::vector<double> measured_s;
+  for (const AllToAllPoint& point : points) measured_s.push_back(point.time_s);
+  cluster.uncertainty.scale_up = uncertainty_scale(left_out_points(fit.held_out, measured_s));
   std::set<std::string> devices;
   std::set<std::string> versions;
   std::set<std::string> ranks;
@@ -189,7 +185,7 @@ void fit_expert_mlp(const FitArguments& arguments, Cluster& cluster) {
                   points.size(), percent(errors[errors.size() / 2]), percent(errors.back())));
 }
 
-// The exchanges of the files that --transport, --machine and --pattern leave. Those inside a node
+// The exchanges of the files that --transport, --machine, --ranks and --pattern leave. Those inside a node
 // of more ranks than the cluster has GPUs are of another machine.
 std::vector<RowExchange> chosen_exchanges(const FitArguments& arguments, const Cluster& cluster) {
   std::vector<RowExchange> chosen;
@@ -208,6 +204,7 @@ std::vector<RowExchange> chosen_exchanges(const FitArguments& arguments, const C
         ++num_too_large;
         continue;
       }
+      if (arguments.ranks && exchange.num_ranks != *arguments.ranks) continue;
       patterns.insert(exchange.pattern);
       const auto& wanted = arguments.patterns;
       if (!wanted.empty() &&
@@ -228,7 +225,7 @@ std::vector<RowExchange> chosen_exchanges(const FitArguments& arguments, const C
                      fmt::format("--machine with one of {}", joined(machines)));
   }
   if (chosen.empty()) {
-    throw InputError(where, "no exchange that --transport, --machine and --pattern leave",
+    throw InputError(where, "no exchange that --transport, --machine, --ranks and --pattern leave",
                      fmt::format("transports {}; machines {}; patterns {}", joined(transports),
                                  machines.empty() ? "none" : joined(machines), joined(patterns)));
   }
@@ -252,8 +249,13 @@ void put_transport(Cluster& cluster, const TransportParameters& parameters) {
 // Kernels, expert MLP and notify of a whole probe.
 void fit_probe(const FitArguments& arguments, Cluster& cluster) {
   const GpuProbe probe = read_gpu_probe(arguments.probe);
+  // On PCIe and over sockets other links bind than those of a rank or a pair.
+  if (cluster.scale_up && cluster.scale_up->kind == ScaleUpKind::kNvlink) {
+    set_pattern_rates(read_pattern_rates(arguments.probe), cluster);
+  }
   GpuFit fit = fit_gpu(cluster, probe);
   cluster = std::move(fit.cluster);
+  set_gpu_uncertainty(fit, cluster);
   std::erase_if(cluster.provenance, [](const auto& entry) { return entry.first == "expert_mlp"; });
   const std::string source = arguments.source.empty() ? "" : ", " + arguments.source;
   set_provenance(cluster, "gpu",
@@ -376,6 +378,10 @@ void add_fit_command(CLI::App& parent) {
   command->add_option("--pattern", arguments->patterns,
                       "Fit to exchanges of this pattern only (repeatable), so that others can test "
                       "the fit");
+  command
+      ->add_option("--ranks", arguments->ranks,
+                   "Fit to exchanges over as many ranks only, where a file has several counts")
+      ->check(CLI::PositiveNumber);
   command->add_option("--mlp", arguments->mlp, "Latencies of the expert MLP: CSV");
   command->add_option("--base", arguments->base, "The topology to calibrate: a preset or a file")
       ->required();
@@ -464,6 +470,8 @@ struct ValidateArguments {
   std::string data = data_folder("measurements");
   std::string runs = "runtime/results/h200_shared";
   std::string traces = data_folder("traces/deepseek-v2-lite-esft");
+  std::vector<std::string> nvlink_runs{"runtime/results/h200_nvlink_2",
+                                       "runtime/results/h200_nvlink_4"};
   std::vector<std::string> presets;
   std::string output;
   std::string points;
@@ -513,7 +521,10 @@ void print_validation(const Validation& validation) {
 }
 
 void run_validate(const ValidateArguments& arguments) {
-  Validation validation = validate({arguments.data, arguments.runs, arguments.traces});
+  Validation validation = validate({arguments.data,
+                                    arguments.runs,
+                                    arguments.traces,
+                                    {arguments.nvlink_runs.begin(), arguments.nvlink_runs.end()}});
   std::vector<std::string> presets = arguments.presets;
   if (presets.empty()) {
     for (const Preset& preset : topology_presets()) {
@@ -582,6 +593,10 @@ void add_validate_command(CLI::App& app) {
   command
       ->add_option("--runs", arguments->runs,
                    "Folder of measured curves and reports, from runtime/run_on_gpu_machine.sh")
+      ->capture_default_str();
+  command
+      ->add_option("--nvlink-runs", arguments->nvlink_runs,
+                   "Folders of a probe and of reports over NVLink (repeatable)")
       ->capture_default_str();
   command
       ->add_option("--traces", arguments->traces,

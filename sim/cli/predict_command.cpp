@@ -17,7 +17,9 @@
 #include "core/table.hpp"
 #include "sim/cli/commands.hpp"
 #include "sim/engines/engine.hpp"
+#include "sim/experiment/uncertainty.hpp"
 #include "sim/program/layer_program.hpp"
+#include "sim/transports/parts.hpp"
 #include "topologies/network.hpp"
 #include "workloads/plan/matrix.hpp"
 #include "workloads/plan/plan_file.hpp"
@@ -57,6 +59,13 @@ Traffic read_input(const std::string& path) {
   DispatchPlan plan = read_plan(path);
   if (plan.layers.empty()) throw InputError(path, "a plan without layers", "at least one");
   return plan;
+}
+
+bool crosses_network(const Cluster& cluster, const Program& program) {
+  for (std::size_t op = 0; op < program.num_ops(); ++op) {
+    if (tier_of(cluster, program.src[op], program.dst[op]) == Tier::kNetwork) return true;
+  }
+  return false;
 }
 
 std::uint32_t num_ranks(const Traffic& traffic) {
@@ -133,6 +142,8 @@ void predict(const PredictArguments& arguments) {
   if (arguments.precision) options.relative_precision = *arguments.precision;
   const Execution execution = run_engine(arguments.engine, resolved, options);
   const double bound_s = resolved.bound.makespan_s;
+  const std::optional<double> uncertainty = traffic_uncertainty(
+      network.cluster(), execution.makespan_s, crosses_network(network.cluster(), layer.program));
   const std::vector<double> finish_s = rank_finish_s(layer.program, execution, num_ranks(traffic));
 
   if (arguments.json) {
@@ -141,7 +152,7 @@ void predict(const PredictArguments& arguments) {
                                     {"makespan_s", execution.makespan_s},
                                     {"bound_s", bound_s},
                                     {"rank_finish_s", finish_s}};
-    if (const auto uncertainty = network.cluster().relative_uncertainty) {
+    if (uncertainty) {
       document["low_s"] = execution.makespan_s * (1.0 - *uncertainty);
       document["high_s"] = execution.makespan_s * (1.0 + *uncertainty);
     }
@@ -155,7 +166,7 @@ void predict(const PredictArguments& arguments) {
   table.rows.push_back({"engine", arguments.engine});
   table.rows.push_back({"ranks", std::to_string(num_ranks(traffic))});
   table.rows.push_back({"makespan", format_seconds({execution.makespan_s})});
-  if (const auto uncertainty = network.cluster().relative_uncertainty) {
+  if (uncertainty) {
     table.rows.push_back({"interval", fmt::format("+-{:.0f} %", 100.0 * *uncertainty)});
   }
   table.rows.push_back({"lower bound", format_seconds({bound_s})});

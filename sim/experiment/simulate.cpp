@@ -4,8 +4,11 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
+#include <map>
 #include <mutex>
+#include <numeric>
 
 #include "core/child_process.hpp"
 #include "core/parallel.hpp"
@@ -13,6 +16,7 @@
 #include "sim/engines/engine.hpp"
 #include "sim/experiment/layer_report.hpp"
 #include "sim/experiment/layer_times.hpp"
+#include "sim/experiment/uncertainty.hpp"
 #include "sim/program/layer_program.hpp"
 #include "workloads/prepare.hpp"
 #include "workloads/run_report.hpp"
@@ -254,7 +258,7 @@ class Simulation {
       result.timeline = layer_timeline(layer_run, result.report, kTimelineLinks, kTimelineBins);
     }
     result.report.bound_s = resolved.bound.makespan_s + shift_s;
-    if (const auto uncertainty = experiment_.cluster.relative_uncertainty) {
+    if (const auto uncertainty = layer_uncertainty(experiment_.cluster, result.report)) {
       result.report.low_s = result.report.time_s * (1.0 - *uncertainty);
       result.report.high_s = result.report.time_s * (1.0 + *uncertainty);
     }
@@ -277,6 +281,7 @@ class Simulation {
     report.kind = "predicted";
     report.engine = experiment_.engine;
     if (out.failure_code) return out;
+    report.provenance.merge(left_out_errors(run));
     report.transport = transport_name(
         chosen_transport(experiment_.cluster, experiment_.transport_of(experiment_.runs[run])));
     double start_s = 0.0;
@@ -286,6 +291,28 @@ class Simulation {
       report.layers.push_back(std::move(result.report));
     }
     return out;
+  }
+
+  // How far the calibration was off on points that its fits did not see: what the topology says of each
+  // fit, and of every part of the layers the share that its scale allows (mean over the layers).
+  [[nodiscard]] std::map<std::string, nlohmann::json> left_out_errors(std::size_t run) const {
+    std::map<std::string, nlohmann::json> facts;
+    for (const auto& [key, text] : experiment_.cluster.provenance) {
+      if (key.ends_with("held_out_error")) facts["calibration_" + key] = text;
+    }
+    std::map<std::string, std::vector<double>> shares;
+    for (const LayerResult& result : results_[run]) {
+      for (const auto& [part, share] : part_uncertainties(experiment_.cluster, result.report)) {
+        shares[part].push_back(share);
+      }
+    }
+    nlohmann::json by_part = nlohmann::json::object();
+    for (const auto& [part, values] : shares) {
+      const double sum = std::accumulate(values.begin(), values.end(), 0.0);
+      by_part[part] = std::round(1000.0 * sum / static_cast<double>(values.size())) / 1000.0;
+    }
+    if (!by_part.empty()) facts["calibration_off_by_part"] = by_part;
+    return facts;
   }
 
   static void append(Timeline& timeline, Timeline part, double start_s) {

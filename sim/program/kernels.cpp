@@ -117,13 +117,14 @@ void GpuResources::add_copy(const Copy& copy, std::uint32_t waits_for,
   const std::uint32_t uses[]{memory(copy.gpu)};
   double launches_s = copy.launched ? 0.0 : gpu_.kernel_launch.value;
   if (copy.costs) {
-    // Kernels of further rounds run between the same pair of events.
+    // Several kernels of one copy run between the same pair of events.
     const double gap_s = gpu_.kernels ? gpu_.kernels->gap.value : 0.0;
     const double again_s = std::max(0.0, copy.costs->launch.value - gap_s);
-    launches_s = copy.costs->launch.value + (copy.kernels - 1.0) * again_s;
-    if (copy.launched) launches_s = again_s;
+    launches_s = copy.costs->launch.value + (copy.kernels - 1.0) * again_s + copy.events * gap_s;
   }
-  const double index_s = copy.costs ? copy.rows * copy.costs->row.value : 0.0;
+  const double index_s =
+      copy.costs ? copy.rows * copy.costs->row.value + copy.copies_per_row * copy.costs->copy.value
+                 : 0.0;
   // A kernel that reaches less than the memory's rate keeps the memory for as long as it moves.
   const double memory_share = copy.costs ? memory_rate(gpu_) / copy.costs->bandwidth.value : 1.0;
   builder_.add({.src = copy.gpu,

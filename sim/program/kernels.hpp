@@ -58,7 +58,8 @@ class GpuResources {
   std::uint32_t multiprocessors(std::uint32_t gpu);
 
   // A kernel that reads and writes `bytes` in total: its launch, then its bytes over the memory.
-  // With `launched` it continues a kernel that runs already. Zero bytes take no time.
+  // With `launched` it continues a kernel that runs already; calibrated ones are launched anew in
+  // every round, each between events of its own. Zero bytes take no time.
   struct Copy {
     std::uint32_t gpu = 0;
     double bytes = 0.0;
@@ -67,7 +68,9 @@ class GpuResources {
     // memory's rate.
     const KernelCosts* costs = nullptr;
     double rows = 0.0;
-    std::uint32_t kernels = 1;  // as many launches, one after the other
+    double copies_per_row = 0.0;  // of a calibrated kernel whose index reads them
+    std::uint32_t kernels = 1;    // as many launches, one after the other
+    std::uint32_t events = 0;     // recorded behind it, each a gap of RowKernels
   };
   void add_copy(const Copy& copy, std::uint32_t waits_for, std::span<const std::uint32_t> signals);
   // Work that takes `seconds` on all multiprocessors, and longer on fewer; zero takes no time.

@@ -9,6 +9,7 @@
 
 #include "core/error.hpp"
 #include "sim/program/kernels.hpp"
+#include "sim/transports/parts.hpp"
 #include "workloads/plan/schedule.hpp"
 
 namespace coterie {
@@ -84,6 +85,7 @@ class GroupBuilder {
       forwarded_ = out_.events(num_slots());
       gathered_ = out_.events(num_slots());
       reduced_ = out_.events(num_slots());
+      passed_on_ = out_.events(num_slots());
     }
     add_notify_and_pack(enter);
     if (two_hops()) {
@@ -113,6 +115,7 @@ class GroupBuilder {
   // What a relay's kernels move in one round.
   struct RelayRows {
     std::uint64_t received = 0;   // stage-0 rows
+    std::uint64_t copies = 0;     // (token, expert) pairs that those serve
     std::uint64_t forwarded = 0;  // stage-1 rows
   };
 
@@ -143,7 +146,9 @@ class GroupBuilder {
     if (!two_hops()) return;
     relay_rows_.assign(num_slots(), {});
     for (std::size_t i = 0; i < first().num_transfers(); ++i) {
-      relay_rows_[slot(first().dst[i], first().round[i])].received += first().num_rows[i];
+      RelayRows& relay = relay_rows_[slot(first().dst[i], first().round[i])];
+      relay.received += first().num_rows[i];
+      relay.copies += first().num_copies[i];
     }
     for (std::size_t i = 0; i < last().num_transfers(); ++i) {
       relay_rows_[slot(last().src[i], last().round[i])].forwarded += last().num_rows[i];
@@ -174,6 +179,18 @@ class GroupBuilder {
     }
     return events;
   }
+  // An exchange's own event, where its step has no kernel: whatever runs from `events` on does so `gap`
+  // later. It counts to the phase.
+  std::vector<std::uint32_t> with_event(Phase phase, std::vector<std::uint32_t> events) {
+    if (kernels() == nullptr || kernels()->gap.value <= 0.0) return events;
+    for (std::uint32_t rank = 0; rank < events.size(); ++rank) {
+      const std::uint32_t signals[]{builder_.add_event()};
+      builder_.add_compute(first_gpu_ + rank, kernels()->gap.value, events[rank], signals);
+      events[rank] = signals[0];
+    }
+    out_.label(phase);
+    return events;
+  }
   [[nodiscard]] const KernelCosts* kernel_costs(Phase phase) const {
     const RowKernels* all = kernels();
     if (all == nullptr) return nullptr;
@@ -200,13 +217,16 @@ class GroupBuilder {
     double bytes = 0.0;
     double rows = 0.0;
     std::uint32_t kernels = 1;  // launched one after the other
+    double copies_per_row = 0.0;
+    std::uint32_t events = 0;  // recorded behind it
   };
 
   void add_copy(Phase phase, std::uint32_t rank, const Moved& moved, std::uint32_t waits_for,
                 std::span<const std::uint32_t> signals, bool launched = false) {
-    out_.gpus().add_copy({first_gpu_ + rank, has_kernels() ? moved.bytes : 0.0, launched,
-                          kernel_costs(phase), moved.rows, moved.kernels},
-                         waits_for, signals);
+    out_.gpus().add_copy(
+        {first_gpu_ + rank, has_kernels() ? moved.bytes : 0.0, launched, kernel_costs(phase),
+         moved.rows, moved.copies_per_row, moved.kernels, moved.events},
+        waits_for, signals);
     out_.label(phase);
   }
 
@@ -331,8 +351,9 @@ class GroupBuilder {
       add_rounds(phase, direction, messages, sends, ready, after, signal);
       return;
     }
+    const std::vector<std::uint32_t> begins = with_event(phase, ready);
     const std::unique_ptr<PhaseTransport> transport = out_.transport().begin(
-        builder_, out_.gpus(), {direction, continues, sends, first_gpu_, ready, num_tokens_});
+        builder_, out_.gpus(), {direction, continues, sends, first_gpu_, begins, num_tokens_});
     out_.label(phase);
     for (std::size_t i = 0; i < messages.size(); ++i) {
       const std::uint32_t signals[]{signal(messages[i])};
@@ -341,7 +362,8 @@ class GroupBuilder {
   }
 
   // Every round as a grouped exchange of its own: a rank begins it when its exchange of the round
-  // before is over and everything of this round may leave, and pays a start each time. Behind it a
+  // before is over (a relay also when it has summed that round's results) and everything of this round
+  // may leave, and pays a start each time. Behind it a
   // rank's own results are copied to where those of others arrive; own rows of a dispatch stay.
   template <class After, class Signal>
   void add_rounds(Phase phase, Direction direction, const std::vector<PlanMessage>& messages,
@@ -370,11 +392,26 @@ class GroupBuilder {
         }
         out_.label_between(phase);
       }
+      for (std::uint32_t rank = 0; phase == Phase::kGather && round > 0 && rank < begins.size();
+           ++rank) {
+        begins[rank] =
+            when_both(builder_, first_gpu_ + rank, begins[rank], reduced_[slot(rank, round - 1)]);
+        out_.label_between(phase);
+      }
+      if (phase == Phase::kDispatch || phase == Phase::kCombine) {
+        begins = with_event(phase, std::move(begins));
+      }
       const std::unique_ptr<PhaseTransport> transport = out_.transport().begin(
           builder_, out_.gpus(), {direction, false, of_round, first_gpu_, begins, num_tokens_});
       out_.label(phase);
       for (std::uint32_t rank = 0; rank < plan_.num_ranks; ++rank) {
         if (takes_part[rank]) ready[rank] = builder_.add_event();
+        if (phase != Phase::kForward) continue;
+        const std::uint32_t signals[]{passed_on_[slot(rank, round)]};
+        builder_.add_compute(first_gpu_ + rank, 0.0,
+                             takes_part[rank] ? ready[rank] : forwarded_[slot(rank, round)],
+                             signals);
+        out_.label_between(phase);
       }
       for (const std::size_t i : idx) {
         const PlanMessage& m = messages[i];
@@ -389,8 +426,11 @@ class GroupBuilder {
         const std::uint32_t over = takes_part[m.src] ? ready[m.src] : begins[m.src];
         ready[m.src] = builder_.add_event();
         const std::uint32_t signals[]{signal(m), ready[m.src]};
-        out_.gpus().add_copy({.gpu = first_gpu_ + m.src, .bytes = 2.0 * sends[i].bytes}, over,
-                             signals);
+        const auto& own_copy = kernels()->own_copy;
+        out_.gpus().add_copy({.gpu = first_gpu_ + m.src,
+                              .bytes = 2.0 * sends[i].bytes,
+                              .costs = own_copy ? &*own_copy : nullptr},
+                             over, signals);
         out_.label(phase);
       }
     }
@@ -413,20 +453,34 @@ class GroupBuilder {
                  at_once, [this](const PlanMessage& m) { return received_[slot(m.dst, m.round)]; });
   }
 
+  // When a relay may forward a round: its rows are there, and the runtime's stream of the second hop has
+  // passed on the round before.
+  std::uint32_t next_on_stream(std::uint32_t rank, std::uint32_t round) {
+    const std::uint32_t received = received_[slot(rank, round)];
+    if (kernels() == nullptr || round == 0) return received;
+    const std::uint32_t both =
+        when_both(builder_, first_gpu_ + rank, received, passed_on_[slot(rank, round - 1)]);
+    out_.label_between(Phase::kForward);
+    return both;
+  }
+
   // A round's rows are copied from what a relay received to what it sends on, by one kernel that
   // runs on from round to round.
   void add_forwards() {
     for (std::uint32_t rank = 0; rank < plan_.num_ranks; ++rank) {
       for (std::uint32_t round = 0; round < plan_.num_rounds; ++round) {
-        const auto rows = static_cast<double>(relay_rows_[slot(rank, round)].forwarded);
+        const RelayRows& relay = relay_rows_[slot(rank, round)];
+        const auto rows = static_cast<double>(relay.forwarded);
         // The relay's own rows stand where they are copied to.
         const std::uint32_t signals[]{forwarded_[slot(rank, round)], arrived_[rank]};
         // The runtime's kernel reads a row once for all that it is sent on to.
-        const double read = kernels() != nullptr
-                                ? static_cast<double>(relay_rows_[slot(rank, round)].received)
-                                : rows;
-        add_row_copy(Phase::kForward, rank, {(rows + read) * dispatch_row_, rows},
-                     received_[slot(rank, round)], signals,
+        const auto received = static_cast<double>(relay.received);
+        const double read = kernels() != nullptr ? received : rows;
+        const double copies_per_row =
+            relay.received == 0 ? 0.0 : static_cast<double>(relay.copies) / received;
+        add_row_copy(Phase::kForward, rank,
+                     {(rows + read) * dispatch_row_, rows, 1, copies_per_row, 1},
+                     next_on_stream(rank, round), signals,
                      /*launched=*/round > 0);
       }
     }
@@ -449,7 +503,7 @@ class GroupBuilder {
         const std::uint32_t signals[]{reduced_[slot(rank, round)], returned_[rank]};
         add_row_copy(Phase::kGather, rank,
                      {static_cast<double>(rows.forwarded + rows.received) * combine_row_,
-                      static_cast<double>(rows.forwarded)},
+                      static_cast<double>(rows.forwarded), 1, 0.0, 1},
                      gathered_[slot(rank, round)], signals,
                      /*launched=*/round > 0);
       }
@@ -480,6 +534,7 @@ class GroupBuilder {
   std::vector<std::uint32_t> forwarded_;  // and may leave
   std::vector<std::uint32_t> gathered_;   // the round's results are there
   std::vector<std::uint32_t> reduced_;    // summed, they may leave
+  std::vector<std::uint32_t> passed_on_;  // the round's exchange of the second hop is over
 };
 
 }  // namespace

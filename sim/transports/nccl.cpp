@@ -1,13 +1,18 @@
 // `nccl`: grouped sends and receives. Every rank pays a start cost per phase and tier before its
 // first send (StartCost in topologies/transports.hpp); then every message waits for one of the
 // rank's `sends_in_flight` places, is silent for its segment's alpha, and flows no faster than its
-// segment's bandwidth. Rows that stay on their rank cost nothing here.
+// segment's bandwidth. All messages of a rank share what it reaches, each direction and both
+// together; those between two ranks what the channels of their connection reach, likewise. Rows that
+// stay on their rank cost nothing here.
 
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <array>
 #include <limits>
+#include <map>
+#include <string>
+#include <tuple>
 
 #include "sim/transports/makers.hpp"
 #include "sim/transports/parts.hpp"
@@ -20,6 +25,8 @@ struct Volume {
   double bytes = 0.0;
   double received = 0.0;
   double largest = 0.0;
+  // What its slowest connection takes, both directions shared, seconds.
+  double pair_s = 0.0;
   std::uint32_t num_peers = 0;  // that it sends to, in however many messages
 };
 
@@ -50,6 +57,7 @@ double ramp_time_s(std::span<const RampPoint> ramp, double volume, double rate) 
 double capped(const NcclTier& tier, const Injection& injection, Bandwidth bandwidth) {
   double rate = bandwidth.value;
   if (tier.rank_bandwidth) rate = std::min(rate, tier.rank_bandwidth->value);
+  if (tier.rank_total_bandwidth) rate = std::min(rate, 0.5 * tier.rank_total_bandwidth->value);
   if (const auto cap = injection.rank_bandwidth) rate = std::min(rate, cap->value);
   if (const auto cap = injection.rank_total_bandwidth) rate = std::min(rate, 0.5 * cap->value);
   return rate;
@@ -68,9 +76,9 @@ double delay_s(const NcclTier& tier, const Injection& injection, const Volume& v
   if (tier.start.empty() || volume.num_peers == 0) return 0.0;
   const StartCost& cost = by_size(tier.start, volume.largest);
   const std::optional<Bandwidth> cap = by_size(tier.segments, volume.largest).bandwidth;
-  const double single = cap ? volume.largest / cap->value : 0.0;
-  const double bytes =
-      injection.rank_total_bandwidth ? 0.5 * (volume.bytes + volume.received) : volume.bytes;
+  const double single = std::max(volume.pair_s, cap ? volume.largest / cap->value : 0.0);
+  const bool both = injection.rank_total_bandwidth || tier.rank_total_bandwidth;
+  const double bytes = both ? 0.5 * (volume.bytes + volume.received) : volume.bytes;
   double ramped = std::max(single, ramp_time_s(cost.ramp, bytes, rate));
   double links = std::max(single, bytes / rate);
   for (const SharedVolume& on : shared) {
@@ -80,6 +88,28 @@ double delay_s(const NcclTier& tier, const Injection& injection, const Volume& v
   }
   return std::max(
       0.0, cost.launch.value + cost.per_peer.value * (volume.num_peers - 1) + ramped - links);
+}
+
+// Bytes from every rank to every other, [num_ranks][num_ranks].
+class PairBytes {
+ public:
+  explicit PairBytes(std::size_t num_ranks)
+      : num_ranks_(num_ranks), bytes_(num_ranks * num_ranks, 0.0) {}
+  double& operator()(std::size_t src, std::size_t dst) { return bytes_[src * num_ranks_ + dst]; }
+
+ private:
+  std::size_t num_ranks_;
+  std::vector<double> bytes_;
+};
+
+// What the connection of two ranks takes for what they exchange.
+double pair_time_s(const NcclTier& tier, double there, double back) {
+  double time_s = 0.0;
+  if (tier.pair_bandwidth) time_s = std::max(there, back) / tier.pair_bandwidth->value;
+  if (tier.pair_total_bandwidth) {
+    time_s = std::max(time_s, (there + back) / tier.pair_total_bandwidth->value);
+  }
+  return time_s;
 }
 
 // Seconds, [rank][0: scale-up, 1: network], of a phase over `num_ranks` ranks.
@@ -95,6 +125,7 @@ std::vector<std::array<double, 2>> start_delays(const Cluster& cluster,
                                         : cluster.num_gpus();
   std::vector<double> shared(cluster.num_gpus() / socket_gpus, 0.0);
   std::vector<bool> met(num_ranks * num_ranks, false);
+  PairBytes pairs(num_ranks);
   // And between the sockets of a domain.
   const std::uint32_t num_sockets = cluster.scale_up ? cluster.scale_up->num_sockets : 1;
   std::vector<double> between(shared.size() / num_sockets, 0.0);
@@ -108,6 +139,7 @@ std::vector<std::array<double, 2>> start_delays(const Cluster& cluster,
                              (message.dst - traffic.first_gpu);
     if (!met[pair]) ++volume.num_peers;
     met[pair] = true;
+    pairs(message.src - traffic.first_gpu, message.dst - traffic.first_gpu) += message.bytes;
     volumes[message.dst - traffic.first_gpu][inside ? 0 : 1].received += message.bytes;
     if (!inside || !cluster.scale_up->shared_bandwidth) continue;
     const std::uint32_t group = cluster.scale_up->shared_group;
@@ -118,6 +150,20 @@ std::vector<std::array<double, 2>> start_delays(const Cluster& cluster,
     if (to == from) continue;
     shared[to] += message.bytes;
     between[from / num_sockets] += message.bytes;
+  }
+  for (std::uint32_t a = 0; a < num_ranks; ++a) {
+    for (std::uint32_t b = 0; b < a; ++b) {
+      if (!met[std::size_t{a} * num_ranks + b] && !met[std::size_t{b} * num_ranks + a]) continue;
+      const bool inside =
+          tier_of(cluster, traffic.first_gpu + a, traffic.first_gpu + b) == Tier::kScaleUp;
+      const auto& tier = inside ? parameters.scale_up : parameters.network;
+      if (!tier) continue;
+      const double time_s = pair_time_s(*tier, pairs(a, b), pairs(b, a));
+      for (const std::uint32_t rank : {a, b}) {
+        double& slowest_s = volumes[rank][inside ? 0 : 1].pair_s;
+        slowest_s = std::max(slowest_s, time_s);
+      }
+    }
   }
   std::vector<std::array<double, 2>> delays(num_ranks, {0.0, 0.0});
   for (std::uint32_t rank = 0; rank < num_ranks; ++rank) {
@@ -143,34 +189,49 @@ std::vector<std::array<double, 2>> start_delays(const Cluster& cluster,
   return delays;
 }
 
-// What every rank's messages reach together on a tier, each direction: a resource per GPU, tier and
-// direction, made on first use and shared by all phases.
-class RankRates {
+// What every rank's messages reach together on a tier, and what a pair of ranks does: resources per
+// GPU or pair of GPUs, made on first use and shared by all phases.
+class Rates {
  public:
-  RankRates(const Cluster& cluster, const NcclParameters& parameters)
-      : parameters_(parameters), resources_(std::size_t{4} * cluster.num_gpus()) {}
-  void use(ProgramBuilder& builder, std::uint32_t gpu, bool inside, bool in,
+  explicit Rates(const NcclParameters& parameters) : parameters_(parameters) {}
+
+  void use(ProgramBuilder& builder, std::uint32_t src, std::uint32_t dst, bool inside,
            std::vector<std::uint32_t>& uses) {
     const auto& tier = inside ? parameters_.scale_up : parameters_.network;
-    if (!tier || !tier->rank_bandwidth) return;
-    auto& resource = resources_[std::size_t{4} * gpu + (inside ? 0 : 2) + (in ? 1 : 0)];
-    if (!resource) {
-      resource = builder.add_resource(
-          fmt::format("gpu {} nccl {} {}", gpu, inside ? "scale_up" : "network", in ? "in" : "out"),
-          tier->rank_bandwidth->value);
-    }
-    uses.push_back(*resource);
+    if (!tier) return;
+    const char* name = inside ? "scale_up" : "network";
+    const auto add = [&](Kind kind, std::uint32_t a, std::uint32_t b,
+                         const std::optional<Bandwidth>& rate, const char* label) {
+      if (!rate) return;
+      const auto [found, is_new] = resources_.try_emplace({kind, inside, a, b}, 0);
+      if (is_new) {
+        const bool pair = kind == Kind::kPair || kind == Kind::kPairTotal;
+        const std::string who =
+            pair ? fmt::format("gpu {} {} {}", a, label, b) : fmt::format("gpu {} {}", a, label);
+        found->second = builder.add_resource(fmt::format("{} nccl {}", who, name), rate->value);
+      }
+      uses.push_back(found->second);
+    };
+    add(Kind::kOut, src, 0, tier->rank_bandwidth, "out");
+    add(Kind::kIn, dst, 0, tier->rank_bandwidth, "in");
+    add(Kind::kTotal, src, 0, tier->rank_total_bandwidth, "both ways");
+    add(Kind::kTotal, dst, 0, tier->rank_total_bandwidth, "both ways");
+    add(Kind::kPair, src, dst, tier->pair_bandwidth, "to");
+    add(Kind::kPairTotal, std::min(src, dst), std::max(src, dst), tier->pair_total_bandwidth,
+        "and");
   }
 
  private:
+  enum class Kind : std::uint8_t { kOut, kIn, kTotal, kPair, kPairTotal };
   const NcclParameters& parameters_;
-  std::vector<std::optional<std::uint32_t>> resources_;
+  // By kind, tier and GPUs.
+  std::map<std::tuple<Kind, bool, std::uint32_t, std::uint32_t>, std::uint32_t> resources_;
 };
 
 class NcclPhase : public PhaseTransport {
  public:
   NcclPhase(ProgramBuilder& builder, const Cluster& cluster, const NcclParameters& parameters,
-            SendQueues& queues, RankRates& rates, const PhaseTraffic& traffic)
+            SendQueues& queues, Rates& rates, const PhaseTraffic& traffic)
       : builder_(builder),
         cluster_(cluster),
         parameters_(parameters),
@@ -208,8 +269,7 @@ class NcclPhase : public PhaseTransport {
     transfer.waits_for =
         when_both(builder_, message.src, starts_[message.src - first_gpu_][inside ? 0 : 1], after);
     std::vector<std::uint32_t> uses;
-    rates_.use(builder_, message.src, inside, /*in=*/false, uses);
-    rates_.use(builder_, message.dst, inside, /*in=*/true, uses);
+    rates_.use(builder_, message.src, message.dst, inside, uses);
     transfer.uses = uses;
     return builder_.add(transfer);
   }
@@ -219,7 +279,7 @@ class NcclPhase : public PhaseTransport {
   const Cluster& cluster_;
   const NcclParameters& parameters_;
   SendQueues& queues_;
-  RankRates& rates_;
+  Rates& rates_;
   std::uint32_t first_gpu_;
   std::vector<std::array<std::uint32_t, 2>> starts_;  // [rank][0: scale-up, 1: network]
 };
@@ -230,7 +290,7 @@ class Nccl : public Transport {
       : cluster_(cluster),
         parameters_(std::move(parameters)),
         queues_(cluster),
-        rates_(cluster, parameters_) {}
+        rates_(parameters_) {}
   std::unique_ptr<PhaseTransport> begin(ProgramBuilder& builder, GpuResources& /*gpus*/,
                                         const PhaseTraffic& traffic) override {
     return std::make_unique<NcclPhase>(builder, cluster_, parameters_, queues_, rates_, traffic);
@@ -240,7 +300,7 @@ class Nccl : public Transport {
   const Cluster& cluster_;
   NcclParameters parameters_;
   SendQueues queues_;
-  RankRates rates_;
+  Rates rates_;
 };
 
 }  // namespace

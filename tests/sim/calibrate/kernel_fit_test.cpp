@@ -127,6 +127,37 @@ TEST(KernelFit, FillsATransportAndSaysHowFarItIsOff) {
 struct BadTable {
   std::string from, to, sentence;
 };
+// Two ranks on each of two GPUs. Rank 0 sends 3 rows to its GPU's other rank and 4 to the other GPU: only
+// those cross its port, 4 * 4096 B in BF16. Samples of the dispatch from 80 to 120 us around 100: a
+// spread of 0.2.
+TEST(RowExchanges, RanksOfOneGpuDoNotCrossItsPort) {
+  const std::string header =
+      "ranks,gpus,routing,num_tokens_per_rank,hidden,payload,sms,rows_src_dst,dispatch_us,"
+      "dispatch_p10,dispatch_p90,combine_us\n";
+  const std::string row =
+      "law,9,2048,bf16,8,\"[[2,3,4,0],[0,0,0,0],[0,0,0,0],[0,0,0,0]]\",100,80,120,90\n";
+  const auto exchanges = parse_row_exchanges(header + "4,2," + row, "table.csv");
+  ASSERT_EQ(exchanges.size(), 2U);
+  const PhaseVolumes& volumes = exchanges[0].volumes;
+  EXPECT_TRUE(volumes.crosses_nodes);
+  EXPECT_DOUBLE_EQ(volumes.ranks[0].rows_out, 9.0);
+  EXPECT_DOUBLE_EQ(volumes.ranks[0].port_out, 4.0 * 4096);
+  EXPECT_DOUBLE_EQ(volumes.ranks[1].port_in, 0.0);
+  EXPECT_DOUBLE_EQ(volumes.ranks[2].port_in, 4.0 * 4096);
+  EXPECT_DOUBLE_EQ(exchanges[0].spread, 0.2);
+  EXPECT_DOUBLE_EQ(exchanges[1].spread, 0.0);
+  const auto apart = parse_row_exchanges(header + "4,4," + row, "table.csv");
+  EXPECT_DOUBLE_EQ(apart[0].volumes.ranks[0].port_out, 7.0 * 4096);
+  for (const char* gpus : {"3", "0"}) {
+    try {
+      (void)parse_row_exchanges(header + "4," + gpus + "," + row, "table.csv");
+      FAIL() << gpus << " accepted";
+    } catch (const InputError& error) {
+      EXPECT_THAT(error.what(), HasSubstr("table.csv"));
+    }
+  }
+}
+
 TEST(RowExchanges, RefusesWhatCannotBeAMeasurement) {
   const std::string good =
       "direction,ranks,sms,row_bytes,tokens_per_rank,rows_src_dst,time_us\n"

@@ -30,10 +30,12 @@ json kernel_entry(const char* kind, const char* type) {
 
 json small_probe() {
   json kernels = json::array();
-  for (const char* kind : {"pack_phase", "forward_phase", "expand_phase", "merge", "gather_sum",
-                           "sum", "sum_with_shared", "events"}) {
+  for (const char* kind :
+       {"events", "build_forward_index", "forward", "pack_phase", "forward_phase", "expand_phase",
+        "merge", "gather_sum", "sum", "sum_with_shared"}) {
     kernels.push_back(kernel_entry(kind, "fp8"));
   }
+  kernels[0]["median_us"] = 3.0;
   return {{"schema_version", 2},
           {"device", "NVIDIA H200"},
           {"num_ranks", 2},
@@ -73,7 +75,12 @@ TEST(GpuProbe, CountsRowsAndBytesOfEveryPhase) {
   };
   ASSERT_EQ(probe.pack.size(), 1U);
   expect(probe.pack[0], 100.0 * 4096 + 300.0 * 2112, 300);
-  expect(probe.forward.at(0), (300.0 + 500.0) * 2112, 500);
+  // Index and rows were timed apart, 20 us each, and are one phase: one pair of events less.
+  ASSERT_EQ(probe.forward.size(), 1U);
+  EXPECT_DOUBLE_EQ(probe.forward[0].bytes, (300.0 + 500.0) * 2112);
+  EXPECT_DOUBLE_EQ(probe.forward[0].rows, 500);
+  EXPECT_DOUBLE_EQ(probe.forward[0].time_s, 37e-6);
+  EXPECT_DOUBLE_EQ(probe.forward[0].copies_per_row, 800.0 / 300.0);
   expect(probe.expand.at(0), 300.0 * 2112 + 800.0 * 4096, 800);
   expect(probe.merge.at(0), (800.0 + 300.0) * 4096, 800);
   expect(probe.gather.at(0), (500.0 + 300.0) * 4096, 500);
@@ -84,7 +91,87 @@ TEST(GpuProbe, CountsRowsAndBytesOfEveryPhase) {
   EXPECT_THAT(probe.shared_mlp.at(0).expert_rows, ElementsAre(100));
   EXPECT_TRUE(probe.mlp_fp8.empty());
   EXPECT_DOUBLE_EQ(probe.notify_s, 9.5e-6);
-  EXPECT_DOUBLE_EQ(probe.gap_s, 20e-6);
+  EXPECT_DOUBLE_EQ(probe.gap_s, 3e-6);
+  EXPECT_TRUE(probe.own_copy.empty());
+}
+
+TEST(GpuProbe, OwnCopiesAreTheCopiesAloneOfTheOverlaps) {
+  json probe = small_probe();
+  probe["overlap"] = {
+      {{"kind", "work_alone"}, {"work", "product"}, {"product_size", 2048}, {"median_us", 28.0}},
+      {{"kind", "work_beside_exchange"},
+       {"work", "copy"},
+       {"copy_bytes", 1000},
+       {"median_us", 9.0}},
+      {{"kind", "work_alone"}, {"work", "copy"}, {"copy_bytes", 1000}, {"median_us", 5.0}}};
+  const GpuProbe read = parse_gpu_probe(probe.dump(), "curves.json");
+  ASSERT_EQ(read.own_copy.size(), 1U);
+  EXPECT_DOUBLE_EQ(read.own_copy[0].bytes, 2000.0);  // read and written
+  EXPECT_DOUBLE_EQ(read.own_copy[0].time_s, 5e-6);
+  probe["overlap"][2]["copy_bytes"] = 0;
+  EXPECT_THAT(refusal(probe), HasSubstr("overlap[2]: copy_bytes"));
+}
+
+json pattern(const char* kind, double bytes, double median_us) {
+  return {
+      {"kind", kind}, {"transport", "nccl"}, {"bytes_per_pair", bytes}, {"median_us", median_us}};
+}
+
+// Three ranks. Between the two largest sizes 1 MB more per pair take: 20 us from all to one (2 MB, 100
+// GB/s), 25 us from one to all (80 GB/s, the slower), 10 us for one pair alone (100 GB/s), 20 us for
+// two neighbours that both send (50 GB/s each, 100 together).
+json pattern_probe() {
+  json probe{{"num_ranks", 3}, {"curves", json::array()}};
+  for (const auto& [kind, more_us] : std::initializer_list<std::pair<const char*, double>>{
+           {"all_to_one", 20.0}, {"one_to_all", 25.0}, {"sendrecv", 10.0}, {"shift", 20.0}}) {
+    probe["curves"].push_back(pattern(kind, 1024, 8.0));
+    probe["curves"].push_back(pattern(kind, 1e6, 30.0));
+    probe["curves"].push_back(pattern(kind, 2e6, 30.0 + more_us));
+  }
+  return probe;
+}
+
+TEST(PatternRates, AreSlopesBetweenTheTwoLargestSizes) {
+  json probe = pattern_probe();
+  PatternRates rates = parse_pattern_rates(probe.dump(), "curves.json");
+  EXPECT_NEAR(rates.rank_one_way.value(), 80e9, 1.0);
+  EXPECT_NEAR(rates.pair_one_way.value(), 100e9, 1.0);
+  EXPECT_NEAR(rates.pair_both_ways.value(), 100e9, 1.0);
+  // Times that fall say nothing, and neither do kinds that were not measured.
+  probe["curves"][8]["median_us"] = 29.0;
+  probe["curves"].erase(9);
+  probe["curves"].erase(9);
+  probe["curves"].erase(9);
+  rates = parse_pattern_rates(probe.dump(), "curves.json");
+  EXPECT_FALSE(rates.pair_one_way);
+  EXPECT_FALSE(rates.pair_both_ways);
+  probe["curves"][2]["median_us"] = -1.0;
+  EXPECT_THROW((void)parse_pattern_rates(probe.dump(), "curves.json"), InputError);
+  EXPECT_THROW((void)parse_pattern_rates("{", "curves.json"), InputError);
+}
+
+TEST(PatternRates, LimitWhatUniformExchangesCannotShow) {
+  Cluster cluster = load_cluster("h200_node");
+  NcclTier tier;
+  tier.rank_bandwidth = Bandwidth{300e9};
+  cluster.transports = {NcclParameters{tier, std::nullopt}};
+  const auto fitted = [&](const PatternRates& rates) {
+    Cluster out = cluster;
+    set_pattern_rates(rates, out);
+    return std::get<NcclParameters>(out.transports[0]).scale_up.value();
+  };
+  const NcclTier four = fitted({360e9, 260e9, 320e9});
+  EXPECT_DOUBLE_EQ(four.rank_bandwidth->value, 360e9);
+  EXPECT_DOUBLE_EQ(four.rank_total_bandwidth->value, 600e9);
+  EXPECT_DOUBLE_EQ(four.pair_bandwidth->value, 260e9);
+  EXPECT_DOUBLE_EQ(four.pair_total_bandwidth->value, 320e9);
+  // A pair that reaches what its ranks do has no limit of its own, and a rank that reaches no more in
+  // one direction than in both has no shared one.
+  const NcclTier two = fitted({290e9, 295e9, 590e9});
+  EXPECT_DOUBLE_EQ(two.rank_bandwidth->value, 300e9);
+  EXPECT_FALSE(two.rank_total_bandwidth);
+  EXPECT_FALSE(two.pair_bandwidth);
+  EXPECT_FALSE(two.pair_total_bandwidth);
 }
 
 TEST(GpuProbe, RefusesWhatIsNoWholeProbe) {
@@ -101,7 +188,7 @@ TEST(GpuProbe, RefusesWhatIsNoWholeProbe) {
   probe["kernels"][3]["median_us"] = 0.0;
   EXPECT_THAT(refusal(probe), HasSubstr("a number above zero"));
   probe = small_probe();
-  probe["kernels"][1].erase("num_forward_rows");
+  probe["kernels"][2].erase("num_forward_rows");
   EXPECT_THAT(refusal(probe), HasSubstr("no number \"num_forward_rows\""));
   probe = small_probe();
   probe["kernels"][0]["type"] = "fp4";
@@ -121,7 +208,7 @@ std::vector<KernelPoint> kernel_points(const KernelCosts& costs) {
   for (const double hidden : {2048.0, 7168.0}) {
     for (double rows = 128; rows <= 131072; rows *= 4) {
       for (const double tokens : {rows, rows / 2, rows / 8}) {
-        points.push_back({(rows + tokens) * 2.0 * hidden, rows, 0.0});
+        points.push_back({(rows + tokens) * 2.0 * hidden, rows, 0.0, 0.0});
         points.back().time_s = kernel_time_s(costs, points.back());
       }
     }
@@ -130,7 +217,7 @@ std::vector<KernelPoint> kernel_points(const KernelCosts& costs) {
 }
 
 TEST(ProbeFit, FindsTheKernelThatWroteThePoints) {
-  const KernelCosts known{{12e-6}, {2e-10}, {3.6e12}};
+  const KernelCosts known{{12e-6}, {2e-10}, {}, {3.6e12}};
   const auto fit = fit_row_kernel(kernel_points(known), kMemoryRate);
   EXPECT_NEAR(fit.costs.launch.value / known.launch.value, 1.0, 0.01);
   EXPECT_NEAR(fit.costs.row.value / known.row.value, 1.0, 0.05);
@@ -139,12 +226,27 @@ TEST(ProbeFit, FindsTheKernelThatWroteThePoints) {
   for (const double error : fit.held_out) EXPECT_LT(std::abs(error), 0.01);
 }
 
+TEST(ProbeFit, FindsWhatTheCopiesOfARowCost) {
+  const KernelCosts known{{10e-6}, {2e-11}, {2e-6}, {3.6e12}};
+  std::vector<KernelPoint> points = kernel_points(known);
+  for (std::size_t i = 0; i < points.size(); ++i) {
+    points[i].copies_per_row = static_cast<double>(1U << (i % 4));
+    points[i].time_s = kernel_time_s(known, points[i]);
+  }
+  // 10 us, 4 copies of 2 us, 128 rows, and the bytes.
+  EXPECT_DOUBLE_EQ(kernel_time_s(known, {3.6e6, 128.0, 0.0, 4.0}),
+                   10e-6 + 8e-6 + 128 * 2e-11 + 1e-6);
+  const auto fit = fit_row_kernel(points, kMemoryRate);
+  EXPECT_NEAR(fit.costs.copy.value / 2e-6, 1.0, 0.02);
+  EXPECT_NEAR(fit.costs.launch.value / 10e-6, 1.0, 0.02);
+}
+
 TEST(ProbeFit, NamesWhatSmallSizesLeaveOpen) {
   // All of one small size: launch, index and bytes cannot be told apart.
-  std::vector<KernelPoint> points(12, {128.0 * 4096, 128.0, 0.0});
+  std::vector<KernelPoint> points(12, {128.0 * 4096, 128.0, 0.0, 0.0});
   for (KernelPoint& point : points) point.time_s = 10e-6;
   const auto fit = fit_row_kernel(points, kMemoryRate);
-  EXPECT_THAT(fit.undetermined, ElementsAre("row", "bandwidth"));
+  EXPECT_THAT(fit.undetermined, ElementsAre("bandwidth", "row"));
   EXPECT_THROW((void)fit_row_kernel({points.begin(), points.begin() + 7}, kMemoryRate), InputError);
 }
 
@@ -179,13 +281,13 @@ TEST(ProbeFit, TopologyFileReadsBackTheSame) {
   Cluster cluster = load_cluster("h200_node");
   cluster.gpu.mlp_fp8 = mlp;
   cluster.gpu.shared_mlp = mlp;
-  cluster.gpu.kernels = RowKernels{{{1e-6}, {1e-10}, {1e12}},
-                                   {{2e-6}, {2e-10}, {2e12}},
-                                   {{3e-6}, {3e-10}, {3e12}},
-                                   {{4e-6}, {4e-10}, {4e12}},
-                                   {{5e-6}, {5e-10}, {5e12}},
-                                   {{6e-6}, {0.0}, {6e12}},
-                                   {3e-6}};
+  cluster.gpu.kernels =
+      RowKernels{{{1e-6}, {1e-10}, {}, {1e12}},       {{2e-6}, {2e-10}, {2e-6}, {2e12}},
+                 {{3e-6}, {3e-10}, {}, {3e12}},       {{4e-6}, {4e-10}, {}, {4e12}},
+                 {{5e-6}, {5e-10}, {}, {5e12}},       {{6e-6}, {0.0}, {}, {6e12}},
+                 KernelCosts{{7e-6}, {}, {}, {7e12}}, {3e-6}};
+  cluster.uncertainty.scale_up = {{Seconds{20e-6}, 0.2}, {std::nullopt, 0.05}};
+  cluster.uncertainty.mlp = {{std::nullopt, 0.1}};
   const std::string text = to_yaml(cluster);
   const Cluster back = read_cluster(parse_yaml(text, "written"));
   EXPECT_EQ(to_yaml(back), text);
@@ -193,6 +295,20 @@ TEST(ProbeFit, TopologyFileReadsBackTheSame) {
   EXPECT_DOUBLE_EQ(back.gpu.mlp_fp8->tile_padding, 30.0);
   EXPECT_EQ(back.gpu.shared_mlp->tile_rows, 128U);
   EXPECT_DOUBLE_EQ(back.gpu.kernels->gap.value, 3e-6);
+  EXPECT_DOUBLE_EQ(back.gpu.kernels->forward.copy.value, 2e-6);
+  EXPECT_DOUBLE_EQ(back.gpu.kernels->own_copy->bandwidth.value, 7e12);
+  ASSERT_EQ(back.uncertainty.scale_up.size(), 2U);
+  EXPECT_DOUBLE_EQ(back.uncertainty.scale_up[0].up_to->value, 20e-6);
+  EXPECT_DOUBLE_EQ(back.uncertainty.mlp.at(0).relative, 0.1);
+  for (const char* scale : {"[{up_to: 20 us, relative: 0.1}]", "[]", "[{relative: -1}]",
+                            "[{relative: 0.1}, {relative: 0.2}]",
+                            "[{up_to: 9 us, relative: 0.1}, {up_to: 9 us, relative: 0.1}, "
+                            "{relative: 0.1}]"}) {
+    EXPECT_THROW(
+        (void)load_cluster(fmt::format("{{extends: h200_node, uncertainty: {{mlp: {}}}}}", scale)),
+        InputError)
+        << scale;
+  }
   EXPECT_THROW(
       (void)load_cluster("{extends: h200_node, gpu: {kernels: {pack: {launch: 1 us, row: 0 s, "
                          "bandwidth: 1 TB/s}}}}"),

@@ -15,6 +15,8 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
+using ::testing::IsSupersetOf;
+using ::testing::UnorderedElementsAre;
 
 // A phase's messages between ranks, in the order of the program.
 std::vector<Timed> messages(const SmallLayer& run, Phase phase) {
@@ -77,6 +79,57 @@ TEST(LayerProgram, TwoRanksWithDeduplication) {
   EXPECT_THAT(kernels(run, Phase::kSum),
               ElementsAre(Timed{0, 0, 29536, 30536}, Timed{1, 1, 25536, 26336}));
   EXPECT_EQ(nanoseconds(run.execution().makespan_s), 30536);
+}
+
+// The same with the calibrated kernels of our runtime (with_row_kernels), which pack own rows too, and
+// 100 ns between any two phases of a rank. An exchange records an event of its own: 100 ns more, which
+// stand before it.
+//                                 rank 0                                 rank 1
+// notify                                                            0..3000 both
+// pack      2 tokens, 3 rows: 5000 B                          1 token, 2 rows: 3000 B
+//           1000 + 30 + 500                    3100..4630     1000 + 20 + 300      3100..4420
+// dispatch  100, then 2000 + 2032              4730..8862     100, 2000 + 1012     4520..7632
+// expand    2 rows to 2 copies: 1000 + 20 + 400, and 3 to 4: 1000 + 40 + 700
+//                                              7732..9152                          8962..10702
+// MLP                                          9252..21252                        10802..26006
+// merge     as expand                         21352..22772                        26106..27846
+// combine   100, then 2000 + 1000             22872..25972    100, 2000 + 2000    27946..32046
+//           one own row each, when all of a rank's messages are there: 200 + 200
+//                                             32046..32446                        32046..32446
+// sum       3 results, 2 tokens, 2 shared     32546..34276    2, 1, 1             32546..33966
+TEST(LayerProgram, CalibratedKernelsAndEvents) {
+  const SmallLayer run = two_ranks_dedup(with_row_kernels(small_cluster(2, 1)));
+  EXPECT_THAT(kernels(run, Phase::kPack),
+              UnorderedElementsAre(Timed{0, 0, 3100, 4630}, Timed{1, 1, 3100, 4420},
+                                   Timed{0, 0, 3000, 3100}, Timed{1, 1, 3000, 3100}));
+  EXPECT_THAT(messages(run, Phase::kDispatch),
+              ElementsAre(Timed{0, 1, 4830, 8862}, Timed{1, 0, 4620, 7632}));
+  EXPECT_THAT(messages(run, Phase::kCombine),
+              ElementsAre(Timed{0, 1, 22972, 25972}, Timed{1, 0, 28046, 32046}));
+  const std::vector<Timed> combine = kernels(run, Phase::kCombine);
+  EXPECT_THAT(combine, IsSupersetOf({Timed{0, 0, 22872, 22972}, Timed{1, 1, 27946, 28046},
+                                     Timed{0, 0, 32046, 32446}, Timed{1, 1, 32046, 32446}}));
+  EXPECT_THAT(kernels(run, Phase::kSum),
+              IsSupersetOf({Timed{0, 0, 32546, 34276}, Timed{1, 1, 32546, 33966}}));
+  EXPECT_EQ(nanoseconds(run.execution().makespan_s), 34276);
+}
+
+// Every round of a relay has a kernel and an event of its own.
+//   forward   a, at rank 0 and at rank 2: 1 row to 1, one copy: 1000 + 10 + 50 + 200 + 100 = 1360
+//             b: 1 row to 2, two copies: 1000 + 20 + 100 + 300 + 100 = 1520
+//   gather    a: 1 result to 1: 1000 + 10 + 200 + 100 = 1310; b: 2 to 1: 1000 + 20 + 300 + 100 = 1420
+//             rank 2's own result of b is copied: 200 + 200 = 400
+TEST(LayerProgram, RoundsOfARelayHaveEvents) {
+  const SmallLayer run = relay_with_two_rounds(with_row_kernels(small_cluster(2, 2)));
+  const auto lengths = [&](Phase phase) {
+    std::vector<long long> out;
+    for (const Timed& timed : kernels(run, phase)) {
+      if (timed.end - timed.begin > 100) out.push_back(timed.end - timed.begin);
+    }
+    return out;
+  };
+  EXPECT_THAT(lengths(Phase::kForward), ElementsAre(1360, 1360, 1520));
+  EXPECT_THAT(lengths(Phase::kGather), UnorderedElementsAre(400, 1310, 1310, 1420));
 }
 
 // Rows of the same messages: what the report counts.

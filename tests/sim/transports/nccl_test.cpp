@@ -16,13 +16,19 @@ Cluster with_nccl(Cluster cluster, NcclTier network) {
   return cluster;
 }
 
+NcclTier make_tier(std::vector<MessageSegment> segments, std::vector<StartCost> start = {}) {
+  NcclTier out;
+  out.segments = std::move(segments);
+  out.start = std::move(start);
+  return out;
+}
+
 // A segment's bandwidth caps a transfer below its links', its alpha depends on the size, and a
 // message of no bytes takes alpha and latency (2 us) alone.
 TEST(Nccl, SegmentsSetAlphaAndRate) {
-  const Cluster cluster = with_nccl(star(3), {{{Bytes{1000}, Seconds{5e-6}, std::nullopt},
-                                               {std::nullopt, Seconds{20e-6}, Bandwidth{0.25e9}}},
-                                              {},
-                                              {}});
+  const Cluster cluster =
+      with_nccl(star(3), make_tier({{Bytes{1000}, Seconds{5e-6}, std::nullopt},
+                                    {std::nullopt, Seconds{20e-6}, Bandwidth{0.25e9}}}));
   EXPECT_NEAR(run_phase(cluster, {}, {{0, 1, 0.0, 1}}).finish_s(0), 7e-6, 1e-13);
   EXPECT_NEAR(run_phase(cluster, {}, {{0, 1, 1000.0, 1}}).finish_s(0), 7e-6 + 1e-6, 1e-13);
   EXPECT_NEAR(run_phase(cluster, {}, {{0, 1, 1e6, 1}}).finish_s(0), 22e-6 + 4e-3, 1e-12);
@@ -34,7 +40,7 @@ TEST(Nccl, SegmentsSetAlphaAndRate) {
 // One place per rank: the second send waits for the first to arrive. alpha 10 us, 2 us of latency.
 // Another rank's send waits for nobody.
 TEST(Nccl, SendsInFlightQueue) {
-  Cluster cluster = with_nccl(star(3), {{{std::nullopt, Seconds{10e-6}, std::nullopt}}, {}, {}});
+  Cluster cluster = with_nccl(star(3), make_tier({{std::nullopt, Seconds{10e-6}, std::nullopt}}));
   cluster.nic->injection.sends_in_flight = 1;
   const auto run = run_phase(cluster, {}, {{0, 1, 1e6, 1}, {0, 2, 2e6, 1}, {1, 0, 1e6, 1}});
   EXPECT_NEAR(run.finish_s(0), 1.012e-3, 1e-12);
@@ -69,7 +75,7 @@ TEST(Nccl, PhasesShareTheQueues) {
 // 35 us; rank 1 has one and starts at 30 us. Then 2 us, and 1 MB (2 MB over rank 0's port).
 TEST(Nccl, AStartIsPaidPerRankAndPhase) {
   const StartCost start{std::nullopt, Seconds{30e-6}, Seconds{5e-6}, {}, {}, {}};
-  const Cluster cluster = with_nccl(star(3), {{MessageSegment{}}, {start}, {}});
+  const Cluster cluster = with_nccl(star(3), make_tier({MessageSegment{}}, {start}));
   const std::vector<Message> messages{{0, 1, 1e6, 1}, {0, 2, 1e6, 1}, {1, 2, 0.0, 1}};
   const auto run = run_phase(cluster, {}, messages);
   EXPECT_NEAR(run.finish_s(0), 35e-6 + 2e-6 + 2e-3, 1e-12);
@@ -79,11 +85,42 @@ TEST(Nccl, AStartIsPaidPerRankAndPhase) {
   EXPECT_NEAR(continued.finish_s(2), 2e-6, 1e-12);
 }
 
+// What a rank sends and receives shares 1 GB/s, each direction alone has 0.8: 1 MB there and 1 MB back
+// take 2 ms together, 1 MB there alone 1.25 ms. The links carry 1 GB/s each way.
+TEST(Nccl, BothDirectionsOfARankShareARate) {
+  NcclTier tier;
+  tier.rank_bandwidth = Bandwidth{0.8e9};
+  tier.rank_total_bandwidth = Bandwidth{1e9};
+  const Cluster cluster = with_nccl(star(3), tier);
+  EXPECT_NEAR(run_phase(cluster, {}, {{0, 1, 1e6, 1}}).finish_s(0), 2e-6 + 1.25e-3, 1e-12);
+  const auto both = run_phase(cluster, {}, {{0, 1, 1e6, 1}, {1, 0, 1e6, 1}});
+  EXPECT_NEAR(both.execution.makespan_s, 2e-6 + 2e-3, 1e-12);
+  // A ring loads both directions of everybody.
+  const auto ring = run_phase(cluster, {}, {{0, 1, 1e6, 1}, {1, 2, 1e6, 1}, {2, 0, 1e6, 1}});
+  EXPECT_NEAR(ring.execution.makespan_s, 2e-6 + 2e-3, 1e-12);
+}
+
+// A connection carries 0.25 GB/s in one direction and 0.4 in both: 1 MB takes 4 ms one way, 5 ms if as
+// much comes back. To two ranks at once it still takes 4 ms.
+TEST(Nccl, APairIsLimitedByItsChannels) {
+  NcclTier tier;
+  tier.pair_bandwidth = Bandwidth{0.25e9};
+  tier.pair_total_bandwidth = Bandwidth{0.4e9};
+  const Cluster cluster = with_nccl(star(3), tier);
+  const auto spread = run_phase(cluster, {}, {{0, 1, 1e6, 1}, {0, 2, 1e6, 1}});
+  EXPECT_NEAR(spread.execution.makespan_s, 2e-6 + 4e-3, 1e-12);
+  const auto both = run_phase(cluster, {}, {{0, 1, 1e6, 1}, {1, 0, 1e6, 1}});
+  EXPECT_NEAR(both.execution.makespan_s, 2e-6 + 5e-3, 1e-12);
+  // Two messages of a pair share it.
+  const auto two = run_phase(cluster, {}, {{0, 1, 1e6, 1}, {0, 1, 1e6, 1}});
+  EXPECT_NEAR(two.execution.makespan_s, 2e-6 + 8e-3, 1e-12);
+}
+
 // A ramp: 1 MB take 3 ms beyond the launch of 1 ms where the link alone would take 1 ms, so the
 // start is 1 + 3 - 1 = 3 ms. Half of it takes half: 1 + 1.5 - 0.5 = 2 ms.
 TEST(Nccl, ARampDelaysTheStart) {
   const StartCost start{std::nullopt, Seconds{1e-3}, {}, {{Bytes{1000000}, Seconds{3e-3}}}, {}, {}};
-  const Cluster cluster = with_nccl(star(2), {{MessageSegment{}}, {start}, {}});
+  const Cluster cluster = with_nccl(star(2), make_tier({MessageSegment{}}, {start}));
   EXPECT_NEAR(run_phase(cluster, {}, {{0, 1, 1e6, 1}}).finish_s(0), 3e-3 + 1.002e-3, 1e-12);
   EXPECT_NEAR(run_phase(cluster, {}, {{0, 1, 0.5e6, 1}}).finish_s(0), 2e-3 + 0.502e-3, 1e-12);
 }
@@ -95,7 +132,7 @@ TEST(Nccl, ASharedRampCountsTheWholeSocket) {
   cluster.scale_up->shared_bandwidth = Bandwidth{1e9};
   StartCost start;
   start.shared_ramp = {{Bytes{2000000}, Seconds{5e-3}}};
-  cluster.transports = {NcclParameters{NcclTier{{MessageSegment{}}, {start}, {}}, std::nullopt}};
+  cluster.transports = {NcclParameters{make_tier({MessageSegment{}}, {start}), std::nullopt}};
   const auto run = run_phase(cluster, {}, {{0, 2, 1e6, 1}, {1, 3, 1e6, 1}});
   EXPECT_NEAR(run.execution.makespan_s, 3e-3 + 2e-3, 1e-12);
   // On a socket of its own, the second pair's bytes are not the first one's business: 1 MB on each
@@ -107,7 +144,9 @@ TEST(Nccl, ASharedRampCountsTheWholeSocket) {
 
 // A rank's messages reach 0.5 GB/s together, though the links carry 1 GB/s: two of 1 MB take 4 ms.
 TEST(Nccl, ARankHasARateOfItsOwn) {
-  const Cluster cluster = with_nccl(star(3), {{MessageSegment{}}, {}, Bandwidth{0.5e9}});
+  NcclTier capped;
+  capped.rank_bandwidth = Bandwidth{0.5e9};
+  const Cluster cluster = with_nccl(star(3), capped);
   const auto out = run_phase(cluster, {}, {{0, 1, 1e6, 1}, {0, 2, 1e6, 1}});
   EXPECT_NEAR(out.execution.makespan_s, 2e-6 + 4e-3, 1e-12);
   const auto in = run_phase(cluster, {}, {{0, 1, 1e6, 1}, {2, 1, 1e6, 1}});
@@ -123,7 +162,7 @@ TEST(Nccl, ASocketRampCountsBothDirections) {
   cluster.scale_up->socket_bandwidth = Bandwidth{1e9};
   StartCost start;
   start.socket_ramp = {{Bytes{2000000}, Seconds{5e-3}}};
-  cluster.transports = {NcclParameters{NcclTier{{MessageSegment{}}, {start}, {}}, std::nullopt}};
+  cluster.transports = {NcclParameters{make_tier({MessageSegment{}}, {start}), std::nullopt}};
   const auto run = run_phase(cluster, {}, {{0, 2, 1e6, 1}, {3, 1, 1e6, 1}});
   EXPECT_NEAR(run.execution.makespan_s, 3e-3 + 2e-3, 1e-12);
 }

@@ -1,0 +1,37 @@
+#pragma once
+// Validation on our own runs over NVLink: MoE layers that coterie-runtime measured, predicted from the
+// probe of the same machine and from nothing else.
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "sim/calibrate/validate.hpp"
+#include "topologies/cluster.hpp"
+
+namespace coterie {
+
+// `base` (a probe's skeleton) with everything that its probe says: links, rates of patterns, kernels,
+// expert MLPs, notify, and the scales of uncertainty. Throws InputError for what is no whole probe.
+Cluster calibrate_from_probe(const std::filesystem::path& curves, const Cluster& base);
+
+// How predictions and measurements of one folder compare.
+struct NvlinkRuns {
+  // Per run and layer: its time; dispatch and combine of at least 20 us; the slowest rank's MLP; the
+  // slowest rank's time in every kernel of at least 20 us (`forward` and `gather` contain the exchange
+  // of the second hop).
+  ValidationSection layer, dispatch, combine, mlp, kernels;
+  // Pairs of runs of one report that differ by more than twice their samples' deviations together, how
+  // many the prediction orders alike, and how many of their ratios it gives within three points.
+  std::size_t num_pairs = 0, num_right = 0, num_close = 0;
+  // Layers, and those that lie within the interval that their prediction carries.
+  std::size_t num_layers = 0, num_inside = 0;
+};
+
+// `folders`: each with curves_epN.json, topology_epN.yaml and reports/*.json, one machine per folder.
+// `traces` holds what the reports name (TRACE.moet, or TRACE.npz). Throws InputError for reports whose
+// plans are not those of the prediction. Deterministic.
+NvlinkRuns predict_nvlink_runs(const std::vector<std::filesystem::path>& folders,
+                               const std::filesystem::path& traces);
+
+}  // namespace coterie
