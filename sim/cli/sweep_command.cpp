@@ -63,12 +63,16 @@ class Job {
   int size_ = 1;
 };
 
+// Of a worker process: what points have in common.
+constexpr std::size_t kMemoBytes = std::size_t{256} << 20U;
+
 nlohmann::ordered_json evaluate(const SweepSpec& spec, const SweepOptions& options,
-                                const SweepPoint& point) {
+                                const SweepPoint& point, Memo& memo) {
   Experiment experiment = load_experiment(spec.base, overrides_of(spec, point));
   keep_runs(experiment, spec.runs);
   SimulateOptions simulation;
   simulation.cache = options.folder / "cache";  // and one job: the points run side by side
+  simulation.memo = &memo;
   simulation.timelines = false;
   return sweep_rows(experiment, results_of(experiment, simulate(experiment, simulation)).runs);
 }
@@ -109,8 +113,9 @@ void run_sweep(SweepArguments& arguments, const Job& job) {
   make_folder(options.folder);
   make_folder(options.folder / "cache");
   options.synchronise = [&job] { job.barrier(); };
+  Memo memo(kMemoBytes);  // empty here; every worker fills its own
   SweepCounts counts = run_points(
-      spec, options, [&](const SweepPoint& point) { return evaluate(spec, options, point); });
+      spec, options, [&](const SweepPoint& point) { return evaluate(spec, options, point, memo); });
   job.barrier();
   if (job.rank() != 0) return;
   const std::vector<nlohmann::json> entries = collect(spec, options.folder);
