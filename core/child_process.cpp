@@ -5,7 +5,6 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -14,17 +13,13 @@
 #include <chrono>
 #include <cstring>
 #include <memory>
-#include <string_view>
 #include <utility>
 
+#include "core/child_message.hpp"
 #include "core/error.hpp"
 
 namespace coterie {
 namespace {
-
-// First byte of what the child writes: the result follows, or the exit code's digit and a sentence.
-constexpr char kResult = 'R';
-constexpr char kFailure = 'F';
 
 class Descriptor {
  public:
@@ -42,57 +37,11 @@ class Descriptor {
   int fd_;
 };
 
-bool write_all(int fd, std::string_view bytes) {
-  while (!bytes.empty()) {
-    const ssize_t written = ::write(fd, bytes.data(), bytes.size());
-    if (written < 0) {
-      if (errno == EINTR) continue;
-      return false;
-    }
-    bytes.remove_prefix(static_cast<std::size_t>(written));
-  }
-  return true;
-}
-
 [[noreturn]] void run_child(int fd, int log, int parent, const std::function<std::string()>& body) {
-  // The child must not outlive an interrupted parent.
-  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-  if (::getppid() != parent) ::_exit(1);
-  // What a library prints about a failure goes into the one sentence the user gets.
-  ::dup2(log, STDOUT_FILENO);
-  ::dup2(log, STDERR_FILENO);
-  std::string message;
-  try {
-    message = kResult + body();
-  } catch (const Error& error) {
-    message = fmt::format("{}{}{}", kFailure, static_cast<int>(error.exit_code()), error.what());
-  } catch (const std::exception& error) {
-    message =
-        fmt::format("{}{}{}", kFailure, static_cast<int>(ExitCode::kInternalError), error.what());
-  }
-  const bool written = write_all(fd, message);
+  settle_in_child(parent, log);
+  const bool written = write_all(fd, child_message(body));
   // No destructors of the parent's objects, no flushing of its buffers.
   ::_exit(written ? 0 : 1);
-}
-
-// The first line that the child printed, without time stamps and source places; empty if none.
-std::string first_line(int log) {
-  char buffer[512];
-  const ssize_t count = ::pread(log, buffer, sizeof buffer, 0);
-  if (count <= 0) return {};
-  std::string line(buffer, static_cast<std::size_t>(count));
-  line.resize(std::min(line.size(), line.find('\n')));
-  if (const std::size_t tag = line.find("/CRITICAL] "); tag != std::string::npos) {
-    line.erase(0, tag + 11);
-  }
-  return line;
-}
-
-int wait_for(pid_t pid) {
-  int status = 0;
-  while (::waitpid(pid, &status, 0) < 0 && errno == EINTR) {
-  }
-  return status;
 }
 
 }  // namespace
@@ -154,28 +103,11 @@ bool ChildProcess::done() {
 std::string ChildProcess::result() {
   if (!closed_) ::kill(pid_, SIGKILL);
   const int status = wait_for(std::exchange(pid_, -1));
-  if (!closed_) {
-    throw Error(ExitCode::kInternalError,
-                fmt::format("{}: not done after {} s; stopped", what_, timeout_s_));
+  if (!closed_) throw child_overstayed(what_, timeout_s_);
+  if (WIFSIGNALED(status) || bytes_.empty() || WEXITSTATUS(status) != 0) {
+    throw child_ended(what_, status, log_);
   }
-  if (WIFSIGNALED(status)) {
-    const std::string said = first_line(log_);
-    throw Error(
-        ExitCode::kInternalError,
-        fmt::format("{}: its process was ended by signal {} ({}){}{}", what_, WTERMSIG(status),
-                    ::strsignal(WTERMSIG(status)), said.empty() ? "" : ": ", said));
-  }
-  if (bytes_.empty() || WEXITSTATUS(status) != 0) {
-    throw Error(ExitCode::kInternalError,
-                fmt::format("{}: its process exited with status {} and without a result", what_,
-                            WEXITSTATUS(status)));
-  }
-  if (bytes_[0] == kFailure) {
-    const auto code = static_cast<ExitCode>(bytes_[1] - '0');
-    throw Error(code, bytes_.substr(2));
-  }
-  bytes_.erase(0, 1);
-  return std::move(bytes_);
+  return child_result(std::move(bytes_));
 }
 
 void wait_for_any(const std::vector<const ChildProcess*>& children) {

@@ -386,7 +386,8 @@ std::string effective_yaml(const fs::path& path, std::vector<Override> overrides
 
 }  // namespace
 
-Experiment load_experiment(const fs::path& path, const std::vector<Override>& overrides) {
+Experiment load_experiment(const fs::path& path, const std::vector<Override>& overrides,
+                           EffectiveYaml effective) {
   std::vector<Override> own = overrides;
   const std::vector<Override> topology_extra = split_off(own, "topology.");
   const std::vector<Override> model_extra = split_off(own, "model.");
@@ -423,8 +424,10 @@ Experiment load_experiment(const fs::path& path, const std::vector<Override>& ov
   experiment.runs = read_runs(runs, folder, experiment.num_ranks);
   map.finish();
 
-  experiment.effective_yaml =
-      effective_yaml(path, own, experiment, part.topology, model, runs.as_list());
+  if (effective == EffectiveYaml::kMake) {
+    experiment.effective_yaml =
+        effective_yaml(path, own, experiment, part.topology, model, runs.as_list());
+  }
   return experiment;
 }
 

@@ -60,7 +60,7 @@ struct Experiment {
   std::uint64_t seed = 0;
   std::vector<RunSpec> runs;
   // The file with the overrides in place, its name given and its paths made absolute, so that it
-  // loads to the same experiment from anywhere.
+  // loads to the same experiment from anywhere. Empty where it was not asked for.
   std::string effective_yaml;
 
   // How a run of this experiment moves its rows.
@@ -73,10 +73,13 @@ struct Experiment {
   }
 };
 
+enum class EffectiveYaml : std::uint8_t { kMake, kLeaveOut };
+
 // Throws InputError. `overrides` are the --set options; relative paths that they give are relative
 // to the working directory.
 Experiment load_experiment(const std::filesystem::path& path,
-                           const std::vector<Override>& overrides = {});
+                           const std::vector<Override>& overrides = {},
+                           EffectiveYaml effective = EffectiveYaml::kMake);
 
 // The cluster of an experiment given as YAML text, and nothing else: its trace and its model need
 // not be there. `where` stands in messages, and relative paths are relative to its folder. Throws

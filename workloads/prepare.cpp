@@ -1,5 +1,9 @@
 #include "workloads/prepare.hpp"
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <sys/stat.h>
+
 #include <algorithm>
 
 #include "core/error.hpp"
@@ -19,6 +23,41 @@ std::string describe(const Experiment& experiment) {
 bool is_strategy(const std::string& placement) {
   const std::vector<std::string> names = placement_strategies();
   return std::find(names.begin(), names.end(), placement) != names.end();
+}
+
+std::size_t num_bytes(const Routing& routing) {
+  return routing.experts.size() * sizeof(ExpertIdx) + routing.weights.size() * sizeof(float) +
+         routing.sequence_begin.size() * sizeof(std::uint64_t);
+}
+
+std::size_t num_bytes(const Placement& placement) {
+  std::size_t sum = 0;
+  for (const LayerPlacement& layer : placement.layers) {
+    for (const auto& experts : layer.rank_experts) {
+      sum += sizeof experts + experts.size() * sizeof(ExpertIdx);
+    }
+  }
+  return sum;
+}
+
+// Names the content of a file as far as the file system tells it.
+std::string file_state(const std::filesystem::path& file) {
+  struct stat state {};
+  if (::stat(file.c_str(), &state) != 0) return {};
+  return fmt::format("{}\n{} {} {} {}.{} {}.{}", file.string(), state.st_dev, state.st_ino,
+                     state.st_size, state.st_mtim.tv_sec, state.st_mtim.tv_nsec,
+                     state.st_ctim.tv_sec, state.st_ctim.tv_nsec);
+}
+
+std::string content_key(const Placement& placement) {
+  ContentHash hash;
+  hash.add(fmt::format("{} {} {} {}", placement.num_experts, placement.num_ranks,
+                       placement.ranks_per_node, to_string(placement.replica_choice)));
+  for (const LayerPlacement& layer : placement.layers) {
+    hash.add(std::span(&layer.layer, 1));
+    for (const auto& experts : layer.rank_experts) hash.add(experts);
+  }
+  return hex64(hash.digest());
 }
 
 // Names everything that decides what is learnt, the training tokens included.
@@ -41,6 +80,27 @@ void require_training(const Experiment& experiment, const TraceParts& parts) {
                                experiment.trace.file.string()));
 }
 
+// `key` is learning_key's, where there is a cache.
+Placement learn_or_read(const Routing& training, const PlacementRequest& request,
+                        const PrepareOptions& options, const std::string& key) {
+  std::filesystem::path cached;
+  if (options.cache) {
+    cached = *options.cache / fmt::format("placement-{}.json", key);
+    // A file that another process just wrote is complete: it was renamed into place.
+    if (std::filesystem::exists(cached)) return read_placement(cached);
+  }
+  Placement placement = make_placement(training, request);
+  placement.trained_on = training.origin;
+  if (options.cache) {
+    try {
+      write_placement(cached, placement);
+    } catch (const InputError&) {
+      // The cache only saves time: a disk that is full must not fail the run.
+    }
+  }
+  return placement;
+}
+
 Placement learn(const Experiment& experiment, const RunSpec& spec, const TraceParts& parts,
                 const PrepareOptions& options) {
   const bool learns = strategy_learns(spec.placement);
@@ -60,22 +120,13 @@ Placement learn(const Experiment& experiment, const RunSpec& spec, const TracePa
   if (strategy_needs_times(spec.placement) && options.times) {
     request.times = options.times(spec, training);
   }
-  std::filesystem::path cached;
-  if (learns && options.cache) {
-    cached = *options.cache / fmt::format("placement-{}.json", learning_key(request, training));
-    // A file that another process just wrote is complete: it was renamed into place.
-    if (std::filesystem::exists(cached)) return read_placement(cached);
-  }
-  Placement placement = make_placement(training, request);
-  if (learns) placement.trained_on = training.origin;
-  if (!cached.empty()) {
-    try {
-      write_placement(cached, placement);
-    } catch (const InputError&) {
-      // The cache only saves time: a disk that is full must not fail the run.
-    }
-  }
-  return placement;
+  if (!learns) return make_placement(training, request);
+  const bool keeps = options.cache || options.memo != nullptr;
+  const std::string key = keeps ? learning_key(request, training) : std::string();
+  const auto make = [&] { return learn_or_read(training, request, options, key); };
+  if (options.memo == nullptr) return make();
+  return *options.memo->get("learnt placement " + key, make,
+                            [](const Placement& placement) { return num_bytes(placement); });
 }
 
 // A placement file, checked and its layers brought into the trace's order.
@@ -141,8 +192,30 @@ std::vector<RankTokens> deal_groups(const Experiment& experiment, const Routing&
 
 }  // namespace
 
-TraceParts load_trace(const Experiment& experiment) {
-  Routing trace = read_routing(experiment.trace.file);
+namespace {
+
+struct WholeTrace {
+  Routing routing;
+  std::string digest;
+  std::string key;  // names all of its content, and its origin
+};
+
+WholeTrace read_whole(const std::filesystem::path& file) {
+  WholeTrace trace{read_routing(file), {}, {}};
+  const Routing& routing = trace.routing;
+  trace.digest = trace_digest(routing);
+  ContentHash hash;
+  hash.add(fmt::format("{} {}", routing.num_experts, routing.num_topk));
+  hash.add(std::string_view(routing.model))
+      .add(std::string_view(routing.origin))
+      .add(routing.layers)
+      .add(routing.sequence_begin);
+  hash.add(routing.experts).add(routing.weights);
+  trace.key = hex64(hash.digest());
+  return trace;
+}
+
+void require_model(const Experiment& experiment, const Routing& trace) {
   const ModelShape& model = experiment.model;
   if (trace.num_experts != model.num_experts) {
     throw InputError(
@@ -156,8 +229,12 @@ TraceParts load_trace(const Experiment& experiment) {
                     "the same",
                     describe(experiment), trace.num_topk, model.num_topk));
   }
+}
+
+// The parts that the experiment makes of a trace; whoever has no use for the trace gives it away.
+TraceParts cut_parts(const Experiment& experiment, Routing trace, const std::string& digest) {
   TraceParts parts;
-  parts.digest = trace_digest(trace);
+  parts.digest = digest;
   trace = chosen_layers(experiment, std::move(trace));
   if (experiment.trace.train == experiment.trace.eval) {
     parts.train = parts.eval = cut_out(std::move(trace), experiment.trace.eval);
@@ -174,6 +251,47 @@ TraceParts load_trace(const Experiment& experiment) {
   return parts;
 }
 
+std::size_t num_bytes(const TraceParts& parts) {
+  std::size_t sum = num_bytes(*parts.eval);
+  if (parts.train != parts.eval) sum += num_bytes(*parts.train);
+  for (const RankTokens& tokens : *parts.tokens) {
+    sum += (tokens.token_begin.size() + tokens.trace_token.size()) * sizeof(std::uint64_t);
+  }
+  return sum;
+}
+
+// Names what decides the parts of a trace.
+std::string parts_key(const Experiment& experiment, const WholeTrace& trace) {
+  return fmt::format(
+      "parts {} {} {} {} {} {} {} [{}]", trace.key, static_cast<int>(experiment.trace.train),
+      static_cast<int>(experiment.trace.eval), experiment.num_ranks, experiment.num_groups,
+      experiment.tokens_per_rank ? std::to_string(*experiment.tokens_per_rank) : "-",
+      static_cast<int>(experiment.deal), fmt::join(experiment.layers, " "));
+}
+
+}  // namespace
+
+TraceParts load_trace(const Experiment& experiment, Memo* memo) {
+  const std::filesystem::path& file = experiment.trace.file;
+  TraceParts parts;
+  if (memo == nullptr) {
+    WholeTrace trace = read_whole(file);
+    require_model(experiment, trace.routing);
+    parts = cut_parts(experiment, std::move(trace.routing), trace.digest);
+  } else {
+    const auto trace = memo->get(
+        "trace " + file_state(file), [&] { return read_whole(file); },
+        [](const WholeTrace& whole) { return num_bytes(whole.routing); });
+    require_model(experiment, trace->routing);
+    const std::string key = parts_key(experiment, *trace);
+    parts = *memo->get(
+        key, [&] { return cut_parts(experiment, trace->routing, trace->digest); },
+        [](const TraceParts& cut) { return num_bytes(cut); });
+    parts.key = key;
+  }
+  return parts;
+}
+
 PreparedRun prepare_run(const Experiment& experiment, const RunSpec& spec, const TraceParts& parts,
                         const PrepareOptions& options) {
   PreparedRun run;
@@ -183,13 +301,21 @@ PreparedRun prepare_run(const Experiment& experiment, const RunSpec& spec, const
   if (spec.replica_choice) run.placement.replica_choice = *spec.replica_choice;
   run.routing = parts.eval;
   run.group_tokens = parts.tokens;
+  if (options.memo != nullptr) {
+    run.key = fmt::format("{} placed {}", parts.key, content_key(run.placement));
+  }
   if (spec.prune) {
     require_training(experiment, parts);
-    PruneResult pruned = prune(*parts.eval, *parts.train, run.placement, *spec.prune);
-    run.routing = std::make_shared<const Routing>(std::move(pruned.routing));
+    run.key +=
+        fmt::format(" pruned {} {}", static_cast<int>(spec.prune->method), spec.prune->num_devices);
+    const auto pruned = remember(
+        options.memo, run.key,
+        [&] { return prune(*parts.eval, *parts.train, run.placement, *spec.prune); },
+        [](const PruneResult& result) { return num_bytes(result.routing); });
+    run.routing = {pruned, &pruned->routing};
     run.exact = false;
-    run.weight_lost = pruned.weight_lost;
-    run.top1_changed = pruned.top1_changed;
+    run.weight_lost = pruned->weight_lost;
+    run.top1_changed = pruned->top1_changed;
   }
   return run;
 }

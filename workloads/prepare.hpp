@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "core/memo.hpp"
 #include "workloads/experiment.hpp"
 
 namespace coterie {
@@ -22,12 +23,15 @@ struct TraceParts {
   // copies of each other.
   std::shared_ptr<const std::vector<RankTokens>> tokens;
   std::string digest;  // of the whole trace, see trace_digest
+  // Names the content of all of these, for memos (core/memo.hpp); empty without one.
+  std::string key;
 };
 
 // Reads the experiment's trace, reduced to its layers. Throws InputError where trace and model do
 // not agree on the number of experts or on top-k, where a layer is missing, or where the evaluated
-// part holds no tokens.
-TraceParts load_trace(const Experiment& experiment);
+// part holds no tokens. `memo`, where given, keeps traces by file (its place, size and times of
+// change) and parts by content.
+TraceParts load_trace(const Experiment& experiment, Memo* memo = nullptr);
 
 // A run made ready: what a predictor or the runtime starts from.
 struct PreparedRun {
@@ -37,6 +41,8 @@ struct PreparedRun {
   std::shared_ptr<const std::vector<RankTokens>> group_tokens;  // TraceParts::tokens
   bool exact = true;
   std::optional<double> weight_lost, top1_changed;
+  // Names the content of the placement, the routing and the tokens; empty without a memo.
+  std::string key;
 
   [[nodiscard]] const RankTokens& tokens(std::uint32_t group = 0) const {
     return group_tokens->at(group);
@@ -47,6 +53,8 @@ struct PrepareOptions {
   // Where learnt placements are kept between processes, by the content they were learnt from;
   // absent: nowhere. For programs that prepare the same runs many times.
   std::optional<std::filesystem::path> cache;
+  // Keeps learnt placements and pruned routing in memory, by the content they were made from.
+  Memo* memo = nullptr;
   // Threads that learn a placement (PlacementRequest::num_jobs), for programs that prepare several
   // runs or points at once, which would otherwise start as many threads for each.
   unsigned num_jobs = 0;

@@ -6,7 +6,6 @@
 
 #include "core/provenance.hpp"
 #include "workloads/placement/strategies.hpp"
-#include "workloads/plan/fan_out.hpp"
 
 namespace coterie {
 namespace {
@@ -96,17 +95,26 @@ RunReport failed_run(const Experiment& experiment, const RunSpec& spec,
   return report;
 }
 
-void add_counts(const Experiment& experiment, const PreparedRun& run, std::size_t layer_idx,
+std::vector<FanOut> count_groups(const Experiment& experiment, const PreparedRun& run,
+                                 std::size_t layer_idx) {
+  std::vector<FanOut> counts;
+  for (const RankTokens& tokens : *run.group_tokens) {
+    counts.push_back(fan_out(*run.routing, layer_idx, run.placement.layers[layer_idx],
+                             experiment.ranks_per_node(), tokens, run.placement.replica_choice));
+  }
+  return counts;
+}
+
+void add_counts(const PreparedRun& run, std::size_t layer_idx, std::span<const FanOut> groups,
                 LayerReport& report) {
   report.layer = run.routing->layers[layer_idx];
   double num_tokens = 0.0;
   for (const RankTokens& tokens : *run.group_tokens) {
     num_tokens += static_cast<double>(tokens.token_begin.back());
   }
-  for (const RankTokens& tokens : *run.group_tokens) {
-    const FanOut counts =
-        fan_out(*run.routing, layer_idx, run.placement.layers[layer_idx],
-                experiment.ranks_per_node(), tokens, run.placement.replica_choice);
+  for (std::size_t group = 0; group < groups.size(); ++group) {
+    const RankTokens& tokens = (*run.group_tokens)[group];
+    const FanOut& counts = groups[group];
     const double weight = static_cast<double>(tokens.token_begin.back()) / num_tokens;
     report.copies += weight * counts.copies;
     report.fanout_ranks += weight * counts.fanout_ranks;

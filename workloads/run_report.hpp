@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/report.hpp"
+#include "workloads/plan/fan_out.hpp"
 #include "workloads/prepare.hpp"
 
 namespace coterie {
@@ -18,8 +19,12 @@ RunReport run_header(const Experiment& experiment, const PreparedRun& run);
 // A run that cannot be carried out, with its sentence.
 RunReport failed_run(const Experiment& experiment, const RunSpec& spec, const std::string& failure);
 
+// What the run's placement makes of a layer, [num_groups].
+std::vector<FanOut> count_groups(const Experiment& experiment, const PreparedRun& run,
+                                 std::size_t layer_idx);
+
 // The layer's number, and its counts per token: means over all groups, each weighed by its tokens.
-void add_counts(const Experiment& experiment, const PreparedRun& run, std::size_t layer_idx,
+void add_counts(const PreparedRun& run, std::size_t layer_idx, std::span<const FanOut> groups,
                 LayerReport& report);
 
 // LayerReport::combine_ready_s from the plans of all groups and the ends of the merge phase: for

@@ -86,7 +86,7 @@ LayerReport measured_layer(const Experiment& experiment, const PlannedRun& plann
   const LayerPlan& plan = planned.plans[layer_idx];
   const PreparedRun& prepared = planned.prepared;
   LayerReport report;
-  add_counts(experiment, prepared, layer_idx, report);
+  add_counts(prepared, layer_idx, count_groups(experiment, prepared, layer_idx), report);
   fill_times(ranks, layer_idx, report);
   for (const PhaseTimes& times : report.phases) {
     if (times.phase != Phase::kMerge) continue;

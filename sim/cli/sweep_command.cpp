@@ -1,7 +1,6 @@
 // `coterie sweep`: many experiments.
 
 #include <fmt/format.h>
-#include <mpi.h>
 
 #include <algorithm>
 #include <chrono>
@@ -13,8 +12,10 @@
 
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/module.hpp"
 #include "core/table.hpp"
 #include "sim/cli/commands.hpp"
+#include "sim/cli/mpi_module.hpp"
 #include "sim/experiment/simulate.hpp"
 #include "sim/sweep/rows.hpp"
 #include "sim/sweep/runner.hpp"
@@ -36,39 +37,36 @@ class Job {
     const bool launched = std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr ||
                           std::getenv("PMI_SIZE") != nullptr || std::getenv("PMIX_RANK") != nullptr;
     if (!launched) return;
-    MPI_Init(nullptr, nullptr);
-    active_ = true;
-    MPI_Comm_rank(MPI_COMM_WORLD, &rank_);
-    MPI_Comm_size(MPI_COMM_WORLD, &size_);
+    // Global: libsimgrid, loaded later, defines MPI_Init and its like too (its simulated MPI).
+    void* const start = module_symbol("coterie_mpi", "coterie_mpi_start", ModuleScope::kGlobal);
+    mpi_.reset(reinterpret_cast<StartMpi>(start)());
   }
-  ~Job() {
-    if (active_) MPI_Finalize();
-  }
-  Job(const Job&) = delete;
-  Job& operator=(const Job&) = delete;
 
   void barrier() const {
-    if (active_) MPI_Barrier(MPI_COMM_WORLD);
+    if (mpi_) mpi_->barrier();
   }
   // A rank that throws between barriers would leave the others waiting for ever.
   void abort(int code) const {
-    if (active_) MPI_Abort(MPI_COMM_WORLD, code);
+    if (mpi_) mpi_->abort(code);
   }
-  [[nodiscard]] int rank() const { return rank_; }
-  [[nodiscard]] int size() const { return size_; }
+  [[nodiscard]] int rank() const { return mpi_ ? mpi_->rank() : 0; }
+  [[nodiscard]] int size() const { return mpi_ ? mpi_->size() : 1; }
 
  private:
-  bool active_ = false;
-  int rank_ = 0;
-  int size_ = 1;
+  std::unique_ptr<Mpi> mpi_;  // where there is a launcher
 };
 
+// Of a worker process: what points have in common.
+constexpr std::size_t kMemoBytes = std::size_t{256} << 20U;
+
 nlohmann::ordered_json evaluate(const SweepSpec& spec, const SweepOptions& options,
-                                const SweepPoint& point) {
-  Experiment experiment = load_experiment(spec.base, overrides_of(spec, point));
+                                const SweepPoint& point, Memo& memo) {
+  Experiment experiment =
+      load_experiment(spec.base, overrides_of(spec, point), EffectiveYaml::kLeaveOut);
   keep_runs(experiment, spec.runs);
   SimulateOptions simulation;
   simulation.cache = options.folder / "cache";  // and one job: the points run side by side
+  simulation.memo = &memo;
   simulation.timelines = false;
   return sweep_rows(experiment, results_of(experiment, simulate(experiment, simulation)).runs);
 }
@@ -104,13 +102,14 @@ void run_sweep(SweepArguments& arguments, const Job& job) {
     options.num_jobs = job.size() > 1 ? 1 : std::max(1U, std::thread::hardware_concurrency());
   }
   check_some_point_loads(spec, arguments.sweep, [&](const SweepPoint& point) {
-    (void)load_experiment(spec.base, overrides_of(spec, point));
+    (void)load_experiment(spec.base, overrides_of(spec, point), EffectiveYaml::kLeaveOut);
   });
   make_folder(options.folder);
   make_folder(options.folder / "cache");
   options.synchronise = [&job] { job.barrier(); };
+  Memo memo(kMemoBytes);  // empty here; every worker fills its own
   SweepCounts counts = run_points(
-      spec, options, [&](const SweepPoint& point) { return evaluate(spec, options, point); });
+      spec, options, [&](const SweepPoint& point) { return evaluate(spec, options, point, memo); });
   job.barrier();
   if (job.rank() != 0) return;
   const std::vector<nlohmann::json> entries = collect(spec, options.folder);

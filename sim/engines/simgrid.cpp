@@ -22,12 +22,6 @@
 //  - SimGrid lets completions that lie within `surf/precision` of each other happen at once and
 //    solves the sharing once for all of them. This is what makes it fast; see kDefaultPrecision.
 
-#include <simgrid/kernel/Timer.hpp>
-#include <simgrid/s4u.hpp>
-
-// Not self-contained in 3.32: needs the headers above.
-#include <simgrid/version.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -38,63 +32,23 @@
 #include <set>
 #include <string>
 #include <tuple>
-#include <unordered_map>
 #include <utility>
 
 #include "core/child_process.hpp"
 #include "core/error.hpp"
+#include "core/module.hpp"
 #include "sim/engines/engine.hpp"
 #include "sim/engines/resolved.hpp"
 #include "sim/engines/schedule.hpp"
+#include "sim/engines/simgrid_module.hpp"
 
 namespace coterie {
 namespace {
 
-namespace sg = simgrid::s4u;
-
 // Of the lower bound on the makespan. README.md gives its error against exact runs.
 constexpr double kDefaultPrecision = 1e-4;
-
-// SimGrid 4 renamed the setting and moved the constructors of zones and hosts into their parents.
-#if SIMGRID_VERSION >= 40000
-constexpr const char* kPrecisionSetting = "precision/timing";
-#else
-constexpr const char* kPrecisionSetting = "surf/precision";
-#endif
-
-template <class EngineT>
-auto* root_zone(EngineT& engine) {
-  if constexpr (requires { engine.get_netzone_root()->add_netzone_full("gpus"); }) {
-    return engine.get_netzone_root()->add_netzone_full("gpus");
-  } else {
-    return sg::create_full_zone("gpus");
-  }
-}
-template <class ZoneT>
-sg::Host* add_host(ZoneT* zone, const std::string& name) {
-  if constexpr (requires { zone->add_host(name, 1.0); }) {
-    return zone->add_host(name, 1.0);
-  } else {
-    return zone->create_host(name, 1.0);
-  }
-}
-template <class ZoneT>
-sg::Link* add_link(ZoneT* zone, const std::string& name, double bandwidth) {
-  if constexpr (requires { zone->add_link(name, bandwidth); }) {
-    return zone->add_link(name, bandwidth);
-  } else {
-    return zone->create_link(name, bandwidth);
-  }
-}
-template <class ZoneT>
-void add_route(ZoneT* zone, sg::Host* src, sg::Host* dst,
-               const std::vector<sg::LinkInRoute>& links) {
-  if constexpr (requires { zone->add_route(src, dst, links, false); }) {
-    zone->add_route(src, dst, links, false);
-  } else {
-    zone->add_route(src->get_netpoint(), dst->get_netpoint(), nullptr, nullptr, links, false);
-  }
-}
+// Flows that share a link while a precision in seconds becomes one in bytes.
+constexpr double kSharers = 64.0;
 
 // The power of two by which amounts are multiplied to become whole numbers of enough digits: 1 if
 // they are whole, else as large as 62 bits allow.
@@ -117,14 +71,14 @@ double scale_of(const Program& program) {
 // resources that it uses.
 class Platform {
  public:
-  Platform(sg::Engine& engine, const Program& program, const Routes& routes)
-      : zone_(root_zone(engine)),
+  Platform(SimGrid& simgrid, const Program& program, const Routes& routes)
+      : simgrid_(simgrid),
         scale_(scale_of(program)),
         routes_(routes),
-        links_(routes.capacity.size(), nullptr),
-        source_(program.num_ops(), nullptr),
-        destination_(program.num_ops(), nullptr) {
-    std::set<std::pair<sg::Host*, sg::Host*>> routed;
+        links_(routes.capacity.size()),
+        source_(program.num_ops(), 0),
+        destination_(program.num_ops(), 0) {
+    std::set<std::pair<std::uint32_t, std::uint32_t>> routed;
     for (std::uint32_t op = 0; op < program.num_ops(); ++op) {
       // Also for computations: SimGrid refuses a platform without hosts.
       destination_[op] = host(program.dst[op], kUncapped, {});
@@ -132,59 +86,50 @@ class Platform {
       const double rate_cap = routes.rate_cap[op];
       source_[op] = host(program.src[op], rate_cap, program.uses_of(op));
       if (!routed.emplace(source_[op], destination_[op]).second) continue;
-      std::vector<sg::LinkInRoute> route;
-      if (rate_cap != kUncapped) route.emplace_back(cap(program.src[op], rate_cap));
-      for (const std::uint32_t idx : routes.of(op)) route.emplace_back(link(idx));
-      add_route(zone_, source_[op], destination_[op], route);
+      std::vector<std::uint32_t> route;
+      if (rate_cap != kUncapped) route.push_back(cap(program.src[op], rate_cap));
+      for (const std::uint32_t idx : routes.of(op)) route.push_back(link(idx));
+      simgrid_.add_route(source_[op], destination_[op], route);
     }
-    zone_->seal();
+    simgrid_.seal();
   }
 
-  [[nodiscard]] sg::CommPtr communication(std::uint32_t op, double amount) const {
-    sg::CommPtr comm = sg::Comm::sendto_init(source_[op], destination_[op]);
-    comm->set_payload_size(static_cast<std::uint64_t>(std::llround(amount * scale_)));
-    return comm;
+  void start(std::uint32_t op, double amount) const {
+    simgrid_.start(source_[op], destination_[op],
+                   static_cast<std::uint64_t>(std::llround(amount * scale_)), op);
   }
   // Above zero; no effect on what nothing flows over.
   void set_capacity(std::uint32_t idx, double capacity) const {
-    if (links_[idx] != nullptr) links_[idx]->set_bandwidth(capacity * scale_);
+    if (links_[idx]) simgrid_.set_bandwidth(*links_[idx], capacity * scale_);
   }
 
  private:
   static constexpr double kUncapped = std::numeric_limits<double>::infinity();
 
-  sg::Host* host(std::uint32_t gpu, double rate_cap, std::span<const std::uint32_t> uses) {
-    sg::Host*& entry = hosts_[{gpu, rate_cap, {uses.begin(), uses.end()}}];
-    if (entry == nullptr) entry = add_host(zone_, fmt::format("host {}", hosts_.size()));
-    return entry;
+  std::uint32_t host(std::uint32_t gpu, double rate_cap, std::span<const std::uint32_t> uses) {
+    const auto [entry, is_new] =
+        hosts_.try_emplace({gpu, rate_cap, {uses.begin(), uses.end()}}, 0U);
+    if (is_new) entry->second = simgrid_.add_host();
+    return entry->second;
   }
-  sg::Link* link(std::uint32_t idx) {
-    if (links_[idx] == nullptr) {
-      links_[idx] = add_link(zone_, std::to_string(idx), routes_.largest[idx] * scale_);
-      links_[idx]->set_latency(0.0);
-      links_[idx]->seal();
-    }
-    return links_[idx];
+  std::uint32_t link(std::uint32_t idx) {
+    if (!links_[idx]) links_[idx] = simgrid_.add_link(routes_.largest[idx] * scale_, true);
+    return *links_[idx];
   }
   // One per GPU, so that flows that share nothing stay independent in SimGrid's solver.
-  sg::Link* cap(std::uint32_t gpu, double rate) {
-    sg::Link*& entry = caps_[{gpu, rate}];
-    if (entry == nullptr) {
-      entry = add_link(zone_, fmt::format("cap {} {}", gpu, rate), rate * scale_);
-      entry->set_latency(0.0);
-      entry->set_sharing_policy(sg::Link::SharingPolicy::FATPIPE);
-      entry->seal();
-    }
-    return entry;
+  std::uint32_t cap(std::uint32_t gpu, double rate) {
+    const auto [entry, is_new] = caps_.try_emplace({gpu, rate}, 0U);
+    if (is_new) entry->second = simgrid_.add_link(rate * scale_, false);
+    return entry->second;
   }
 
-  sg::NetZone* zone_;
+  SimGrid& simgrid_;
   double scale_;
   const Routes& routes_;
-  std::vector<sg::Link*> links_;  // [num_capacities] null: not in use
-  std::map<std::pair<std::uint32_t, double>, sg::Link*> caps_;
-  std::map<std::tuple<std::uint32_t, double, std::vector<std::uint32_t>>, sg::Host*> hosts_;
-  std::vector<sg::Host*> source_, destination_;  // [num_ops]
+  std::vector<std::optional<std::uint32_t>> links_;  // [num_capacities] none: not in use
+  std::map<std::pair<std::uint32_t, double>, std::uint32_t> caps_;
+  std::map<std::tuple<std::uint32_t, double, std::vector<std::uint32_t>>, std::uint32_t> hosts_;
+  std::vector<std::uint32_t> source_, destination_;  // [num_ops]
 };
 
 // Links and resources whose capacity varies during the run: what they have now, and which
@@ -208,15 +153,16 @@ class VaryingCapacities {
     entries_[idx].now = capacity;
     apply(idx);
   }
-  void start(std::uint32_t op, const sg::CommPtr& comm) {
+  // Starts the communication of an operation.
+  void start(std::uint32_t op, double amount) {
     if (entries_.empty()) {
-      comm->start();
+      platform_.start(op, amount);
       return;
     }
     for (const std::uint32_t idx : routes_.of(op)) {
       if (entries_[idx].varies) platform_.set_capacity(idx, routes_.largest[idx]);
     }
-    comm->start();
+    platform_.start(op, amount);
     for (const std::uint32_t idx : routes_.of(op)) {
       if (entries_[idx].varies) apply(idx);
     }
@@ -293,27 +239,20 @@ struct ScheduleInput {
 // broken by operation index and not by the order in which SimGrid reports completions.
 class Run {
  public:
-  Run(const ResolvedProgram& resolved, const Platform& platform)
-      : resolved_(resolved),
-        platform_(platform),
+  Run(SimGrid& simgrid, const ResolvedProgram& resolved, const Platform& platform)
+      : simgrid_(simgrid),
+        resolved_(resolved),
         input_(resolved),
         schedule_(input_.view(resolved)),
-        varying_(resolved, platform) {
-    comms_.reserve(resolved.program.num_ops());
-  }
+        varying_(resolved, platform) {}
 
-  Execution execute(sg::Engine& engine) {
-    sg::Comm::on_completion_cb([this](const auto& activity) {
-      const auto found = operation_of_.find(&activity);
-      if (found == operation_of_.end()) return;
-      const std::uint32_t op = found->second;
-      operation_of_.erase(found);
-      varying_.remove(op);
-      schedule_.finish(op, sg::Engine::get_clock());
-      wake_at(sg::Engine::get_clock());
-    });
+  Execution execute() {
     wake();
-    engine.run();
+    simgrid_.run([this](std::uint32_t op) {
+      varying_.remove(op);
+      schedule_.finish(op, simgrid_.now_s());
+      wake_at(simgrid_.now_s());
+    });
     if (schedule_.num_unfinished() > 0) throw why_stuck();
     Execution out;
     out.start_s = schedule_.start_s;
@@ -332,19 +271,11 @@ class Run {
     }
   };
 
-  void communicate(std::uint32_t op) {
-    sg::CommPtr comm = platform_.communication(op, input_.amount[op]);
-    operation_of_.emplace(comm.get(), op);
-    varying_.start(op, comm);
-    // SimGrid touches a communication after its completion was reported; it must live on.
-    comms_.push_back(std::move(comm));
-  }
-
   // Makes SimGrid's loop call `wake` at that time.
   void wake_at(double time_s) {
     if (next_wake_ && *next_wake_ <= time_s) return;
     next_wake_ = time_s;
-    simgrid::kernel::timer::Timer::set(time_s, [this, time_s] {
+    simgrid_.at(time_s, [this, time_s] {
       if (next_wake_ == time_s) wake();  // else an earlier call took its place
     });
   }
@@ -352,7 +283,7 @@ class Run {
   // All that happens at this moment besides completions.
   void wake() {
     next_wake_.reset();
-    const double now = sg::Engine::get_clock();
+    const double now = simgrid_.now_s();
     const std::vector<CapacityChange>& changes = resolved_.program.changes;
     for (; next_change_ < changes.size() && changes[next_change_].time_s <= now; ++next_change_) {
       varying_.set(changes[next_change_].link, changes[next_change_].capacity);
@@ -361,7 +292,7 @@ class Run {
       const std::uint32_t op = due_.top().op;
       due_.pop();
       if (input_.amount[op] > 0.0) {
-        communicate(op);
+        varying_.start(op, input_.amount[op]);
       } else {
         schedule_.finish(op, now);
       }
@@ -370,7 +301,7 @@ class Run {
       if (resolved_.routes.delay_s[op] > 0.0) {
         due_.push({now + resolved_.routes.delay_s[op], op});
       } else {
-        communicate(op);
+        varying_.start(op, input_.amount[op]);
       }
     });
     for (const std::uint32_t idx : schedule_.take_changed()) {
@@ -396,30 +327,62 @@ class Run {
     return never_ready(schedule_.num_unfinished());
   }
 
+  SimGrid& simgrid_;
   const ResolvedProgram& resolved_;
-  const Platform& platform_;
   ScheduleInput input_;
   Schedule schedule_;
   VaryingCapacities varying_;
   std::size_t next_change_ = 0;
   std::priority_queue<Due, std::vector<Due>, std::greater<>> due_;
   std::optional<double> next_wake_;
-  std::unordered_map<const void*, std::uint32_t> operation_of_;
-  std::vector<sg::CommPtr> comms_;
 };
 
-Execution simulate(const ResolvedProgram& resolved, double precision_s) {
-  std::vector<std::string> arguments{"coterie", "--log=root.thresh:critical"};
-  std::vector<char*> argv;
-  for (std::string& argument : arguments) argv.push_back(argument.data());
-  int argc = static_cast<int>(argv.size());
-  sg::Engine engine(&argc, argv.data());
-  sg::Engine::set_config("network/model", std::string("CM02"));
-  sg::Engine::set_config("network/crosstraffic", false);
-  sg::Engine::set_config("network/TCP-gamma", 1e30);
-  sg::Engine::set_config(kPrecisionSetting, precision_s);
-  const Platform platform(engine, resolved.program, resolved.routes);
-  return Run(resolved, platform).execute(engine);
+StartSimGrid load_simgrid() {
+  return reinterpret_cast<StartSimGrid>(module_symbol("coterie_simgrid", "coterie_simgrid_start"));
+}
+
+Execution simulate(SimGrid& simgrid, const ResolvedProgram& resolved) {
+  const Platform platform(simgrid, resolved.program, resolved.routes);
+  return Run(simgrid, resolved, platform).execute();
+}
+
+// Whether a transfer waits for one that is not of its own queue, as in dispatch over several hops.
+bool forwards(const Program& program) {
+  std::vector<char> is_arrival(program.event_count.size(), 0);
+  const auto crosses_links = [&](std::size_t op) {
+    return program.flows(op) && program.src[op] != program.dst[op];
+  };
+  for (std::size_t op = 0; op < program.num_ops(); ++op) {
+    if (!crosses_links(op)) continue;
+    for (std::uint32_t i = program.signal_begin[op]; i < program.signal_begin[op + 1]; ++i) {
+      is_arrival[program.signals[i]] = 1;
+    }
+  }
+  for (std::size_t op = 0; op < program.num_ops(); ++op) {
+    const std::uint32_t event = program.waits_for[op];
+    if (crosses_links(op) && event != kStartEvent && is_arrival[event] != 0) return true;
+  }
+  return false;
+}
+
+SimGridSettings settings_of(const ResolvedProgram& resolved, double relative) {
+  const Program& program = resolved.program;
+  SimGridSettings settings;
+  // Exact means as fine as SimGrid's arithmetic carries: its times are doubles, and a precision
+  // below their rounding would leave flows that never end.
+  settings.precision_s = std::max(relative, 1e-9) * resolved.bound.makespan_s;
+  const bool varies = !program.changes.empty() || !program.holds.empty();
+  if (relative == 0.0 || varies || forwards(program)) return settings;
+  double slowest = std::numeric_limits<double>::infinity();
+  for (std::uint32_t op = 0; op < program.num_ops(); ++op) {
+    for (const std::uint32_t idx : resolved.routes.of(op)) {
+      slowest = std::min(slowest, resolved.routes.largest[idx]);
+    }
+  }
+  if (slowest < std::numeric_limits<double>::infinity()) {
+    settings.completion_bytes = settings.precision_s * slowest / kSharers * scale_of(program);
+  }
+  return settings;
 }
 
 void append(std::string& bytes, const std::vector<double>& values) {
@@ -437,14 +400,13 @@ Execution run_simgrid(const ResolvedProgram& resolved, const EngineOptions& opti
   const Program& program = resolved.program;
   if (program.num_ops() == 0) return {};
   const double relative = options.relative_precision.value_or(kDefaultPrecision);
-  // Exact means as fine as SimGrid's arithmetic carries: its times are doubles, and a precision
-  // below their rounding would leave flows that never end.
-  const double precision_s = std::max(relative, 1e-9) * resolved.bound.makespan_s;
-
+  // Loaded here, so that the children of later calls have it already.
+  const StartSimGrid start_simgrid = load_simgrid();
   std::string bytes;
   try {
     bytes = run_in_child("simgrid", options.timeout_s.value_or(0.0), [&] {
-      const Execution execution = simulate(resolved, precision_s);
+      const Execution execution =
+          simulate(*start_simgrid(settings_of(resolved, relative)), resolved);
       std::string out;
       out.reserve((2 * program.num_ops() + 1) * sizeof(double));
       append(out, execution.start_s);

@@ -27,6 +27,18 @@ namespace {
 constexpr std::size_t kTimelineLinks = 8;  // per layer
 constexpr std::size_t kTimelineBins = 100;
 
+std::size_t num_bytes(const std::vector<LayerPlan>& plans) {
+  std::size_t sum = 0;
+  for (const LayerPlan& plan : plans) {
+    sum += sizeof plan + plan.token_begin.size() * sizeof(std::uint64_t) +
+           plan.rank_experts.size() * (sizeof(ExpertIdx) + sizeof(std::uint64_t));
+    for (const Stage& stage : plan.stages) {
+      sum += sizeof stage + stage.num_transfers() * 7 * sizeof(std::uint32_t);
+    }
+  }
+  return sum;
+}
+
 struct LayerResult {
   LayerReport report;
   Timeline timeline;
@@ -76,7 +88,7 @@ class Simulation {
         failures_(experiment.runs.size()) {}
 
   std::vector<SimulatedRun> compute() {
-    parts_ = load_trace(experiment_);
+    parts_ = load_trace(experiment_, options_.memo);
     prepare();
     results_.assign(runs_.size(), std::vector<LayerResult>(num_layers()));
     const std::vector<Item> items = make_items();
@@ -117,6 +129,7 @@ class Simulation {
     prepare_options.times = [&](const RunSpec& run, const Routing& training) {
       return layer_times_of(experiment_, run, training);
     };
+    prepare_options.memo = options_.memo;
     prepare_options.num_jobs =
         std::max<unsigned>(1, options_.num_jobs / static_cast<unsigned>(experiment_.runs.size()));
     parallel_for(options_.num_jobs, runs_.size(), [&](std::size_t run) {
@@ -217,14 +230,33 @@ class Simulation {
     }
   }
 
-  [[nodiscard]] std::vector<LayerPlan> plan_groups(const PreparedRun& run,
-                                                   std::size_t layer) const {
+  using Plans = std::vector<LayerPlan>;  // [num_groups]
+
+  [[nodiscard]] std::shared_ptr<const Plans> plan_groups(const PreparedRun& run,
+                                                         std::size_t layer) const {
     const PlanRequest request = plan_request(experiment_, run, PlanDetail::kCounts);
-    std::vector<LayerPlan> plans;
-    for (const RankTokens& tokens : *run.group_tokens) {
-      plans.push_back(make_plan(*run.routing, layer, run.placement.layers[layer], tokens, request));
-    }
-    return plans;
+    const auto make = [&] {
+      Plans plans;
+      for (const RankTokens& tokens : *run.group_tokens) {
+        plans.push_back(
+            make_plan(*run.routing, layer, run.placement.layers[layer], tokens, request));
+      }
+      return plans;
+    };
+    if (options_.memo == nullptr) return std::make_shared<const Plans>(make());
+    const std::string key =
+        fmt::format("plans {} {} {} {} {}", layer, to_string(request.policy),
+                    request.ranks_per_node, request.rows_per_round.value_or(0), run.key);
+    return options_.memo->get(key, make, [](const Plans& plans) { return num_bytes(plans); });
+  }
+
+  [[nodiscard]] std::shared_ptr<const std::vector<FanOut>> count(const PreparedRun& run,
+                                                                 std::size_t layer) const {
+    const auto make = [&] { return count_groups(experiment_, run, layer); };
+    if (options_.memo == nullptr) return std::make_shared<const std::vector<FanOut>>(make());
+    return options_.memo->get(
+        fmt::format("counts {} {} {}", layer, experiment_.ranks_per_node(), run.key), make,
+        [](const std::vector<FanOut>& counts) { return counts.size() * sizeof(FanOut); });
   }
 
   // `ready_s` is when the ranks reach the layer; replaced by when they reach the next one, both
@@ -232,12 +264,12 @@ class Simulation {
   LayerResult simulate_layer(std::size_t run_idx, std::size_t layer,
                              std::vector<double>& ready_s) const {
     const PreparedRun& run = runs_[run_idx];
-    const std::vector<LayerPlan> plans = plan_groups(run, layer);
+    const std::shared_ptr<const Plans> plans = plan_groups(run, layer);
     // The layer's clock starts when the slowest rank is there.
     const double shift_s =
         ready_s.empty() ? 0.0 : -*std::max_element(ready_s.begin(), ready_s.end());
     const std::uint32_t hidden = experiment_.model.hidden;
-    const LayerSetup setup{plans,
+    const LayerSetup setup{*plans,
                            {row_payload(experiment_.dispatch_payload, hidden),
                             row_payload(experiment_.combine_payload, hidden)},
                            LayerKernels{experiment_.model, experiment_.dispatch_payload},
@@ -262,7 +294,7 @@ class Simulation {
       result.report.low_s = result.report.time_s * (1.0 - *uncertainty);
       result.report.high_s = result.report.time_s * (1.0 + *uncertainty);
     }
-    add_counts(experiment_, run, layer, result.report);
+    add_counts(run, layer, *count(run, layer), result.report);
     ready_s = rank_ends(layer_run);
     const double first_s = *std::min_element(ready_s.begin(), ready_s.end());
     for (double& time_s : ready_s) time_s -= first_s;

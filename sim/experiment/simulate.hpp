@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/error.hpp"
+#include "core/memo.hpp"
 #include "core/results.hpp"
 #include "workloads/experiment.hpp"
 
@@ -19,6 +20,9 @@ struct SimulateOptions {
   std::optional<double> relative_precision;    // see EngineOptions
   std::optional<double> timeout_s;             // of one layer's simulation
   std::optional<std::filesystem::path> cache;  // of learnt placements, see PrepareOptions
+  // Keeps traces, placements, plans and counts in memory by their content, for programs that simulate
+  // many experiments that have them in common.
+  Memo* memo = nullptr;
   bool timelines = true;
   bool progress = false;  // on stderr
 };

@@ -102,12 +102,13 @@ Journal::~Journal() {
   ::close(descriptor_);
 }
 
-void Journal::append(const json& entry) {
-  const std::string line = entry.dump() + "\n";
+void Journal::append_all(std::span<const json> entries) {
+  std::string lines;
+  for (const json& entry : entries) lines += entry.dump() + "\n";
   const std::lock_guard guard(mutex_);
   std::size_t written = 0;
-  while (written < line.size()) {
-    const ssize_t step = ::write(descriptor_, line.data() + written, line.size() - written);
+  while (written < lines.size()) {
+    const ssize_t step = ::write(descriptor_, lines.data() + written, lines.size() - written);
     if (step < 0 && errno == EINTR) continue;
     if (step < 0) {
       throw InputError(

@@ -1,12 +1,13 @@
 #pragma once
-// The durable record of a sweep: one line of JSON per finished point, flushed to disk before the
-// next. A crash, `kill -9` or a full disk costs at most the line being written, which the next
-// start drops.
+// The durable record of a sweep: one line of JSON per finished point, flushed to disk as soon as the
+// point is known to be done. A crash, `kill -9` or a full disk costs at most the lines being written,
+// of which the next start keeps the complete ones.
 
 #include <filesystem>
 #include <map>
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string>
 
 namespace coterie {
@@ -21,9 +22,10 @@ class Journal {
   Journal(const Journal&) = delete;
   Journal& operator=(const Journal&) = delete;
 
-  // Appends one entry and waits until it is on disk. Throws InputError if that fails (a full disk);
-  // what was written before stays. Thread-safe.
-  void append(const nlohmann::json& entry);
+  // Appends the entries and waits until they are on disk. Throws InputError if that fails (a full
+  // disk); what was written before stays. Thread-safe.
+  void append_all(std::span<const nlohmann::json> entries);
+  void append(const nlohmann::json& entry) { append_all(std::span(&entry, 1)); }
 
  private:
   std::filesystem::path file_;

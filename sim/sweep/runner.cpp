@@ -7,12 +7,12 @@
 #include <optional>
 #include <set>
 
-#include "core/child_process.hpp"
 #include "core/csv.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/progress.hpp"
 #include "core/provenance.hpp"
+#include "core/worker_pool.hpp"
 #include "sim/sweep/parquet.hpp"
 
 namespace coterie {
@@ -64,12 +64,12 @@ std::vector<const SweepPoint*> share_of(std::vector<const SweepPoint*> pending,
   return pending;
 }
 
-// The journal's entry of a point whose child is done.
-json finish_point(const SweepSpec& spec, const SweepPoint& point, ChildProcess& child) {
+// The journal's entry of a point that is done.
+json finish_point(const SweepSpec& spec, const SweepPoint& point, WorkResult result) {
   json entry{{"id", point.id}};
   try {
     // Kept as text: the order of the columns is the writer's, and json would sort them.
-    entry["rows"] = child.result();
+    entry["rows"] = result.take();
     entry["status"] = "ok";
   } catch (const Error& error) {
     entry["status"] = "failed";
@@ -208,17 +208,23 @@ SweepCounts run_points(const SweepSpec& spec, const SweepOptions& options,
 
   Journal journal(journal_path(options.folder, options.rank), spec.id);
   Progress progress("points", pending.size());
-  ChildWork work;
+  PoolWork work;
+  std::vector<json> finished;  // and not yet in the journal
   work.name = [&](std::size_t item) { return "point " + pending[item]->id; };
   work.body = [&](std::size_t item) { return evaluate(*pending[item]).dump(); };
-  work.done = [&](std::size_t item, ChildProcess& child) {
-    const json entry = finish_point(spec, *pending[item], child);
-    journal.append(entry);
-    ++counts.done;
-    if (entry.at("status") != "ok") ++counts.failed;
-    progress.advance();
+  work.done = [&](std::size_t item, WorkResult result) {
+    finished.push_back(finish_point(spec, *pending[item], std::move(result)));
   };
-  run_in_children(options.num_jobs, pending.size(), options.timeout_s, work);
+  work.settle = [&] {
+    journal.append_all(finished);
+    for (const json& entry : finished) {
+      ++counts.done;
+      if (entry.at("status") != "ok") ++counts.failed;
+      progress.advance();
+    }
+    finished.clear();
+  };
+  run_in_workers(options.num_jobs, pending.size(), options.timeout_s, work);
   return counts;
 }
 

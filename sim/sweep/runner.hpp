@@ -1,5 +1,5 @@
 #pragma once
-// Runs the points of a sweep: one process each, several at once, every result durable as it comes.
+// Runs the points of a sweep: in worker processes, several at once, every result durable as it comes.
 
 #include <filesystem>
 #include <functional>
@@ -35,8 +35,9 @@ struct SweepCounts {
 // One point's result rows: an array of flat objects (column -> value), one per run.
 using EvaluatePoint = std::function<nlohmann::ordered_json(const SweepPoint&)>;
 
-// Evaluates what is pending. `evaluate` runs in a child process; what it throws is recorded as the
-// point's failure and does not stop the others. Throws InputError where the folder cannot be used
+// Evaluates what is pending. `evaluate` runs in worker processes, each of which does many points and
+// may keep in memory what they have in common; what it throws is recorded as the point's failure, as
+// is a worker's end, and does not stop the others. Throws InputError where the folder cannot be used
 // or a result cannot be made durable.
 SweepCounts run_points(const SweepSpec& spec, const SweepOptions& options,
                        const EvaluatePoint& evaluate);
