@@ -14,9 +14,11 @@
 #include <chrono>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <string_view>
 #include <utility>
 
+#include "core/command_line.hpp"
 #include "core/error.hpp"
 
 namespace coterie {
@@ -66,9 +68,14 @@ bool write_all(int fd, std::string_view bytes) {
     message = kResult + body();
   } catch (const Error& error) {
     message = fmt::format("{}{}{}", kFailure, static_cast<int>(error.exit_code()), error.what());
-  } catch (const std::exception& error) {
+  } catch (const std::bad_alloc&) {
     message =
-        fmt::format("{}{}{}", kFailure, static_cast<int>(ExitCode::kInternalError), error.what());
+        fmt::format("{}{}out of memory", kFailure, static_cast<int>(ExitCode::kInternalError));
+  } catch (const std::exception& error) {
+    const auto fault = file_system_fault(error);
+    const ExitCode code = fault ? fault->exit_code() : ExitCode::kInternalError;
+    message = fmt::format("{}{}{}", kFailure, static_cast<int>(code),
+                          fault ? fault->what() : error.what());
   }
   const bool written = write_all(fd, message);
   // No destructors of the parent's objects, no flushing of its buffers.

@@ -1,9 +1,13 @@
 #include "workloads/prepare.hpp"
 
+#include <spdlog/spdlog.h>
+
 #include <algorithm>
 #include <limits>
+#include <optional>
 
 #include "core/error.hpp"
+#include "core/file.hpp"
 #include "core/hash.hpp"
 #include "core/provenance.hpp"
 #include "workloads/placement/strategies.hpp"
@@ -40,6 +44,25 @@ void require_training(const Experiment& experiment, const TraceParts& parts) {
                                experiment.trace.file.string()));
 }
 
+// A placement of the cache; absent where there is none, or only a damaged one, which is learnt again.
+std::optional<Placement> read_cached(const std::filesystem::path& file,
+                                     const PlacementRequest& request, const Routing& training) {
+  try {
+    if (!path_exists(file)) return std::nullopt;
+    Placement placement = read_placement(file);
+    std::vector<std::uint32_t> layers;
+    for (const auto& layer : placement.layers) layers.push_back(layer.layer);
+    if (placement.num_ranks == request.num_ranks && layers == training.layers &&
+        placement.num_experts == training.num_experts) {
+      return placement;
+    }
+    spdlog::warn("{}: found a placement of another shape, which is learnt again", file.string());
+  } catch (const InputError& error) {
+    spdlog::warn("{}; it is learnt again", error.what());
+  }
+  return std::nullopt;
+}
+
 Placement learn(const Experiment& experiment, const RunSpec& spec, const TraceParts& parts,
                 const PrepareOptions& options) {
   const bool learns = strategy_learns(spec.placement);
@@ -60,7 +83,7 @@ Placement learn(const Experiment& experiment, const RunSpec& spec, const TracePa
   if (learns && options.cache) {
     cached = *options.cache / fmt::format("placement-{}.json", learning_key(request, training));
     // A file that another process just wrote is complete: it was renamed into place.
-    if (std::filesystem::exists(cached)) return read_placement(cached);
+    if (const auto known = read_cached(cached, request, training)) return *known;
   }
   Placement placement = make_placement(training, request);
   if (learns) placement.trained_on = training.origin;
