@@ -9,6 +9,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <new>
+
+#include "core/command_line.hpp"
 
 namespace coterie {
 namespace {
@@ -52,7 +55,12 @@ std::string child_message(const std::function<std::string()>& body) {
     return kResult + body();
   } catch (const Error& error) {
     return failure(error.exit_code(), error.what());
+  } catch (const std::bad_alloc&) {
+    return failure(ExitCode::kInternalError, "out of memory");
   } catch (const std::exception& error) {
+    if (const auto fault = file_system_fault(error)) {
+      return failure(fault->exit_code(), fault->what());
+    }
     return failure(ExitCode::kInternalError, error.what());
   }
 }

@@ -7,6 +7,7 @@
 
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/json.hpp"
 #include "core/metrics.hpp"
 
 namespace coterie {
@@ -326,7 +327,7 @@ void write_timeline(const std::filesystem::path& path, const Timeline& timeline)
                       {"ts", sample.time_s * 1e6},
                       {"args", {{sample.unit, sample.value}}}});
   }
-  write_file(path, json{{"traceEvents", events}, {"displayTimeUnit", "ns"}}.dump() + "\n");
+  write_file(path, dump_json(json{{"traceEvents", events}, {"displayTimeUnit", "ns"}}) + "\n");
 }
 
 }  // namespace coterie

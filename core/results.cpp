@@ -7,6 +7,7 @@
 #include "core/csv.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/json.hpp"
 #include "core/metrics.hpp"
 #include "core/yaml.hpp"
 
@@ -149,11 +150,11 @@ struct Owner {
 
 // results.json tells it, or where writing was interrupted before it, effective.yaml.
 Owner owner_of(const fs::path& folder) {
-  if (fs::exists(folder / kResults)) {
+  if (path_exists(folder / kResults)) {
     const Results results = read_results(folder / kResults);
     return {results.experiment, results.runs.empty() ? "" : results.runs.front().kind};
   }
-  if (fs::exists(folder / kEffective)) {
+  if (path_exists(folder / kEffective)) {
     YamlMap map = load_yaml(folder / kEffective).as_map();
     if (const auto name = map.optional("name")) return {name->as_string(), ""};
   }
@@ -210,15 +211,18 @@ std::string to_csv(const std::vector<RunReport>& runs) {
 
 void check_results_folder(const fs::path& folder, const std::string& experiment,
                           const std::string& kind) {
-  if (!fs::exists(folder)) return;
-  if (!fs::is_directory(folder)) {
+  if (!path_exists(folder)) return;
+  if (!is_folder(folder)) {
     throw InputError(folder.string(), "a file", "a folder for the results");
   }
-  if (fs::is_empty(folder)) return;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
-    if (!belongs_to_results(entry.path())) {
+  remove_stale_temporaries(folder);
+  std::vector<fs::path> files = list_folder(folder);
+  std::erase_if(files, is_temporary_name);  // another process is at it
+  if (files.empty()) return;
+  for (const fs::path& file : files) {
+    if (!belongs_to_results(file)) {
       throw InputError(folder.string(),
-                       fmt::format("a folder that holds \"{}\"", entry.path().filename().string()),
+                       fmt::format("a folder that holds \"{}\"", file.filename().string()),
                        "a new or empty folder, or one of earlier results");
     }
   }
@@ -237,26 +241,22 @@ void write_results(const fs::path& folder, const std::string& kind, const Result
   make_folder(folder);
   // First what says whose the folder is. Without results.json it counts as incomplete from here on.
   write_file(folder / kEffective, files.effective_yaml);
-  fs::remove(folder / kResults);
-  std::vector<fs::path> stale;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
-    if (is_timeline(entry.path())) stale.push_back(entry.path());
+  remove_file(folder / kResults);
+  for (const fs::path& file : list_folder(folder)) {
+    if (is_timeline(file)) remove_file(file);
   }
-  for (const fs::path& file : stale) fs::remove(file);
   for (const RunTimeline& timeline : files.timelines) {
     if (timeline.timeline.spans.empty()) continue;
     write_timeline(folder / timeline_name(timeline.run), timeline.timeline);
   }
   write_file(folder / "command.txt", files.command + "\n");
   write_file(folder / "results.csv", to_csv(results.runs));
-  write_file(folder / kResults, to_json(results).dump(1) + "\n");
+  write_file(folder / kResults, dump_json(to_json(results), 1) + "\n");
 }
 
 Results read_results(const fs::path& path) {
   const std::string text = read_file(path);
-  const auto document = nlohmann::json::parse(text, nullptr, false);
-  if (document.is_discarded()) throw InputError(path.string(), "text that is no JSON", "results");
-  return results_from_json(document, path.string());
+  return results_from_json(parse_json(text, path.string(), "results"), path.string());
 }
 
 }  // namespace coterie

@@ -52,8 +52,19 @@ std::string_view trim(std::string_view text) {
   return text;
 }
 
+// What a quantity may be besides zero. Far beyond any machine, and so near to each other that sums
+// and ratios of all of them stay within double precision.
+struct Range {
+  double min;
+  double max;
+};
+constexpr Range kSecondRange{1e-18, 1e9};     // 1e9 s: 31 years
+constexpr Range kBandwidthRange{1e-3, 1e18};  // B/s
+constexpr Range kComputeRange{1e-3, 1e24};    // FLOP/s
+constexpr Range kByteRange{0.0, 9e18};
+
 double parse_quantity(std::string_view text, std::string_view where, std::span<const Unit> units,
-                      std::string_view expected) {
+                      const Range& range, std::string_view expected) {
   const auto fail = [&]() -> InputError { return {where, fmt::format("\"{}\"", text), expected}; };
   const std::string_view trimmed = trim(text);
   double number = 0.0;
@@ -63,7 +74,14 @@ double parse_quantity(std::string_view text, std::string_view where, std::span<c
   const auto used = static_cast<std::size_t>(end - trimmed.data());
   const std::string_view name = trim(trimmed.substr(used));
   for (const Unit& unit : units) {
-    if (unit.name == name) return number * unit.factor;
+    if (unit.name != name) continue;
+    const double value = number * unit.factor;
+    if (value != 0.0 && (value < range.min || value > range.max)) {
+      throw InputError(
+          where, fmt::format("\"{}\"", text),
+          fmt::format("0, or from {} to {} {}", range.min, range.max, units.front().name));
+    }
+    return value;
   }
   throw fail();
 }
@@ -93,23 +111,23 @@ std::string format_scaled(double value, std::span<const Unit> ascending) {
 }  // namespace
 
 Seconds parse_seconds(std::string_view text, std::string_view where) {
-  return {parse_quantity(text, where, kSecondUnits, "a time with its unit, such as \"2 us\"")};
+  return {parse_quantity(text, where, kSecondUnits, kSecondRange,
+                         "a time with its unit, such as \"2 us\"")};
 }
 
 Bytes parse_bytes(std::string_view text, std::string_view where) {
-  const double bytes =
-      parse_quantity(text, where, kByteUnits, "a size with its unit, such as \"4 KiB\"");
-  if (bytes > 9e18) throw InputError(where, fmt::format("\"{}\"", text), "a size below 9e18 bytes");
+  const double bytes = parse_quantity(text, where, kByteUnits, kByteRange,
+                                      "a size with its unit, such as \"4 KiB\"");
   return {static_cast<std::int64_t>(std::llround(bytes))};
 }
 
 Bandwidth parse_bandwidth(std::string_view text, std::string_view where) {
-  return {parse_quantity(text, where, kBandwidthUnits,
+  return {parse_quantity(text, where, kBandwidthUnits, kBandwidthRange,
                          "a bandwidth with its unit, such as \"50 GB/s\" or \"400 Gb/s\"")};
 }
 
 ComputeRate parse_compute_rate(std::string_view text, std::string_view where) {
-  return {parse_quantity(text, where, kComputeUnits,
+  return {parse_quantity(text, where, kComputeUnits, kComputeRange,
                          "a compute rate with its unit, such as \"989 TFLOP/s\"")};
 }
 

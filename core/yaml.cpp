@@ -50,6 +50,52 @@ std::vector<std::string> split_path(const std::string& path) {
   }
 }
 
+// Documents are trees of at most this many values and levels once aliases are written out: "a
+// billion laughs" and an alias inside what it names would otherwise never end.
+constexpr std::size_t kMaxValues = 1'000'000;
+constexpr std::size_t kMaxLevels = 64;
+constexpr std::uint64_t kMaxDocumentBytes = std::uint64_t{64} << 20;
+
+class TreeCheck {
+ public:
+  explicit TreeCheck(const std::string& name) : name_(name) {}
+
+  void visit(const YAML::Node& node) {
+    if (++num_values_ > kMaxValues) {
+      fail(node, fmt::format("more than {} values once aliases are written out", kMaxValues));
+    }
+    if (!node.IsMap() && !node.IsSequence()) return;
+    for (const YAML::Node& above : open_) {
+      if (above.is(node)) fail(node, "an alias inside of what it names");
+    }
+    if (open_.size() == kMaxLevels) {
+      fail(node, fmt::format("lists and maps more than {} levels inside each other", kMaxLevels));
+    }
+    open_.push_back(node);
+    for (const auto& entry : node) {
+      if (node.IsMap()) {
+        visit(entry.first);
+        visit(entry.second);
+      } else {
+        visit(entry);
+      }
+    }
+    open_.pop_back();
+  }
+
+ private:
+  [[noreturn]] void fail(const YAML::Node& node, const std::string& found) const {
+    const YAML::Mark mark = node.Mark();
+    throw InputError(
+        mark.is_null() ? name_ : fmt::format("{}:{}:{}", name_, mark.line + 1, mark.column + 1),
+        found, "a finite document");
+  }
+
+  const std::string& name_;
+  std::size_t num_values_ = 0;
+  std::vector<YAML::Node> open_;  // the maps and lists around the one that is looked at
+};
+
 void apply_override(YAML::Node root, const Override& override_) {
   const std::string where = "--set " + override_.key;
   YAML::Node value;
@@ -58,6 +104,7 @@ void apply_override(YAML::Node root, const Override& override_) {
   } catch (const YAML::Exception& error) {
     throw InputError(where, fmt::format("\"{}\" ({})", override_.value, error.msg), "a YAML value");
   }
+  TreeCheck(where).visit(value);
   const std::vector<std::string> parts = split_path(override_.key);
   YAML::Node node;
   node.reset(root);
@@ -271,6 +318,7 @@ YamlValue parse_yaml(std::string_view text, const std::string& name,
                                  error.mark.column + 1, error.msg));
   }
   if (!root.IsDefined() || root.IsNull()) throw InputError(name, "an empty document", "keys");
+  TreeCheck(name).visit(root);
   auto overridden = std::make_shared<std::vector<std::string>>();
   for (const Override& override_ : overrides) {
     apply_override(root, override_);
@@ -281,7 +329,7 @@ YamlValue parse_yaml(std::string_view text, const std::string& name,
 }
 
 YamlValue load_yaml(const std::filesystem::path& path, const std::vector<Override>& overrides) {
-  return parse_yaml(read_file(path), path.string(), overrides);
+  return parse_yaml(read_file(path, kMaxDocumentBytes), path.string(), overrides);
 }
 
 std::string dump_yaml(const YamlValue& value) {

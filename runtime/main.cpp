@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <exception>
 
+#include "core/command_line.hpp"
 #include "core/error.hpp"
 #include "core/provenance.hpp"
 #include "kernels/cuda.hpp"
@@ -205,6 +206,7 @@ int run_program(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   using namespace coterie;
+  prepare_standard_descriptors();
   spdlog::set_default_logger(spdlog::stderr_color_mt("coterie-runtime"));
   spdlog::set_pattern("%^%l%$: %v");
   std::signal(SIGPIPE, SIG_IGN);
@@ -213,6 +215,7 @@ int main(int argc, char** argv) {
   } catch (const Error& error) {
     leave(error.what(), error.exit_code());
   } catch (const std::exception& error) {
+    if (const auto fault = file_system_fault(error)) leave(fault->what(), fault->exit_code());
     leave(std::string("internal error: ") + error.what(), ExitCode::kInternalError);
   }
 }

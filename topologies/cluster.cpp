@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "core/error.hpp"
+#include "core/file.hpp"
 #include "topologies/fabrics/fabric_type.hpp"
 #include "topologies/layered_map.hpp"
 
@@ -47,7 +48,7 @@ Source open_source(const std::string& name_or_path, const std::filesystem::path&
     return {parse_yaml(preset->text, "preset " + preset->name, overrides), folder, preset->name};
   }
   const std::filesystem::path path = folder / name_or_path;
-  if (!std::filesystem::is_regular_file(path)) {
+  if (!is_input_file(path)) {
     throw InputError(where, fmt::format("\"{}\"", name_or_path),
                      fmt::format("a YAML file or one of the presets {}", preset_names()));
   }

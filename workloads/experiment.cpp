@@ -6,6 +6,8 @@
 #include <set>
 
 #include "core/error.hpp"
+#include "core/file.hpp"
+#include "core/json.hpp"
 #include "workloads/placement/strategies.hpp"
 
 namespace coterie {
@@ -15,7 +17,7 @@ namespace fs = std::filesystem;
 
 std::string quoted(const std::string& text) {
   // A JSON string is a YAML string.
-  return nlohmann::json(text).dump();
+  return dump_json(nlohmann::json(text));
 }
 
 std::string joined(const std::vector<std::string>& items) {
@@ -54,7 +56,7 @@ std::string resolve(const YamlValue& value, const fs::path& folder, const Preset
     if (preset.name == name) return name;
   }
   const fs::path path = home_of(value, folder) / name;
-  if (!fs::exists(path)) throw value.error(value.excerpt(), expected);
+  if (!path_exists(path)) throw value.error(value.excerpt(), expected);
   return path.string();
 }
 
@@ -109,7 +111,7 @@ TraceSpec read_trace(const YamlValue& value, const fs::path& folder) {
   TraceSpec trace;
   const YamlValue file = map.required("file");
   trace.file = home_of(file, folder) / file.as_string();
-  if (!fs::exists(trace.file)) {
+  if (!path_exists(trace.file)) {
     throw file.error(fmt::format("\"{}\", which does not exist", trace.file.string()),
                      "a .moet trace (`coterie trace import` makes one)");
   }
@@ -186,7 +188,7 @@ RunSpec read_run(const YamlValue& value, const fs::path& folder, std::uint32_t n
       std::find(strategies.begin(), strategies.end(), run.placement) != strategies.end();
   if (!strategy) {
     const fs::path file = home_of(placement, folder) / run.placement;
-    if (!fs::is_regular_file(file)) {
+    if (!is_input_file(file)) {
       throw placement.error(placement.excerpt(),
                             fmt::format("one of {}, or a placement file", joined(strategies)));
     }
@@ -343,7 +345,7 @@ std::string effective_yaml(const fs::path& path, std::vector<Override> overrides
                            const Experiment& experiment, const Reference& topology,
                            const Reference& model, const std::vector<YamlValue>& runs) {
   const auto absolute = [](const std::string& file) {
-    return fs::exists(file) ? fs::absolute(file).lexically_normal().string() : file;
+    return path_exists(file) ? absolute_path(file).string() : file;
   };
   const auto add_reference = [&](const std::string& key, const Reference& reference,
                                  bool is_preset) {

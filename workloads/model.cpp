@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "core/error.hpp"
+#include "core/file.hpp"
 #include "workloads/trace/routing.hpp"
 
 namespace coterie {
@@ -98,8 +99,7 @@ ModelShape load_model(const std::string& name_or_path, const std::vector<Overrid
     }
     known += (known.empty() ? "" : ", ") + preset.name;
   }
-  std::error_code status;
-  if (!std::filesystem::is_regular_file(name_or_path, status)) {
+  if (!is_input_file(name_or_path)) {
     throw InputError("model", fmt::format("\"{}\"", name_or_path),
                      "a YAML file or one of " + known);
   }

@@ -2,11 +2,14 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <spdlog/spdlog.h>
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "core/error.hpp"
+#include "core/file.hpp"
 #include "core/hash.hpp"
 #include "core/provenance.hpp"
 #include "workloads/placement/layer_times.hpp"
@@ -80,6 +83,25 @@ void require_training(const Experiment& experiment, const TraceParts& parts) {
                                experiment.trace.file.string()));
 }
 
+// A placement of the cache; absent where there is none, or only a damaged one, which is learnt again.
+std::optional<Placement> read_cached(const std::filesystem::path& file,
+                                     const PlacementRequest& request, const Routing& training) {
+  try {
+    if (!path_exists(file)) return std::nullopt;
+    Placement placement = read_placement(file);
+    std::vector<std::uint32_t> layers;
+    for (const auto& layer : placement.layers) layers.push_back(layer.layer);
+    if (placement.num_ranks == request.num_ranks && layers == training.layers &&
+        placement.num_experts == training.num_experts) {
+      return placement;
+    }
+    spdlog::warn("{}: found a placement of another shape, which is learnt again", file.string());
+  } catch (const InputError& error) {
+    spdlog::warn("{}; it is learnt again", error.what());
+  }
+  return std::nullopt;
+}
+
 // `key` is learning_key's, where there is a cache.
 Placement learn_or_read(const Routing& training, const PlacementRequest& request,
                         const PrepareOptions& options, const std::string& key) {
@@ -87,7 +109,7 @@ Placement learn_or_read(const Routing& training, const PlacementRequest& request
   if (options.cache) {
     cached = *options.cache / fmt::format("placement-{}.json", key);
     // A file that another process just wrote is complete: it was renamed into place.
-    if (std::filesystem::exists(cached)) return read_placement(cached);
+    if (auto known = read_cached(cached, request, training)) return *std::move(known);
   }
   Placement placement = make_placement(training, request);
   placement.trained_on = training.origin;

@@ -7,6 +7,7 @@
 #include <span>
 
 #include "core/file.hpp"
+#include "core/json.hpp"
 #include "core/result_table.hpp"
 #include "core/results.hpp"
 #include "workloads/run_report.hpp"
@@ -144,7 +145,7 @@ void write_dry_run(const RunOptions& options, const Experiment& experiment,
   make_folder(options.output);
   write_file(options.output / "effective.yaml", experiment.effective_yaml);
   write_file(options.output / "command.txt", options.command + "\n");
-  write_file(options.output / "dry_run.json", document.dump(1) + "\n");
+  write_file(options.output / "dry_run.json", dump_json(document, 1) + "\n");
 }
 
 }  // namespace coterie

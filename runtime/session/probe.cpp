@@ -93,7 +93,7 @@ json make_header(const ProbeOptions& options, const RankEnvironment& environment
 
 // At rank 0: the file with its past, or the header alone.
 json open_document(const std::filesystem::path& path, const json& header) {
-  if (!std::filesystem::exists(path)) return header;
+  if (!path_exists(path)) return header;
   json document = parse_probe(read_file(path), path.string());
   check_same_probe(document, header, path.string());
   document["command"] = header.at("command");

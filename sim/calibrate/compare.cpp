@@ -9,6 +9,7 @@
 
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/json.hpp"
 #include "core/statistics.hpp"
 
 namespace coterie {
@@ -173,11 +174,9 @@ Comparison compare(const Results& predicted, const Results& measured) {
 
 Results read_results_or_report(const std::string& path) {
   std::filesystem::path file = path;
-  if (std::filesystem::is_directory(file)) file /= "results.json";
-  const auto document = nlohmann::json::parse(read_file(file), nullptr, false);
-  if (document.is_discarded()) {
-    throw InputError(file.string(), "text that is not JSON", "a results.json or a run report");
-  }
+  if (is_folder(file)) file /= "results.json";
+  const nlohmann::json document =
+      parse_json(read_file(file), file.string(), "a results.json or a run report");
   if (document.is_object() && document.contains("runs")) {
     return results_from_json(document, file.string());
   }

@@ -55,11 +55,8 @@ struct Key {
 
 std::map<Key, std::vector<Results>> read_reports(const fs::path& folder) {
   static const std::regex kName(R"((\w+)-ep(\d+)-t(\d+)-start\d+\.json)");
-  std::vector<fs::path> paths;
-  for (const auto& entry : fs::directory_iterator(folder)) paths.push_back(entry.path());
-  std::sort(paths.begin(), paths.end());
   std::map<Key, std::vector<Results>> reports;
-  for (const fs::path& path : paths) {
+  for (const fs::path& path : list_folder(folder)) {
     std::smatch match;
     const std::string name = path.filename().string();
     if (!std::regex_match(name, match, kName)) continue;
@@ -75,9 +72,9 @@ std::map<Key, std::vector<Results>> read_reports(const fs::path& folder) {
 
 // The trace as .moet, which experiments read.
 fs::path trace_file(const fs::path& traces, const std::string& name, const fs::path& scratch) {
-  if (fs::exists(traces / (name + ".moet"))) return fs::absolute(traces / (name + ".moet"));
+  if (path_exists(traces / (name + ".moet"))) return fs::absolute(traces / (name + ".moet"));
   const fs::path file = scratch / (name + ".moet");
-  if (!fs::exists(file)) {
+  if (!path_exists(file)) {
     const std::vector<fs::path> inputs{traces / (name + ".npz")};
     write_moet(file, import_traces(inputs, "npz", {}).trace);
   }
@@ -87,7 +84,7 @@ fs::path trace_file(const fs::path& traces, const std::string& name, const fs::p
 // The topology of the probe with links fitted to its uniform all-to-alls.
 fs::path fitted_topology(const fs::path& folder, std::uint32_t num_ranks, const fs::path& scratch) {
   const fs::path file = scratch / fmt::format("fitted_ep{}.yaml", num_ranks);
-  if (fs::exists(file)) return file;
+  if (path_exists(file)) return file;
   const fs::path curves = folder / fmt::format("curves_ep{}.json", num_ranks);
   const Cluster base =
       load_cluster((folder / fmt::format("topology_ep{}.yaml", num_ranks)).string());

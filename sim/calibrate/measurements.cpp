@@ -13,6 +13,7 @@
 #include "core/csv.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/json.hpp"
 #include "core/statistics.hpp"
 #include "sim/calibrate/nccl_log.hpp"
 #include "sim/calibrate/point_table.hpp"
@@ -43,8 +44,7 @@ std::vector<AllToAllPoint> from_csv(const std::string& text, const std::string& 
 // The curves of coterie-runtime probe (runtime/README.md): the entries of kind "alltoall" by NCCL.
 // Version 1 had no other transport and did not name it.
 std::vector<AllToAllPoint> from_probe(const std::string& text, const std::string& name) {
-  const auto document = nlohmann::json::parse(text, nullptr, false);
-  if (document.is_discarded()) throw InputError(name, "text that is not JSON", "a probe report");
+  const nlohmann::json document = parse_json(text, name, "a probe report");
   const auto positive = [](const nlohmann::json& parent, const char* key,
                            const std::string& where) {
     if (!parent.is_object() || !parent.contains(key) || !parent[key].is_number() ||
@@ -58,7 +58,7 @@ std::vector<AllToAllPoint> from_probe(const std::string& text, const std::string
   }
   const auto version = document.value("schema_version", nlohmann::json(1));
   if (version != 1 && version != 2) {
-    throw InputError(name, fmt::format("schema_version {}", version.dump()), "1 or 2");
+    throw InputError(name, fmt::format("schema_version {}", json_excerpt(version)), "1 or 2");
   }
   AllToAllPoint common;
   common.device = document.value("device", "");

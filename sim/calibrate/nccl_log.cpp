@@ -15,6 +15,7 @@
 #include <sstream>
 
 #include "core/error.hpp"
+#include "core/json.hpp"
 
 namespace coterie {
 namespace {
@@ -475,11 +476,7 @@ bool is_nccl_report(const std::string& text) {
 }
 
 std::vector<AllToAllPoint> read_nccl_report(const std::string& text, const std::string& name) {
-  const auto document = nlohmann::json::parse(text, nullptr, false);
-  if (document.is_discarded()) {
-    throw InputError(name, "text that is not JSON (damaged or truncated)",
-                     "a report of nccl-tests");
-  }
+  const nlohmann::json document = parse_json(text, name, "a report of nccl-tests");
   try {
     Block block;
     block.program = program_in(document.at("args").at(0).get<std::string>());

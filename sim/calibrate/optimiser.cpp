@@ -11,6 +11,9 @@
 namespace coterie {
 namespace {
 
+// In log units: a parameter that may as well be 2.7 times larger or smaller is not known.
+constexpr double kLargestError = 1.0;
+
 // Points with equal weight need a loss each, but the model is evaluated for all points at once: the
 // soft L1 loss enters as the signed square root of rho.
 double robust(double residual) {
@@ -102,7 +105,7 @@ FitResult solve(const FitProblem& problem) {
   for (std::size_t j = 0; j < n; ++j) {
     const double error = std::sqrt(std::max(0.0, matrix[j * n + j]));
     result.standard_error.push_back(error);
-    if (error > 0.7 * problem.parameters[j].prior_width) {
+    if (error > std::min(0.7 * problem.parameters[j].prior_width, kLargestError)) {
       result.undetermined.push_back(problem.parameters[j].name);
     }
   }

@@ -39,7 +39,8 @@ struct FitProblem {
 struct FitResult {
   std::vector<double> parameters;
   std::vector<double> standard_error;  // of each, log units; from the data and the prior together
-  // Names of parameters that the data do not determine: their spread is still that of the prior.
+  // Names of parameters that the data do not determine: their spread is still that of the prior, or
+  // a factor of e (three nearly equal times of different sizes tell a rate no better).
   std::vector<std::string> undetermined;
 };
 

@@ -12,6 +12,7 @@
 
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/json.hpp"
 #include "core/statistics.hpp"
 #include "sim/calibrate/optimiser.hpp"
 #include "sim/calibrate/uncertainty_scale.hpp"
@@ -29,7 +30,7 @@ constexpr double kBf16Bytes = 2.0;
 class Entry {
  public:
   Entry(const nlohmann::json& value, std::string where) : value_(value), where_(std::move(where)) {
-    if (!value.is_object()) throw InputError(where_, value.dump(), "an entry of the probe");
+    if (!value.is_object()) throw InputError(where_, json_excerpt(value), "an entry of the probe");
   }
   [[nodiscard]] std::string text(const char* key) const {
     const auto found = value_.find(key);
@@ -45,7 +46,8 @@ class Entry {
     }
     const double value = found->get<double>();
     if (!(value > 0.0) || !std::isfinite(value)) {
-      throw InputError(fmt::format("{}: {}", where_, key), found->dump(), "a number above zero");
+      throw InputError(fmt::format("{}: {}", where_, key), json_excerpt(*found),
+                       "a number above zero");
     }
     return value;
   }
@@ -57,7 +59,7 @@ class Entry {
     std::vector<std::uint64_t> out;
     for (const auto& count : *found) {
       if (!count.is_number_unsigned()) {
-        throw InputError(fmt::format("{}: {}", where_, key), count.dump(), "whole numbers");
+        throw InputError(fmt::format("{}: {}", where_, key), json_excerpt(count), "whole numbers");
       }
       out.push_back(count.get<std::uint64_t>());
     }
@@ -228,14 +230,12 @@ double grouped_mlp_s(const MlpCosts& costs, const GroupedMlpPoint& point) {
 }  // namespace
 
 GpuProbe parse_gpu_probe(const std::string& text, const std::string& name) {
-  const auto document = nlohmann::json::parse(text, nullptr, false);
-  if (document.is_discarded() || !document.is_object()) {
-    throw InputError(name, "text that is not JSON, or cut short",
-                     "the curves.json of coterie-runtime probe");
-  }
+  constexpr const char* kExpected = "the curves.json of coterie-runtime probe";
+  const nlohmann::json document = parse_json(text, name, kExpected);
+  if (!document.is_object()) throw InputError(name, json_excerpt(document), kExpected);
   const auto version = document.value("schema_version", nlohmann::json(1));
   if (version != 2) {
-    throw InputError(name, fmt::format("schema_version {}", version.dump()),
+    throw InputError(name, fmt::format("schema_version {}", json_excerpt(version)),
                      "2, which holds kernels and MLP too");
   }
   const Entry header(document, name);

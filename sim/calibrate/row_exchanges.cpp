@@ -8,6 +8,7 @@
 
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/json.hpp"
 #include "sim/calibrate/point_table.hpp"
 #include "workloads/plan/fan_out.hpp"
 
@@ -42,7 +43,7 @@ Rows read_rows(const PointTable& table, std::size_t row, std::uint32_t num_ranks
     return InputError(table.place(row, "rows_src_dst"), found,
                       fmt::format("{0} lists of {0} whole numbers of rows", num_ranks));
   };
-  const auto document = nlohmann::json::parse(text, nullptr, false);
+  const auto document = try_parse_json(text);
   if (!document.is_array()) throw refuse(fmt::format("\"{}\"", text.substr(0, 40)));
   if (document.size() != num_ranks) throw refuse(fmt::format("{} lists", document.size()));
   Rows rows;
@@ -52,7 +53,7 @@ Rows read_rows(const PointTable& table, std::size_t row, std::uint32_t num_ranks
     std::vector<std::uint32_t>& from = rows.emplace_back();
     for (const auto& cell : list) {
       if (!cell.is_number_unsigned() || cell.get<std::uint64_t>() > 1U << 30) {
-        throw refuse(cell.dump());
+        throw refuse(json_excerpt(cell));
       }
       from.push_back(cell.get<std::uint32_t>());
       total += from.back();

@@ -10,6 +10,7 @@
 
 #include "core/csv.hpp"
 #include "core/error.hpp"
+#include "core/file.hpp"
 #include "core/statistics.hpp"
 #include "sim/calibrate/alltoall_fit.hpp"
 #include "sim/calibrate/kernel_fit.hpp"
@@ -493,7 +494,7 @@ ErrorSummary summarise(const std::vector<ValidationPoint>& points) {
 Validation validate(const ValidationInputs& inputs) {
   Validation validation;
   const auto with = [&](const char* file, const auto& use) {
-    if (std::filesystem::is_regular_file(inputs.tables / file)) {
+    if (is_input_file(inputs.tables / file)) {
       use(inputs.tables / file);
     } else {
       validation.skipped.push_back((inputs.tables / file).string());
@@ -551,9 +552,9 @@ Validation validate(const ValidationInputs& inputs) {
                                                 std::string(file).substr(16, 6))));
     });
   }
-  if (!std::filesystem::is_directory(inputs.runs / "reports")) {
+  if (!is_folder(inputs.runs / "reports")) {
     validation.skipped.push_back((inputs.runs / "reports").string());
-  } else if (!std::filesystem::is_directory(inputs.traces)) {
+  } else if (!is_folder(inputs.traces)) {
     validation.skipped.push_back(inputs.traces.string());
   } else {
     MeasuredRuns runs = predict_measured_runs(inputs.runs, inputs.traces);

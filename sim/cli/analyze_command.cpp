@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/error.hpp"
+#include "core/json.hpp"
 #include "core/table.hpp"
 #include "core/units.hpp"
 #include "sim/cli/commands.hpp"
@@ -160,7 +161,7 @@ void print_json(const Analysis& analysis, const Placement& placement) {
     policy["rows"] = tiers_json(traffic.rows);
     if (traffic.bytes) policy["bytes"] = tiers_json(*traffic.bytes);
   }
-  fmt::print("{}\n", document.dump(2));
+  fmt::print("{}\n", dump_json(document, 2));
 }
 
 void print_tables(const Analysis& analysis, const Placement& placement, const Routing& evaluated) {

@@ -15,6 +15,7 @@
 
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/json.hpp"
 #include "core/provenance.hpp"
 #include "core/statistics.hpp"
 #include "core/table.hpp"
@@ -122,7 +123,11 @@ void fit_links(const FitArguments& arguments, bool is_skeleton, Cluster& cluster
   const AllToAllFit fit = fit_alltoall(points, alltoall_options(cluster));
   report_alltoall(points, fit);
   for (const std::string& name : fit.undetermined) {
-    spdlog::warn("the measurements do not determine {}: it keeps its prior value", name);
+    spdlog::warn("the measurements do not determine {}: its value rests on a prior guess", name);
+  }
+  if (points.size() < fit.parameters.size()) {
+    spdlog::warn("{} measurements for {} parameters: measure more sizes, or numbers of ranks",
+                 points.size(), fit.parameters.size());
   }
   cluster = calibrated_cluster(cluster, fit.model);
   cluster.relative_uncertainty = uncertainty_of(fit.held_out);
@@ -410,7 +415,7 @@ void run_compare(const CompareArguments& arguments) {
   const Comparison comparison = compare(read_results_or_report(arguments.predicted),
                                         read_results_or_report(arguments.measured));
   if (arguments.json) {
-    fmt::print("{}\n", to_json(comparison).dump());
+    fmt::print("{}\n", dump_json(to_json(comparison)));
   } else {
     Table table{{"run", "item", "predicted", "measured", "error", "spread", ""}, {}};
     for (const ComparedTime& time : comparison.times) {
@@ -534,7 +539,7 @@ void run_validate(const ValidateArguments& arguments) {
   if (!presets.empty()) validation.sections.push_back(compare_engines(presets));
   for (const std::string& path : validation.skipped) spdlog::warn("skipped: no file {}", path);
   if (arguments.json) {
-    fmt::print("{}\n", sections_json(validation).dump());
+    fmt::print("{}\n", dump_json(sections_json(validation)));
   } else {
     print_validation(validation);
   }

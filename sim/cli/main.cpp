@@ -29,6 +29,7 @@ void check_subcommand(const CLI::App& app, const std::string& name) {
 
 int main(int argc, char** argv) {
   using namespace coterie;
+  prepare_standard_descriptors();
   remove_unfinished_files_on_signals();
   spdlog::set_default_logger(spdlog::stderr_color_mt("coterie"));
   spdlog::set_pattern("%^%l%$: %v");

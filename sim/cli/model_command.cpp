@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "core/json.hpp"
 #include "core/table.hpp"
 #include "sim/cli/commands.hpp"
 #include "workloads/model.hpp"
@@ -41,7 +42,7 @@ void list_models(bool json) {
   if (json) {
     nlohmann::json document{{"schema_version", 1}, {"models", nlohmann::json::array()}};
     for (const ModelShape& model : models) document["models"].push_back(to_json(model));
-    fmt::print("{}\n", document.dump(2));
+    fmt::print("{}\n", dump_json(document, 2));
     return;
   }
   Table table{
@@ -61,7 +62,7 @@ void show_model(const ModelShape& model, bool json) {
   if (json) {
     nlohmann::json document = to_json(model);
     document["schema_version"] = 1;
-    fmt::print("{}\n", document.dump(2));
+    fmt::print("{}\n", dump_json(document, 2));
     return;
   }
   // One expert is the three matrices of a gated MLP: up, gate and down.

@@ -11,6 +11,7 @@
 
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/json.hpp"
 #include "core/progress.hpp"
 #include "core/table.hpp"
 #include "core/units.hpp"
@@ -111,7 +112,7 @@ void print_check(const CheckArguments& arguments, const DispatchPlan& plan,
                                   {"remote_combine_bytes", totals.combine_bytes},
                                   {"num_violations", check.num_violations},
                                   {"violations", check.violations}};
-    fmt::print("{}\n", document.dump(2));
+    fmt::print("{}\n", dump_json(document, 2));
     return;
   }
   for (const std::string& violation : check.violations) fmt::print("{}\n", violation);

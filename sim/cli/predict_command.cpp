@@ -13,6 +13,8 @@
 #include <vector>
 
 #include "core/error.hpp"
+#include "core/file.hpp"
+#include "core/json.hpp"
 #include "core/statistics.hpp"
 #include "core/table.hpp"
 #include "sim/cli/commands.hpp"
@@ -44,7 +46,7 @@ struct PredictArguments {
 
 // Plan files start with a binary mark that holds a zero byte, the two matrix formats are text.
 bool is_binary(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
+  std::ifstream file = open_input(path);
   std::array<char, 8> head{};
   file.read(head.data(), head.size());
   const auto num_read = static_cast<std::size_t>(file.gcount());
@@ -156,7 +158,7 @@ void predict(const PredictArguments& arguments) {
       document["low_s"] = execution.makespan_s * (1.0 - *uncertainty);
       document["high_s"] = execution.makespan_s * (1.0 + *uncertainty);
     }
-    fmt::print("{}\n", document.dump());
+    fmt::print("{}\n", dump_json(document));
     return;
   }
   std::vector<double> sorted = finish_s;

@@ -7,6 +7,7 @@
 
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/json.hpp"
 #include "sim/cli/commands.hpp"
 #include "sim/report/report.hpp"
 
@@ -25,10 +26,9 @@ void run_report(const ReportArguments& arguments) {
   const std::string page = render_report(arguments.folder, output);
   write_file(output, page);
   if (arguments.json) {
-    fmt::print(
-        "{}\n",
-        nlohmann::json({{"schema_version", 1}, {"report", output.string()}, {"bytes", page.size()}})
-            .dump());
+    fmt::print("{}\n",
+               dump_json(nlohmann::json(
+                   {{"schema_version", 1}, {"report", output.string()}, {"bytes", page.size()}})));
   } else {
     fmt::print("report in {} ({:.1f} MB); open it in a browser\n", output.string(),
                static_cast<double>(page.size()) * 1e-6);

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/error.hpp"
+#include "core/json.hpp"
 #include "core/provenance.hpp"
 #include "core/result_table.hpp"
 #include "sim/cli/commands.hpp"
@@ -78,7 +79,7 @@ void run_simulate(SimulateArguments& arguments) {
   write_results(arguments.output, kKind, files);
 
   if (arguments.json) {
-    fmt::print("{}\n", to_json(files.results).dump());
+    fmt::print("{}\n", dump_json(to_json(files.results)));
   } else {
     print_results(experiment, files.results.runs);
     fmt::print("\nresults in {}\n", arguments.output.string());

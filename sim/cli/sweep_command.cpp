@@ -12,6 +12,7 @@
 
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/json.hpp"
 #include "core/module.hpp"
 #include "core/table.hpp"
 #include "sim/cli/commands.hpp"
@@ -73,12 +74,12 @@ nlohmann::ordered_json evaluate(const SweepSpec& spec, const SweepOptions& optio
 
 void print_summary(const SweepArguments& arguments, const SweepCounts& counts) {
   if (arguments.json) {
-    fmt::print("{}\n", nlohmann::json({{"schema_version", 1},
-                                       {"points", counts.total},
-                                       {"reused", counts.reused},
-                                       {"failed", counts.failed},
-                                       {"csv", (arguments.options.folder / "sweep.csv").string()}})
-                           .dump());
+    const nlohmann::json summary{{"schema_version", 1},
+                                 {"points", counts.total},
+                                 {"reused", counts.reused},
+                                 {"failed", counts.failed},
+                                 {"csv", (arguments.options.folder / "sweep.csv").string()}};
+    fmt::print("{}\n", dump_json(summary));
     return;
   }
   fmt::print(

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/file.hpp"
+#include "core/json.hpp"
 #include "core/table.hpp"
 #include "sim/cli/commands.hpp"
 #include "topologies/diagram.hpp"
@@ -47,7 +48,7 @@ void list_presets(bool as_json) {
                      {"description", cluster.description}});
   }
   if (as_json) {
-    std::cout << json{{"schema_version", 1}, {"topologies", items}}.dump(2) << "\n";
+    std::cout << dump_json(json{{"schema_version", 1}, {"topologies", items}}, 2) << "\n";
   } else {
     std::cout << render(table);
   }
@@ -199,7 +200,7 @@ void show(const ShowOptions& options) {
   const FabricSummary summary = summarize(cluster, model);
   if (!options.svg.empty()) write_file(options.svg, draw_svg(cluster, model, summary));
   if (options.json) {
-    std::cout << to_json(cluster, summary).dump(2) << "\n";
+    std::cout << dump_json(to_json(cluster, summary), 2) << "\n";
   } else {
     print(cluster, summary);
   }

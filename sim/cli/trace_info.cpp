@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "core/json.hpp"
 #include "core/table.hpp"
 #include "workloads/trace/describe.hpp"
 #include "workloads/trace/moet.hpp"
@@ -135,7 +136,7 @@ void describe_routing(const InfoArguments& arguments, const Routing& routing) {
                           {"has_weights", !routing.weights.empty()},
                           {"layers", nlohmann::json::array()}};
   for (const LayerDescription& layer : layers) document["layers"].push_back(to_json(layer));
-  fmt::print("{}\n", document.dump(2));
+  fmt::print("{}\n", dump_json(document, 2));
 }
 
 void describe_counts(const InfoArguments& arguments, const ExpertCounts& counts) {
@@ -156,7 +157,7 @@ void describe_counts(const InfoArguments& arguments, const ExpertCounts& counts)
                           std::to_string(load.num_unused)});
   }
   if (arguments.json) {
-    fmt::print("{}\n", document.dump(2));
+    fmt::print("{}\n", dump_json(document, 2));
   } else {
     fmt::print("\nLoad of the experts (this trace has no tokens, so no collaboration)\n\n{}",
                render(table));

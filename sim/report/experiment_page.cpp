@@ -8,6 +8,7 @@
 
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/json.hpp"
 #include "core/metrics.hpp"
 #include "core/statistics.hpp"
 #include "sim/report/link_loads.hpp"
@@ -132,7 +133,7 @@ class ExperimentPage {
  private:
   [[nodiscard]] std::string optional_file(const std::string& name) const {
     const fs::path path = folder_ / name;
-    return fs::exists(path) ? read_file(path) : "";
+    return path_exists(path) ? read_file(path) : "";
   }
 
   // The drawing, and what the links can carry.
@@ -169,9 +170,9 @@ class ExperimentPage {
     out["timeline"] = nullptr;
     const fs::path timeline = folder_ / timeline_name(run.name);
     std::vector<LayerLoads> loads;
-    if (fs::exists(timeline)) {
+    if (path_exists(timeline)) {
       out["timeline"] =
-          url_path(fs::absolute(timeline).lexically_relative(output_folder_.lexically_normal()));
+          url_path(absolute_path(timeline).lexically_relative(output_folder_.lexically_normal()));
       if (run.kind == "predicted") loads = read_link_loads(timeline, run);
     }
     out["layers"] = ordered_json::array();

@@ -6,6 +6,7 @@
 
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/json.hpp"
 
 namespace coterie {
 namespace {
@@ -22,11 +23,13 @@ struct Sample {
 // parsed.
 std::vector<Sample> read_samples(const std::filesystem::path& timeline) {
   const auto keep_counters = [](int depth, json::parse_event_t event, json& value) {
-    return depth != 2 || event != json::parse_event_t::object_end || value.value("ph", "") == "C";
+    return depth != 2 || event != json::parse_event_t::object_end ||
+           (value.is_object() && value.contains("ph") && value["ph"] == "C");
   };
   std::vector<Sample> samples;
   try {
-    const json document = json::parse(read_file(timeline), keep_counters);
+    const json document =
+        parse_json(read_file(timeline), timeline.string(), "a timeline", keep_counters);
     for (const json& event : document.at("traceEvents")) {
       if (!event.at("args").contains("GB/s")) continue;
       samples.push_back({event.at("name").get<std::string>(), event.at("ts").get<double>() * 1e-6,

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "core/error.hpp"
+#include "core/json.hpp"
 #include "core/provenance.hpp"
 #include "sim/report/pages.hpp"
 #include "topologies/diagram.hpp"
@@ -34,7 +35,7 @@ const std::string& plotting_library() {
 // "<" may begin "</script>" or "<!--", which would end the element that holds the data.
 std::string data_text(const nlohmann::ordered_json& data) {
   std::string out;
-  for (const char c : data.dump()) {
+  for (const char c : dump_json(data)) {
     if (c == '<') {
       out += "\\u003c";
     } else {

@@ -10,8 +10,8 @@ namespace {
 namespace fs = std::filesystem;
 
 bool has_journal(const fs::path& folder) {
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
-    const std::string name = entry.path().filename().string();
+  for (const fs::path& file : list_folder(folder)) {
+    const std::string name = file.filename().string();
     if (name.starts_with("points.") && name.ends_with(".jsonl")) return true;
   }
   return false;
@@ -21,10 +21,10 @@ bool has_journal(const fs::path& folder) {
 
 std::string render_report(const fs::path& folder, const fs::path& output) {
   constexpr const char* kExpected = "a folder that coterie simulate or coterie sweep wrote";
-  if (!fs::exists(folder)) throw InputError(folder.string(), "nothing there", kExpected);
-  if (!fs::is_directory(folder)) throw InputError(folder.string(), "a file", kExpected);
-  if (fs::exists(folder / "results.json")) return render(experiment_page(folder, output));
-  if (fs::exists(folder / "sweep.csv")) return render(sweep_page(folder));
+  if (!path_exists(folder)) throw InputError(folder.string(), "nothing there", kExpected);
+  if (!is_folder(folder)) throw InputError(folder.string(), "a file", kExpected);
+  if (path_exists(folder / "results.json")) return render(experiment_page(folder, output));
+  if (path_exists(folder / "sweep.csv")) return render(sweep_page(folder));
   if (has_journal(folder)) {
     throw InputError(folder.string(), "a sweep that has not ended",
                      "sweep.csv; start coterie sweep on it again");

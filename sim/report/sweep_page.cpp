@@ -9,6 +9,7 @@
 
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/json.hpp"
 #include "sim/report/pages.hpp"
 
 namespace coterie {
@@ -56,12 +57,11 @@ CsvTable read_rows(const fs::path& path) {
 
 // sweep.json; null where the folder has none (a table that was copied alone).
 json read_facts(const fs::path& path) {
-  if (!fs::exists(path)) return nullptr;
-  json facts = json::parse(read_file(path), nullptr, false);
-  if (!facts.is_object())
-    throw InputError(path.string(), "text that is no JSON", "a sweep's facts");
+  if (!path_exists(path)) return nullptr;
+  json facts = parse_json(read_file(path), path.string(), "a sweep's facts");
+  if (!facts.is_object()) throw InputError(path.string(), json_excerpt(facts), "a sweep's facts");
   if (const auto version = facts.value("schema_version", json(nullptr)); version != 1) {
-    throw InputError(path.string(), fmt::format("schema_version {}", version.dump()),
+    throw InputError(path.string(), fmt::format("schema_version {}", json_excerpt(version)),
                      "schema_version 1");
   }
   try {
@@ -101,7 +101,7 @@ ordered_json column_json(const CsvTable& table, std::size_t column) {
 // Commands by point: each line holds "-o POINT".
 ordered_json commands_json(const fs::path& path) {
   ordered_json out = ordered_json::object();
-  if (!fs::exists(path)) return out;
+  if (!path_exists(path)) return out;
   const std::string text = read_file(path);
   std::size_t begin = 0;
   while (begin < text.size()) {

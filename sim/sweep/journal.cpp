@@ -2,16 +2,20 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <spdlog/spdlog.h>
 #include <sys/file.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <set>
 #include <thread>
+#include <utility>
 
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/json.hpp"
 #include "core/provenance.hpp"
 
 namespace coterie {
@@ -36,33 +40,45 @@ struct Content {
   std::map<std::string, json> entries;
   std::size_t complete_bytes = 0;  // up to the last complete line
   bool has_header = false;
+  std::vector<std::string> damaged_lines;  // "FILE:LINE"
 };
 
+bool has_id(const json& line) {
+  return line.is_object() && line.contains("id") && line["id"].is_string();
+}
+
 Content parse(const std::filesystem::path& file, const std::string& text,
-              const std::string& sweep_id) {
+              const std::string& sweep_id, const EntryCheck& is_sound) {
   Content content;
   std::size_t begin = 0;
   for (int number = 1;; ++number) {
     const std::size_t end = text.find('\n', begin);
     if (end == std::string::npos) return content;  // nothing or an incomplete line is left
     const std::string where = fmt::format("{}:{}", file.string(), number);
-    const json line = json::parse(text.substr(begin, end - begin), nullptr, false);
-    if (!line.is_object()) throw InputError(where, "a damaged line", "a JSON object");
+    const json line = try_parse_json(std::string_view(text).substr(begin, end - begin));
     if (number == 1) {
-      if (line.value("schema_version", 0) != 1 || line.value("coterie", "") != version()) {
-        throw InputError(where,
-                         fmt::format("results of version {}", line.value("coterie", "unknown")),
+      if (!line.is_object()) throw InputError(where, "a damaged line", "a sweep's first line");
+      const auto text_of = [&](const char* key) {
+        const auto found = line.find(key);
+        return found != line.end() && found->is_string() ? found->get<std::string>() : "unknown";
+      };
+      const auto schema = line.find("schema_version");
+      if (schema == line.end() || *schema != 1 || text_of("coterie") != version()) {
+        throw InputError(where, fmt::format("results of version {}", text_of("coterie")),
                          fmt::format("version {}; use another folder", version()));
       }
-      if (line.value("sweep", "") != sweep_id) {
+      if (text_of("sweep") != sweep_id) {
         throw InputError(where, "results of another sweep (its axes or its base have changed)",
                          "an empty folder or one of this very sweep");
       }
       content.has_header = true;
     } else {
-      if (!line.contains("id"))
-        throw InputError(where, "an entry without \"id\"", "a sweep's entry");
-      content.entries[line["id"].get<std::string>()] = line;
+      // A damaged entry is a point that was not done.
+      if (has_id(line) && (!is_sound || is_sound(line))) {
+        content.entries[line["id"].get<std::string>()] = line;
+      } else {
+        content.damaged_lines.push_back(where);
+      }
     }
     begin = end + 1;
     content.complete_bytes = begin;
@@ -72,9 +88,16 @@ Content parse(const std::filesystem::path& file, const std::string& text,
 }  // namespace
 
 std::map<std::string, json> read_journal(const std::filesystem::path& file,
-                                         const std::string& sweep_id) {
-  if (!std::filesystem::exists(file)) return {};
-  return parse(file, read_file(file), sweep_id).entries;
+                                         const std::string& sweep_id, const EntryCheck& is_sound) {
+  if (!path_exists(file)) return {};
+  Content content = parse(file, read_file(file), sweep_id, is_sound);
+  static std::set<std::string> told;
+  for (const std::string& where : content.damaged_lines) {
+    if (!told.insert(where).second) continue;
+    spdlog::warn("{}: found a damaged entry, which is left aside: its point counts as not done",
+                 where);
+  }
+  return std::move(content.entries);
 }
 
 Journal::Journal(const std::filesystem::path& file, const std::string& sweep_id) : file_(file) {
@@ -86,7 +109,7 @@ Journal::Journal(const std::filesystem::path& file, const std::string& sweep_id)
     if (!lock_within_a_second(descriptor_)) {
       throw InputError(file.string(), "a sweep that is still running on it", "a folder of its own");
     }
-    const Content content = parse(file, read_file(file), sweep_id);
+    const Content content = parse(file, read_file(file), sweep_id, {});
     if (::ftruncate(descriptor_, static_cast<off_t>(content.complete_bytes)) != 0) {
       throw InputError(fmt::format("{}: cannot be cut to its complete lines: {}", file.string(),
                                    std::strerror(errno)));
@@ -104,7 +127,7 @@ Journal::~Journal() {
 
 void Journal::append_all(std::span<const json> entries) {
   std::string lines;
-  for (const json& entry : entries) lines += entry.dump() + "\n";
+  for (const json& entry : entries) lines += dump_json(entry) + "\n";
   const std::lock_guard guard(mutex_);
   std::size_t written = 0;
   while (written < lines.size()) {

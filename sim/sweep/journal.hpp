@@ -4,6 +4,7 @@
 // of which the next start keeps the complete ones.
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <nlohmann/json.hpp>
@@ -16,7 +17,7 @@ class Journal {
  public:
   // Opens or creates FILE for the sweep `sweep_id` and takes its lock. Cuts off an incomplete last
   // line. Throws InputError if the file belongs to another sweep, another schema version or another
-  // version of the program, is damaged elsewhere, or is being written by another process.
+  // version of the program, or is being written by another process.
   Journal(const std::filesystem::path& file, const std::string& sweep_id);
   ~Journal();
   Journal(const Journal&) = delete;
@@ -33,9 +34,13 @@ class Journal {
   std::mutex mutex_;
 };
 
-// The entries of a journal by their "id", the last one of each. Ignores an incomplete last line.
-// Throws like the constructor. A missing file has no entries.
+// The entries of a journal by their "id", the last one of each; every one of them is whole. Ignores
+// an incomplete last line, and with a warning that names file and line a damaged one, whose point is
+// done again. Throws like the constructor. A missing file has no entries.
+// `is_sound` says which entries are whole; without it all that have an id.
+using EntryCheck = std::function<bool(const nlohmann::json&)>;
 std::map<std::string, nlohmann::json> read_journal(const std::filesystem::path& file,
-                                                   const std::string& sweep_id);
+                                                   const std::string& sweep_id,
+                                                   const EntryCheck& is_sound = {});
 
 }  // namespace coterie

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstdint>
 
+#include "core/json.hpp"
 #include "core/provenance.hpp"
 
 namespace coterie {
@@ -141,7 +142,7 @@ std::string plain_values(const ParquetColumn& column, Type type) {
         append_little_endian(out, std::bit_cast<std::uint64_t>(value.get<double>()), 8);
         break;
       case Type::kByteArray: {
-        const std::string text = value.is_string() ? value.get<std::string>() : value.dump();
+        const std::string text = value.is_string() ? value.get<std::string>() : dump_json(value);
         append_little_endian(out, text.size(), 4);
         out += text;
         break;

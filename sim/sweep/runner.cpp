@@ -10,6 +10,7 @@
 #include "core/csv.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/json.hpp"
 #include "core/progress.hpp"
 #include "core/provenance.hpp"
 #include "core/worker_pool.hpp"
@@ -25,21 +26,40 @@ std::filesystem::path journal_path(const std::filesystem::path& folder, int rank
   return folder / fmt::format("points.{}.jsonl", rank);
 }
 
+// {"id", "status": "ok", "rows": a list of maps as text} or {"id", "status": "failed", "error"},
+// with the values that the tables need.
+bool is_entry(const json& line) {
+  const auto is_text = [&](const char* key) { return line.contains(key) && line[key].is_string(); };
+  if (!line.is_object() || !is_text("id") || !is_text("status")) return false;
+  if (line["status"] == "failed") return is_text("error");
+  if (line["status"] != "ok" || !is_text("rows")) return false;
+  const json rows = try_parse_json(line["rows"].get_ref<const std::string&>());
+  if (!rows.is_array()) return false;
+  return std::all_of(rows.begin(), rows.end(), [](const json& row) {
+    if (!row.is_object()) return false;
+    for (const auto& [key, value] : row.items()) {
+      if (value.is_structured()) return false;
+      const bool text = key == "run" || key == "error";
+      if (text && !value.is_string()) return false;
+      if (key == "layer_time_s" && !value.is_number()) return false;
+    }
+    return true;
+  });
+}
+
 // The entries of all ranks' journals, of this start and of earlier ones with other numbers of
 // ranks.
 std::map<std::string, json> all_entries(const std::filesystem::path& folder,
                                         const std::string& sweep_id) {
   std::vector<std::filesystem::path> files;
-  if (std::filesystem::is_directory(folder)) {
-    for (const auto& entry : std::filesystem::directory_iterator(folder)) {
-      const std::string name = entry.path().filename().string();
-      if (name.starts_with("points.") && name.ends_with(".jsonl")) files.push_back(entry.path());
-    }
-  }
-  std::sort(files.begin(), files.end());
+  if (is_folder(folder)) files = list_folder(folder);
+  std::erase_if(files, [](const std::filesystem::path& file) {
+    const std::string name = file.filename().string();
+    return !name.starts_with("points.") || !name.ends_with(".jsonl");
+  });
   std::map<std::string, json> entries;
   for (const auto& file : files) {
-    for (auto& [id, entry] : read_journal(file, sweep_id)) {
+    for (auto& [id, entry] : read_journal(file, sweep_id, is_entry)) {
       // A point that failed once and worked later counts as done.
       auto& known = entries[id];
       if (known.is_null() || known.at("status") != "ok") known = std::move(entry);
@@ -81,7 +101,7 @@ json finish_point(const SweepSpec& spec, const SweepPoint& point, WorkResult res
 
 std::string cell_text(const ordered_json& value) {
   if (value.is_null()) return "";
-  return value.is_string() ? value.get<std::string>() : value.dump();
+  return value.is_string() ? value.get<std::string>() : dump_json(value);
 }
 
 struct Row {
@@ -211,7 +231,7 @@ SweepCounts run_points(const SweepSpec& spec, const SweepOptions& options,
   PoolWork work;
   std::vector<json> finished;  // and not yet in the journal
   work.name = [&](std::size_t item) { return "point " + pending[item]->id; };
-  work.body = [&](std::size_t item) { return evaluate(*pending[item]).dump(); };
+  work.body = [&](std::size_t item) { return dump_json(evaluate(*pending[item])); };
   work.done = [&](std::size_t item, WorkResult result) {
     finished.push_back(finish_point(spec, *pending[item], std::move(result)));
   };
@@ -248,7 +268,8 @@ void write_sweep_tables(const SweepSpec& spec, const std::filesystem::path& fold
     const SweepPoint* point = point_of.at(entry.at("id").get<std::string>());
     commands += command_of(spec, *point) + "\n";
     if (entry.at("status") == "ok") {
-      for (const ordered_json& columns : ordered_json::parse(entry.at("rows").get<std::string>())) {
+      for (const ordered_json& columns : parse_ordered_json(entry.at("rows").get<std::string>(),
+                                                            folder.string(), "a sweep's rows")) {
         const std::string error = columns.value("error", "");
         rows.push_back({point, error.empty() ? "ok" : "failed", error, columns});
         rows.back().columns.erase("error");
@@ -271,7 +292,7 @@ void write_sweep_tables(const SweepSpec& spec, const std::filesystem::path& fold
   }
   write_table(folder, as_columns(spec, rows, columns));
   write_file(folder / "commands.txt", commands);
-  write_file(folder / "sweep.json", facts_of(spec).dump(1) + "\n");
+  write_file(folder / "sweep.json", dump_json(facts_of(spec), 1) + "\n");
 }
 
 }  // namespace coterie

@@ -369,7 +369,7 @@ SweepSpec load_sweep(const std::filesystem::path& path, const std::vector<Overri
   const YamlValue base = map.required("base");
   spec.base = base.as_string();
   if (spec.base.is_relative()) spec.base = path.parent_path() / spec.base;
-  if (!std::filesystem::exists(spec.base)) throw base.error("no such file", "an experiment");
+  if (!path_exists(spec.base)) throw base.error("no such file", "an experiment");
   spec.base_overrides = overrides;
 
   const std::vector<ZippedAxes> axes = read_axes(map.required("axes"));

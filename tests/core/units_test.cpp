@@ -42,6 +42,29 @@ TEST(Units, FormatsThreeSignificantDigits) {
   EXPECT_EQ(format_compute_rate({989e12}), "989 TFLOP/s");
 }
 
+// The limits of units.cpp: beyond any machine, and such that no time of a simulation leaves double
+// precision.
+TEST(Units, RefusesQuantitiesThatNoMachineHas) {
+  const auto refusal = [](const auto& parse) {
+    try {
+      parse();
+    } catch (const InputError& error) {
+      return std::string(error.what());
+    }
+    return std::string("no error");
+  };
+  EXPECT_EQ(refusal([] { (void)parse_bandwidth("1e-308 B/s", "F"); }),
+            "F: found \"1e-308 B/s\", expected 0, or from 0.001 to 1e+18 B/s");
+  EXPECT_EQ(refusal([] { (void)parse_bandwidth("1e308 TB/s", "F"); }),
+            "F: found \"1e308 TB/s\", expected 0, or from 0.001 to 1e+18 B/s");
+  EXPECT_EQ(refusal([] { (void)parse_seconds("1e12 s", "F"); }),
+            "F: found \"1e12 s\", expected 0, or from 1e-18 to 1e+09 s");
+  EXPECT_EQ(refusal([] { (void)parse_bytes("1e10 TB", "F"); }),
+            "F: found \"1e10 TB\", expected 0, or from 0 to 9e+18 B");
+  EXPECT_EQ(parse_bandwidth("1 B/s", "F").value, 1.0);
+  EXPECT_EQ(parse_bandwidth("0 B/s", "F").value, 0.0);
+}
+
 TEST(Units, QuantitiesCombine) {
   // 1 MB over 1 GB/s takes 1 ms.
   EXPECT_DOUBLE_EQ((Bytes{1'000'000} / Bandwidth{1e9}).value, 1e-3);

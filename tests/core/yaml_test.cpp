@@ -56,5 +56,37 @@ TEST(Yaml, OverridesAreCheckedLikeTheFile) {
             "--set a.b: found \"no\", expected a whole number from 0 to 9");
 }
 
+TEST(Yaml, DocumentsAreFiniteTrees) {
+  const auto refusal = [](const std::string& text) {
+    return message_of([&] { (void)parse_yaml(text, "x.yaml"); });
+  };
+  EXPECT_EQ(refusal("a: &t\n  b: {c: *t}\n"),
+            "x.yaml:2:3: found an alias inside of what it names, expected a finite document");
+  EXPECT_EQ(refusal("&t [1, *t]\n"),
+            "x.yaml:1:4: found an alias inside of what it names, expected a finite document");
+  EXPECT_EQ(message_of([] { (void)parse_yaml("a: 1\n", "x.yaml", {parse_override("a=&t [*t]")}); }),
+            "--set a:1:4: found an alias inside of what it names, expected a finite document");
+  // Ten times ten to the sixth.
+  std::string laughs = "a: &a [x, x, x, x, x, x, x, x, x, x]\n";
+  for (char c = 'b'; c < 'h'; ++c) {
+    const std::string before(1, static_cast<char>(c - 1));
+    laughs += std::string(1, c) + ": &" + c + " [";
+    for (int i = 0; i < 10; ++i) laughs += (i > 0 ? ", *" : "*") + before;
+    laughs += "]\n";
+  }
+  EXPECT_NE(refusal(laughs).find("more than 1000000 values once aliases are written out"),
+            std::string::npos);
+  // An alias beside what it names is none of these.
+  EXPECT_EQ(parse_yaml("a: &t {b: 1}\nc: *t\n", "x.yaml")
+                .as_map()
+                .required("c")
+                .as_map()
+                .required("b")
+                .as_integer(0, 9),
+            1);
+  EXPECT_NE(refusal(std::string(70, '[') + std::string(70, ']')).find("more than 64 levels"),
+            std::string::npos);
+}
+
 }  // namespace
 }  // namespace coterie

@@ -290,7 +290,7 @@ TEST(ProbeFile, DamagedFilesAreRefusedWithTheirPlace) {
   };
   // Cut at every byte: never accepted (the last two are the closing brace and the newline).
   for (std::size_t length = 0; length + 2 < text.size(); ++length) {
-    EXPECT_THAT(parse(text.substr(0, length)), HasSubstr("not JSON, or was cut short"));
+    EXPECT_THAT(parse(text.substr(0, length)), HasSubstr("text that is not JSON"));
   }
   EXPECT_EQ(parse(with("/schema_version", 1)),
             "c.json: found schema_version 1, expected 2; a probe of another version cannot be "

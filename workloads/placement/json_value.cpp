@@ -2,6 +2,8 @@
 
 #include <set>
 
+#include "core/json.hpp"
+
 namespace coterie {
 
 using nlohmann::json;
@@ -18,16 +20,25 @@ json parse_placement_json(std::string_view text, const std::string& name) {
     }
     return true;
   };
-  try {
-    return json::parse(text, watch);
-  } catch (const json::parse_error& error) {
-    const std::size_t end = std::min(error.byte, text.size() + 1);
+  const auto place = [&](std::size_t byte) {
+    const std::size_t end = std::min(byte, text.size() + 1);
     const std::string_view before = text.substr(0, end > 0 ? end - 1 : 0);
     const auto line = std::count(before.begin(), before.end(), '\n') + 1;
     const std::size_t column = before.size() - (before.rfind('\n') + 1) + 1;
-    throw InputError(fmt::format("{}:{}:{}", name, line, column),
+    return fmt::format("{}:{}:{}", name, line, column);
+  };
+  constexpr const char* kExpected = "a placement in JSON";
+  if (const auto problem = too_deep(text)) {
+    throw InputError(place(problem->byte), problem->found, kExpected);
+  }
+  try {
+    return json::parse(text, watch);
+  } catch (const json::parse_error& error) {
+    throw InputError(place(error.byte),
                      error.byte > text.size() ? "the end of the file" : "text that is not JSON",
-                     "a placement in JSON");
+                     kExpected);
+  } catch (const json::out_of_range& error) {
+    throw InputError(name, beyond_double(error), "numbers within double precision");
   }
 }
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/error.hpp"
+#include "core/json.hpp"
 
 namespace coterie {
 
@@ -26,11 +27,7 @@ class JsonValue {
     return InputError(where_, found, expected);
   }
 
-  [[nodiscard]] std::string excerpt() const {
-    constexpr std::size_t kLength = 40;
-    const std::string text = value_->dump(-1, ' ', true, nlohmann::json::error_handler_t::replace);
-    return text.size() <= kLength ? text : text.substr(0, kLength) + "...";
-  }
+  [[nodiscard]] std::string excerpt() const { return json_excerpt(*value_, 40); }
 
   [[nodiscard]] JsonValue at(std::size_t i) const {
     return {(*value_)[i], fmt::format("{}[{}]", where_, i)};

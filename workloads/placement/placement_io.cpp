@@ -8,6 +8,7 @@
 
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/json.hpp"
 #include "workloads/placement/engine_formats.hpp"
 #include "workloads/placement/json_value.hpp"
 #include "workloads/placement/placement.hpp"
@@ -84,8 +85,8 @@ void write_native(std::ostream& out, const Placement& placement) {
       "{{\n  \"schema_version\": 1,\n  \"strategy\": {},\n  \"trained_on\": {},\n"
       "  \"num_experts\": {},\n  \"num_ranks\": {},\n  \"ranks_per_node\": {},\n"
       "  \"replica_choice\": {},\n  \"layers\": [\n",
-      json(placement.strategy).dump(), json(placement.trained_on).dump(), placement.num_experts,
-      placement.num_ranks, placement.ranks_per_node,
+      dump_json(json(placement.strategy)), dump_json(json(placement.trained_on)),
+      placement.num_experts, placement.num_ranks, placement.ranks_per_node,
       json(to_string(placement.replica_choice)).dump());
   for (std::size_t i = 0; i < placement.layers.size(); ++i) {
     out << fmt::format("    {{\"layer\": {}, \"rank_experts\": {}}}{}\n", placement.layers[i].layer,

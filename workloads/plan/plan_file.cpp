@@ -14,6 +14,9 @@ namespace {
 
 constexpr RecordFileKind kPlanFile{std::string_view("MOEPLN\x00\x02", 8), "plan",
                                    "a dispatch plan (`coterie plan build` writes them)"};
+constexpr std::uint32_t kMaxRounds = 1U << 20;
+// Sums over a whole stage stay exact in 64 bits and in double.
+constexpr std::uint64_t kMaxStageBytes = std::uint64_t{1} << 60;
 constexpr std::size_t kChunk = std::size_t{1} << 18;  // transfers, rows or expert ids per record
 
 // ------------------------------------------------------------ writing
@@ -139,6 +142,7 @@ class PlanReader {
     const plan::Header header = record_.header();
     result.model = header.model();
     result.hidden = header.hidden();
+    hidden_ = header.hidden();
     result.dispatch_payload = payload(header.dispatch_payload());
     result.combine_payload = payload(header.combine_payload());
     if (result.hidden == 0 || result.hidden > (1u << 24)) {
@@ -219,6 +223,17 @@ class PlanReader {
     }
   }
 
+  // Rows, or copies, of the widest payload and their metadata.
+  void check_volume(const std::vector<std::uint32_t>& counts, std::string_view what) {
+    const std::uint64_t limit = kMaxStageBytes / (4 * std::uint64_t{hidden_} + 64);
+    std::uint64_t total = 0;
+    for (const std::uint32_t count : counts) total += count;
+    if (total > limit) {
+      throw file_.error(fmt::format("{} {} in one stage", total, what),
+                        fmt::format("at most {} of hidden size {}", limit, hidden_));
+    }
+  }
+
   LayerPlan read_layer() {
     next();
     if (!record_.has_layer()) throw file_.error("a record of another kind", "a layer");
@@ -237,7 +252,10 @@ class PlanReader {
     layer.num_topk = in.num_topk();
     layer.exact = in.exact();
     layer.num_rounds = in.num_rounds();
-    if (layer.num_rounds == 0) throw file_.error("0 rounds", "at least 1");
+    if (layer.num_rounds == 0 || layer.num_rounds > kMaxRounds) {
+      throw file_.error(fmt::format("{} rounds", layer.num_rounds),
+                        fmt::format("1 to {}", kMaxRounds));
+    }
     if (layer.num_ranks == 0 || layer.ranks_per_node == 0 ||
         layer.num_ranks % layer.ranks_per_node != 0) {
       throw file_.error(
@@ -324,6 +342,8 @@ class PlanReader {
     check_below(stage.dst, layer.num_ranks, "destination rank");
     check_below(stage.round, layer.num_rounds, "round");
     check_below(stage.answer_order, num_transfers, "answered transfer");
+    check_volume(stage.num_rows, "rows");
+    check_volume(stage.num_copies, "copies");
     if (s > 0) check_below(stage.parent, layer.stages[0].num_transfers(), "parent transfer");
     if (!has_rows) return stage;
     while (stage.row_token.size() < num_rows) {
@@ -350,6 +370,7 @@ class PlanReader {
   RecordFileReader file_;
   plan::Record record_;
   std::uint64_t num_records_ = 0;
+  std::uint32_t hidden_ = 0;
 };
 
 }  // namespace

@@ -4,9 +4,9 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <fstream>
 
 #include "core/error.hpp"
+#include "core/file.hpp"
 #include "workloads/trace/archive.hpp"
 #include "workloads/trace/combine.hpp"
 #include "workloads/trace/importers/formats.hpp"
@@ -126,10 +126,7 @@ void note_shared_expert(const Routing& routing, std::vector<std::string>& notes)
 FileHead read_head(const std::filesystem::path& path) {
   constexpr std::size_t kHeadBytes = 65536;
   FileHead head{path, std::string(kHeadBytes, '\0'), {}};
-  std::ifstream in(path, std::ios::binary);
-  if (!in || std::filesystem::is_directory(path)) {
-    throw InputError(fmt::format("{}: cannot be read", path.string()));
-  }
+  std::ifstream in = open_input(path);
   in.read(head.text.data(), static_cast<std::streamsize>(kHeadBytes));
   head.text.resize(static_cast<std::size_t>(in.gcount()));
   if (head.text.starts_with("PK\x03\x04")) head.members = Archive(path).names();

@@ -20,6 +20,9 @@ constexpr RecordFileKind kTraceFile{
     "a .moet trace (`coterie trace import` and `generate` write them)"};
 // Ids and weights per chunk: small enough to stay in the cache between checksum, parser and copy.
 constexpr std::uint64_t kChunkBytes = std::uint64_t{1} << 20;
+// With kMaxTopk and the 32 bits of a chunk's tokens, every product of sizes stays below 2^64.
+constexpr int kMaxLayers = 1 << 16;
+static_assert(kMaxTopk <= 1U << 12);
 
 // ---------------------------------------------------------------- writing
 
@@ -135,6 +138,8 @@ class RecordReader {
   }
 
   [[nodiscard]] bool at_end() const { return file_.at_end(); }
+  [[nodiscard]] std::uint64_t position() const { return file_.position(); }
+  void seek(std::uint64_t position) { file_.seek(position); }
   [[nodiscard]] std::uint64_t file_size() const { return file_.file_size(); }
   // A fault of the record that was read last.
   [[nodiscard]] InputError error(std::string_view found, std::string_view expected) const {
@@ -154,7 +159,10 @@ moet::Header read_header(RecordReader& reader) {
     throw reader.error(fmt::format("{} experts", header.num_experts()),
                        fmt::format("1 to {}", kMaxExperts));
   }
-  if (header.layers().empty()) throw reader.error("no layers", "at least one");
+  if (header.layers().empty() || header.layers_size() > kMaxLayers) {
+    throw reader.error(fmt::format("{} layers", header.layers_size()),
+                       fmt::format("1 to {}", kMaxLayers));
+  }
   if (header.counts_only()) return header;
   if (header.num_topk() == 0 || header.num_topk() > std::min(kMaxTopk, header.num_experts())) {
     throw reader.error(fmt::format("top-{} of {} experts", header.num_topk(), header.num_experts()),
@@ -198,8 +206,7 @@ void check_chunk(const RecordReader& reader, const moet::Header& header, const m
 }
 
 // Tokens in the whole file: the header's word, if the file can hold as many, else a pass over it.
-std::uint64_t count_tokens(const std::filesystem::path& path, const RecordReader& reader,
-                           const moet::Header& header) {
+std::uint64_t count_tokens(RecordReader& reader, const moet::Header& header) {
   if (header.has_num_tokens()) {
     const std::uint64_t token_bytes =
         static_cast<std::uint64_t>(header.layers_size()) * header.num_topk() * header.id_bytes();
@@ -209,15 +216,16 @@ std::uint64_t count_tokens(const std::filesystem::path& path, const RecordReader
     }
     return header.num_tokens();
   }
-  RecordReader pass(path);
-  read_header(pass);
+  const std::uint64_t first_chunk = reader.position();
   std::uint64_t tokens = 0;
   while (true) {
-    const moet::Record& record = pass.next();
-    if (!record.has_chunk()) return tokens;
-    check_chunk(pass, header, record.chunk(), tokens);
+    const moet::Record& record = reader.next();
+    if (!record.has_chunk()) break;
+    check_chunk(reader, header, record.chunk(), tokens);
     tokens += record.chunk().num_tokens();
   }
+  reader.seek(first_chunk);
+  return tokens;
 }
 
 void copy_chunk(Routing& routing, std::uint64_t num_tokens, const moet::Header& header,
@@ -255,11 +263,10 @@ void check_footer(const RecordReader& reader, const moet::Record& record, std::u
   if (!reader.at_end()) throw reader.error("further bytes after the footer", "the end of the file");
 }
 
-Routing read_tokens(const std::filesystem::path& path, RecordReader& reader,
-                    const moet::Header& header) {
+Routing read_tokens(RecordReader& reader, const moet::Header& header) {
   Routing routing;
   describe(routing, header);
-  const std::uint64_t num_tokens = count_tokens(path, reader, header);
+  const std::uint64_t num_tokens = count_tokens(reader, header);
   const std::size_t num_ids = routing.num_layers() * num_tokens * routing.num_topk;
   routing.experts.resize(num_ids);
   if (header.has_weights()) routing.weights.resize(num_ids);
@@ -323,7 +330,7 @@ Trace read_moet(const std::filesystem::path& path) {
   RecordReader reader(path);
   const moet::Header header = read_header(reader);
   Trace trace = header.counts_only() ? Trace(read_counts(reader, header))
-                                     : Trace(read_tokens(path, reader, header));
+                                     : Trace(read_tokens(reader, header));
   const auto problems = std::visit([](const auto& t) { return check(t); }, trace);
   if (!problems.empty()) {
     throw InputError(fmt::format("{}: {}", path.string(), problems.front()));

@@ -36,6 +36,9 @@ class RecordFileReader {
   std::string_view next();
   [[nodiscard]] bool at_end() const { return position_ == size_; }
   [[nodiscard]] std::uint64_t file_size() const { return size_; }
+  // Goes back to a record that began where position() was.
+  [[nodiscard]] std::uint64_t position() const { return position_; }
+  void seek(std::uint64_t position);
   // A fault of the record that was read last.
   [[nodiscard]] InputError error(std::string_view found, std::string_view expected) const;
 

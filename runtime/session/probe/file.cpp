@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "core/error.hpp"
+#include "core/json.hpp"
 #include "core/statistics.hpp"
 
 namespace coterie {
@@ -35,7 +36,7 @@ bool is_count(const json& parent, const char* key) {
 void check_time(const json& value, bool zero_allowed, const std::string& where) {
   const bool is_time = value.is_number() && std::isfinite(value.get<double>()) &&
                        (value.get<double>() > 0.0 || (zero_allowed && value.get<double>() == 0.0));
-  if (!is_time) throw InputError(where, value.dump(), "a time above zero in microseconds");
+  if (!is_time) throw InputError(where, json_excerpt(value), "a time above zero in microseconds");
 }
 
 void check_entry(const json& entry, std::uint64_t starts, const std::string& where) {
@@ -66,7 +67,7 @@ void check_part(const json& document, ProbePart part, const std::string& name) {
   const json& summary = document.at("parts").at(to_string(part));
   const std::string where = fmt::format("{}: parts.{}", name, to_string(part));
   if (!is_count(summary, "starts") || !is_count(summary, "points")) {
-    throw InputError(where, summary.dump(), "the numbers of \"starts\" and \"points\"");
+    throw InputError(where, json_excerpt(summary), "the numbers of \"starts\" and \"points\"");
   }
   if (!document.contains(list) || !document.at(list).is_array()) {
     throw InputError(name, fmt::format("no list \"{}\"", list),
@@ -104,16 +105,13 @@ std::string list_of(ProbePart part) {
 }
 
 json parse_probe(const std::string& text, const std::string& name) {
-  json document = json::parse(text, nullptr, false);
-  if (document.is_discarded()) {
-    throw InputError(name, "text that is not JSON, or was cut short",
-                     "the measurements of coterie-runtime probe");
-  }
+  json document = parse_json(text, name, "the measurements of coterie-runtime probe");
   if (!document.is_object() || !document.contains("schema_version")) {
     throw InputError(name, "no schema_version", "the measurements of coterie-runtime probe");
   }
   if (document.at("schema_version") != kProbeSchemaVersion) {
-    throw InputError(name, fmt::format("schema_version {}", document.at("schema_version").dump()),
+    throw InputError(name,
+                     fmt::format("schema_version {}", json_excerpt(document.at("schema_version"))),
                      fmt::format("{}; a probe of another version cannot be continued, choose "
                                  "another folder",
                                  kProbeSchemaVersion));
@@ -122,7 +120,7 @@ json parse_probe(const std::string& text, const std::string& name) {
     if (!document.contains(key)) continue;
     const json& rate = document.at(key);
     if (!rate.is_number() || !(rate.get<double>() > 0.0)) {
-      throw InputError(fmt::format("{}: {}", name, key), rate.dump(), "a number above zero");
+      throw InputError(fmt::format("{}: {}", name, key), json_excerpt(rate), "a number above zero");
     }
   }
   if (!document.contains("parts") || !document.at("parts").is_object()) {

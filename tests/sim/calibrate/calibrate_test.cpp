@@ -89,6 +89,20 @@ TEST(CalibrateFit, SaysWhatTheDataCannotDetermine) {
   EXPECT_THAT(fit_alltoall(points, {}).undetermined, testing::Contains("per_peer"));
 }
 
+// Three times that the start decides, 58 to 59 us from 1 to 4 MiB: they say what a start costs and
+// nothing of the rate, whatever number the fit ends with.
+TEST(CalibrateFit, FlatTimesDetermineNoRate) {
+  std::vector<AllToAllPoint> points;
+  for (const auto& [bytes, time_s] :
+       {std::pair{1048576.0, 58.14e-6}, {2097152.0, 58.94e-6}, {4194304.0, 59.35e-6}}) {
+    points.push_back({"m", "d", "v", 8, bytes, time_s});
+  }
+  const AllToAllFit fit = fit_alltoall(points, {});
+  EXPECT_THAT(fit.undetermined, testing::IsSupersetOf({"per_peer", "sharpness", "slope[0]"}));
+  EXPECT_THAT(fit.undetermined, testing::Contains(fit.parameters.back().name));  // the final slope
+  EXPECT_THAT(fit.undetermined, testing::Not(testing::Contains("launch")));
+}
+
 TEST(CalibrateMeasurements, RefusesNonsense) {
   const auto parse = [](const std::string& rows) {
     return sentence([&] { (void)parse_alltoall(kHeader + rows, "t.csv"); });

@@ -77,6 +77,25 @@ TEST_F(JournalTest, RefusesAnotherVersionAndDamage) {
   EXPECT_NE(error_of("s").find("found results of version 0.0.1"), std::string::npos);
   write_file(file_, "garbage\n");
   EXPECT_NE(error_of("s").find(":1: found a damaged line"), std::string::npos);
+  for (const std::string header : {"{\"schema_version\":\"1\"}", "{\"coterie\":1}", "{}"}) {
+    write_file(file_, header + "\n");
+    EXPECT_NE(error_of("s").find(":1: found results of version unknown"), std::string::npos);
+  }
+}
+
+// A damaged entry is a point that was not done: those around it count.
+TEST_F(JournalTest, LeavesDamagedEntriesAside) {
+  Journal(file_, "s").append({{"id", "a"}, {"value", 1}});
+  const std::string sound = read_file(file_);
+  for (const std::string damaged :
+       {"garbage", "[]", "{}", "{\"id\":1}", "{\"id\":\"x\",\"value\":[]}"}) {
+    write_file(file_, sound + damaged + "\n");
+    Journal(file_, "s").append({{"id", "b"}, {"value", 2}});
+    const auto entries =
+        read_journal(file_, "s", [](const json& entry) { return entry.at("value").is_number(); });
+    EXPECT_EQ(entries.size(), 2U) << damaged;
+    EXPECT_TRUE(entries.contains("a") && entries.contains("b")) << damaged;
+  }
 }
 
 // A file-size limit stands for a full disk: the append fails with a sentence, and what was complete

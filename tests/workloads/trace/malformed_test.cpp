@@ -95,8 +95,25 @@ std::string moet_header(const std::string& announced) {
                 std::string("\x18\x08\x20\x02\x2a\x01\x00\x30\x01\x38\x00", 11) + announced);
 }
 
+std::string varint(std::uint64_t value) {
+  std::string out;
+  for (; value > 0x7f; value >>= 7) out += static_cast<char>((value & 0x7fU) | 0x80U);
+  return out + static_cast<char>(value);
+}
+// A header of 8 experts and top-2 with so many layers, all of them number 0.
+std::string many_layers(std::size_t count) {
+  const std::string header =
+      "\x18\x08\x20\x02\x2a" + varint(count) + std::string(count, '\0') + "\x30\x01";
+  const std::string message = "\x0a" + varint(header.size()) + header;
+  return varint(message.size()) + message + raw(crc32_of(std::as_bytes(std::span(message))));
+}
+
 std::string npz(const std::string& experts) {
   return zip({{"routed_experts.npy", experts}});
+}
+// The archive whose directory says that its one member has so many bytes (APPNOTE 4.3.12).
+std::string claiming(std::string archive, std::uint32_t size) {
+  return archive.replace(archive.find("PK\x01\x02") + 24, 4, raw(size));
 }
 std::string ids_npy(const std::vector<std::int32_t>& ids, const std::string& shape) {
   return npy("<i4", shape, raw(ids));
@@ -127,6 +144,10 @@ std::vector<Malformed> moet_cases() {
       {"moet_hostile_length", "moet", kMagic + std::string("\xff\xff\xff\xff\xff\xff\xff\x7f", 8),
        "F: record at byte 8: found a record of 72057594037927935 bytes, expected at most "
        "268435456"},
+      // 134,234,113 layers, as a header of one layer and the packed bytes of the others would be:
+      // 65,537 suffice to be refused.
+      {"moet_hostile_layers", "moet", kMagic + many_layers(65537),
+       "F: record at byte 8: found 65537 layers, expected 1 to 65536"},
       {"moet_hostile_tokens", "moet",
        kMagic + moet_header(std::string("\x40\xff\xff\xff\xff\xff\xff\x7f", 8)),
        "F: record at byte 8: found 562949953421311 tokens announced, expected what a file of 34 "
@@ -205,6 +226,9 @@ std::vector<Malformed> array_cases() {
        "F: found " + std::to_string(archive.size() / 2) +
            " bytes that are no whole zip archive (Not a zip archive), expected a zip archive with "
            "its directory at the end"},
+      {"npz_inflates_without_measure", "npz", claiming(archive, 0x7fffffff),
+       "F: found members that inflate to more than 64 MiB, expected at most 100 times the " +
+           std::to_string(archive.size()) + " bytes of the archive (and 64 MiB in any case)"},
       // Checksums computed with Python's zlib.crc32.
       {"npz_corrupted", "npz", with_byte(archive, 180, 'x'),
        "F: member routed_experts.npy: found checksum 5f02e6d6, expected 917f8f43 as in the "

@@ -18,12 +18,12 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
-#include <fstream>
 #include <map>
 #include <set>
 #include <string_view>
 
 #include "core/error.hpp"
+#include "core/file.hpp"
 #include "workloads/trace/importers/assemble.hpp"
 #include "workloads/trace/importers/formats.hpp"
 #include "workloads/trace/importers/rows.hpp"
@@ -348,11 +348,11 @@ bool is_csv(const FileHead& head) {
 }
 
 Imported import_csv(const std::filesystem::path& path, const ImportOptions& options) {
-  std::ifstream in(path);
-  if (!in) throw InputError(fmt::format("{}: cannot be read", path.string()));
+  LineFile in(path);
   Reader reader(path.string(), options);
   std::string line;
-  for (std::uint64_t number = 1; std::getline(in, line); ++number) {
+  while (in.next(line)) {
+    const std::uint64_t number = in.number();
     std::string_view text = line;
     if (number == 1 && text.starts_with(kByteOrderMark)) text.remove_prefix(kByteOrderMark.size());
     text = trim(text, " \t\r");

@@ -7,10 +7,10 @@
 #include <fmt/format.h>
 
 #include <charconv>
-#include <fstream>
 #include <string_view>
 
 #include "core/error.hpp"
+#include "core/file.hpp"
 #include "workloads/trace/importers/assemble.hpp"
 #include "workloads/trace/importers/formats.hpp"
 
@@ -67,16 +67,15 @@ Imported import_esft(const std::filesystem::path& path, const ImportOptions& opt
                      "--num-topk or --model to give it");
   }
   const std::size_t k = options.num_topk ? *options.num_topk : options.model->num_topk;
-  std::ifstream in(path);
-  if (!in) throw InputError(fmt::format("{}: cannot be read", name));
+  LineFile in(path);
   std::vector<std::int32_t> ids;
   std::vector<float> weights;
   TokenMajor input;
   std::string line;
-  for (std::uint64_t number = 1; std::getline(in, line); ++number) {
+  while (in.next(line)) {
     if (!line.empty() && line.back() == '\r') line.pop_back();
     if (line.empty()) continue;
-    const std::string where = fmt::format("{}: line {}", name, number);
+    const std::string where = fmt::format("{}: line {}", name, in.number());
     const std::size_t gap = line.find("\t\t");
     if (gap == std::string::npos) {
       throw InputError(where, "no empty cell", "ids, an empty cell and router weights");

@@ -16,11 +16,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
 #include <map>
 #include <tuple>
 
 #include "core/error.hpp"
+#include "core/file.hpp"
 #include "workloads/trace/importers/assemble.hpp"
 #include "workloads/trace/importers/formats.hpp"
 #include "workloads/trace/importers/rows.hpp"
@@ -151,13 +151,12 @@ bool is_megatron_jsonl(const FileHead& head) {
 }
 
 Imported import_megatron_jsonl(const std::filesystem::path& path, const ImportOptions& options) {
-  std::ifstream in(path);
-  if (!in) throw InputError(fmt::format("{}: cannot be read", path.string()));
+  LineFile in(path);
   Reader reader;
   std::string line;
-  for (std::uint64_t number = 1; std::getline(in, line); ++number) {
+  while (in.next(line)) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-    const std::string where = fmt::format("{}: line {}", path.string(), number);
+    const std::string where = fmt::format("{}: line {}", path.string(), in.number());
     const nlohmann::json record = parse_json(line, where);
     if (!record.is_object()) throw InputError(where, "no object", "one record of the router trace");
     reader.read_record(record, where);

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <tuple>
 
@@ -107,48 +108,9 @@ Imported RowTable::finish(std::uint32_t num_experts, const ImportOptions& option
   return imported;
 }
 
-namespace {
-// The word at which a parser stopped, where it is one of the numbers that Python's json.dump writes
-// and JSON does not have; else empty.
-std::string_view unwritable_number(std::string_view text, std::size_t byte) {
-  const std::size_t from = text.find_last_of(" \t\r\n,[:{", byte > 1 ? byte - 2 : 0);
-  const std::string_view word = text.substr(from == std::string_view::npos ? 0 : from + 1, 9);
-  for (const std::string_view number : {"-Infinity", "Infinity", "NaN"}) {
-    if (word.starts_with(number)) return number;
-  }
-  return {};
-}
-}  // namespace
-
-nlohmann::json parse_json(std::string_view text, const std::string& where) {
-  try {
-    return nlohmann::json::parse(text);
-  } catch (const nlohmann::json::parse_error& error) {
-    const std::string place = fmt::format("{}: byte {}", where, error.byte);
-    const std::string_view number = unwritable_number(text, error.byte);
-    if (!number.empty()) {
-      throw InputError(place,
-                       fmt::format("{}, which Python writes for a number that is not finite and "
-                                   "JSON does not have",
-                                   number),
-                       "finite numbers (for router logits: those before a mask sets experts to "
-                       "-inf)");
-    }
-    throw InputError(place, "text that is not JSON (damaged or truncated)", "a JSON value");
-  }
-}
-
-namespace {
-std::string excerpt(const nlohmann::json& value) {
-  std::string text = value.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace);
-  if (text.size() > 60) text = text.substr(0, 57) + "...";
-  return text;
-}
-}  // namespace
-
 const nlohmann::json& json_member(const nlohmann::json& object, const char* key,
                                   const std::string& where) {
-  if (!object.is_object()) throw InputError(where, excerpt(object), "an object");
+  if (!object.is_object()) throw InputError(where, json_excerpt(object), "an object");
   const auto found = object.find(key);
   if (found == object.end()) {
     throw InputError(where, fmt::format("no \"{}\"", key), "it to be there");
@@ -162,18 +124,23 @@ std::int64_t json_integer(const nlohmann::json& value, std::int64_t min, std::in
                         ? value.get<std::uint64_t>() <= static_cast<std::uint64_t>(max)
                         : value.is_number_integer() && value.get<std::int64_t>() <= max;
   if (!fits || value.get<std::int64_t>() < min) {
-    throw InputError(where, excerpt(value), fmt::format("a whole number from {} to {}", min, max));
+    throw InputError(where, json_excerpt(value),
+                     fmt::format("a whole number from {} to {}", min, max));
   }
   return value.get<std::int64_t>();
 }
 
 float json_number(const nlohmann::json& value, const std::string& where) {
-  if (!value.is_number()) throw InputError(where, excerpt(value), "a number");
-  return value.get<float>();
+  if (!value.is_number()) throw InputError(where, json_excerpt(value), "a number");
+  const double number = value.get<double>();
+  if (std::abs(number) > std::numeric_limits<float>::max()) {
+    throw InputError(where, json_excerpt(value), "a number within single precision");
+  }
+  return static_cast<float>(number);
 }
 
 std::vector<std::int64_t> json_ids(const nlohmann::json& value, const std::string& where) {
-  if (!value.is_array()) throw InputError(where, excerpt(value), "a list of expert ids");
+  if (!value.is_array()) throw InputError(where, json_excerpt(value), "a list of expert ids");
   std::vector<std::int64_t> ids;
   for (const nlohmann::json& id : value)
     ids.push_back(json_integer(id, -1, kMaxExperts - 1, where));
@@ -181,7 +148,7 @@ std::vector<std::int64_t> json_ids(const nlohmann::json& value, const std::strin
 }
 
 std::vector<float> json_numbers(const nlohmann::json& value, const std::string& where) {
-  if (!value.is_array()) throw InputError(where, excerpt(value), "a list of numbers");
+  if (!value.is_array()) throw InputError(where, json_excerpt(value), "a list of numbers");
   std::vector<float> numbers;
   for (const nlohmann::json& number : value) numbers.push_back(json_number(number, where));
   return numbers;

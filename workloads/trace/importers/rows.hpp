@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "core/json.hpp"
 #include "workloads/trace/importer.hpp"
 
 namespace coterie {
@@ -40,8 +41,6 @@ class RowTable {
   std::vector<float> weights_;
 };
 
-// Parses one JSON document; syntax errors become an InputError with the position.
-nlohmann::json parse_json(std::string_view text, const std::string& where);
 // A member of an object, which must be there.
 const nlohmann::json& json_member(const nlohmann::json& object, const char* key,
                                   const std::string& where);

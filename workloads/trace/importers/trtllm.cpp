@@ -52,7 +52,7 @@ struct Meta {
 
 Meta read_meta(const std::filesystem::path& path) {
   Meta meta;
-  if (!std::filesystem::exists(path)) return meta;
+  if (!path_exists(path)) return meta;
   const nlohmann::json document = parse_json(read_file(path), path.string());
   const auto member = [&](const char* key, std::int64_t max) {
     return static_cast<std::uint32_t>(json_integer(json_member(document, key, path.string()), 1,
@@ -67,13 +67,14 @@ Meta read_meta(const std::filesystem::path& path) {
 void add_tensor(const nlohmann::json& tensor, std::string_view data, const std::string& where,
                 std::vector<std::uint64_t>& sums) {
   if (json_member(tensor, "dtype", where) != "I64") {
-    throw InputError(where, "dtype " + tensor["dtype"].dump(), "\"I64\", as torch.bincount gives");
+    throw InputError(where, "dtype " + json_excerpt(tensor["dtype"]),
+                     "\"I64\", as torch.bincount gives");
   }
   const nlohmann::json& shape = json_member(tensor, "shape", where);
   const nlohmann::json& offsets = json_member(tensor, "data_offsets", where);
   constexpr std::int64_t kMost = std::int64_t{1} << 40;
   if (!shape.is_array() || shape.size() != 1 || !offsets.is_array() || offsets.size() != 2) {
-    throw InputError(where, "shape " + shape.dump(), "one dimension, the experts");
+    throw InputError(where, "shape " + json_excerpt(shape), "one dimension, the experts");
   }
   const std::int64_t num_experts = json_integer(shape[0], 1, kMaxExperts, where + ": shape");
   const std::int64_t begin = json_integer(offsets[0], 0, kMost, where + ": data_offsets");

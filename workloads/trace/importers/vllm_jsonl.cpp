@@ -7,11 +7,11 @@
 
 #include <fmt/format.h>
 
-#include <fstream>
 #include <map>
 #include <set>
 
 #include "core/error.hpp"
+#include "core/file.hpp"
 #include "workloads/trace/importers/assemble.hpp"
 #include "workloads/trace/importers/formats.hpp"
 #include "workloads/trace/importers/rows.hpp"
@@ -32,7 +32,7 @@ struct Route {
 Route read_route(const nlohmann::json& record, const std::string& where) {
   Route route;
   const nlohmann::json& request = json_member(record, "req_id", where);
-  route.request = request.is_string() ? request.get<std::string>() : request.dump();
+  route.request = request.is_string() ? request.get<std::string>() : json_excerpt(request, 200);
   route.token = static_cast<std::uint64_t>(json_integer(
       json_member(record, "token_idx", where), 0, std::int64_t{1} << 40, where + ": token_idx"));
   route.layer = static_cast<std::uint32_t>(
@@ -86,14 +86,13 @@ class Sequences {
 
 bool is_vllm_jsonl(const FileHead& head) {
   const std::string_view line = std::string_view(head.text).substr(0, head.text.find('\n'));
-  const nlohmann::json record = nlohmann::json::parse(line, nullptr, false);
+  const nlohmann::json record = try_parse_json(line);
   return record.is_object() && record.contains("type") &&
          (record["type"] == "meta" || (record["type"] == "route" && record.contains("topk_ids")));
 }
 
 Imported import_vllm_jsonl(const std::filesystem::path& path, const ImportOptions& options) {
-  std::ifstream in(path);
-  if (!in) throw InputError(fmt::format("{}: cannot be read", path.string()));
+  LineFile in(path);
   std::string model;
   std::optional<std::uint32_t> num_experts;
   std::optional<std::size_t> top_k;
@@ -104,7 +103,6 @@ Imported import_vllm_jsonl(const std::filesystem::path& path, const ImportOption
   bool starting = true;
   std::uint64_t num_dropped = 0;
   std::string line;
-  std::uint64_t line_number = 0;
 
   const auto keep = [&](const Route& route, const std::string& where) {
     table.add(sequences.of(route), route.token, route.layer, route.experts, route.weights, where);
@@ -118,10 +116,9 @@ Imported import_vllm_jsonl(const std::filesystem::path& path, const ImportOption
     }
     start.clear();
   };
-  while (std::getline(in, line)) {
-    ++line_number;
+  while (in.next(line)) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-    const std::string where = fmt::format("{}: line {}", path.string(), line_number);
+    const std::string where = fmt::format("{}: line {}", path.string(), in.number());
     const nlohmann::json record = parse_json(line, where);
     const nlohmann::json& type = json_member(record, "type", where);
     if (type == "meta") {
@@ -138,7 +135,8 @@ Imported import_vllm_jsonl(const std::filesystem::path& path, const ImportOption
       }
       continue;
     }
-    if (type != "route") throw InputError(where, "type " + type.dump(), "\"meta\" or \"route\"");
+    if (type != "route")
+      throw InputError(where, "type " + json_excerpt(type), "\"meta\" or \"route\"");
     Route route = read_route(record, where);
     if (top_k && route.experts.size() != *top_k) {
       throw InputError(where, fmt::format("{} experts", route.experts.size()),
