@@ -98,7 +98,7 @@ void read_step_shapes(YamlMap& map, ModelShape& model) {
   const auto attention = map.optional("attention");
   const auto vocabulary = map.optional("vocabulary");
   if (attention.has_value() != vocabulary.has_value()) {
-    throw (attention ? *attention : *vocabulary)
+    throw(attention ? *attention : *vocabulary)
         .error(attention ? "attention without `vocabulary`" : "vocabulary without `attention`",
                "both, which whole steps need, or neither");
   }
@@ -121,7 +121,8 @@ void read_step_shapes(YamlMap& map, ModelShape& model) {
       throw gate->error(gate->excerpt(), "no such key, as there are no shared experts");
     }
   }
-  if (const auto mtp = map.optional("num_mtp_layers")) model.num_mtp_layers = read_count(*mtp, 0, 16);
+  if (const auto mtp = map.optional("num_mtp_layers"))
+    model.num_mtp_layers = read_count(*mtp, 0, 16);
 }
 
 }  // namespace
@@ -201,9 +202,9 @@ ParameterCounts count_parameters(const ModelShape& model) {
   counts.shared_experts = moe * shared;
   counts.dense_mlp = model.num_dense_layers() * 3 * hidden * model.dense_intermediate;
   // Two norms before the projection [2 * hidden, hidden], a layer with its two norms, a last norm.
-  counts.mtp = model.num_mtp_layers *
-               (5 * hidden + 2 * hidden * hidden + attention_parameters(model) + router + shared +
-                model.num_experts * expert_parameters(model));
+  counts.mtp =
+      model.num_mtp_layers * (5 * hidden + 2 * hidden * hidden + attention_parameters(model) +
+                              router + shared + model.num_experts * expert_parameters(model));
   return counts;
 }
 

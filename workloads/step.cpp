@@ -49,8 +49,9 @@ ParallelSizes read_parallel(const YamlValue& value, const ModelShape& model,
                   fmt::format("a divisor of the {} attention heads", attention.num_heads));
   if (attention.kind != AttentionKind::kMla && attention.num_kv_heads % sizes.tp != 0 &&
       sizes.tp % attention.num_kv_heads != 0) {
-    throw tp.error(tp.excerpt(), fmt::format("a divisor or a multiple of the {} key and value heads",
-                                             attention.num_kv_heads));
+    throw tp.error(tp.excerpt(),
+                   fmt::format("a divisor or a multiple of the {} key and value heads",
+                               attention.num_kv_heads));
   }
   if (model.num_dense_layers() > 0) {
     require_divisor(tp, model.dense_intermediate, sizes.tp,
@@ -73,10 +74,9 @@ ParallelSizes read_parallel(const YamlValue& value, const ModelShape& model,
   }
   const std::uint64_t model_ranks = std::uint64_t{sizes.tp} * sizes.cp * sizes.pp;
   if (num_ranks % model_ranks != 0) {
-    throw value.error(
-        fmt::format("tp {} x cp {} x pp {} = {} ranks per model", sizes.tp, sizes.cp, sizes.pp,
-                    model_ranks),
-        fmt::format("a divisor of the {} ranks", num_ranks));
+    throw value.error(fmt::format("tp {} x cp {} x pp {} = {} ranks per model", sizes.tp, sizes.cp,
+                                  sizes.pp, model_ranks),
+                      fmt::format("a divisor of the {} ranks", num_ranks));
   }
   sizes.dp = static_cast<std::uint32_t>(num_ranks / model_ranks);
   const std::uint32_t stage_ranks = num_ranks / sizes.pp;
@@ -85,12 +85,11 @@ ParallelSizes read_parallel(const YamlValue& value, const ModelShape& model,
   const std::uint32_t chunks = sizes.pp * sizes.vp;
   const std::uint32_t layers = model.num_layers + sizes.embedding_layers + sizes.loss_layers;
   if (layers % chunks != 0) {
-    const std::string counted =
-        layers == model.num_layers
-            ? fmt::format("{} layers", layers)
-            : fmt::format("{} layers, {} of them for embedding and loss", layers,
-                          layers - model.num_layers);
-    throw (sizes.vp > 1 ? vp : pp)
+    const std::string counted = layers == model.num_layers
+                                    ? fmt::format("{} layers", layers)
+                                    : fmt::format("{} layers, {} of them for embedding and loss",
+                                                  layers, layers - model.num_layers);
+    throw(sizes.vp > 1 ? vp : pp)
         .error(fmt::format("pp {} x vp {} = {} chunks of layers", sizes.pp, sizes.vp, chunks),
                fmt::format("a divisor of the {} (embedding_layers and loss_layers may fill up)",
                            counted));
@@ -101,10 +100,9 @@ ParallelSizes read_parallel(const YamlValue& value, const ModelShape& model,
                       "none, as all layers are on one stage");
   }
   if (sizes.embedding_layers > per_chunk || sizes.loss_layers > per_chunk) {
-    throw value.error(
-        fmt::format("embedding_layers {} and loss_layers {}", sizes.embedding_layers,
-                    sizes.loss_layers),
-        fmt::format("at most the {} layers of a chunk", per_chunk));
+    throw value.error(fmt::format("embedding_layers {} and loss_layers {}", sizes.embedding_layers,
+                                  sizes.loss_layers),
+                      fmt::format("at most the {} layers of a chunk", per_chunk));
   }
   return sizes;
 }
@@ -146,13 +144,13 @@ void read_serving_batch(const YamlValue& value, StepSpec& step) {
     require_divisor(sequence, step.prefill.sequence, step.parallel.cp,
                     fmt::format("a multiple of cp {}", step.parallel.cp));
     const std::uint64_t tokens = rows * group;
-    require_divisor(per_gpu, tokens, step.prefill.sequence,
-                    fmt::format("whole prompts of {} tokens on each {}", step.prefill.sequence,
-                                group == 1 ? std::string("GPU")
-                                           : fmt::format("group of {} GPUs", group)));
-    require_divisor(per_gpu, tokens / step.prefill.sequence, step.overlap.micro_batches,
-                    fmt::format("prompts that fill {} equal micro-batches",
-                                step.overlap.micro_batches));
+    require_divisor(
+        per_gpu, tokens, step.prefill.sequence,
+        fmt::format("whole prompts of {} tokens on each {}", step.prefill.sequence,
+                    group == 1 ? std::string("GPU") : fmt::format("group of {} GPUs", group)));
+    require_divisor(
+        per_gpu, tokens / step.prefill.sequence, step.overlap.micro_batches,
+        fmt::format("prompts that fill {} equal micro-batches", step.overlap.micro_batches));
   } else {
     step.decode.sequences_per_gpu = rows;
     step.decode.context = read_count(map.required("context"), 1, 1 << 26);
@@ -321,13 +319,12 @@ std::vector<LayerRange> deal_layers(std::uint32_t num_layers, const ParallelSize
 StepSpec read_step(const YamlValue& value, const ModelShape& model, std::uint32_t num_ranks) {
   YamlMap map = value.as_map();
   if (!model.has_step_shapes()) {
-    throw value.error(fmt::format("the model {}, whose file has no attention and vocabulary",
-                                  model.name),
-                      "a model with the keys `attention` and `vocabulary`, which a step needs");
+    throw value.error(
+        fmt::format("the model {}, whose file has no attention and vocabulary", model.name),
+        "a model with the keys `attention` and `vocabulary`, which a step needs");
   }
   StepSpec step;
-  step.kind =
-      static_cast<StepKind>(map.required("kind").as_choice({"train", "prefill", "decode"}));
+  step.kind = static_cast<StepKind>(map.required("kind").as_choice({"train", "prefill", "decode"}));
   const bool train = step.kind == StepKind::kTrain;
   step.parallel = read_parallel(map.required("parallel"), model, num_ranks, step.kind);
   if (const auto overlap = map.optional("overlap")) {
@@ -344,8 +341,7 @@ StepSpec read_step(const YamlValue& value, const ModelShape& model, std::uint32_
     return given;
   };
   if (const auto recompute = only_train("recompute")) {
-    step.recompute =
-        static_cast<Recompute>(recompute->as_choice({"none", "selective", "full"}));
+    step.recompute = static_cast<Recompute>(recompute->as_choice({"none", "selective", "full"}));
   }
   if (const auto mtp = only_train("mtp_layers")) {
     step.mtp_layers = read_count(*mtp, 0, 16);
@@ -370,12 +366,11 @@ void check_experts(const StepSpec& step, const ModelShape& model, std::uint32_t 
                    const YamlValue& where) {
   const std::uint32_t slots = model.num_experts + num_replicas;
   if (slots % step.parallel.ep == 0) return;
-  throw where.error(
-      num_replicas == 0
-          ? fmt::format("{} experts on ep {} ranks", slots, step.parallel.ep)
-          : fmt::format("{} experts and {} replicas on ep {} ranks", model.num_experts,
-                        num_replicas, step.parallel.ep),
-      "a number of experts and replicas together that the EP ranks share equally");
+  throw where.error(num_replicas == 0
+                        ? fmt::format("{} experts on ep {} ranks", slots, step.parallel.ep)
+                        : fmt::format("{} experts and {} replicas on ep {} ranks",
+                                      model.num_experts, num_replicas, step.parallel.ep),
+                    "a number of experts and replicas together that the EP ranks share equally");
 }
 
 }  // namespace coterie
