@@ -343,6 +343,9 @@ Cluster read_layers(LayeredMap map, std::optional<std::uint32_t> ranks,
     cluster.overheads.notify = overheads->required("notify").as_seconds();
     overheads->finish();
   }
+  if (auto collectives = map.block("collectives")) {
+    cluster.collectives = read_collectives(*collectives);
+  }
   if (auto transports = map.block("transports")) {
     cluster.transports = read_transports(*transports);
   }

@@ -19,6 +19,7 @@
 
 #include "core/units.hpp"
 #include "core/yaml.hpp"
+#include "topologies/collectives.hpp"
 #include "topologies/transports.hpp"
 
 namespace coterie {
@@ -183,6 +184,8 @@ struct Cluster {
   std::optional<Fabric> fabric;     // present exactly when `nic` is
   Overheads overheads;
   std::vector<TransportParameters> transports;  // each name once; the first is the default
+  // Absent: collectives cost what the links take.
+  std::optional<CollectiveParameters> collectives;
   // Calibrated topologies: relative half-width of the interval that predictions carry, and where
   // the numbers come from.
   std::optional<double> relative_uncertainty;

@@ -124,6 +124,7 @@ std::string to_yaml(const Cluster& cluster) {
   }
   if (cluster.fabric) text += fabric_text(*cluster.fabric);
   text += fmt::format("overheads:\n  notify: {}\n", exact(cluster.overheads.notify));
+  if (cluster.collectives) text += collectives_text(*cluster.collectives);
   text += transports_text(cluster.transports);
   if (cluster.relative_uncertainty) {
     text += fmt::format("relative_uncertainty: {}\n", *cluster.relative_uncertainty);
