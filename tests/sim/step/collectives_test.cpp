@@ -149,7 +149,9 @@ TEST(Collectives, TreesCarryTheBufferUpAndDown) {
     cluster.collectives = costs;
     const auto gpus = first_gpus(2 * m);
     const CollectivePlan plan = plan_collective(cluster, CollectiveKind::kAllReduce, gpus, 1e6);
-    if (m > 4) EXPECT_EQ(plan.algorithm, CollectiveAlgorithm::kTree);
+    if (m > 4) {
+      EXPECT_EQ(plan.algorithm, CollectiveAlgorithm::kTree);
+    }
     if (plan.algorithm != CollectiveAlgorithm::kTree) continue;
     double between = 0.0;
     std::map<std::uint32_t, double> sent;
