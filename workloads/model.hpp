@@ -17,6 +17,10 @@ namespace coterie {
 enum class AttentionKind : std::uint8_t { kMha, kGqa, kMla };
 std::string to_string(AttentionKind kind);  // mha, gqa, mla
 
+// Norms of queries and keys: none, one set of weights for all heads, or weights for every head's
+// values apart.
+enum class QkNorm : std::uint8_t { kNone, kPerHead, kFull };
+
 struct AttentionShape {
   AttentionKind kind = AttentionKind::kMha;
   std::uint32_t num_heads = 0;
@@ -31,7 +35,7 @@ struct AttentionShape {
   std::uint32_t kv_lora_rank = 0;  // kMla
   bool qkv_bias = false;
   bool output_bias = false;
-  bool qk_norm = false;  // a norm over every query and key head
+  QkNorm qk_norm = QkNorm::kNone;
   bool sinks = false;    // one learned logit per head
   // Sliding window: the layers in `windowed_layers` (ascending) attend to the last `window` tokens,
   // their own included; 0: none does.

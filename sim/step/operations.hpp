@@ -64,9 +64,13 @@ struct AttentionCall {
   std::uint32_t qk_dim = 0;
   std::uint32_t v_dim = 0;
   std::uint32_t window = 0;
+  std::uint32_t cp = 1;  // this rank has one part in cp of the queries, with its share of the work
   // MLA in its absorbed form, as decoding does: all heads share one key of kv_lora_rank + rope_dim
   // values, whose first kv_lora_rank are the value.
   bool latent = false;
+
+  // Pairs of a query and a key that it attends to, over all sequences, on this rank and one head.
+  [[nodiscard]] double pairs() const;
 };
 
 struct ModelOperation {
