@@ -6,7 +6,7 @@
 // A collective of n GPUs over a buffer of S bytes (all-reduce: what is reduced; reduce-scatter: what
 // goes in; all-gather: what comes out) takes
 //
-//   launch + hops + setup(protocol) + own(S, n) / copy_bandwidth + wire(S, n) / bandwidth(protocol)
+//   route latency + launch + hops + setup(protocol) + own(S, n) / copy_bandwidth + wire(S, n) / bandwidth(protocol)
 //
 // with the protocol and the algorithm that make it least, as NCCL's tuner chooses by its own
 // estimates. `hops` counts the steps of the longest chain, each at `hop` inside a scale-up domain and

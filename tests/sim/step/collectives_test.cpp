@@ -127,8 +127,10 @@ TEST(Collectives, BulkRingEqualsItsStepsBehindASlowLink) {
   }
   const double bulk_s = with_slow_port(bulk);
   EXPECT_NEAR(bulk_s, 6e-3, 1e-9);
-  // Filling and draining: at most two steps of a piece at the slow rate on either side.
-  EXPECT_NEAR(with_slow_port(steps), bulk_s, 4.0 * 2e-3 / kPieces);
+  // Filling and draining: two steps of a piece at the slow rate on either side, at most.
+  const double steps_s = with_slow_port(steps);
+  EXPECT_GE(steps_s, bulk_s - 1e-9);
+  EXPECT_LE(steps_s, bulk_s + 4.0 * 2e-3 / kPieces + 1e-9);
 }
 
 // Two domains of four GPUs: 1/4 of the ring crosses each rail. 2 * 7/8 * 8 MB = 14 MB inside at
@@ -149,7 +151,9 @@ TEST(Collectives, TreesCarryTheBufferUpAndDown) {
     cluster.collectives = costs;
     const auto gpus = first_gpus(2 * m);
     const CollectivePlan plan = plan_collective(cluster, CollectiveKind::kAllReduce, gpus, 1e6);
-    if (m > 4) EXPECT_EQ(plan.algorithm, CollectiveAlgorithm::kTree);
+    if (m > 4) {
+      EXPECT_EQ(plan.algorithm, CollectiveAlgorithm::kTree);
+    }
     if (plan.algorithm != CollectiveAlgorithm::kTree) continue;
     double between = 0.0;
     std::map<std::uint32_t, double> sent;
