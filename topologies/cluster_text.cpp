@@ -63,6 +63,8 @@ std::string gpu_text(const GpuModel& gpu) {
       "  compute_efficiency: {}\n  memory_efficiency: {}\n  kernel_launch: {}\n",
       quoted(gpu.name), exact(gpu.bf16_peak), exact(gpu.fp8_peak), exact(gpu.memory_bandwidth),
       gpu.num_sms, gpu.compute_efficiency, gpu.memory_efficiency, exact(gpu.kernel_launch));
+  if (gpu.fp4_peak != gpu.fp8_peak) text += fmt::format("  fp4_peak: {}\n", exact(gpu.fp4_peak));
+  if (gpu.memory) text += fmt::format("  memory: {} B\n", gpu.memory->value);
   text += mlp_text("mlp", gpu.mlp);
   text += mlp_text("mlp_fp8", gpu.mlp_fp8);
   text += mlp_text("shared_mlp", gpu.shared_mlp);
@@ -75,6 +77,15 @@ std::string gpu_text(const GpuModel& gpu) {
     text += kernel_text("gather", gpu.kernels->gather);
     text += kernel_text("sum", gpu.kernels->sum);
     text += fmt::format("    gap: {}\n", exact(gpu.kernels->gap));
+  }
+  if (!gpu.operations.empty()) text += "  operations:\n";
+  for (const auto& [kind, costs] : gpu.operations) {
+    text +=
+        fmt::format("    {}: {{launch: {}, memory: {}", kind, exact(costs.launch), costs.memory);
+    if (kind != "memory") {
+      text += fmt::format(", compute: {}, sharpness: {}", costs.compute, costs.sharpness);
+    }
+    text += "}\n";
   }
   return text;
 }

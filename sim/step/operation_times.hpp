@@ -2,9 +2,12 @@
 // How long a model's operations take on a GPU: from calibrated tables where the user gives them,
 // else a roofline with the GPU's stated peaks and efficiencies.
 //
-//   time = launch + max(flops / (peak * efficiency of its kind), bytes / (memory * efficiency))
+//   time = launch + ((flops / (peak * compute))^q + (bytes / (memory bandwidth * memory))^q)^(1/q)
 //
-// Grouped products of experts use the GPU's calibrated MlpCosts where a topology has them.
+// with the OperationCosts of the operation's kind (gpu.operations). Kinds that a topology does not
+// give take its compute_efficiency (attention: 0.6, backward 0.5), memory_efficiency and
+// kernel_launch, and the longer of both terms. Grouped products of experts use the GPU's calibrated
+// MlpCosts where a topology has them.
 
 #include <filesystem>
 #include <memory>
@@ -29,22 +32,24 @@ struct OperationTime {
 };
 OperationTime operator+(const OperationTime& a, const OperationTime& b);  // one after the other
 
-// Tables of measured operations of one machine, CSV with the columns that its documentation names
-// (sim/step/README.md). Interpolated in the logarithms of sizes; beyond the table scaled by what
-// the roofline says. Throws InputError for a file without a needed column, a value that is no
-// positive number, or a machine or type that the table does not have.
+// Tables of measured operations of one machine, CSV files with these columns:
+//   gemm                machine, gemm_dtype (bfloat16, fp8, nvfp4), m, n, k, latency_us
+//   attention_prefill   batch_size, isl, num_heads, num_key_value_heads, head_dim, latency_us
+//   attention_decode    batch_size, kv_length, num_heads, num_key_value_heads, head_dim, latency_us
+// Ratios to a roofline are interpolated in the logarithms of the sizes (operation_tables.hpp).
+// Grouped products and latent attention have no table: they are calibrated (gpu.mlp,
+// gpu.operations).
 class OperationTables;
 struct OperationTableFiles {
-  std::string
-      machine;  // rows of other machines are skipped, where the table has a column `machine`
+  std::string machine;  // the table's own name of it (h100_sxm); other machines are skipped
   std::optional<std::filesystem::path> gemm;
   std::optional<std::filesystem::path> attention_prefill;
   std::optional<std::filesystem::path> attention_decode;
-  std::optional<std::filesystem::path> mla_prefill;
-  std::optional<std::filesystem::path> mla_decode;
-  std::optional<std::filesystem::path> expert_mlp;
 };
-std::shared_ptr<const OperationTables> load_operation_tables(const OperationTableFiles& files);
+// `gpu`: whose tables they are. Throws InputError for a file without a needed column, a size or
+// time that is no positive number, or a table of products without that machine.
+std::shared_ptr<const OperationTables> load_operation_tables(const OperationTableFiles& files,
+                                                             const GpuModel& gpu);
 
 class OperationTimes {
  public:
