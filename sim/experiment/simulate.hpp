@@ -2,6 +2,7 @@
 // The main job: every run of an experiment through a predictor, layer by layer, into reports. Tables
 // and files of them are core's business (core/result_table.hpp, core/results.hpp).
 
+#include <cstdint>
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -13,12 +14,16 @@
 
 namespace coterie {
 
+// How a whole step is simulated (sim/step/step_times.hpp).
+enum class StepMethod : std::uint8_t { kExecuted, kComposed };
+
 struct SimulateOptions {
   // Runs and layers simulated at once: in threads, or under `simgrid` in child processes.
   unsigned num_jobs = 1;
   std::optional<double> relative_precision;    // see EngineOptions
   std::optional<double> timeout_s;             // of one layer's simulation
   std::optional<std::filesystem::path> cache;  // of learnt placements, see PrepareOptions
+  std::optional<StepMethod> step_method;       // absent: small steps are executed, others composed
   bool timelines = true;
   bool progress = false;  // on stderr
 };

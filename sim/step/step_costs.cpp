@@ -57,7 +57,7 @@ class LayerPricer {
     double seconds = 0.0;
     for (const Pass pass : passes) {
       seconds += times_.time(head_operations(model_, step_, work_, pass)).total.value;
-      for (std::uint32_t i = 0; i < model_.num_mtp_layers && step_.kind == StepKind::kTrain; ++i) {
+      for (std::uint32_t i = 0; i < step_.mtp_layers; ++i) {
         seconds += times_.time(mtp_operations(model_, step_, work_, pass)).total.value;
       }
     }

@@ -41,7 +41,7 @@ std::vector<std::uint32_t> chunk_layers(const ModelShape& model, const StepSpec&
   std::vector<std::uint32_t> layers(ranges[part].num);
   std::iota(layers.begin(), layers.end(), ranges[part].first);
   if (part + 1 == ranges.size() && step.kind == StepKind::kTrain) {
-    layers.insert(layers.end(), model.num_mtp_layers, model.num_layers - 1);
+    layers.insert(layers.end(), step.mtp_layers, model.num_layers - 1);
   }
   return layers;
 }

@@ -28,7 +28,10 @@ void expect_times(const std::string& engine) {
 }
 
 Executed execute(StepProgram block, const Network& network, const StepOptions& options) {
-  for (const CapacityChange& change : options.changes) block.program.changes.push_back(change);
+  auto& changes = block.program.changes;
+  changes.insert(changes.end(), options.changes.begin(), options.changes.end());
+  std::stable_sort(changes.begin(), changes.end(),
+                   [](const auto& a, const auto& b) { return a.time_s < b.time_s; });
   EngineOptions engine;
   engine.relative_precision = options.relative_precision;
   Execution execution;
@@ -640,6 +643,11 @@ StepTimes execute_step(const StepSetup& setup, const Network& network, const Ste
 
 StepTimes compose_step(const StepSetup& setup, const Network& network, const StepOptions& options) {
   expect_times(options.engine);
+  for (const CapacityChange& change : options.changes) {
+    if (change.time_s == 0.0) continue;
+    throw InputError("disturbances", "links that change during a step that is composed of blocks",
+                     "disturbances of the whole step, or the method executed");
+  }
   return Composition(setup, network, options).run();
 }
 

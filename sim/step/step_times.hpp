@@ -60,7 +60,7 @@ struct StepOptions {
   std::string engine = "flow";
   std::optional<double> relative_precision;
   bool timeline = false;
-  // Links that have another capacity during the whole step.
+  // Links that have another capacity from a time on. Composed steps take those from zero on alone.
   std::vector<CapacityChange> changes;
 };
 
