@@ -79,14 +79,13 @@ struct OperationCosts {
   double memory = 0.85;      // reachable share of the memory bandwidth
   double sharpness = 100.0;  // q >= 1: how sharply the larger of the two terms wins
 };
-// The kinds that may be calibrated (gpu.operations); the rest follows from the two efficiencies and
-// kernel_launch (sim/step/operation_times.hpp).
+// The kinds that may be calibrated (gpu.operations): dense matrix products, those of experts, and
+// attention by its pass and form. The rest follows from the two efficiencies and kernel_launch
+// (sim/step/operation_times.hpp).
 inline constexpr std::array kOperationKinds{
-    "product_bf16", "product_fp8",        "product_mxfp8",
-    "product_fp4",  // dense matrix products
-    "grouped_bf16", "grouped_fp8",        "grouped_mxfp8",
-    "grouped_fp4",  // of experts
-    "attention",    "attention_backward", "attention_decode", "attention_latent", "memory"};
+    "product_bf16",       "product_fp8",      "product_mxfp8",    "product_fp4", "grouped_bf16",
+    "grouped_fp8",        "grouped_mxfp8",    "grouped_fp4",      "attention",   "attention_mla",
+    "attention_backward", "attention_decode", "attention_latent", "memory"};
 
 struct GpuModel {
   std::string name;

@@ -23,6 +23,7 @@
 #include "sim/calibrate/kernel_fit.hpp"
 #include "sim/calibrate/measurements.hpp"
 #include "sim/calibrate/mlp_fit.hpp"
+#include "sim/calibrate/operation_fit.hpp"
 #include "sim/calibrate/probe_fit.hpp"
 #include "sim/calibrate/validate.hpp"
 #include "sim/cli/commands.hpp"
@@ -48,6 +49,7 @@ struct FitArguments {
   std::vector<std::string> rows;
   std::string transport;
   std::vector<std::string> patterns;
+  std::string gemm, attention_prefill, attention_decode, mla_prefill, mla_decode;
   std::string base;
   std::string name;
   std::string source;
@@ -318,10 +320,56 @@ void fit_rows(const FitArguments& arguments, Cluster& cluster) {
   }
 }
 
+OperationTableFiles operation_files(const FitArguments& arguments) {
+  OperationTableFiles files;
+  files.machine = arguments.machine;
+  const auto set = [](const std::string& path, std::optional<std::filesystem::path>& file) {
+    if (!path.empty()) file = path;
+  };
+  set(arguments.gemm, files.gemm);
+  set(arguments.attention_prefill, files.attention_prefill);
+  set(arguments.attention_decode, files.attention_decode);
+  set(arguments.mla_prefill, files.mla_prefill);
+  set(arguments.mla_decode, files.mla_decode);
+  return files;
+}
+
+bool has_operations(const OperationTableFiles& files) {
+  return files.gemm || files.attention_prefill || files.attention_decode || files.mla_prefill ||
+         files.mla_decode;
+}
+
+// Costs of the operations of whole steps.
+void fit_step_operations(const FitArguments& arguments, Cluster& cluster) {
+  Table table{{"kind", "points", "launch", "of peak", "of memory", "sharpness", "left out: median",
+               "90 % within", "undetermined"},
+              {}};
+  const std::string source = arguments.source.empty() ? "" : ", " + arguments.source;
+  for (const OperationFit& part : fit_operations(cluster.gpu, operation_files(arguments))) {
+    cluster.gpu.operations[part.kind] = part.costs;
+    std::vector<double> errors;
+    for (const double error : part.held_out) errors.push_back(std::abs(error));
+    const std::string middle = percent(median(errors));
+    const std::string most = percent(quantile(errors, 0.9));
+    table.rows.push_back({part.kind, std::to_string(part.held_out.size()),
+                          format_seconds(part.costs.launch), percent(part.costs.compute),
+                          percent(part.costs.memory), fmt::format("{:.2f}", part.costs.sharpness),
+                          middle, most, fmt::format("{}", fmt::join(part.undetermined, ", "))});
+    set_provenance(cluster, part.kind,
+                   fmt::format("{} measured times{}; left out in four folds: median error {}, 90 "
+                               "percent within {}",
+                               part.held_out.size(), source, middle, most));
+  }
+  fmt::print("\n{}", render(table));
+}
+
 void fit(const FitArguments& arguments) {
+  const bool operations = has_operations(operation_files(arguments));
   if (arguments.alltoall.empty() && arguments.mlp.empty() && arguments.rows.empty() &&
-      arguments.probe.empty()) {
-    throw InputError("calibrate fit", "no measurements", "--probe, --alltoall, --rows or --mlp");
+      arguments.probe.empty() && !operations) {
+    throw InputError("calibrate fit", "no measurements",
+                     "--probe, --alltoall, --rows, --mlp, --gemm, --attention-prefill, "
+                     "--attention-decode, --mla-prefill or --mla-decode");
   }
   if (!arguments.probe.empty() && !arguments.mlp.empty()) {
     throw InputError("calibrate fit", "--probe and --mlp", "one measurement of the expert MLP");
@@ -348,6 +396,7 @@ void fit(const FitArguments& arguments) {
   if (!arguments.probe.empty()) fit_probe(arguments, cluster);
   if (!arguments.rows.empty()) fit_rows(arguments, cluster);
   if (!arguments.mlp.empty()) fit_expert_mlp(arguments, cluster);
+  if (operations) fit_step_operations(arguments, cluster);
   cluster.provenance.emplace_back("fitted_by", "coterie " + version());
   if (!arguments.name.empty()) cluster.name = arguments.name;
   if (!cluster.description.empty() && !calibrated) cluster.description += ", calibrated";
@@ -377,6 +426,16 @@ void add_fit_command(CLI::App& parent) {
                       "Fit to exchanges of this pattern only (repeatable), so that others can test "
                       "the fit");
   command->add_option("--mlp", arguments->mlp, "Latencies of the expert MLP: CSV");
+  command->add_option("--gemm", arguments->gemm,
+                      "Times of dense matrix products: CSV (needs --machine; "
+                      "sim/step/operation_times.hpp lists the columns of this and the next four)");
+  command->add_option("--attention-prefill", arguments->attention_prefill,
+                      "Times of causal attention products: CSV");
+  command->add_option("--attention-decode", arguments->attention_decode,
+                      "Times of attention products of one token per sequence: CSV");
+  command->add_option("--mla-prefill", arguments->mla_prefill,
+                      "Times of whole modules of latent attention, prefill: CSV");
+  command->add_option("--mla-decode", arguments->mla_decode, "The same, decode: CSV");
   command->add_option("--base", arguments->base, "The topology to calibrate: a preset or a file")
       ->required();
   command->add_option("--name", arguments->name, "Name of the calibrated topology");

@@ -32,12 +32,13 @@ class MeasuredTable {
   [[nodiscard]] std::string text(std::size_t row, const char* column) const {
     return table_.text(row, column);
   }
-  [[nodiscard]] bool has(const char* column) const { return table_.find(column).has_value(); }
+  [[nodiscard]] std::string place(std::size_t row) const {
+    return fmt::format("{}:{}", name_, table_.lines[row]);
+  }
   [[nodiscard]] double positive(std::size_t row, const char* column) const {
     const auto number = table_.number(row, column);
     if (!number || *number <= 0.0) {
-      throw InputError(fmt::format("{}:{}", name_, table_.lines[row]),
-                       fmt::format("{} \"{}\"", column, table_.text(row, column)),
+      throw InputError(place(row), fmt::format("{} \"{}\"", column, table_.text(row, column)),
                        "a number above zero");
     }
     return *number;
@@ -92,8 +93,8 @@ ModelOperation attention_operation(const AttentionCall& call) {
   return op;
 }
 
-void add_attention(ScatteredTable& table, const std::filesystem::path& file, bool decode,
-                   const GpuModel& gpu) {
+void read_attention(const std::filesystem::path& file, bool decode,
+                    std::vector<MeasuredOperations>& out) {
   const char* length = decode ? "kv_length" : "isl";
   const MeasuredTable rows(
       file, {"batch_size", length, "num_heads", "num_key_value_heads", "head_dim", "latency_us"});
@@ -105,9 +106,42 @@ void add_attention(ScatteredTable& table, const std::filesystem::path& file, boo
     call.num_heads = static_cast<std::uint32_t>(rows.count(row, "num_heads"));
     call.num_kv_heads = static_cast<std::uint32_t>(rows.count(row, "num_key_value_heads"));
     call.qk_dim = call.v_dim = static_cast<std::uint32_t>(rows.count(row, "head_dim"));
-    const ModelOperation op = attention_operation(call);
-    const double measured = kMicro * rows.positive(row, "latency_us");
-    table.add(attention_point(call), std::log(measured / reference_time(op, gpu)));
+    out.push_back({decode ? "attention_decode" : "attention",
+                   {attention_operation(call)},
+                   kMicro * rows.positive(row, "latency_us")});
+  }
+}
+
+// A module: the attention part of one layer of DeepSeek-V3's shape without norm and residual, with
+// as many heads as the table says (128, or a tensor-parallel rank's 16).
+void read_mla(const std::filesystem::path& file, bool decode,
+              std::vector<MeasuredOperations>& out) {
+  const char* length = decode ? "kv_length" : "isl";
+  const MeasuredTable rows(file, {"gemm_type", "num_heads", "batch_size", length, "latency_us"});
+  ModelShape model = load_model("deepseek_v3");
+  for (std::size_t row = 0; row < rows.num_rows(); ++row) {
+    const std::string type = rows.text(row, "gemm_type");
+    if (type != "bfloat16" && type != "fp8_block") {
+      throw InputError(rows.place(row), fmt::format("gemm_type \"{}\"", type),
+                       "bfloat16 or fp8_block");
+    }
+    StepSpec step;
+    step.kind = decode ? StepKind::kDecode : StepKind::kPrefill;
+    const Precision precision = type == "bfloat16" ? Precision::kBf16 : Precision::kFp8;
+    step.precision.attention = {precision, precision};
+    LayerWork work;
+    work.sequences = rows.count(row, "batch_size");
+    work.kv_length = rows.count(row, length);
+    work.query_length = decode ? 1 : work.kv_length;
+    work.decode = decode;
+    model.attention->num_heads = static_cast<std::uint32_t>(rows.count(row, "num_heads"));
+    std::vector<ModelOperation> list =
+        layer_operations(model, step, work, model.moe_layers.front(), Pass::kForward).attention;
+    std::erase_if(list, [](const ModelOperation& op) {
+      return op.name == "attention norm" || op.name == "residual";
+    });
+    out.push_back({decode ? "attention_latent" : "attention_mla", std::move(list),
+                   kMicro * rows.positive(row, "latency_us")});
   }
 }
 
@@ -202,9 +236,8 @@ std::optional<double> OperationTables::over_reference(const ModelOperation& oper
   return std::exp(table.at(attention_point(operation.attention)));
 }
 
-std::shared_ptr<const OperationTables> load_operation_tables(const OperationTableFiles& files,
-                                                             const GpuModel& gpu) {
-  auto tables = std::make_shared<OperationTables>();
+std::vector<MeasuredOperations> read_measured_operations(const OperationTableFiles& files) {
+  std::vector<MeasuredOperations> all;
   if (files.gemm) {
     const MeasuredTable rows(*files.gemm, {"machine", "gemm_dtype", "m", "n", "k", "latency_us"});
     std::set<std::string> machines;
@@ -213,21 +246,42 @@ std::shared_ptr<const OperationTables> load_operation_tables(const OperationTabl
       if (rows.text(row, "machine") != files.machine) continue;
       const auto type = table_type(rows.text(row, "gemm_dtype"));
       if (!type) continue;
-      const ModelOperation op = product_operation(rows.count(row, "m"), rows.count(row, "n"),
-                                                  rows.count(row, "k"), *type);
-      const double measured = kMicro * rows.positive(row, "latency_us");
-      tables->products_[*type].add(product_point(op), std::log(measured / reference_time(op, gpu)));
+      const char* name = *type == Precision::kBf16  ? "product_bf16"
+                         : *type == Precision::kFp8 ? "product_fp8"
+                                                    : "product_fp4";
+      all.push_back({name,
+                     {product_operation(rows.count(row, "m"), rows.count(row, "n"),
+                                        rows.count(row, "k"), *type)},
+                     kMicro * rows.positive(row, "latency_us")});
     }
-    if (tables->products_.empty()) {
+    if (all.empty()) {
       throw InputError(rows.name(), fmt::format("the machines {}", fmt::join(machines, ", ")),
                        fmt::format("products of the machine \"{}\"", files.machine));
     }
   }
-  if (files.attention_prefill) {
-    add_attention(tables->prefill_, *files.attention_prefill, false, gpu);
-  }
-  if (files.attention_decode) {
-    add_attention(tables->decode_, *files.attention_decode, true, gpu);
+  if (files.attention_prefill) read_attention(*files.attention_prefill, false, all);
+  if (files.attention_decode) read_attention(*files.attention_decode, true, all);
+  if (files.mla_prefill) read_mla(*files.mla_prefill, false, all);
+  if (files.mla_decode) read_mla(*files.mla_decode, true, all);
+  return all;
+}
+
+std::shared_ptr<const OperationTables> load_operation_tables(const OperationTableFiles& files,
+                                                             const GpuModel& gpu) {
+  auto tables = std::make_shared<OperationTables>();
+  OperationTableFiles single = files;
+  single.mla_prefill.reset();
+  single.mla_decode.reset();
+  for (const MeasuredOperations& measured : read_measured_operations(single)) {
+    const ModelOperation& op = measured.operations.front();
+    const double ratio = std::log(measured.time_s / reference_time(op, gpu));
+    if (op.kind == OperationKind::kMatrixProduct) {
+      tables->products_[op.precision].add(product_point(op), ratio);
+    } else {
+      (op.attention.query_length == 1 && measured.kind == "attention_decode" ? tables->decode_
+                                                                             : tables->prefill_)
+          .add(attention_point(op.attention), ratio);
+    }
   }
   return tables;
 }

@@ -17,6 +17,16 @@
 
 namespace coterie {
 
+// What was measured together: one operation, or the operations of a module one after the other.
+struct MeasuredOperations {
+  std::string kind;  // the key of gpu.operations that it says most about
+  std::vector<ModelOperation> operations;
+  double time_s = 0.0;
+};
+// All rows of the files that are of the machine and of known types. Throws InputError as
+// load_operation_tables does.
+std::vector<MeasuredOperations> read_measured_operations(const OperationTableFiles& files);
+
 // The roofline that ratios refer to, seconds.
 double reference_time(const ModelOperation& operation, const GpuModel& gpu);
 

@@ -36,15 +36,20 @@ OperationTime operator+(const OperationTime& a, const OperationTime& b);  // one
 //   gemm                machine, gemm_dtype (bfloat16, fp8, nvfp4), m, n, k, latency_us
 //   attention_prefill   batch_size, isl, num_heads, num_key_value_heads, head_dim, latency_us
 //   attention_decode    batch_size, kv_length, num_heads, num_key_value_heads, head_dim, latency_us
-// Ratios to a roofline are interpolated in the logarithms of the sizes (operation_tables.hpp).
-// Grouped products and latent attention have no table: they are calibrated (gpu.mlp,
-// gpu.operations).
+//   mla_prefill         gemm_type (bfloat16, fp8_block), num_heads, batch_size, isl, latency_us
+//   mla_decode          gemm_type, num_heads, batch_size, kv_length, latency_us
+// The last two hold whole modules of DeepSeek-V3's latent attention with their projections: they
+// serve fits alone (sim/calibrate/operation_fit.hpp). Of the others, ratios to a roofline are
+// interpolated in the logarithms of the sizes (operation_tables.hpp). Grouped products have no
+// table: they are calibrated (gpu.mlp, gpu.operations).
 class OperationTables;
 struct OperationTableFiles {
   std::string machine;  // the table's own name of it (h100_sxm); other machines are skipped
   std::optional<std::filesystem::path> gemm;
   std::optional<std::filesystem::path> attention_prefill;
   std::optional<std::filesystem::path> attention_decode;
+  std::optional<std::filesystem::path> mla_prefill;
+  std::optional<std::filesystem::path> mla_decode;
 };
 // `gpu`: whose tables they are. Throws InputError for a file without a needed column, a size or
 // time that is no positive number, or a table of products without that machine.
