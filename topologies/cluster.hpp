@@ -81,19 +81,12 @@ struct OperationCosts {
 };
 // The kinds that may be calibrated (gpu.operations); the rest follows from the two efficiencies and
 // kernel_launch (sim/step/operation_times.hpp).
-inline constexpr std::array kOperationKinds{"product_bf16",
-                                            "product_fp8",
-                                            "product_mxfp8",
-                                            "product_fp4",  // dense matrix products
-                                            "grouped_bf16",
-                                            "grouped_fp8",
-                                            "grouped_mxfp8",
-                                            "grouped_fp4",  // of experts
-                                            "attention",
-                                            "attention_backward",
-                                            "attention_decode",
-                                            "attention_latent",
-                                            "memory"};
+inline constexpr std::array kOperationKinds{
+    "product_bf16", "product_fp8",        "product_mxfp8",
+    "product_fp4",  // dense matrix products
+    "grouped_bf16", "grouped_fp8",        "grouped_mxfp8",
+    "grouped_fp4",  // of experts
+    "attention",    "attention_backward", "attention_decode", "attention_latent", "memory"};
 
 struct GpuModel {
   std::string name;

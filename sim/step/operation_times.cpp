@@ -40,10 +40,11 @@ std::string kind_of(const ModelOperation& op) {
     case OperationKind::kGroupedProduct:
       return fmt::format("grouped_{}", type_suffix(op.precision));
     case OperationKind::kAttention:
-      return op.backward                      ? "attention_backward"
-             : op.attention.latent            ? "attention_latent"
-             : op.attention.query_length == 1 ? "attention_decode"
-                                              : "attention";
+      return op.backward                                 ? "attention_backward"
+             : op.attention.latent                       ? "attention_latent"
+             : op.attention.query_length == 1            ? "attention_decode"
+             : op.attention.qk_dim != op.attention.v_dim ? "attention_mla"
+                                                         : "attention";
     case OperationKind::kMemoryBound:
       return "memory";
   }
@@ -69,6 +70,7 @@ OperationCosts costs_of(const GpuModel& gpu, const std::string& kind) {
   if (kind == "product_mxfp8" || kind == "grouped_mxfp8") {
     return costs_of(gpu, kind.substr(0, kind.find('_')) + "_fp8");
   }
+  if (kind == "attention_mla") return costs_of(gpu, "attention");
   if (kind.starts_with("grouped_")) return costs_of(gpu, "product_" + kind.substr(8));
   return default_costs(gpu, kind);
 }
