@@ -27,6 +27,7 @@
 #include "sim/calibrate/probe_fit.hpp"
 #include "sim/calibrate/validate.hpp"
 #include "sim/cli/commands.hpp"
+#include "sim/step/validate_training.hpp"
 #include "topologies/cluster.hpp"
 
 namespace coterie {
@@ -526,6 +527,8 @@ struct ValidateArguments {
   std::vector<std::string> presets;
   std::string output;
   std::string points;
+  std::string training;
+  std::string experiments = "workloads/examples/training";
   bool check = false;
   bool json = false;
 };
@@ -571,7 +574,51 @@ void print_validation(const Validation& validation) {
   fmt::print("{}\n{}", render(points), render(summary));
 }
 
+// Published training steps alone.
+void run_training_validation(const ValidateArguments& arguments) {
+  const TrainingValidation validation =
+      validate_training(arguments.training, arguments.experiments);
+  Table table;
+  table.header = {"step", "published", "predicted", "error", "efficiency", "fitted", "error"};
+  std::vector<double> errors, fitted;
+  for (const TrainingPoint& point : validation.points) {
+    if (point.failure) {
+      table.rows.push_back({point.name, format_seconds(Seconds{point.measured_s}), "failed", "-",
+                            "-", "-", "-"});
+      spdlog::warn("{}: {}", point.name, *point.failure);
+      continue;
+    }
+    errors.push_back(std::abs(point.error()));
+    std::vector<std::string> row{point.name, format_seconds(Seconds{point.measured_s}),
+                                 format_seconds(Seconds{point.predicted_s}),
+                                 signed_percent(point.error())};
+    if (point.fitted_s) {
+      fitted.push_back(std::abs(point.fitted_error()));
+      row.insert(row.end(), {fmt::format("{:.2f}", point.efficiency),
+                             format_seconds(Seconds{*point.fitted_s}),
+                             signed_percent(point.fitted_error())});
+    } else {
+      row.insert(row.end(), {"-", "-", "-"});
+    }
+    table.rows.push_back(std::move(row));
+  }
+  fmt::print("{}", render(table));
+  const auto summary = [](const std::vector<double>& list) {
+    if (list.empty()) return std::string("none");
+    return fmt::format("median {}, worst {} of {} steps", percent(median(list)),
+                       percent(*std::max_element(list.begin(), list.end())), list.size());
+  };
+  fmt::print(
+      "\nwithout fitting: {}\none efficiency per system, fitted to its other steps: {}\n"
+      "steps of one model on one system in the published order: {} of {} pairs\n",
+      summary(errors), summary(fitted), validation.num_ordered, validation.num_pairs);
+}
+
 void run_validate(const ValidateArguments& arguments) {
+  if (!arguments.training.empty()) {
+    run_training_validation(arguments);
+    return;
+  }
   Validation validation = validate({arguments.data, arguments.runs, arguments.traces});
   std::vector<std::string> presets = arguments.presets;
   if (presets.empty()) {
@@ -649,6 +696,12 @@ void add_validate_command(CLI::App& app) {
   command->add_option("--preset", arguments->presets,
                       "Calibrated topologies on which flow and simgrid are compared (repeatable; "
                       "default: all presets that end in _calibrated)");
+  command->add_option("--training", arguments->training,
+                      "Published training steps, a CSV file: compare these alone");
+  command
+      ->add_option("--experiments", arguments->experiments,
+                   "Folder of the experiments that describe them")
+      ->capture_default_str();
   command->add_option("-o,--output", arguments->output, "Also write the page as Markdown");
   command->add_option("--points", arguments->points, "Also write every point as CSV");
   command->add_flag("--check", arguments->check, "Exit with 4 where a target is missed");
