@@ -221,7 +221,7 @@ std::optional<PartTimes> critical_parts(const RunReport& run) {
 
 const RunReport* baseline(std::span<const RunReport> runs, std::string_view policy) {
   for (const RunReport& run : runs) {
-    if (run.exact && !run.layers.empty() && run.policy == policy && run.placement == "contiguous") {
+    if (run.exact && run.has_results() && run.policy == policy && run.placement == "contiguous") {
       return &run;
     }
   }
@@ -231,7 +231,7 @@ const RunReport* baseline(std::span<const RunReport> runs, std::string_view poli
 Speedups speedups(std::span<const RunReport> runs, const RunReport& run) {
   const auto over = [&](std::string_view policy) -> std::optional<double> {
     const RunReport* base = baseline(runs, policy);
-    if (base == nullptr || run.layers.empty() || run.time_s() <= 0.0) return std::nullopt;
+    if (base == nullptr || !run.has_results() || run.time_s() <= 0.0) return std::nullopt;
     return base->time_s() / run.time_s();
   };
   return {over("standard"), over("dedup")};

@@ -166,7 +166,7 @@ double PhaseTimes::slowest_s() const {
 }
 
 double RunReport::time_s() const {
-  double sum = 0.0;
+  double sum = step ? step->time_s : 0.0;
   for (const LayerReport& layer : layers) sum += layer.time_s;
   return sum;
 }
@@ -190,6 +190,91 @@ std::int64_t RunReport::tier_bytes(std::string_view tier) const {
   }
   return sum;
 }
+
+namespace {
+
+using NamedNumbers = std::vector<std::pair<std::string, double>>;
+
+json numbers_json(const NamedNumbers& numbers) {
+  json out = json::object();
+  for (const auto& [name, value] : numbers) out[name] = value;
+  return out;
+}
+
+// JSON objects are read in the order of their keys; the order shown is kept beside.
+json names_json(const NamedNumbers& numbers) {
+  json out = json::array();
+  for (const auto& [name, value] : numbers) out.push_back(name);
+  return out;
+}
+
+NamedNumbers numbers_from(const json& document, const json& names) {
+  NamedNumbers out;
+  for (const json& name : names) {
+    out.emplace_back(name.get<std::string>(), document.at(name.get<std::string>()).get<double>());
+  }
+  return out;
+}
+
+json step_json(const StepReport& step) {
+  json out{{"kind", step.kind},
+           {"method", step.method},
+           {"num_gpus", step.num_gpus},
+           {"parallel", step.parallel},
+           {"time_s", step.time_s},
+           {"tokens_per_s_per_gpu", step.tokens_per_s_per_gpu},
+           {"model_flops_per_s_per_gpu", step.model_flops_per_s_per_gpu},
+           {"communication_s", step.communication_s},
+           {"exposed_communication_s", step.exposed_communication_s},
+           {"bubble_s", step.bubble_s},
+           {"parts", numbers_json(step.parts)},
+           {"busy", numbers_json(step.busy)},
+           {"memory_bytes", numbers_json(step.memory_bytes)},
+           {"order",
+            {{"parts", names_json(step.parts)},
+             {"busy", names_json(step.busy)},
+             {"memory_bytes", names_json(step.memory_bytes)}}}};
+  write_if(out, "low_s", step.low_s);
+  write_if(out, "high_s", step.high_s);
+  write_if(out, "tpot_s", step.tpot_s);
+  write_if(out, "ttft_s", step.ttft_s);
+  out["critical_path"] = json::array();
+  for (const StepReport::Segment& segment : step.critical_path) {
+    out["critical_path"].push_back(
+        {{"name", segment.name}, {"seconds", segment.seconds}, {"count", segment.count}});
+  }
+  return out;
+}
+
+StepReport step_from(const json& document) {
+  StepReport step;
+  document.at("kind").get_to(step.kind);
+  document.at("method").get_to(step.method);
+  document.at("num_gpus").get_to(step.num_gpus);
+  document.at("parallel").get_to(step.parallel);
+  document.at("time_s").get_to(step.time_s);
+  document.at("tokens_per_s_per_gpu").get_to(step.tokens_per_s_per_gpu);
+  document.at("model_flops_per_s_per_gpu").get_to(step.model_flops_per_s_per_gpu);
+  document.at("communication_s").get_to(step.communication_s);
+  document.at("exposed_communication_s").get_to(step.exposed_communication_s);
+  document.at("bubble_s").get_to(step.bubble_s);
+  const json& order = document.at("order");
+  step.parts = numbers_from(document.at("parts"), order.at("parts"));
+  step.busy = numbers_from(document.at("busy"), order.at("busy"));
+  step.memory_bytes = numbers_from(document.at("memory_bytes"), order.at("memory_bytes"));
+  read_if(document, "low_s", step.low_s);
+  read_if(document, "high_s", step.high_s);
+  read_if(document, "tpot_s", step.tpot_s);
+  read_if(document, "ttft_s", step.ttft_s);
+  for (const json& segment : document.at("critical_path")) {
+    step.critical_path.push_back({segment.at("name").get<std::string>(),
+                                  segment.at("seconds").get<double>(),
+                                  segment.at("count").get<std::uint32_t>()});
+  }
+  return step;
+}
+
+}  // namespace
 
 json to_json(const RunReport& report) {
   json out{
@@ -215,6 +300,7 @@ json to_json(const RunReport& report) {
   write_if(out, "token_repeats", report.token_repeats);
   write_if(out, "failure", report.failure);
   if (!report.warnings.empty()) out["warnings"] = report.warnings;
+  if (report.step) out["step"] = step_json(*report.step);
   out["layers"] = json::array();
   for (const LayerReport& layer : report.layers) out["layers"].push_back(to_json(layer));
   return out;
@@ -247,6 +333,7 @@ RunReport report_from_json(const json& document, const std::string& where) {
     read_if(document, "token_repeats", report.token_repeats);
     read_if(document, "failure", report.failure);
     read_if(document, "warnings", report.warnings);
+    if (document.contains("step")) report.step = step_from(document.at("step"));
     for (const json& layer : document.at("layers")) report.layers.push_back(layer_from(layer));
     return report;
   } catch (const json::exception& error) {

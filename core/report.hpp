@@ -72,6 +72,35 @@ struct LayerReport {
   std::optional<LinkLoad> busiest_link;
 };
 
+// A whole training, prefill or decode step instead of single layers. Lists by name are in the order in
+// which they are shown.
+struct StepReport {
+  std::string kind;    // train, prefill or decode
+  std::string method;  // executed (the whole program) or composed (of blocks that stand for many)
+  std::uint32_t num_gpus = 0;
+  std::string parallel;  // "tp 1, pp 8, vp 2, cp 1, ep 32, dp 32"
+  double time_s = 0.0;
+  std::optional<double> low_s, high_s;  // where the topology is calibrated
+  double tokens_per_s_per_gpu = 0.0;
+  double model_flops_per_s_per_gpu = 0.0;
+  // On the rank, or the pipeline stage, that ends last: while it communicates; while it does nothing
+  // else; while it waits for other stages.
+  double communication_s = 0.0;
+  double exposed_communication_s = 0.0;
+  double bubble_s = 0.0;
+  std::vector<std::pair<std::string, double>> parts;  // seconds that add up to time_s
+  std::vector<std::pair<std::string, double>> busy;   // resource, share of time_s
+  struct Segment {
+    std::string name;
+    double seconds = 0.0;
+    std::uint32_t count = 0;
+  };
+  std::vector<Segment> critical_path;  // longest first; adds up to time_s
+  // By kind, of the fullest GPU, with total and available; empty where unknown.
+  std::vector<std::pair<std::string, double>> memory_bytes;
+  std::optional<double> tpot_s, ttft_s;  // decode; prefill
+};
+
 struct RunReport {
   std::string kind;    // predicted or measured
   std::string engine;  // simgrid, flow, bound; nccl for measured runs
@@ -89,18 +118,20 @@ struct RunReport {
   std::string dispatch_payload;       // bf16 or fp8
   std::string combine_payload;
   std::vector<LayerReport> layers;
+  std::optional<StepReport> step;  // then there are no layers
   // Pruned routing: share of router weight lost and how often the top-1 expert changed.
   std::optional<double> weight_lost, top1_changed;
   // Tokens that all ranks own together per token of the evaluated part of the trace. Above one, the
   // same tokens stand in the batch several times.
   std::optional<double> token_repeats;
-  // Why the run could not be carried out, one sentence; it then has no layers.
+  // Why the run could not be carried out, one sentence; it then has neither layers nor step.
   std::optional<std::string> failure;
   std::vector<std::string> warnings;  // what the reader of its numbers must know, sentences
   // Free-form facts: version, seed; measured runs add device, driver, NCCL version, ...
   std::map<std::string, nlohmann::json> provenance;
 
-  // Sums over the layers.
+  [[nodiscard]] bool has_results() const { return step || !layers.empty(); }
+  // Sums over the layers; the time also of a step.
   [[nodiscard]] double time_s() const;
   [[nodiscard]] double phase_slowest_s(Phase phase) const;
   [[nodiscard]] std::int64_t tier_bytes(std::string_view tier) const;

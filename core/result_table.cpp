@@ -132,4 +132,63 @@ std::vector<std::string> result_notes(std::span<const RunReport> runs) {
   return notes;
 }
 
+Table step_table(std::span<const RunReport> runs) {
+  Table table;
+  table.header = {"run",     "step",   "tokens/s/GPU", "model TFLOP/s", "communication",
+                  "exposed", "bubble", "memory",       "vs standard",   "vs dedup contiguous"};
+  for (const RunReport& run : runs) {
+    if (!run.step) {
+      std::vector<std::string> row(table.header.size(), "-");
+      row[0] = run.name;
+      row[1] = "failed";
+      table.rows.push_back(std::move(row));
+      continue;
+    }
+    const StepReport& step = *run.step;
+    const Speedups ratios = speedups(runs, run);
+    const auto seconds = [](double value) { return format_seconds(Seconds{value}); };
+    std::string time = seconds(step.time_s);
+    if (step.high_s) {
+      time += fmt::format(" +-{:.0f}%", 100.0 * (*step.high_s / step.time_s - 1.0));
+    }
+    double memory = 0.0;
+    for (const auto& [name, bytes] : step.memory_bytes) {
+      if (name == "total") memory = bytes;
+    }
+    table.rows.push_back({run.name, time, fmt::format("{:.0f}", step.tokens_per_s_per_gpu),
+                          fmt::format("{:.1f}", step.model_flops_per_s_per_gpu / 1e12),
+                          seconds(step.communication_s), seconds(step.exposed_communication_s),
+                          seconds(step.bubble_s), memory > 0.0 ? format_bytes(memory) : "-",
+                          ratio_text(ratios.over_standard),
+                          ratio_text(ratios.over_dedup_contiguous)});
+  }
+  return table;
+}
+
+Table step_parts_table(std::span<const RunReport> runs) {
+  Table table;
+  table.header = {"part"};
+  std::vector<const StepReport*> steps;
+  for (const RunReport& run : runs) {
+    if (!run.step) continue;
+    steps.push_back(&*run.step);
+    table.header.push_back(run.name);
+  }
+  if (steps.empty()) return {};
+  for (std::size_t i = 0; i < steps.front()->parts.size(); ++i) {
+    std::vector<std::string> row{steps.front()->parts[i].first};
+    bool any = false;
+    for (const StepReport* step : steps) {
+      const double seconds = step->parts[i].second;
+      any = any || seconds > 0.0;
+      row.push_back(seconds > 0.0 ? format_seconds(Seconds{seconds}) : "-");
+    }
+    if (any) table.rows.push_back(std::move(row));
+  }
+  std::vector<std::string> sum{"step"};
+  for (const StepReport* step : steps) sum.push_back(format_seconds(Seconds{step->time_s}));
+  table.rows.push_back(std::move(sum));
+  return table;
+}
+
 }  // namespace coterie

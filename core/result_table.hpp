@@ -24,6 +24,11 @@ Table breakdown_table(std::span<const RunReport> runs);
 // once), and what `bound` does not know. Whole sentences.
 std::vector<std::string> result_notes(std::span<const RunReport> runs);
 
+// The same for whole steps: one row per run with its time, rates, communication and memory; and the
+// parts of the rank or stage that ends last, which add up to the step.
+Table step_table(std::span<const RunReport> runs);
+Table step_parts_table(std::span<const RunReport> runs);
+
 // The mean time of a layer as the tables show it.
 std::string time_text(const RunReport& run);
 

@@ -130,6 +130,50 @@ Cells failed_cells(const RunReport& run) {
   return cells;
 }
 
+// One line per run: parts and memory by the names that the first run with a step has.
+std::string step_csv(const std::vector<RunReport>& runs) {
+  const auto first = std::find_if(runs.begin(), runs.end(),
+                                  [](const RunReport& run) { return run.step.has_value(); });
+  std::string out;
+  for (const RunReport& run : runs) {
+    const bool known = run.step.has_value();
+    const StepReport& step = known ? *run.step : *first->step;
+    const auto number = [&](double value) { return known ? std::optional(value) : std::nullopt; };
+    Cells cells;
+    cells.text("run", run.name);
+    cells.text("status", run.failure ? "failed" : "ok");
+    cells.text("error", run.failure.value_or(""));
+    cells.text("engine", run.engine);
+    cells.text("policy", run.policy);
+    cells.text("placement", run.placement);
+    cells.text("topology", run.topology);
+    cells.text("transport", run.transport);
+    cells.text("model", run.model);
+    cells.text("kind", known ? step.kind : "");
+    cells.text("method", known ? step.method : "");
+    cells.text("parallel", known ? step.parallel : "");
+    cells.number("num_gpus", number(step.num_gpus));
+    cells.number("step_time_s", number(step.time_s));
+    cells.number("step_low_s", known ? step.low_s : std::nullopt);
+    cells.number("step_high_s", known ? step.high_s : std::nullopt);
+    cells.number("tokens_per_s_per_gpu", number(step.tokens_per_s_per_gpu));
+    cells.number("model_flops_per_s_per_gpu", number(step.model_flops_per_s_per_gpu));
+    cells.number("communication_s", number(step.communication_s));
+    cells.number("exposed_communication_s", number(step.exposed_communication_s));
+    cells.number("bubble_s", number(step.bubble_s));
+    cells.number("tpot_s", known ? step.tpot_s : std::nullopt);
+    cells.number("ttft_s", known ? step.ttft_s : std::nullopt);
+    for (const auto& [name, value] : step.parts) cells.number(name + "_s", number(value));
+    for (const auto& [name, value] : step.busy) cells.number(name + "_busy", number(value));
+    for (const auto& [name, value] : step.memory_bytes) {
+      cells.number("memory_" + name + "_bytes", number(value));
+    }
+    if (out.empty()) out = csv_line(cells.names);
+    out += csv_line(cells.values);
+  }
+  return out;
+}
+
 // ------------------------------------------------------------ the folder
 
 bool is_timeline(const fs::path& file) {
@@ -201,6 +245,9 @@ Results results_from_json(const nlohmann::json& document, const std::string& whe
 }
 
 std::string to_csv(const std::vector<RunReport>& runs) {
+  if (std::any_of(runs.begin(), runs.end(), [](const RunReport& run) { return run.step; })) {
+    return step_csv(runs);
+  }
   std::string out = csv_line(csv_cells({}, {}).names);
   for (const RunReport& run : runs) {
     if (run.failure) out += csv_line(failed_cells(run).values);

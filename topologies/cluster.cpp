@@ -157,6 +157,28 @@ Uncertainty read_uncertainty(const YamlValue& value) {
   return out;
 }
 
+std::map<std::string, OperationCosts> read_operations(const YamlValue& value) {
+  YamlMap map = value.as_map();
+  std::map<std::string, OperationCosts> operations;
+  for (const char* kind : kOperationKinds) {
+    const auto given = map.optional(kind);
+    if (!given) continue;
+    YamlMap keys = given->as_map();
+    OperationCosts costs;
+    costs.launch = keys.required("launch").as_seconds();
+    costs.memory = keys.required("memory").as_number(0.001, 4.0);
+    // Memory-bound kernels compute nothing that counts.
+    if (std::string_view(kind) != "memory") {
+      costs.compute = keys.required("compute").as_number(0.001, 1.0);
+      costs.sharpness = keys.required("sharpness").as_number(1.0, 100.0);
+    }
+    keys.finish();
+    operations.emplace(kind, costs);
+  }
+  map.finish();
+  return operations;
+}
+
 GpuModel read_gpu(LayeredMap& map) {
   GpuModel gpu;
   gpu.name = map.required("name").as_string();
@@ -168,6 +190,12 @@ GpuModel read_gpu(LayeredMap& map) {
   gpu.bf16_peak = positive_rate(map.required("bf16_peak"));
   const auto fp8 = map.optional("fp8_peak");
   gpu.fp8_peak = fp8 ? positive_rate(*fp8) : gpu.bf16_peak;
+  const auto fp4 = map.optional("fp4_peak");
+  gpu.fp4_peak = fp4 ? positive_rate(*fp4) : gpu.fp8_peak;
+  if (const auto memory = map.optional("memory")) {
+    gpu.memory = memory->as_bytes();
+    if (gpu.memory->value < 1) throw memory->error(memory->excerpt(), "at least 1 B");
+  }
   gpu.memory_bandwidth = positive_bandwidth(map.required("memory_bandwidth"));
   gpu.num_sms = static_cast<std::uint32_t>(map.required("num_sms").as_integer(1, 1 << 16));
   gpu.compute_efficiency = number_or(map, "compute_efficiency", 0.001, 1.0, 0.7);
@@ -183,6 +211,9 @@ GpuModel read_gpu(LayeredMap& map) {
   gpu.shared_mlp = mlp_costs("shared_mlp");
   if (const auto kernels = map.optional("kernels")) {
     if (!says(*kernels, "none")) gpu.kernels = read_row_kernels(*kernels);
+  }
+  if (const auto operations = map.optional("operations")) {
+    if (!says(*operations, "none")) gpu.operations = read_operations(*operations);
   }
   map.finish();
   return gpu;
@@ -379,6 +410,9 @@ Cluster read_layers(LayeredMap map, std::optional<std::uint32_t> ranks,
   if (auto overheads = map.block("overheads")) {
     cluster.overheads.notify = overheads->required("notify").as_seconds();
     overheads->finish();
+  }
+  if (auto collectives = map.block("collectives")) {
+    cluster.collectives = read_collectives(*collectives);
   }
   if (auto transports = map.block("transports")) {
     cluster.transports = read_transports(*transports);

@@ -10,7 +10,9 @@
 //
 // Every link is full duplex; a bandwidth is per direction.
 
+#include <array>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -19,6 +21,7 @@
 
 #include "core/units.hpp"
 #include "core/yaml.hpp"
+#include "topologies/collectives.hpp"
 #include "topologies/transports.hpp"
 
 namespace coterie {
@@ -73,11 +76,30 @@ struct RowKernels {
   Seconds gap;
 };
 
+// What operations of one kind cost:
+//   launch + ((flops / (peak * compute))^q + (bytes / (memory_bandwidth * memory))^q)^(1/q)
+// with the peak of their precision. Of a memory-bound kernel only the bytes count.
+struct OperationCosts {
+  Seconds launch;
+  double compute = 0.7;      // reachable share of the peak
+  double memory = 0.85;      // reachable share of the memory bandwidth
+  double sharpness = 100.0;  // q >= 1: how sharply the larger of the two terms wins
+};
+// The kinds that may be calibrated (gpu.operations): dense matrix products, those of experts, and
+// attention by its pass and form. The rest follows from the two efficiencies and kernel_launch
+// (sim/step/operation_times.hpp).
+inline constexpr std::array kOperationKinds{
+    "product_bf16",       "product_fp8",      "product_mxfp8",    "product_fp4", "grouped_bf16",
+    "grouped_fp8",        "grouped_mxfp8",    "grouped_fp4",      "attention",   "attention_mla",
+    "attention_backward", "attention_decode", "attention_latent", "memory"};
+
 struct GpuModel {
   std::string name;
-  ComputeRate bf16_peak;       // dense
-  ComputeRate fp8_peak;        // dense; the BF16 rate where FP8 is not supported
-  Bandwidth memory_bandwidth;  // device memory, reads and writes together
+  ComputeRate bf16_peak;        // dense
+  ComputeRate fp8_peak;         // dense, MXFP8 too; the BF16 rate where FP8 is not supported
+  ComputeRate fp4_peak;         // dense (NVFP4, MXFP4); the FP8 rate where FP4 is not supported
+  std::optional<Bytes> memory;  // device memory, for models that must fit
+  Bandwidth memory_bandwidth;   // device memory, reads and writes together
   std::uint32_t num_sms = 0;
   double compute_efficiency = 0.7;  // reachable share of the peaks in a large grouped GEMM
   double memory_efficiency = 0.85;  // reachable share of the memory bandwidth in a copy
@@ -88,6 +110,7 @@ struct GpuModel {
   // The shared experts as one dense MLP in BF16; absent: each an expert of `mlp`.
   std::optional<MlpCosts> shared_mlp;
   std::optional<RowKernels> kernels;  // absent: kernel_launch and bytes over the reachable memory
+  std::map<std::string, OperationCosts> operations;  // by kind, see kOperationKinds
 };
 
 // `sends_in_flight` without a limit.
@@ -200,6 +223,8 @@ struct Cluster {
   std::optional<Fabric> fabric;     // present exactly when `nic` is
   Overheads overheads;
   std::vector<TransportParameters> transports;  // each name once; the first is the default
+  // Absent: collectives cost what the links take.
+  std::optional<CollectiveParameters> collectives;
   // Calibrated topologies: relative half-width of the interval that predictions carry (by size where
   // `uncertainty` has a scale), and where the numbers come from.
   std::optional<double> relative_uncertainty;

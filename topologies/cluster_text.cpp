@@ -65,6 +65,8 @@ std::string gpu_text(const GpuModel& gpu) {
       "  compute_efficiency: {}\n  memory_efficiency: {}\n  kernel_launch: {}\n",
       quoted(gpu.name), exact(gpu.bf16_peak), exact(gpu.fp8_peak), exact(gpu.memory_bandwidth),
       gpu.num_sms, gpu.compute_efficiency, gpu.memory_efficiency, exact(gpu.kernel_launch));
+  if (gpu.fp4_peak != gpu.fp8_peak) text += fmt::format("  fp4_peak: {}\n", exact(gpu.fp4_peak));
+  if (gpu.memory) text += fmt::format("  memory: {} B\n", gpu.memory->value);
   text += mlp_text("mlp", gpu.mlp);
   text += mlp_text("mlp_fp8", gpu.mlp_fp8);
   text += mlp_text("shared_mlp", gpu.shared_mlp);
@@ -78,6 +80,15 @@ std::string gpu_text(const GpuModel& gpu) {
     text += kernel_text("sum", gpu.kernels->sum);
     if (gpu.kernels->own_copy) text += kernel_text("own_copy", *gpu.kernels->own_copy);
     text += fmt::format("    gap: {}\n", exact(gpu.kernels->gap));
+  }
+  if (!gpu.operations.empty()) text += "  operations:\n";
+  for (const auto& [kind, costs] : gpu.operations) {
+    text +=
+        fmt::format("    {}: {{launch: {}, memory: {}", kind, exact(costs.launch), costs.memory);
+    if (kind != "memory") {
+      text += fmt::format(", compute: {}, sharpness: {}", costs.compute, costs.sharpness);
+    }
+    text += "}\n";
   }
   return text;
 }
@@ -144,6 +155,7 @@ std::string to_yaml(const Cluster& cluster) {
   }
   if (cluster.fabric) text += fabric_text(*cluster.fabric);
   text += fmt::format("overheads:\n  notify: {}\n", exact(cluster.overheads.notify));
+  if (cluster.collectives) text += collectives_text(*cluster.collectives);
   text += transports_text(cluster.transports);
   if (cluster.relative_uncertainty) {
     text += fmt::format("relative_uncertainty: {}\n", *cluster.relative_uncertainty);

@@ -340,6 +340,25 @@ void check_ranks(const Experiment& experiment, const YamlValue& ranks) {
   }
 }
 
+// The `step` block and what belongs to it. The cluster and the model are there.
+void read_step_part(YamlMap& map, const YamlValue& value, Experiment& experiment) {
+  if (experiment.num_groups > 1) {
+    throw value.error("a step beside \"groups\"",
+                      "no groups: a step's EP groups follow from its parallel sizes");
+  }
+  const std::uint32_t num_gpus = experiment.num_ranks;
+  experiment.step = read_step(value, experiment.model, num_gpus);
+  experiment.num_ranks = experiment.step->parallel.ep;
+  experiment.tokens_per_rank = experiment.step->tokens_per_rank();
+  if (const auto tokens = map.optional("tokens_per_rank")) {
+    throw tokens->error("tokens_per_rank beside a step", "no such key: it follows from the batch");
+  }
+  if (const auto given = map.optional("disturbances")) {
+    experiment.disturbances =
+        read_disturbances(*given, num_gpus, experiment.cluster.num_nodes);
+  }
+}
+
 // The document with what makes it independent of where it lies.
 std::string effective_yaml(const fs::path& path, std::vector<Override> overrides,
                            const Experiment& experiment, const Reference& topology,
@@ -375,7 +394,9 @@ std::string effective_yaml(const fs::path& path, std::vector<Override> overrides
       overrides.push_back({"transport." + setting.key, setting.value});
     }
   }
-  overrides.push_back({"trace.file", quoted(absolute(experiment.trace.file.string()))});
+  if (!experiment.trace.file.empty()) {
+    overrides.push_back({"trace.file", quoted(absolute(experiment.trace.file.string()))});
+  }
   const std::vector<std::string> strategies = placement_strategies();
   for (std::size_t i = 0; i < runs.size(); ++i) {
     const std::string& placement = experiment.runs[i].placement;
@@ -408,7 +429,6 @@ Experiment load_experiment(const fs::path& path, const std::vector<Override>& ov
   experiment.topology = part.topology.name_or_path;
   experiment.topology_overrides = part.topology.overrides;
   experiment.cluster = std::move(part.cluster);
-  check_ranks(experiment, part.ranks);
 
   const YamlValue model_value = map.required("model");
   Reference model =
@@ -418,13 +438,29 @@ Experiment load_experiment(const fs::path& path, const std::vector<Override>& ov
   experiment.model =
       load_based(model_value, [&] { return load_model(model.name_or_path, model.overrides); });
 
-  experiment.trace = read_trace(map.required("trace"), folder);
+  if (const auto step = map.optional("step")) {
+    read_step_part(map, *step, experiment);
+  } else if (const auto given = map.optional("disturbances")) {
+    throw given->error("disturbances of single layers", "a \"step\" block beside them");
+  }
+  check_ranks(experiment, part.ranks);
+
+  const bool recorded = !experiment.step || experiment.step->routing == StepRouting::kTrace;
+  if (recorded || map.has("trace")) {
+    const YamlValue trace = map.required("trace");
+    if (!recorded) throw trace.error("a trace beside routing that is not recorded", "one of both");
+    experiment.trace = read_trace(trace, folder);
+  }
   read_settings(map, experiment);
   auto& settings = experiment.transport.settings;
   settings.insert(settings.end(), transport_extra.begin(), transport_extra.end());
   const YamlValue runs = map.required("runs");
   experiment.runs = read_runs(runs, folder, experiment.num_ranks);
   map.finish();
+  for (std::size_t i = 0; experiment.step && i < experiment.runs.size(); ++i) {
+    check_experts(*experiment.step, experiment.model, experiment.runs[i].num_replicas,
+                  runs.as_list()[i]);
+  }
 
   if (effective == EffectiveYaml::kMake) {
     experiment.effective_yaml =

@@ -12,10 +12,12 @@
 #include "core/yaml.hpp"
 #include "topologies/cluster.hpp"
 #include "topologies/transports.hpp"
+#include "workloads/disturbances.hpp"
 #include "workloads/model.hpp"
 #include "workloads/placement/placement.hpp"
 #include "workloads/plan/plan.hpp"
 #include "workloads/plan/prune.hpp"
+#include "workloads/step.hpp"
 
 namespace coterie {
 
@@ -58,6 +60,11 @@ struct Experiment {
   TransportChoice transport;  // how rows move, unless a run says otherwise; unchecked
   std::string engine;         // simgrid, flow or bound
   std::uint64_t seed = 0;
+  // A whole step instead of single layers. `ranks` of the file is then the number of GPUs, num_ranks
+  // that of an EP group, and tokens_per_rank what the step says; without recorded routing,
+  // trace.file is empty.
+  std::optional<StepSpec> step;
+  Disturbances disturbances;  // of a step
   std::vector<RunSpec> runs;
   // The file with the overrides in place, its name given and its paths made absolute, so that it
   // loads to the same experiment from anywhere. Empty where it was not asked for.

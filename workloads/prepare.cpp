@@ -14,6 +14,8 @@
 #include "core/provenance.hpp"
 #include "workloads/placement/layer_times.hpp"
 #include "workloads/placement/strategies.hpp"
+#include "workloads/trace/balanced.hpp"
+#include "workloads/trace/generate.hpp"
 
 namespace coterie {
 namespace {
@@ -212,9 +214,48 @@ std::vector<RankTokens> deal_groups(const Experiment& experiment, const Routing&
   return tokens;
 }
 
-}  // namespace
+// Layers of routing that no trace recorded. Skewed layers differ in which experts are popular.
+constexpr std::uint32_t kSkewedLayers = 4;
 
-namespace {
+Routing step_routing(const Experiment& experiment, std::uint64_t seed,
+                     std::uint32_t num_sequences) {
+  const ModelShape& model = experiment.model;
+  if (experiment.step->routing == StepRouting::kBalanced) {
+    return balanced_routing({model.num_experts, model.num_topk, model.moe_layers.front(),
+                             num_sequences, *experiment.tokens_per_rank, seed});
+  }
+  WorkloadSpec spec;
+  spec.name = "skewed";
+  spec.seed = seed;
+  spec.num_experts = model.num_experts;
+  spec.num_topk = model.num_topk;
+  for (const std::uint32_t layer : model.moe_layers) {
+    if (spec.layers.size() < kSkewedLayers) spec.layers.push_back(layer);
+  }
+  spec.num_sequences = num_sequences;
+  spec.min_tokens = spec.max_tokens = *experiment.tokens_per_rank;
+  spec.kind = ZipfKind{experiment.step->routing_skew};
+  return generate(spec);
+}
+
+// Placements are learnt on other tokens than those that the step routes.
+TraceParts generate_trace(const Experiment& experiment) {
+  const std::uint32_t ranks = experiment.num_ranks;
+  TraceParts parts;
+  if (experiment.step->routing == StepRouting::kBalanced) {
+    parts.eval = std::make_shared<const Routing>(step_routing(experiment, experiment.seed, ranks));
+    parts.train =
+        std::make_shared<const Routing>(step_routing(experiment, experiment.seed + 1, ranks));
+  } else {
+    const Routing both = step_routing(experiment, experiment.seed, 2 * ranks);
+    parts.train = std::make_shared<const Routing>(select(both, SequencePart::kEven));
+    parts.eval = std::make_shared<const Routing>(select(both, SequencePart::kOdd));
+  }
+  parts.digest = trace_digest(*parts.eval);
+  parts.tokens =
+      std::make_shared<const std::vector<RankTokens>>(deal_groups(experiment, *parts.eval));
+  return parts;
+}
 
 struct WholeTrace {
   Routing routing;
@@ -294,6 +335,13 @@ std::string parts_key(const Experiment& experiment, const WholeTrace& trace) {
 }  // namespace
 
 TraceParts load_trace(const Experiment& experiment, Memo* memo) {
+  if (experiment.step && experiment.step->routing != StepRouting::kTrace) {
+    TraceParts parts = generate_trace(experiment);
+    parts.key = fmt::format("generated {} {} {} {} {}", parts.digest, trace_digest(*parts.train),
+                            experiment.num_ranks, experiment.num_groups,
+                            static_cast<int>(experiment.deal));
+    return parts;
+  }
   const std::filesystem::path& file = experiment.trace.file;
   TraceParts parts;
   if (memo == nullptr) {

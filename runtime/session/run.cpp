@@ -182,6 +182,10 @@ void run_experiment(const RunOptions& options, const RankEnvironment& environmen
     overrides.push_back({"layers", fmt::format("[{}]", fmt::join(options.layers, ", "))});
   }
   const Experiment experiment = load_experiment(options.experiment, overrides);
+  if (experiment.step) {
+    throw InputError(options.experiment.string(), "a whole step (\"step\")",
+                     "an experiment of MoE layers, which the runtime executes alone");
+  }
   check_experiment(experiment, environment);
   if (environment.rank == 0) check_results_folder(options.output, experiment.name, kMeasured);
 

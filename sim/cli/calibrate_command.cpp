@@ -24,10 +24,12 @@
 #include "sim/calibrate/kernel_fit.hpp"
 #include "sim/calibrate/measurements.hpp"
 #include "sim/calibrate/mlp_fit.hpp"
+#include "sim/calibrate/operation_fit.hpp"
 #include "sim/calibrate/probe_fit.hpp"
 #include "sim/calibrate/uncertainty_scale.hpp"
 #include "sim/calibrate/validate.hpp"
 #include "sim/cli/commands.hpp"
+#include "sim/step/validate_training.hpp"
 #include "topologies/cluster.hpp"
 
 namespace coterie {
@@ -51,6 +53,7 @@ struct FitArguments {
   std::string transport;
   std::vector<std::string> patterns;
   std::optional<std::uint32_t> ranks;
+  std::string gemm, attention_prefill, attention_decode, mla_prefill, mla_decode;
   std::string base;
   std::string name;
   std::string source;
@@ -325,10 +328,56 @@ void fit_rows(const FitArguments& arguments, Cluster& cluster) {
   }
 }
 
+OperationTableFiles operation_files(const FitArguments& arguments) {
+  OperationTableFiles files;
+  files.machine = arguments.machine;
+  const auto set = [](const std::string& path, std::optional<std::filesystem::path>& file) {
+    if (!path.empty()) file = path;
+  };
+  set(arguments.gemm, files.gemm);
+  set(arguments.attention_prefill, files.attention_prefill);
+  set(arguments.attention_decode, files.attention_decode);
+  set(arguments.mla_prefill, files.mla_prefill);
+  set(arguments.mla_decode, files.mla_decode);
+  return files;
+}
+
+bool has_operations(const OperationTableFiles& files) {
+  return files.gemm || files.attention_prefill || files.attention_decode || files.mla_prefill ||
+         files.mla_decode;
+}
+
+// Costs of the operations of whole steps.
+void fit_step_operations(const FitArguments& arguments, Cluster& cluster) {
+  Table table{{"kind", "points", "launch", "of peak", "of memory", "sharpness", "left out: median",
+               "90 % within", "undetermined"},
+              {}};
+  const std::string source = arguments.source.empty() ? "" : ", " + arguments.source;
+  for (const OperationFit& part : fit_operations(cluster.gpu, operation_files(arguments))) {
+    cluster.gpu.operations[part.kind] = part.costs;
+    std::vector<double> errors;
+    for (const double error : part.held_out) errors.push_back(std::abs(error));
+    const std::string middle = percent(median(errors));
+    const std::string most = percent(quantile(errors, 0.9));
+    table.rows.push_back({part.kind, std::to_string(part.held_out.size()),
+                          format_seconds(part.costs.launch), percent(part.costs.compute),
+                          percent(part.costs.memory), fmt::format("{:.2f}", part.costs.sharpness),
+                          middle, most, fmt::format("{}", fmt::join(part.undetermined, ", "))});
+    set_provenance(cluster, part.kind,
+                   fmt::format("{} measured times{}; left out in four folds: median error {}, 90 "
+                               "percent within {}",
+                               part.held_out.size(), source, middle, most));
+  }
+  fmt::print("\n{}", render(table));
+}
+
 void fit(const FitArguments& arguments) {
+  const bool operations = has_operations(operation_files(arguments));
   if (arguments.alltoall.empty() && arguments.mlp.empty() && arguments.rows.empty() &&
-      arguments.probe.empty()) {
-    throw InputError("calibrate fit", "no measurements", "--probe, --alltoall, --rows or --mlp");
+      arguments.probe.empty() && !operations) {
+    throw InputError("calibrate fit", "no measurements",
+                     "--probe, --alltoall, --rows, --mlp, --gemm, --attention-prefill, "
+                     "--attention-decode, --mla-prefill or --mla-decode");
   }
   if (!arguments.probe.empty() && !arguments.mlp.empty()) {
     throw InputError("calibrate fit", "--probe and --mlp", "one measurement of the expert MLP");
@@ -355,6 +404,7 @@ void fit(const FitArguments& arguments) {
   if (!arguments.probe.empty()) fit_probe(arguments, cluster);
   if (!arguments.rows.empty()) fit_rows(arguments, cluster);
   if (!arguments.mlp.empty()) fit_expert_mlp(arguments, cluster);
+  if (operations) fit_step_operations(arguments, cluster);
   cluster.provenance.emplace_back("fitted_by", "coterie " + version());
   if (!arguments.name.empty()) cluster.name = arguments.name;
   if (!cluster.description.empty() && !calibrated) cluster.description += ", calibrated";
@@ -388,6 +438,16 @@ void add_fit_command(CLI::App& parent) {
                    "Fit to exchanges over as many ranks only, where a file has several counts")
       ->check(CLI::PositiveNumber);
   command->add_option("--mlp", arguments->mlp, "Latencies of the expert MLP: CSV");
+  command->add_option("--gemm", arguments->gemm,
+                      "Times of dense matrix products: CSV (needs --machine; "
+                      "sim/step/operation_times.hpp lists the columns of this and the next four)");
+  command->add_option("--attention-prefill", arguments->attention_prefill,
+                      "Times of causal attention products: CSV");
+  command->add_option("--attention-decode", arguments->attention_decode,
+                      "Times of attention products of one token per sequence: CSV");
+  command->add_option("--mla-prefill", arguments->mla_prefill,
+                      "Times of whole modules of latent attention, prefill: CSV");
+  command->add_option("--mla-decode", arguments->mla_decode, "The same, decode: CSV");
   command->add_option("--base", arguments->base, "The topology to calibrate: a preset or a file")
       ->required();
   command->add_option("--name", arguments->name, "Name of the calibrated topology");
@@ -480,6 +540,8 @@ struct ValidateArguments {
   std::vector<std::string> presets;
   std::string output;
   std::string points;
+  std::string training;
+  std::string experiments = "workloads/examples/training";
   bool check = false;
   bool json = false;
 };
@@ -525,7 +587,51 @@ void print_validation(const Validation& validation) {
   fmt::print("{}\n{}", render(points), render(summary));
 }
 
+// Published training steps alone.
+void run_training_validation(const ValidateArguments& arguments) {
+  const TrainingValidation validation =
+      validate_training(arguments.training, arguments.experiments);
+  Table table;
+  table.header = {"step", "published", "predicted", "error", "efficiency", "fitted", "error"};
+  std::vector<double> errors, fitted;
+  for (const TrainingPoint& point : validation.points) {
+    if (point.failure) {
+      table.rows.push_back({point.name, format_seconds(Seconds{point.measured_s}), "failed", "-",
+                            "-", "-", "-"});
+      spdlog::warn("{}: {}", point.name, *point.failure);
+      continue;
+    }
+    errors.push_back(std::abs(point.error()));
+    std::vector<std::string> row{point.name, format_seconds(Seconds{point.measured_s}),
+                                 format_seconds(Seconds{point.predicted_s}),
+                                 signed_percent(point.error())};
+    if (point.fitted_s) {
+      fitted.push_back(std::abs(point.fitted_error()));
+      row.insert(row.end(), {fmt::format("{:.2f}", point.efficiency),
+                             format_seconds(Seconds{*point.fitted_s}),
+                             signed_percent(point.fitted_error())});
+    } else {
+      row.insert(row.end(), {"-", "-", "-"});
+    }
+    table.rows.push_back(std::move(row));
+  }
+  fmt::print("{}", render(table));
+  const auto summary = [](const std::vector<double>& list) {
+    if (list.empty()) return std::string("none");
+    return fmt::format("median {}, worst {} of {} steps", percent(median(list)),
+                       percent(*std::max_element(list.begin(), list.end())), list.size());
+  };
+  fmt::print(
+      "\nwithout fitting: {}\none efficiency per system, fitted to its other steps: {}\n"
+      "steps of one model on one system in the published order: {} of {} pairs\n",
+      summary(errors), summary(fitted), validation.num_ordered, validation.num_pairs);
+}
+
 void run_validate(const ValidateArguments& arguments) {
+  if (!arguments.training.empty()) {
+    run_training_validation(arguments);
+    return;
+  }
   Validation validation = validate({arguments.data,
                                     arguments.runs,
                                     arguments.traces,
@@ -610,6 +716,12 @@ void add_validate_command(CLI::App& app) {
   command->add_option("--preset", arguments->presets,
                       "Calibrated topologies on which flow and simgrid are compared (repeatable; "
                       "default: all presets that end in _calibrated)");
+  command->add_option("--training", arguments->training,
+                      "Published training steps, a CSV file: compare these alone");
+  command
+      ->add_option("--experiments", arguments->experiments,
+                   "Folder of the experiments that describe them")
+      ->capture_default_str();
   command->add_option("-o,--output", arguments->output, "Also write the page as Markdown");
   command->add_option("--points", arguments->points, "Also write every point as CSV");
   command->add_flag("--check", arguments->check, "Exit with 4 where a target is missed");

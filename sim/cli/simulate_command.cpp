@@ -28,6 +28,7 @@ struct SimulateArguments {
   std::string engine;
   std::vector<std::string> overrides;
   std::vector<std::string> runs;
+  std::string step_method;
   SimulateOptions options;
   bool json = false;
   bool no_timelines = false;
@@ -47,7 +48,40 @@ std::string own_command_line() {
   return shell_quote(arguments);
 }
 
+void print_notes(const std::vector<RunReport>& runs) {
+  const std::vector<std::string> notes = result_notes(runs);
+  if (!notes.empty()) fmt::print("\n");
+  for (const std::string& note : notes) fmt::print("{}\n", note);
+}
+
+void print_steps(const Experiment& experiment, const std::vector<RunReport>& runs) {
+  const auto found = std::find_if(runs.begin(), runs.end(),
+                                  [](const RunReport& run) { return run.step.has_value(); });
+  const StepReport& step = *found->step;
+  fmt::print("{}: {} step of {} on {}, {} GPUs ({}), engine {}, {}\n\n{}", experiment.name,
+             step.kind, found->model, found->topology, step.num_gpus, step.parallel, found->engine,
+             step.method, render(step_table(runs)));
+  fmt::print("\nwhere the time of the {} that ends last goes (adds up to the step):\n\n{}",
+             step.method == "executed" ? "rank" : "stage", render(step_parts_table(runs)));
+  constexpr std::size_t kLongest = 8;
+  for (const RunReport& run : runs) {
+    if (!run.step) continue;
+    fmt::print("\ncritical path of {}:", run.name);
+    for (std::size_t i = 0; i < std::min(kLongest, run.step->critical_path.size()); ++i) {
+      const StepReport::Segment& segment = run.step->critical_path[i];
+      fmt::print("{} {} {:.1f}%", i == 0 ? "" : ",", segment.name,
+                 100.0 * segment.seconds / run.step->time_s);
+    }
+    fmt::print("\n");
+  }
+  print_notes(runs);
+}
+
 void print_results(const Experiment& experiment, const std::vector<RunReport>& runs) {
+  if (experiment.step) {
+    print_steps(experiment, runs);
+    return;
+  }
   const auto found = std::find_if(runs.begin(), runs.end(),
                                   [](const RunReport& run) { return !run.layers.empty(); });
   const RunReport& first = found == runs.end() ? runs.front() : *found;
@@ -61,9 +95,7 @@ void print_results(const Experiment& experiment, const std::vector<RunReport>& r
         "\nwhere the time of the rank that ends a layer goes (adds up to the layer time):\n\n{}",
         render(parts));
   }
-  const std::vector<std::string> notes = result_notes(runs);
-  if (!notes.empty()) fmt::print("\n");
-  for (const std::string& note : notes) fmt::print("{}\n", note);
+  print_notes(runs);
 }
 
 void run_simulate(SimulateArguments& arguments) {
@@ -74,6 +106,10 @@ void run_simulate(SimulateArguments& arguments) {
   keep_runs(experiment, arguments.runs);
   arguments.options.timelines = !arguments.no_timelines;
   arguments.options.progress = true;
+  if (!arguments.step_method.empty()) {
+    arguments.options.step_method =
+        arguments.step_method == "executed" ? StepMethod::kExecuted : StepMethod::kComposed;
+  }
   const std::vector<SimulatedRun> runs = simulate(experiment, arguments.options);
   const ResultFiles files = result_files(experiment, runs, own_command_line());
   write_results(arguments.output, kKind, files);
@@ -127,6 +163,11 @@ void add_simulate_command(CLI::App& app) {
                    "Seconds that the simulation of one layer may take; 0: no limit")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  command
+      ->add_option("--step-method", arguments->step_method,
+                   "How a whole step is simulated: executed (all of it) or composed (of blocks that "
+                   "stand for all equal ones); default: by its size")
+      ->check(CLI::IsMember({"executed", "composed"}));
   command->add_flag("--no-timelines", arguments->no_timelines, "Write no timelines");
   command->add_flag("--json", arguments->json, "Print the results as JSON and nothing else");
   command->footer(

@@ -18,6 +18,7 @@
 #include "sim/experiment/layer_times.hpp"
 #include "sim/experiment/uncertainty.hpp"
 #include "sim/program/layer_program.hpp"
+#include "sim/step/simulate_steps.hpp"
 #include "workloads/prepare.hpp"
 #include "workloads/run_report.hpp"
 
@@ -390,6 +391,7 @@ void keep_runs(Experiment& experiment, const std::vector<std::string>& names) {
 }
 
 std::vector<SimulatedRun> simulate(const Experiment& experiment, const SimulateOptions& options) {
+  if (experiment.step) return simulate_steps(experiment, options);
   return Simulation(experiment, options).compute();
 }
 

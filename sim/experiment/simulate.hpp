@@ -2,6 +2,7 @@
 // The main job: every run of an experiment through a predictor, layer by layer, into reports. Tables
 // and files of them are core's business (core/result_table.hpp, core/results.hpp).
 
+#include <cstdint>
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -14,6 +15,9 @@
 
 namespace coterie {
 
+// How a whole step is simulated (sim/step/step_times.hpp).
+enum class StepMethod : std::uint8_t { kExecuted, kComposed };
+
 struct SimulateOptions {
   // Runs and layers simulated at once: in threads, or under `simgrid` in child processes.
   unsigned num_jobs = 1;
@@ -23,6 +27,7 @@ struct SimulateOptions {
   // Keeps traces, placements, plans and counts in memory by their content, for programs that simulate
   // many experiments that have them in common.
   Memo* memo = nullptr;
+  std::optional<StepMethod> step_method;       // absent: small steps are executed, others composed
   bool timelines = true;
   bool progress = false;  // on stderr
 };

@@ -108,6 +108,18 @@ std::uint32_t GpuResources::multiprocessors(std::uint32_t gpu) {
   return found->second;
 }
 
+std::uint32_t GpuResources::stream(std::uint32_t gpu) {
+  if (!streams_on_) return kFreeQueue;
+  const auto [found, is_new] = streams_.try_emplace(gpu, 0);
+  if (is_new) found->second = builder_.add_queue(1);
+  return found->second;
+}
+
+double GpuResources::slowness(std::uint32_t gpu) const {
+  const auto found = slow_.find(gpu);
+  return found == slow_.end() ? 1.0 : found->second;
+}
+
 void GpuResources::add_copy(const Copy& copy, std::uint32_t waits_for,
                             std::span<const std::uint32_t> signals) {
   if (copy.bytes <= 0.0) {
@@ -129,23 +141,26 @@ void GpuResources::add_copy(const Copy& copy, std::uint32_t waits_for,
   const double memory_share = copy.costs ? memory_rate(gpu_) / copy.costs->bandwidth.value : 1.0;
   builder_.add({.src = copy.gpu,
                 .dst = copy.gpu,
-                .duration = launches_s + index_s,
-                .amount = copy.bytes * memory_share,
+                .duration = (launches_s + index_s) * slowness(copy.gpu),
+                .amount = copy.bytes * memory_share * slowness(copy.gpu),
+                .queue = stream(copy.gpu),
                 .waits_for = waits_for,
                 .signals = signals,
                 .uses = uses});
 }
 
 void GpuResources::add_work(std::uint32_t gpu, Seconds duration, std::uint32_t waits_for,
-                            std::span<const std::uint32_t> signals) {
-  if (duration.value <= 0.0) {
+                            std::span<const std::uint32_t> signals, Seconds launch) {
+  if (duration.value + launch.value <= 0.0) {
     builder_.add_compute(gpu, 0.0, waits_for, signals);
     return;
   }
   const std::uint32_t uses[]{multiprocessors(gpu)};
   builder_.add({.src = gpu,
                 .dst = gpu,
-                .amount = duration.value * gpu_.num_sms,
+                .duration = launch.value * slowness(gpu),
+                .amount = duration.value * gpu_.num_sms * slowness(gpu),
+                .queue = stream(gpu),
                 .waits_for = waits_for,
                 .signals = signals,
                 .uses = uses});

@@ -57,6 +57,12 @@ class GpuResources {
   // Its capacity is the number of multiprocessors: amounts are multiprocessor-seconds.
   std::uint32_t multiprocessors(std::uint32_t gpu);
 
+  // From now on the kernels of a GPU run one after the other, in the order in which they become
+  // ready, as on one stream; transports' own operations do not count.
+  void use_streams() { streams_on_ = true; }
+  // From now on everything that the GPU computes takes `factor` times as long; at least 1.
+  void slow_down(std::uint32_t gpu, double factor) { slow_[gpu] = factor; }
+
   // A kernel that reads and writes `bytes` in total: its launch, then its bytes over the memory.
   // With `launched` it continues a kernel that runs already; calibrated ones are launched anew in
   // every round, each between events of its own. Zero bytes take no time.
@@ -73,14 +79,20 @@ class GpuResources {
     std::uint32_t events = 0;     // recorded behind it, each a gap of RowKernels
   };
   void add_copy(const Copy& copy, std::uint32_t waits_for, std::span<const std::uint32_t> signals);
-  // Work that takes `seconds` on all multiprocessors, and longer on fewer; zero takes no time.
+  // Work that takes `seconds` on all multiprocessors, and longer on fewer, after the silent time
+  // `launch`; zero takes no time.
   void add_work(std::uint32_t gpu, Seconds duration, std::uint32_t waits_for,
-                std::span<const std::uint32_t> signals);
+                std::span<const std::uint32_t> signals, Seconds launch = {});
 
  private:
+  std::uint32_t stream(std::uint32_t gpu);
+  [[nodiscard]] double slowness(std::uint32_t gpu) const;
+
   ProgramBuilder& builder_;
   const GpuModel& gpu_;
-  std::map<std::uint32_t, std::uint32_t> memory_, multiprocessors_;  // by GPU
+  std::map<std::uint32_t, std::uint32_t> memory_, multiprocessors_, streams_;  // by GPU
+  std::map<std::uint32_t, double> slow_;                                       // by GPU
+  bool streams_on_ = false;
 };
 
 // The formula of MlpCosts, in BF16.

@@ -15,55 +15,12 @@
 namespace coterie {
 namespace {
 
-// The program under construction, its operations labelled with their phase.
-class LabelledBuilder {
- public:
-  LabelledBuilder(const Cluster& cluster, const TransportChoice& transport)
-      : transport_(make_transport(cluster, transport)), gpus_(builder_, cluster.gpu) {}
-
-  ProgramBuilder& program() { return builder_; }
-  GpuResources& gpus() { return gpus_; }
-  Transport& transport() { return *transport_; }
-
-  std::vector<std::uint32_t> events(std::size_t count) {
-    std::vector<std::uint32_t> out(count);
-    for (std::uint32_t& event : out) event = builder_.add_event();
-    return out;
-  }
-  // What was added since the last call belongs to this phase.
-  void label(Phase phase) {
-    out_.phase.resize(builder_.num_ops(), phase);
-    out_.num_rows.resize(builder_.num_ops(), 0);
-    out_.between.resize(builder_.num_ops(), false);
-  }
-  // Time between two phases: it belongs to none of them.
-  void label_between(Phase next) {
-    const std::size_t first = out_.phase.size();
-    label(next);
-    std::fill(out_.between.begin() + static_cast<std::ptrdiff_t>(first), out_.between.end(), true);
-  }
-  void label(Phase phase, std::optional<std::uint32_t> op, std::uint32_t num_rows) {
-    label(phase);
-    if (op) out_.num_rows[*op] = num_rows;
-  }
-  LayerProgram finish() && {
-    out_.program = std::move(builder_).finish();
-    return std::move(out_);
-  }
-
- private:
-  ProgramBuilder builder_;
-  std::unique_ptr<Transport> transport_;
-  GpuResources gpus_;
-  LayerProgram out_;
-};
-
 // One EP group's layer. Events are named for what has happened when they fire; one per rank, or one
 // per rank and round.
 class GroupBuilder {
  public:
   GroupBuilder(const LayerSetup& setup, const LayerPlan& plan, std::uint32_t first_gpu,
-               const Cluster& cluster, LabelledBuilder& out)
+               const Cluster& cluster, LayerProgramBuilder& out)
       : setup_(setup),
         plan_(plan),
         first_gpu_(first_gpu),
@@ -264,7 +221,8 @@ class GroupBuilder {
                              signals);
       }
     }
-    const Seconds notify = out_.transport().notify().value_or(cluster_.overheads.notify);
+    const Seconds notify =
+        setup_.notify ? out_.transport().notify().value_or(cluster_.overheads.notify) : Seconds{};
     for (std::uint32_t rank = 0; rank < plan_.num_ranks; ++rank) {
       const std::uint32_t signals[]{builder_.add_event()};
       builder_.add_compute(first_gpu_ + rank, has_kernels() ? notify.value : 0.0,
@@ -291,7 +249,9 @@ class GroupBuilder {
                after_gap(Phase::kExpand, rank, arrived_[rank]), expanded);
       const std::uint32_t multiplied[]{builder_.add_event()};
       Seconds duration;
-      if (has_kernels()) {
+      if (!setup_.mlp_s.empty()) {
+        duration = Seconds{setup_.mlp_s[rank]};
+      } else if (has_kernels()) {
         // The routed experts this rank hosts, and the shared ones, whole, for its own tokens.
         const ModelShape& model = setup_.kernels->model;
         const PayloadType type = expert_payload(cluster_.gpu, out_.transport().moves_tokens(),
@@ -518,7 +478,7 @@ class GroupBuilder {
   const LayerPlan& plan_;
   std::uint32_t first_gpu_;
   const Cluster& cluster_;
-  LabelledBuilder& out_;
+  LayerProgramBuilder& out_;
   ProgramBuilder& builder_;
   double dispatch_row_, combine_row_;      // bytes
   std::vector<RankRows> rows_;             // [num_ranks]
@@ -539,6 +499,47 @@ class GroupBuilder {
 
 }  // namespace
 
+LayerProgramBuilder::LayerProgramBuilder(const Cluster& cluster, const TransportChoice& transport)
+    : cluster_(cluster),
+      transport_(make_transport(cluster, transport)),
+      gpus_(builder_, cluster.gpu) {}
+
+std::vector<std::uint32_t> LayerProgramBuilder::add_layer(const LayerSetup& setup,
+                                                          const LayerPlan& plan,
+                                                          std::uint32_t first_gpu,
+                                                          const std::vector<std::uint32_t>& enter) {
+  return GroupBuilder(setup, plan, first_gpu, cluster_, *this).build(enter);
+}
+
+std::vector<std::uint32_t> LayerProgramBuilder::events(std::size_t count) {
+  std::vector<std::uint32_t> out(count);
+  for (std::uint32_t& event : out) event = builder_.add_event();
+  return out;
+}
+
+void LayerProgramBuilder::label(Phase phase) {
+  out_.phase.resize(builder_.num_ops(), phase);
+  out_.num_rows.resize(builder_.num_ops(), 0);
+  out_.between.resize(builder_.num_ops(), false);
+}
+
+void LayerProgramBuilder::label_between(Phase next) {
+  const std::size_t first = out_.phase.size();
+  label(next);
+  std::fill(out_.between.begin() + static_cast<std::ptrdiff_t>(first), out_.between.end(), true);
+}
+
+void LayerProgramBuilder::label(Phase phase, std::optional<std::uint32_t> op,
+                                std::uint32_t num_rows) {
+  label(phase);
+  if (op) out_.num_rows[*op] = num_rows;
+}
+
+LayerProgram LayerProgramBuilder::finish() && {
+  out_.program = std::move(builder_).finish();
+  return std::move(out_);
+}
+
 LayerProgram build_layer(const LayerSetup& setup, const Cluster& cluster) {
   std::uint64_t num_gpus = 0;
   for (const LayerPlan& plan : setup.groups) num_gpus += plan.num_ranks;
@@ -547,10 +548,10 @@ LayerProgram build_layer(const LayerSetup& setup, const Cluster& cluster) {
                      fmt::format("{} GPUs", cluster.num_gpus()),
                      fmt::format("at least {} for {} EP groups", num_gpus, setup.groups.size()));
   }
-  LabelledBuilder out(cluster, setup.transport);
+  LayerProgramBuilder out(cluster, setup.transport);
   std::uint32_t first_gpu = 0;
   for (const LayerPlan& plan : setup.groups) {
-    GroupBuilder(setup, plan, first_gpu, cluster, out).build({});
+    (void)out.add_layer(setup, plan, first_gpu, {});
     first_gpu += plan.num_ranks;
   }
   return std::move(out).finish();
@@ -558,8 +559,8 @@ LayerProgram build_layer(const LayerSetup& setup, const Cluster& cluster) {
 
 LayerProgram build_communication(const DispatchPlan& plan, const Cluster& cluster,
                                  const TransportChoice& transport) {
-  LabelledBuilder out(cluster, transport);
-  const LayerSetup setup{{}, plan.sizes(), std::nullopt, transport, {}};
+  LayerProgramBuilder out(cluster, transport);
+  const LayerSetup setup{{}, plan.sizes(), std::nullopt, transport, {}, {}, true};
   std::vector<std::uint32_t> enter;
   for (const LayerPlan& layer : plan.layers) {
     if (!enter.empty() && enter.size() != layer.num_ranks) {
@@ -567,14 +568,14 @@ LayerProgram build_communication(const DispatchPlan& plan, const Cluster& cluste
                        fmt::format("{} ranks", layer.num_ranks),
                        fmt::format("{} as in its first layer", enter.size()));
     }
-    enter = GroupBuilder(setup, layer, 0, cluster, out).build(enter);
+    enter = out.add_layer(setup, layer, 0, enter);
   }
   return std::move(out).finish();
 }
 
 LayerProgram build_traffic(const TrafficMatrix& traffic, const TrafficSetup& setup,
                            const Cluster& cluster) {
-  LabelledBuilder out(cluster, setup.transport);
+  LayerProgramBuilder out(cluster, setup.transport);
   std::map<double, std::vector<Message>> phases;  // by start time
   for (const TrafficEntry& entry : traffic.entries) {
     const auto bytes = static_cast<double>(entry.bytes);

@@ -11,6 +11,7 @@
 // that no dependency orders share its memory bandwidth and its multiprocessors.
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
@@ -39,6 +40,10 @@ struct LayerSetup {
   TransportChoice transport;
   // When each rank reaches the layer, seconds, [num_groups * num_ranks]; empty: all at zero.
   std::vector<double> ready_s;
+  // Layers that are added one by one (add_layer): seconds of each rank's expert MLP, [num_ranks],
+  // instead of what `kernels` says of routed and shared experts; empty: as `kernels` says.
+  std::span<const double> mlp_s{};
+  bool notify = true;  // false: the counts are known, as in a backward pass
 };
 
 struct LayerProgram {
@@ -46,6 +51,42 @@ struct LayerProgram {
   std::vector<Phase> phase;             // [num_ops]
   std::vector<bool> between;            // [num_ops] passes before the phase begins
   std::vector<std::uint32_t> num_rows;  // [num_ops] rows that a transfer carries
+};
+
+// A program under construction to which layers are added between operations of others. The cluster
+// must outlive it.
+class LayerProgramBuilder {
+ public:
+  // Throws InputError for a transport that does not fit the cluster.
+  LayerProgramBuilder(const Cluster& cluster, const TransportChoice& transport);
+
+  // One layer of one EP group on the GPUs from `first_gpu` on. Rank r reaches it when `enter[r]`
+  // fires; empty: at ready_s. Returns the events of the ranks' ends. `setup.groups` is not read.
+  std::vector<std::uint32_t> add_layer(const LayerSetup& setup, const LayerPlan& plan,
+                                       std::uint32_t first_gpu,
+                                       const std::vector<std::uint32_t>& enter);
+
+  ProgramBuilder& program() { return builder_; }
+  GpuResources& gpus() { return gpus_; }
+  Transport& transport() { return *transport_; }
+  [[nodiscard]] const Cluster& cluster() const { return cluster_; }
+  std::vector<std::uint32_t> events(std::size_t count);
+
+  // What was added since the last call belongs to this phase.
+  void label(Phase phase);
+  // Time between two phases: it belongs to none of them.
+  void label_between(Phase next);
+  void label(Phase phase, std::optional<std::uint32_t> op, std::uint32_t num_rows);
+  [[nodiscard]] std::span<const Phase> phases() const { return out_.phase; }  // labelled so far
+
+  LayerProgram finish() &&;
+
+ private:
+  const Cluster& cluster_;
+  ProgramBuilder builder_;
+  std::unique_ptr<Transport> transport_;
+  GpuResources gpus_;
+  LayerProgram out_;
 };
 
 // Throws InputError where the groups do not fit on the cluster, or the transport not to it.

@@ -209,6 +209,10 @@ class ExperimentPage {
 }  // namespace
 
 Page experiment_page(const fs::path& folder, const fs::path& output) {
+  const Results results = read_results(folder / "results.json");
+  for (const RunReport& run : results.runs) {
+    if (run.step) return step_page(folder, output, results);
+  }
   return ExperimentPage(folder, output).compose();
 }
 

@@ -35,6 +35,9 @@ std::string render(const Page& page);
 
 // Throw InputError for files that are missing, damaged or of another version.
 Page experiment_page(const std::filesystem::path& folder, const std::filesystem::path& output);
+// Of results of whole steps, of which at least one succeeded.
+Page step_page(const std::filesystem::path& folder, const std::filesystem::path& output,
+               const Results& results);
 Page sweep_page(const std::filesystem::path& folder);
 
 // What the results say, in words.

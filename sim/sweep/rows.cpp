@@ -94,6 +94,26 @@ void add_counts_and_bytes(const RunReport& report, ordered_json& row) {
       link != nullptr ? optional_number(link->utilization) : ordered_json(nullptr);
 }
 
+void add_step(const StepReport& step, ordered_json& row) {
+  row["num_gpus"] = step.num_gpus;
+  row["step_kind"] = step.kind;
+  row["step_method"] = step.method;
+  row["parallel"] = step.parallel;
+  row["run_time_s"] = step.time_s;
+  row["step_low_s"] = optional_number(step.low_s);
+  row["step_high_s"] = optional_number(step.high_s);
+  row["tokens_per_s_per_gpu"] = step.tokens_per_s_per_gpu;
+  row["model_flops_per_s_per_gpu"] = step.model_flops_per_s_per_gpu;
+  row["communication_s"] = step.communication_s;
+  row["exposed_communication_s"] = step.exposed_communication_s;
+  row["bubble_s"] = step.bubble_s;
+  row["tpot_s"] = optional_number(step.tpot_s);
+  row["ttft_s"] = optional_number(step.ttft_s);
+  for (const auto& [name, seconds] : step.parts) row["step_" + name + "_s"] = seconds;
+  for (const auto& [name, share] : step.busy) row[name + "_busy_share"] = share;
+  for (const auto& [name, bytes] : step.memory_bytes) row["memory_" + name + "_bytes"] = bytes;
+}
+
 }  // namespace
 
 ordered_json sweep_rows(const Experiment& experiment, const std::vector<RunReport>& runs) {
@@ -101,7 +121,13 @@ ordered_json sweep_rows(const Experiment& experiment, const std::vector<RunRepor
   for (const RunReport& report : runs) {
     ordered_json row;
     add_identity(experiment, report, row);
-    if (!report.layers.empty()) {
+    if (report.step) {
+      row["tokens_per_rank"] = report.tokens_per_rank;
+      add_step(*report.step, row);
+      const Speedups ratios = speedups(runs, report);
+      row["speedup_over_standard"] = optional_number(ratios.over_standard);
+      row["speedup_over_dedup_contiguous"] = optional_number(ratios.over_dedup_contiguous);
+    } else if (!report.layers.empty()) {
       row["tokens_per_rank"] = report.tokens_per_rank;
       row["token_repeats"] = optional_number(report.token_repeats);
       row["num_layers"] = report.layers.size();

@@ -77,6 +77,59 @@ TEST(ModelPresets, CarryTheGroupLimits) {
   EXPECT_EQ(load_model("deepseek_v2_lite").shared_intermediate, 1408U);
 }
 
+struct Published {
+  const char* name;
+  double parameters;  // total
+  double parameters_tolerance;
+  double active_billions;  // 0: not checked
+};
+class PublishedCounts : public ::testing::TestWithParam<Published> {};
+
+TEST_P(PublishedCounts, FollowFromTheShapes) {
+  const ParameterCounts counts = count_parameters(load_model(GetParam().name));
+  const double total = static_cast<double>(counts.total());
+  EXPECT_NEAR(total, GetParam().parameters,
+              GetParam().parameters_tolerance * GetParam().parameters);
+  // Reports round to whole or tenths of billions, and differ in whether the embedding counts, which
+  // is looked up and not multiplied.
+  const double with = 1e-9 * static_cast<double>(counts.active());
+  const double without = with - 1e-9 * static_cast<double>(counts.embedding);
+  EXPECT_LE(without - 0.5, GetParam().active_billions) << without << " to " << with;
+  EXPECT_GE(with + 0.5, GetParam().active_billions) << without << " to " << with;
+}
+
+// Totals: the parameter counts of the safetensors files on Hugging Face where they are exact (BF16
+// checkpoints, or DeepSeek-V3's without its multi-token prediction module), else those of the model
+// cards and reports. Active: model cards and reports.
+INSTANTIATE_TEST_SUITE_P(All, PublishedCounts,
+                         ::testing::Values(Published{"olmoe_1b_7b", 6919161856.0, 0.0, 1.3},
+                                           Published{"qwen1_5_moe_a2_7b", 14315784192.0, 0.0, 2.7},
+                                           Published{"deepseek_moe_16b", 16375728128.0, 0.0, 2.8},
+                                           Published{"deepseek_v2_lite", 15706484224.0, 0.0, 2.4},
+                                           Published{"deepseek_v2", 235741434880.0, 0.0, 21.0},
+                                           Published{"deepseek_v3", 671026419200.0, 0.0, 37.0},
+                                           Published{"mixtral_8x7b", 46702792704.0, 0.0, 12.9},
+                                           Published{"mixtral_8x22b", 140.6e9, 0.001, 39.0},
+                                           Published{"qwen3_30b_a3b", 30532122624.0, 0.0, 3.3},
+                                           Published{"qwen3_235b_a22b", 235093634560.0, 0.0, 22.0},
+                                           Published{"gpt_oss_20b", 20914757184.0, 0.0, 3.6},
+                                           Published{"gpt_oss_120b", 116829156672.0, 0.0, 5.1},
+                                           Published{"kimi_k2", 1.04e12, 0.015, 32.0},
+                                           Published{"glm_4_5", 355e9, 0.015, 32.0},
+                                           Published{"glm_4_5_air", 106e9, 0.015, 12.0},
+                                           Published{"llama_4_maverick", 400e9, 0.01, 17.0},
+                                           Published{"phi_3_5_moe", 41.9e9, 0.005, 6.6},
+                                           Published{"dbrx", 132e9, 0.005, 36.0},
+                                           Published{"minimax_m2_5", 229e9, 0.005, 10.0}),
+                         [](const auto& test) { return std::string(test.param.name); });
+
+// DeepSeek-V3's checkpoint of 685 billion holds the module with a copy of embedding and LM head.
+TEST(MultiTokenPrediction, CompletesTheCheckpoint) {
+  const ParameterCounts counts = count_parameters(load_model("deepseek_v3"));
+  EXPECT_NEAR(static_cast<double>(counts.total() + counts.mtp + 2 * counts.embedding), 684.5e9,
+              0.1e9);
+}
+
 struct BadModel {
   const char* name;
   const char* override_;
@@ -105,7 +158,15 @@ INSTANTIATE_TEST_SUITE_P(
         BadModel{"layers", "moe_layers=[3, 61]",
                  "--set moe_layers.1: found \"61\", expected a whole number from 0 to 60"},
         BadModel{"order", "moe_layers=[5, 3]",
-                 "--set moe_layers.1: found \"3\", expected ascending layer numbers"}),
+                 "--set moe_layers.1: found \"3\", expected ascending layer numbers"},
+        BadModel{"no_vocabulary", "attention={kind: mqa, heads: 128}",
+                 "--set attention.kind: found \"mqa\", expected one of mha, gqa, mla"},
+        BadModel{"kv_heads", "attention={kind: gqa, heads: 32, kv_heads: 5, head_dim: 128}",
+                 "--set attention.kv_heads: found \"5\", expected a divisor of the 32 query heads"},
+        BadModel{
+            "unknown", "attention={kind: mha, heads: 32, head_dim: 128, kv_lora_rank: 4}",
+            "--set attention.kv_lora_rank: found unknown key \"kv_lora_rank\", expected one of "
+            "head_dim, heads, kind, output_bias, qk_norm, qkv_bias, sinks, window"}),
     [](const auto& test) { return std::string(test.param.name); });
 
 TEST(LoadModel, NamesThePresets) {

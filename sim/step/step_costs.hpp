@@ -1,0 +1,98 @@
+#pragma once
+// What the parts of a step are called, and what each layer of a model costs a rank: computation in
+// seconds, communication in bytes. Built once per run and read by everything that makes programs.
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string_view>
+#include <tuple>
+#include <vector>
+
+#include "sim/step/operation_times.hpp"
+#include "workloads/model.hpp"
+#include "workloads/plan/plan.hpp"
+#include "workloads/step.hpp"
+
+namespace coterie {
+
+// What a rank can be at during a step. The first ones compute, those from kNotify on communicate.
+enum class StepPart : std::uint8_t {
+  kEmbedding,  // embedding, and LM head with its loss
+  kAttention,
+  kDenseMlp,
+  kRouter,
+  kExperts,
+  kSharedExperts,
+  kPermute,  // kernels that move rows: pack, forward, expand, merge, sum
+  kOptimizer,
+  kNotify,
+  kDispatch,  // of rows, and of gradients on the way back
+  kCombine,
+  kTensor,      // tensor and context parallelism
+  kPipeline,    // activations and gradients between stages
+  kGradients,   // reduction
+  kParameters,  // gathering
+  kBubble,      // a pipeline stage without anything to do
+  kWait,        // nothing of the above: for slower ranks, or for a resource that is held
+};
+inline constexpr std::size_t kNumStepParts = 17;
+std::string_view to_string(StepPart part);  // embedding, attention, ...
+constexpr bool computes(StepPart part) {
+  return part <= StepPart::kOptimizer;
+}
+constexpr bool communicates(StepPart part) {
+  return part >= StepPart::kNotify && part <= StepPart::kParameters;
+}
+using StepParts = std::array<double, kNumStepParts>;  // seconds
+
+// One layer, one micro-batch, one direction, on one rank.
+struct LayerCosts {
+  OperationTime attention;
+  OperationTime dense;   // zero without a dense MLP
+  OperationTime router;  // zero without experts
+  OperationTime shared;
+  std::vector<double> experts_s;  // [EP ranks]; empty without experts
+  std::uint32_t plan = 0;         // of the EP group's rows; with experts only
+  // Made again before a backward pass: the kernels' time, and whether dispatch and combine run again.
+  OperationTime recompute;
+  bool recompute_layer = false;
+};
+
+class StepCosts {
+ public:
+  // `plans`: of one EP group, one per recorded MLP layer; the i-th MoE layer of the model takes the
+  // (i mod num_plans)-th. All but `plans` may go away.
+  StepCosts(const ModelShape& model, const StepSpec& step, const OperationTimes& times,
+            std::span<const LayerPlan> plans);
+
+  [[nodiscard]] const LayerCosts& forward(std::uint32_t layer) const;
+  [[nodiscard]] const LayerCosts& backward(std::uint32_t layer) const;
+  // Layers of equal class cost the same in both directions.
+  [[nodiscard]] std::uint32_t layer_class(std::uint32_t layer) const { return class_of_[layer]; }
+  [[nodiscard]] std::uint32_t num_classes() const {
+    return static_cast<std::uint32_t>(forward_.size());
+  }
+  [[nodiscard]] std::uint32_t representative(std::uint32_t layer_class) const {
+    return representative_[layer_class];
+  }
+  // Of the first chunk, and of the last one with multi-token prediction.
+  [[nodiscard]] double embedding_s(bool backward) const { return embedding_s_[backward ? 1 : 0]; }
+  [[nodiscard]] double head_s(bool backward) const { return head_s_[backward ? 1 : 0]; }
+
+  // Bytes of the activations of a micro-batch that one rank holds, in BF16: what a stage passes on.
+  double activation_bytes = 0.0;
+  // The same of all its tp ranks together: what they gather and scatter.
+  double tensor_bytes = 0.0;
+  // Keys and values that the cp ranks gather, of all of them together.
+  double context_bytes = 0.0;
+
+ private:
+  std::vector<std::uint32_t> class_of_;        // [num_layers]
+  std::vector<std::uint32_t> representative_;  // [num_classes] a layer of it
+  std::vector<LayerCosts> forward_, backward_;  // [num_classes]
+  std::array<double, 2> embedding_s_{}, head_s_{};
+};
+
+}  // namespace coterie

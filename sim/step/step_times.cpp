@@ -1,0 +1,654 @@
+#include "sim/step/step_times.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <tuple>
+
+#include "core/error.hpp"
+#include "sim/step/parallel.hpp"
+
+namespace coterie {
+namespace {
+
+// Serving blocks of up to so many operations are simulated whole, larger ones layer by layer.
+constexpr std::uint64_t kWholeChainOps = 400'000;
+
+struct Executed {
+  StepProgram block;
+  Execution execution;
+};
+
+void expect_times(const std::string& engine) {
+  if (engine != "bound") return;
+  throw InputError("engine", "\"bound\" for a whole step",
+                   "simgrid or flow: lower bounds have no schedule");
+}
+
+Executed execute(StepProgram block, const Network& network, const StepOptions& options) {
+  auto& changes = block.program.changes;
+  changes.insert(changes.end(), options.changes.begin(), options.changes.end());
+  std::stable_sort(changes.begin(), changes.end(),
+                   [](const auto& a, const auto& b) { return a.time_s < b.time_s; });
+  EngineOptions engine;
+  engine.relative_precision = options.relative_precision;
+  Execution execution;
+  {
+    const ResolvedProgram resolved = resolve(block.program, network);
+    execution = run_engine(options.engine, resolved, engine);
+  }
+  return {std::move(block), std::move(execution)};
+}
+
+double scale_up_s(const Cluster& cluster, double bytes) {
+  return cluster.scale_up ? bytes / cluster.scale_up->bandwidth.value : 0.0;
+}
+double network_s(const Cluster& cluster, double bytes) {
+  return cluster.nic ? bytes / (cluster.nic->bandwidth.value * cluster.nic->per_gpu) : 0.0;
+}
+
+// When each stage's part of a collective of all stages is over, and what it costs the GPUs.
+struct SyncTimes {
+  std::vector<double> stage_s;  // [num_stages]
+  double scale_up_bytes = 0.0;
+  double network_bytes = 0.0;
+};
+
+class Composition {
+ public:
+  Composition(const StepSetup& setup, const Network& network, const StepOptions& options)
+      : setup_(setup),
+        network_(network),
+        options_(options),
+        parallel_(setup.step.parallel),
+        shape_(pipeline_shape(setup.step)),
+        cell_(cell_gpus(parallel_)),
+        stage_size_(stage_gpus(parallel_)),
+        cells_per_stage_(stage_size_ / cell_),
+        num_parts_(parallel_.pp * parallel_.vp),
+        classes_(cell_classes(network, parallel_.num_ranks() / cell_, cell_, options.changes)) {
+    slowness_.assign(parallel_.num_ranks() / cell_, 1.0);
+    for (const auto& [gpu, factor] : setup.slow) {
+      if (gpu / cell_ >= slowness_.size()) continue;
+      slowness_[gpu / cell_] = std::max(slowness_[gpu / cell_], factor);
+      slowest_ = std::max(slowest_, factor);
+    }
+    for (std::uint32_t part = 0; part < num_parts_; ++part) {
+      layers_.push_back(chunk_layers(setup.model, setup.step, part));
+    }
+  }
+
+  StepTimes run() {
+    if (setup_.step.kind != StepKind::kTrain && parallel_.pp == 1) return serve();
+    for (std::uint32_t stage = 0; stage + 1 < parallel_.pp; ++stage) {
+      send_s_.push_back({send_s(stage, stage + 1), send_s(stage + 1, stage)});
+    }
+    if (trains()) {
+      gradients_ = sync(true);
+      if (setup_.step.distributed_optimizer) parameters_ = sync(false);
+    }
+    return schedule();
+  }
+
+ private:
+  [[nodiscard]] bool trains() const { return setup_.step.kind == StepKind::kTrain; }
+
+  // Blocks ----------------------------------------------------------------------------------------
+
+  // Executes a block on the component that stands for a class of cells and measures one of them.
+  template <class Add>
+  BlockTimes block(std::uint32_t cell, bool slow, const Add& add) {
+    const CellClass& cells = classes_.classes[classes_.class_of[cell]];
+    StepSetup setup = setup_;
+    setup.slow.clear();
+    if (slow) {
+      for (const std::uint32_t first : cells.first_gpus) {
+        for (std::uint32_t i = 0; i < cell_; ++i) setup.slow[first + i] = slowest_;
+      }
+    }
+    StepBuilder builder(setup);
+    for (const std::uint32_t first : cells.first_gpus) add(builder, first);
+    const Executed executed = execute(std::move(builder).finish(), network_, options_);
+    ++num_blocks_;
+    num_operations_ += executed.block.program.num_ops();
+    return measure_block(executed.block, executed.execution, setup_.cluster,
+                         cells.first_gpus[classes_.position_of[cell]], cell_);
+  }
+
+  // A layer forward, backward, or both side by side.
+  using Layer = std::optional<std::uint32_t>;
+  BlockTimes layer_block(std::uint32_t cell, bool slow, Layer forward, Layer backward) {
+    const auto class_of = [&](const Layer& layer) {
+      return layer ? static_cast<int>(setup_.costs.layer_class(*layer)) : -1;
+    };
+    const auto key = std::make_tuple(classes_.class_of[cell], classes_.position_of[cell], slow,
+                                     class_of(forward), class_of(backward));
+    const auto found = blocks_.find(key);
+    if (found != blocks_.end()) return found->second;
+    const BlockTimes times = block(cell, slow, [&](StepBuilder& builder, std::uint32_t first) {
+      if (forward) (void)builder.add_layer(first, *forward, false, builder.start());
+      if (backward) (void)builder.add_layer(first, *backward, true, builder.start());
+    });
+    return blocks_.emplace(key, times).first->second;
+  }
+
+  [[nodiscard]] BlockTimes kernel(double seconds) const {
+    BlockTimes times;
+    times.time_s = times.compute_s = seconds;
+    times.parts[static_cast<std::size_t>(StepPart::kEmbedding)] = seconds;
+    return times;
+  }
+
+  BlockTimes slot_block(std::uint32_t cell, bool slow, const std::optional<std::uint32_t>& forward,
+                        const std::optional<std::uint32_t>& backward) {
+    BlockTimes sum;
+    const double factor = slow ? slowest_ : 1.0;
+    const auto ends = [&](std::uint32_t part, bool back) {
+      if (part == 0) sum += kernel(setup_.costs.embedding_s(back) * factor);
+      if (part + 1 == num_parts_) sum += kernel(setup_.costs.head_s(back) * factor);
+    };
+    if (forward) ends(*forward, false);
+    if (backward) ends(*backward, true);
+    const std::vector<std::uint32_t> none;
+    const auto& front = forward ? layers_[*forward] : none;
+    const auto& back = backward ? layers_[*backward] : none;
+    // Both together layer by layer, the backward pass from its end.
+    for (std::size_t i = 0; i < std::max(front.size(), back.size()); ++i) {
+      const Layer f = i < front.size() ? Layer(front[i]) : std::nullopt;
+      const Layer b = i < back.size() ? Layer(back[back.size() - 1 - i]) : std::nullopt;
+      sum += layer_block(cell, slow, f, b);
+    }
+    return sum;
+  }
+
+  // A slot on a cell that is `slowness` times as slow: between the times of a cell of full speed and
+  // of the slowest one.
+  const BlockTimes& slot_times(std::uint32_t cell, std::uint32_t stage, const PipelineSlot& slot) {
+    const auto part_of = [&](const std::optional<ChunkPass>& pass) -> std::optional<std::uint32_t> {
+      if (!pass) return std::nullopt;
+      return pass->chunk * parallel_.pp + stage;
+    };
+    const auto forward = part_of(slot.forward);
+    const auto backward = part_of(slot.backward);
+    const auto key = std::make_tuple(classes_.class_of[cell], classes_.position_of[cell],
+                                     slowness_[cell], forward.value_or(num_parts_),
+                                     backward.value_or(num_parts_));
+    const auto found = slots_.find(key);
+    if (found != slots_.end()) return found->second;
+    BlockTimes times = slot_block(cell, false, forward, backward);
+    if (slowness_[cell] > 1.0) {
+      const double share = (slowness_[cell] - 1.0) / (slowest_ - 1.0);
+      times = times * (1.0 - share) + slot_block(cell, true, forward, backward) * share;
+    }
+    return slots_.emplace(key, times).first->second;
+  }
+
+  // Between two neighbouring stages, all their GPUs at once.
+  double send_s(std::uint32_t from, std::uint32_t to) {
+    StepBuilder builder(setup_);
+    const std::uint32_t arrived = builder.add_event();
+    for (std::uint32_t rank = 0; rank < stage_size_; ++rank) {
+      builder.add_send(from * stage_size_ + rank, to * stage_size_ + rank, kStartEvent, arrived);
+    }
+    const Executed executed = execute(std::move(builder).finish(), network_, options_);
+    ++num_blocks_;
+    num_operations_ += executed.block.program.num_ops();
+    return executed.execution.makespan_s;
+  }
+
+  // Gradients or parameters of all stages at once.
+  SyncTimes sync(bool gradients) {
+    SyncTimes out;
+    StepBuilder builder(setup_);
+    const CollectiveKind kind = !gradients ? CollectiveKind::kAllGather
+                                : setup_.step.distributed_optimizer
+                                    ? CollectiveKind::kReduceScatter
+                                    : CollectiveKind::kAllReduce;
+    const StepPart part = gradients ? StepPart::kGradients : StepPart::kParameters;
+    std::vector<std::size_t> end_op;  // [num_stages] operations up to the stage's last
+    for (std::uint32_t stage = 0; stage < parallel_.pp; ++stage) {
+      const SyncBytes bytes = sync_bytes(setup_.model, setup_.step, stage);
+      const auto run = [&](std::uint32_t stride, double amount) {
+        if (amount <= 0.0 || stage_size_ / stride < 2) return;
+        for (std::uint32_t group = 0; group < stride; ++group) {
+          std::vector<std::uint32_t> gpus;
+          for (std::uint32_t rank = group; rank < stage_size_; rank += stride) {
+            gpus.push_back(stage * stage_size_ + rank);
+          }
+          const std::vector<std::uint32_t> enter(gpus.size(), kStartEvent);
+          (void)builder.add_group(kind, gpus, amount, part, enter);
+        }
+      };
+      run(parallel_.tp, gradients ? bytes.dense_gradients : bytes.dense_parameters);
+      run(parallel_.ep, gradients ? bytes.expert_gradients : bytes.expert_parameters);
+      end_op.push_back(builder.program().num_ops());
+    }
+    const Executed executed = execute(std::move(builder).finish(), network_, options_);
+    ++num_blocks_;
+    num_operations_ += executed.block.program.num_ops();
+    std::size_t op = 0;
+    for (const std::size_t end : end_op) {
+      double last_s = 0.0;
+      for (; op < end; ++op) last_s = std::max(last_s, executed.execution.finish_s[op]);
+      out.stage_s.push_back(last_s);
+    }
+    const BlockTimes times = measure_block(executed.block, executed.execution, setup_.cluster, 0,
+                                           parallel_.num_ranks());
+    out.scale_up_bytes = times.scale_up_bytes;
+    out.network_bytes = times.network_bytes;
+    return out;
+  }
+
+  // Schedule --------------------------------------------------------------------------------------
+
+  // One chain of cells, one per stage.
+  struct Pipeline {
+    PipelineTimes times;
+    std::vector<std::uint32_t> cells;  // [num_stages]
+  };
+  [[nodiscard]] std::uint32_t cell_of(std::uint32_t stage, std::uint32_t pipeline) const {
+    return stage * cells_per_stage_ + pipeline;
+  }
+
+  Pipeline run_pipeline(std::uint32_t idx) {
+    Pipeline out;
+    for (std::uint32_t stage = 0; stage < parallel_.pp; ++stage) {
+      out.cells.push_back(cell_of(stage, idx));
+    }
+    const PipelineCosts costs{
+        [&](std::uint32_t stage, const PipelineSlot& slot) {
+          return slot_times(out.cells[stage], stage, slot).time_s;
+        },
+        [&](std::uint32_t from, std::uint32_t to, bool /*forward*/) { return hop_s(from, to); }};
+    out.times = schedule_pipeline(shape_, costs);
+    return out;
+  }
+
+  // Chunks that go round the pipeline come from the last stage to the first.
+  double hop_s(std::uint32_t from, std::uint32_t to) {
+    if (from + 1 == to) return send_s_[from].first;
+    if (to + 1 == from) return send_s_[to].second;
+    if (!round_) round_ = std::pair{send_s(parallel_.pp - 1, 0), send_s(0, parallel_.pp - 1)};
+    return from > to ? round_->first : round_->second;
+  }
+
+  // What a stage ends with, relative to the start of the step.
+  struct StageEnd {
+    double passes_s = 0.0;     // the last backward pass
+    double gradients_s = 0.0;  // they are reduced
+    double stretch_s = 0.0;    // by which reduction and passes delay each other
+  };
+
+  // A stage's gradients go layer by layer as the last backward passes make them: a server that takes
+  // layers in order, each for its part of the time of all. While it works, passes that communicate and it
+  // share the links: what both do at the same time takes both twice as long.
+  StageEnd stage_end(const Pipeline& pipeline, std::uint32_t stage) {
+    StageEnd end;
+    const auto& slots = pipeline.times.slots;
+    const std::size_t last = pipeline.times.first[stage + 1];
+    end.passes_s = slots[last - 1].finish_s;
+    if (!trains()) return end;
+    const double sync_s = gradients_.stage_s[stage];
+    if (!setup_.step.overlap.gradient_reduction) {
+      end.gradients_s = end.passes_s + sync_s;
+      return end;
+    }
+    std::vector<double> ready;
+    double communication_s = 0.0;
+    double passes_s = 0.0;
+    for (std::size_t i = pipeline.times.first[stage]; i < last; ++i) {
+      const auto& pass = slots[i].slot.backward;
+      if (!pass || pass->micro_batch + 1 != shape_.num_micro_batches) continue;
+      const std::size_t num = layers_[pass->chunk * parallel_.pp + stage].size();
+      const double span_s = slots[i].finish_s - slots[i].start_s;
+      for (std::size_t layer = 1; layer <= num; ++layer) {
+        ready.push_back(slots[i].start_s +
+                        span_s * static_cast<double>(layer) / static_cast<double>(num));
+      }
+      passes_s += span_s;
+      communication_s +=
+          slot_times(pipeline.cells[stage], stage, slots[i].slot).communication_s;
+    }
+    double free_s = 0.0;
+    double beside_s = 0.0;  // that it works before the passes end
+    for (const double ready_s : ready) {
+      const double begin_s = std::max(free_s, ready_s);
+      free_s = begin_s + sync_s / static_cast<double>(ready.size());
+      beside_s += std::max(0.0, std::min(free_s, end.passes_s) - begin_s);
+    }
+    if (passes_s > 0.0) end.stretch_s = beside_s * communication_s / passes_s;
+    end.passes_s += end.stretch_s;
+    end.gradients_s = std::max(end.passes_s, free_s + end.stretch_s);
+    return end;
+  }
+
+  // By how much the first forward pass comes later because parameters are gathered under it.
+  double parameters_delay_s(const Pipeline& pipeline) {
+    if (parameters_.stage_s.empty() || !setup_.step.overlap.gradient_reduction) return 0.0;
+    double delay_s = 0.0;
+    for (std::uint32_t stage = 0; stage < parallel_.pp; ++stage) {
+      const SlotTime& first = pipeline.times.slots[pipeline.times.first[stage]];
+      const auto num = static_cast<double>(layers_[stage].size());
+      if (num == 0.0) continue;
+      // All chunks' layers are gathered one by one, those of the first chunk first.
+      double all = 0.0;
+      for (std::uint32_t c = 0; c < parallel_.vp; ++c) {
+        all += static_cast<double>(layers_[c * parallel_.pp + stage].size());
+      }
+      const double part_s = parameters_.stage_s[stage] / all;
+      const double layer_s = (first.finish_s - first.start_s) / num;
+      // The last of its layers is there after num parts, the first after one.
+      const double late_s = std::max(part_s, num * part_s - (num - 1.0) * layer_s);
+      delay_s = std::max(delay_s, late_s - first.start_s);
+    }
+    return std::max(0.0, delay_s);
+  }
+
+  StepTimes schedule() {
+    // Equal pipelines, cell for cell, take equal times.
+    std::map<std::vector<std::tuple<std::uint32_t, std::uint32_t, double>>, Pipeline> pipelines;
+    for (std::uint32_t idx = 0; idx < cells_per_stage_; ++idx) {
+      std::vector<std::tuple<std::uint32_t, std::uint32_t, double>> key;
+      for (std::uint32_t stage = 0; stage < parallel_.pp; ++stage) {
+        const std::uint32_t cell = cell_of(stage, idx);
+        key.emplace_back(classes_.class_of[cell], classes_.position_of[cell], slowness_[cell]);
+      }
+      if (!pipelines.contains(key)) pipelines.emplace(std::move(key), run_pipeline(idx));
+    }
+    // Gradients of a stage wait for the slowest pipeline.
+    StepTimes out;
+    double end_s = -1.0;
+    const Pipeline* critical = nullptr;
+    std::uint32_t critical_stage = 0;
+    StageEnd critical_end;
+    for (std::uint32_t stage = 0; stage < parallel_.pp; ++stage) {
+      StageEnd latest;
+      const Pipeline* of_latest = nullptr;
+      for (const auto& [key, pipeline] : pipelines) {
+        const StageEnd end = stage_end(pipeline, stage);
+        const double here_s = std::max(end.passes_s, end.gradients_s);
+        if (of_latest == nullptr || here_s > std::max(latest.passes_s, latest.gradients_s)) {
+          latest = end;
+          of_latest = &pipeline;
+        }
+      }
+      double finish_s = std::max(latest.passes_s, latest.gradients_s);
+      if (trains()) {
+        finish_s += setup_.optimizer_s * slowest_;
+        if (!setup_.step.overlap.gradient_reduction && !parameters_.stage_s.empty()) {
+          finish_s += parameters_.stage_s[stage];
+        }
+      }
+      if (finish_s > end_s) {
+        end_s = finish_s;
+        critical = of_latest;
+        critical_stage = stage;
+        critical_end = latest;
+      }
+    }
+    report(out, *critical, critical_stage, critical_end, end_s);
+    return out;
+  }
+
+  void report(StepTimes& out, const Pipeline& pipeline, std::uint32_t stage, const StageEnd& end,
+              double end_s) {
+    const double delay_s = parameters_delay_s(pipeline);
+    BlockTimes sum;
+    const auto& times = pipeline.times;
+    for (std::size_t i = times.first[stage]; i < times.first[stage + 1]; ++i) {
+      sum += slot_times(pipeline.cells[stage], stage, times.slots[i].slot);
+    }
+    out.time_s = end_s + delay_s;
+    out.parts = sum.parts;
+    const auto add = [&](StepPart part, double seconds) {
+      out.parts[static_cast<std::size_t>(part)] += seconds;
+    };
+    const double passes_s = end.passes_s - end.stretch_s;
+    out.bubble_s = passes_s - sum.time_s;
+    add(StepPart::kBubble, out.bubble_s);
+    out.compute_s = sum.compute_s;
+    out.communication_s = sum.communication_s;
+    out.exposed_s = sum.exposed_s;
+    double scale_up_bytes = sum.scale_up_bytes;
+    double network_bytes = sum.network_bytes;
+    if (trains()) {
+      const double gradients_s = end.gradients_s - passes_s;
+      add(StepPart::kGradients, gradients_s);
+      const double optimizer_s = setup_.optimizer_s * slowest_;
+      add(StepPart::kOptimizer, optimizer_s);
+      const double rest_s = out.time_s - end.gradients_s - optimizer_s;
+      add(StepPart::kParameters, rest_s);
+      out.compute_s += optimizer_s;
+      out.communication_s += gradients_.stage_s[stage];
+      if (!parameters_.stage_s.empty()) out.communication_s += parameters_.stage_s[stage];
+      out.exposed_s += gradients_s + rest_s;
+      scale_up_bytes += gradients_.scale_up_bytes + parameters_.scale_up_bytes;
+      network_bytes += gradients_.network_bytes + parameters_.network_bytes;
+      path_.push_back({"gradients", gradients_s, 1});
+      path_.push_back({"optimizer", optimizer_s, 1});
+      path_.push_back({"parameters", rest_s, 1});
+    }
+    out.scale_up_busy_s = scale_up_s(setup_.cluster, scale_up_bytes);
+    out.network_busy_s = network_s(setup_.cluster, network_bytes);
+    follow(times, times.first[stage + 1] - 1);
+    out.critical_path = critical_path();
+    if (options_.timeline) out.timeline = timeline(times, delay_s);
+    out.num_blocks = num_blocks_;
+    out.num_operations = num_operations_;
+  }
+
+  static std::string slot_name(const PipelineSlot& slot) {
+    if (slot.forward && slot.backward) return "forward and backward";
+    return slot.forward ? "forward" : "backward";
+  }
+
+  // Back from a slot along what each waited for.
+  void follow(const PipelineTimes& times, std::size_t at) {
+    for (;;) {
+      const SlotTime& slot = times.slots[at];
+      path_.push_back({fmt::format("stage {} {}", slot.stage, slot_name(slot.slot)),
+                       slot.finish_s - slot.start_s, 1});
+      if (!slot.waited_for) return;
+      const SlotTime& before = times.slots[*slot.waited_for];
+      if (before.stage != slot.stage) {
+        path_.push_back({fmt::format("send from stage {} to {}", before.stage, slot.stage),
+                         slot.start_s - before.finish_s, 1});
+      }
+      at = *slot.waited_for;
+    }
+  }
+
+  std::vector<CriticalSegment> critical_path() const {
+    std::map<std::string, CriticalSegment> sums;
+    for (const CriticalSegment& segment : path_) {
+      CriticalSegment& sum = sums[segment.name];
+      sum.name = segment.name;
+      sum.seconds += segment.seconds;
+      sum.count += segment.count;
+    }
+    std::vector<CriticalSegment> out;
+    for (auto& [name, sum] : sums) {
+      if (sum.seconds > 0.0) out.push_back(std::move(sum));
+    }
+    std::stable_sort(out.begin(), out.end(), [](const auto& a, const auto& b) {
+      return a.seconds > b.seconds;
+    });
+    return out;
+  }
+
+  [[nodiscard]] Timeline timeline(const PipelineTimes& times, double shift_s) const {
+    Timeline out;
+    for (const SlotTime& slot : times.slots) {
+      std::string name;
+      if (const auto& pass = slot.slot.forward) {
+        name = fmt::format("forward {}", pass->micro_batch);
+        if (parallel_.vp > 1) name += fmt::format(" chunk {}", pass->chunk);
+      }
+      if (const auto& pass = slot.slot.backward) {
+        name += fmt::format("{}backward {}", name.empty() ? "" : " + ", pass->micro_batch);
+        if (parallel_.vp > 1) name += fmt::format(" chunk {}", pass->chunk);
+      }
+      out.spans.push_back({"stages", fmt::format("stage {}", slot.stage), name,
+                           slot.start_s + shift_s, slot.finish_s + shift_s});
+    }
+    return out;
+  }
+
+  // Serving without pipeline ----------------------------------------------------------------------
+
+  // All lanes through the layers [0, num_layers) of the chunk.
+  BlockTimes chain(std::uint32_t cell, bool slow, std::size_t num_layers) {
+    return block(cell, slow, [&](StepBuilder& builder, std::uint32_t first) {
+      for (std::uint32_t lane = 0; lane < setup_.step.overlap.micro_batches; ++lane) {
+        StepBuilder::Events at = builder.add_kernels(first, setup_.costs.embedding_s(false),
+                                                     StepPart::kEmbedding, builder.start());
+        for (std::size_t i = 0; i < num_layers; ++i) {
+          at = builder.add_layer(first, layers_[0][i], false, std::move(at));
+        }
+        (void)builder.add_kernels(first, setup_.costs.head_s(false), StepPart::kEmbedding, at);
+      }
+    });
+  }
+
+  // Long chains: what the layers beyond the simulated ones take is what those of the second half of
+  // the simulated ones with experts took each.
+  BlockTimes serve_cell(std::uint32_t cell, bool slow) {
+    const std::size_t all = layers_[0].size();
+    const std::uint64_t cells =
+        classes_.classes[classes_.class_of[cell]].first_gpus.size();
+    const std::uint64_t ep = parallel_.ep;
+    const std::uint64_t layer_ops = cells * (cell_ / ep) * (2 * ep * ep + 20 * ep) *
+                                    setup_.step.overlap.micro_batches;
+    const std::size_t dense = setup_.model.num_dense_layers();
+    const std::size_t most = std::max<std::size_t>(
+        std::min(all, dense + 4), static_cast<std::size_t>(kWholeChainOps / layer_ops));
+    if (most >= all) return chain(cell, slow, all);
+    const std::size_t half = most - std::max<std::size_t>(1, (most - dense) / 2);
+    const BlockTimes whole = chain(cell, slow, most);
+    const BlockTimes start = chain(cell, slow, half);
+    const double further =
+        static_cast<double>(all - most) / static_cast<double>(most - half);
+    return whole * (1.0 + further) + start * -further;
+  }
+
+  StepTimes serve() {
+    StepTimes out;
+    BlockTimes slowest;
+    std::map<std::tuple<std::uint32_t, std::uint32_t, double>, BlockTimes> known;
+    for (std::uint32_t cell = 0; cell < cells_per_stage_; ++cell) {
+      const auto key = std::make_tuple(classes_.class_of[cell], classes_.position_of[cell],
+                                       slowness_[cell]);
+      if (known.contains(key)) continue;
+      BlockTimes times = serve_cell(cell, false);
+      if (slowness_[cell] > 1.0) {
+        const double share = (slowness_[cell] - 1.0) / (slowest_ - 1.0);
+        times = times * (1.0 - share) + serve_cell(cell, true) * share;
+      }
+      if (times.time_s > slowest.time_s) slowest = times;
+      known.emplace(key, times);
+    }
+    out.time_s = slowest.time_s;
+    out.parts = slowest.parts;
+    out.compute_s = slowest.compute_s;
+    out.communication_s = slowest.communication_s;
+    out.exposed_s = slowest.exposed_s;
+    out.scale_up_busy_s = scale_up_s(setup_.cluster, slowest.scale_up_bytes);
+    out.network_busy_s = network_s(setup_.cluster, slowest.network_bytes);
+    for (std::size_t i = 0; i < kNumStepParts; ++i) {
+      if (out.parts[i] <= 0.0) continue;
+      path_.push_back({std::string(to_string(static_cast<StepPart>(i))), out.parts[i], 1});
+    }
+    out.critical_path = critical_path();
+    out.num_blocks = num_blocks_;
+    out.num_operations = num_operations_;
+    return out;
+  }
+
+  const StepSetup& setup_;
+  const Network& network_;
+  const StepOptions& options_;
+  const ParallelSizes& parallel_;
+  PipelineShape shape_;
+  std::uint32_t cell_, stage_size_, cells_per_stage_, num_parts_;
+  CellClasses classes_;
+  std::vector<double> slowness_;  // [num_cells] of the slowest GPU of each
+  double slowest_ = 1.0;
+  std::vector<std::vector<std::uint32_t>> layers_;  // [num_parts]
+  using BlockKey = std::tuple<std::uint32_t, std::uint32_t, bool, int, int>;
+  std::map<BlockKey, BlockTimes> blocks_;
+  using SlotKey = std::tuple<std::uint32_t, std::uint32_t, double, std::uint32_t, std::uint32_t>;
+  std::map<SlotKey, BlockTimes> slots_;
+  std::vector<std::pair<double, double>> send_s_;  // [stage] to the next one, and back
+  std::optional<std::pair<double, double>> round_;
+  SyncTimes gradients_, parameters_;
+  std::vector<CriticalSegment> path_;
+  std::uint64_t num_blocks_ = 0;
+  std::uint64_t num_operations_ = 0;
+};
+
+// The rank's parts as spans, computation and communication on tracks of their own.
+Timeline rank_timeline(const StepProgram& block, const Execution& execution,
+                       std::uint32_t num_ranks) {
+  constexpr std::uint32_t kMostRanks = 64;
+  Timeline out;
+  for (std::size_t op = 0; op < block.program.num_ops(); ++op) {
+    const StepPart part = block.part[op];
+    const std::uint32_t gpu = block.program.src[op];
+    if (gpu >= std::min(num_ranks, kMostRanks) || part == StepPart::kWait) continue;
+    if (execution.finish_s[op] <= execution.start_s[op]) continue;
+    if (computes(part)) {
+      out.spans.push_back({"ranks", fmt::format("rank {}", gpu), std::string(to_string(part)),
+                           execution.start_s[op], execution.finish_s[op]});
+    }
+  }
+  return out;
+}
+
+}  // namespace
+
+StepTimes execute_step(const StepSetup& setup, const Network& network, const StepOptions& options) {
+  expect_times(options.engine);
+  const Executed executed = execute(build_step(setup), network, options);
+  const std::uint32_t num_ranks = setup.step.parallel.num_ranks();
+  const BlockTimes times =
+      measure_block(executed.block, executed.execution, setup.cluster, 0, num_ranks);
+  StepTimes out;
+  out.time_s = times.time_s;
+  out.parts = times.parts;
+  // In a pipeline the wait is mostly that for other stages.
+  if (setup.step.parallel.pp > 1) {
+    std::swap(out.parts[static_cast<std::size_t>(StepPart::kBubble)],
+              out.parts[static_cast<std::size_t>(StepPart::kWait)]);
+  }
+  out.bubble_s = out.parts[static_cast<std::size_t>(StepPart::kBubble)];
+  out.compute_s = times.compute_s;
+  out.communication_s = times.communication_s;
+  out.exposed_s = times.exposed_s;
+  out.scale_up_busy_s = scale_up_s(setup.cluster, times.scale_up_bytes);
+  out.network_busy_s = network_s(setup.cluster, times.network_bytes);
+  for (std::size_t i = 0; i < kNumStepParts; ++i) {
+    if (out.parts[i] <= 0.0) continue;
+    out.critical_path.push_back(
+        {std::string(to_string(static_cast<StepPart>(i))), out.parts[i], 1});
+  }
+  if (options.timeline) {
+    out.timeline = rank_timeline(executed.block, executed.execution, num_ranks);
+  }
+  out.num_blocks = 1;
+  out.num_operations = executed.block.program.num_ops();
+  return out;
+}
+
+StepTimes compose_step(const StepSetup& setup, const Network& network, const StepOptions& options) {
+  expect_times(options.engine);
+  for (const CapacityChange& change : options.changes) {
+    if (change.time_s == 0.0) continue;
+    throw InputError("disturbances", "links that change during a step that is composed of blocks",
+                     "disturbances of the whole step, or the method executed");
+  }
+  return Composition(setup, network, options).run();
+}
+
+}  // namespace coterie

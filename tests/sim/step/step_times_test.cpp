@@ -1,0 +1,260 @@
+// Whole steps: both methods against each other, both engines, and what must hold of bubbles, exposed
+// communication, slow GPUs and failing links.
+
+#include "sim/step/step_times.hpp"
+
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "core/error.hpp"
+#include "core/file.hpp"
+#include "sim/experiment/simulate.hpp"
+#include "workloads/experiment.hpp"
+
+namespace coterie {
+namespace {
+
+using ::testing::HasSubstr;
+
+// A small model of four layers whose parts all take some of the time on H100 nodes.
+constexpr const char* kModel = R"(
+schema_version: 1
+name: small
+description: four MoE layers
+num_layers: 4
+moe_layers: {first: 0, step: 1}
+hidden: 2048
+expert_intermediate: 1024
+num_experts: 32
+num_topk: 4
+num_shared_experts: 1
+routing: softmax
+attention: {kind: gqa, heads: 16, kv_heads: 4, head_dim: 128}
+vocabulary: 1024
+)";
+
+struct Case {
+  std::uint32_t ranks = 8;
+  std::string topology = "h100_rail_optimised";
+  std::string parallel = "{pp: 1, ep: 8}";
+  std::string batch = "{global: 16, micro: 1, sequence: 2048}";
+  std::string overlap = "{}";
+  std::string extra{};  // further lines of the experiment
+  std::string kind = "train";
+  std::string routing = "balanced";
+  std::string engine = "flow";
+};
+
+class WholeSteps : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
+    folder_ = std::filesystem::path(::testing::TempDir()) /
+              fmt::format("coterie_step_{}", info->name());
+    std::filesystem::create_directories(folder_);
+    write_file(folder_ / "model.yaml", kModel);
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+
+  Experiment load(const Case& c) const {
+    const std::string text = fmt::format(
+        "schema_version: 1\ntopology: {}\nmodel: model.yaml\nranks: {}\nengine: {}\n"
+        "payload: {{dispatch: bf16, combine: bf16}}\n"
+        "step:\n  kind: {}\n  parallel: {}\n  batch: {}\n  precision: bf16\n  overlap: {}\n"
+        "  routing: {}\n{}\nruns:\n  - {{name: dedup, placement: contiguous, dispatch: dedup}}\n",
+        c.topology, c.ranks, c.engine, c.kind, c.parallel, c.batch, c.overlap, c.routing, c.extra);
+    write_file(folder_ / "step.yaml", text);
+    return load_experiment(folder_ / "step.yaml");
+  }
+
+  StepReport run(const Case& c, StepMethod method) const {
+    SimulateOptions options;
+    options.step_method = method;
+    options.relative_precision = 0.0;
+    return *simulate(load(c), options).front().report.step;
+  }
+
+  std::filesystem::path folder_;
+};
+
+double part(const StepReport& step, const std::string& name) {
+  const auto found = std::find_if(step.parts.begin(), step.parts.end(),
+                                  [&](const auto& item) { return item.first == name; });
+  return found->second;
+}
+
+// The composition leaves out what its header lists. Its error on these cases is at most the bounds
+// here, which are measured.
+TEST_F(WholeSteps, ComposedAgreesWithExecuted) {
+  struct Expected {
+    Case step;
+    double tolerance;
+  };
+  const std::vector<Expected> cases{
+      {{}, 0.02},
+      {{.parallel = "{pp: 2, ep: 4}"}, 0.03},
+      {{.parallel = "{pp: 4, ep: 2}", .batch = "{global: 32, micro: 1, sequence: 2048}"}, 0.03},
+      {{.parallel = "{pp: 2, vp: 2, ep: 4}"}, 0.03},
+      {{.parallel = "{tp: 2, pp: 1, ep: 8}"}, 0.03},
+      {{.ranks = 16, .parallel = "{pp: 1, ep: 16}"}, 0.03},
+      {{.ranks = 16, .parallel = "{pp: 2, ep: 8}", .overlap = "{gradient_reduction: true}"}, 0.05},
+      {{.ranks = 16, .parallel = "{pp: 1, ep: 8}", .overlap = "{gradient_reduction: true}"}, 0.05},
+      {{.ranks = 16,
+        .parallel = "{pp: 2, ep: 8}",
+        .overlap = "{micro_batches: 2, gradient_reduction: true, shared_expert: true}"},
+       0.08},
+      {{.ranks = 64, .parallel = "{pp: 2, ep: 16}", .batch = "{global: 64, micro: 1, sequence: 512}"},
+       0.05},
+  };
+  for (const Expected& expected : cases) {
+    const Case& c = expected.step;
+    const double executed = run(c, StepMethod::kExecuted).time_s;
+    const double composed = run(c, StepMethod::kComposed).time_s;
+    RecordProperty(fmt::format("{} {} {}", c.ranks, c.parallel, c.overlap),
+                   fmt::format("{:+.4f}", composed / executed - 1.0));
+    EXPECT_NEAR(composed / executed, 1.0, expected.tolerance)
+        << c.ranks << " GPUs, " << c.parallel << ", overlap " << c.overlap;
+  }
+}
+
+TEST_F(WholeSteps, EnginesAgree) {
+  for (const char* overlap : {"{}", "{micro_batches: 2, gradient_reduction: true}"}) {
+    Case c{.ranks = 16, .parallel = "{pp: 2, ep: 8}", .overlap = overlap};
+    const double flow = run(c, StepMethod::kExecuted).time_s;
+    c.engine = "simgrid";
+    EXPECT_NEAR(run(c, StepMethod::kExecuted).time_s / flow, 1.0, 0.01) << overlap;
+  }
+}
+
+// The parts, and the segments of the critical path, are a partition of the step.
+TEST_F(WholeSteps, PartsAddUp) {
+  for (const StepMethod method : {StepMethod::kExecuted, StepMethod::kComposed}) {
+    for (const char* overlap : {"{}", "{micro_batches: 2, gradient_reduction: true}"}) {
+      const StepReport step =
+          run({.ranks = 16, .parallel = "{pp: 2, ep: 8}", .overlap = overlap}, method);
+      double sum = 0.0;
+      for (const auto& [name, seconds] : step.parts) {
+        EXPECT_GE(seconds, -1e-12) << name;
+        sum += seconds;
+      }
+      EXPECT_NEAR(sum, step.time_s, 1e-9);
+      EXPECT_LE(step.exposed_communication_s, step.communication_s + 1e-12);
+    }
+  }
+}
+
+// A pipeline of p equal stages and m micro-batches without communication is idle for
+// (p-1)/(m+p-1) of the passes' time. Embedding and head of 1,024 tokens are negligible.
+TEST_F(WholeSteps, BubbleHasItsKnownShare) {
+  const Case c{.topology = "{extends: h100_rail_optimised, scale_up: {bandwidth: 1e9 GB/s, "
+                           "latency: 0 s, injection: {rank_bandwidth: none}}, nic: {bandwidth: 1e9 "
+                           "GB/s, latency: 0 s, injection: {rank_bandwidth: none}}, fabric: "
+                           "{hop_latency: 0 s}, overheads: {notify: 0 s}}",
+               .parallel = "{pp: 4, ep: 2}",
+               .batch = "{global: 16, micro: 1, sequence: 2048}",
+               .extra = "transport: ideal"};
+  const StepReport step = run(c, StepMethod::kComposed);
+  const double passes = step.time_s - part(step, "gradients") - part(step, "optimizer") -
+                        part(step, "parameters");
+  EXPECT_NEAR(step.bubble_s / passes, 3.0 / (8.0 + 3.0), 0.02);
+}
+
+// With infinite links and no fixed costs nothing is exposed.
+TEST_F(WholeSteps, InfiniteLinksExposeNothing) {
+  const Case c{.topology = "{extends: h100_rail_optimised, scale_up: {bandwidth: 1e12 GB/s, "
+                           "latency: 0 s, injection: {rank_bandwidth: none}}, nic: {bandwidth: "
+                           "1e12 GB/s, latency: 0 s, injection: {rank_bandwidth: none}}, fabric: "
+                           "{hop_latency: 0 s}, overheads: {notify: 0 s}, collectives: none}",
+               .extra = "transport: ideal"};
+  for (const StepMethod method : {StepMethod::kExecuted, StepMethod::kComposed}) {
+    const StepReport step = run(c, method);
+    EXPECT_LT(step.exposed_communication_s, 1e-6 * step.time_s);
+  }
+}
+
+// All passes wait for the slowest GPU of their cell: with kernels twice as long, everything that is
+// no communication takes twice as long.
+TEST_F(WholeSteps, OneSlowGpuIsEverybodysTime) {
+  const StepReport plain = run({}, StepMethod::kExecuted);
+  const Case c{.extra = "disturbances: {slow: [{gpu: 3, factor: 2}]}"};
+  const StepReport executed = run(c, StepMethod::kExecuted);
+  EXPECT_GT(executed.time_s, 1.6 * plain.time_s);
+  EXPECT_LT(executed.time_s, 2.0 * plain.time_s);
+  EXPECT_NEAR(run(c, StepMethod::kComposed).time_s / executed.time_s, 1.0, 0.05);
+}
+
+// The expected maximum of n half-normal draws grows like sqrt(2 ln n), and with it the step.
+TEST_F(WholeSteps, SpreadCostsMoreWithMoreGpus) {
+  double last = 1.0;
+  for (const std::uint32_t ranks : {8U, 64U, 512U}) {
+    Case c{.ranks = ranks, .batch = fmt::format("{{global: {}, sequence: 2048}}", 2 * ranks)};
+    const double plain = run(c, StepMethod::kComposed).time_s;
+    c.extra = "disturbances: {speed_spread: 0.05}";
+    const double growth = run(c, StepMethod::kComposed).time_s / plain;
+    EXPECT_GT(growth, last) << ranks;
+    EXPECT_LT(growth, 1.0 + 0.05 * 5.0) << ranks;
+    last = growth;
+  }
+}
+
+// A NIC at a tenth from the start slows a step whose EP groups cross it, in both methods; while it is down
+// for 5 ms what crosses it waits.
+TEST_F(WholeSteps, LinksDegradeAndFail) {
+  Case c{.ranks = 16, .parallel = "{pp: 1, ep: 16}"};
+  const double plain = run(c, StepMethod::kExecuted).time_s;
+  c.extra = "disturbances: {nodes: [{node: 1, share: 0.1}]}";
+  const double executed = run(c, StepMethod::kExecuted).time_s;
+  EXPECT_GT(executed, 1.5 * plain);
+  EXPECT_NEAR(run(c, StepMethod::kComposed).time_s / executed, 1.0, 0.05);
+  c.extra = "disturbances: {nodes: [{node: 1, share: 0, from: 1 ms, until: 6 ms}]}";
+  const double failed = run(c, StepMethod::kExecuted).time_s;
+  EXPECT_GT(failed, plain + 2e-3);
+  EXPECT_LT(failed, plain + 6e-3);
+  EXPECT_THROW((void)run(c, StepMethod::kComposed), InputError);
+}
+
+// Two micro-batches at once hide dispatch and combine under each other's computation.
+TEST_F(WholeSteps, TwoBatchOverlapHidesCommunication) {
+  Case c{.parallel = "{ep: 8}",
+         .batch = "{tokens_per_gpu: 8192, sequence: 2048}",
+         .kind = "prefill"};
+  const StepReport alone = run(c, StepMethod::kComposed);
+  c.overlap = "{micro_batches: 2}";
+  const StepReport both = run(c, StepMethod::kComposed);
+  EXPECT_LT(both.time_s, alone.time_s);
+  EXPECT_LT(both.exposed_communication_s, 0.6 * alone.exposed_communication_s);
+  EXPECT_NEAR(run(c, StepMethod::kExecuted).time_s / both.time_s, 1.0, 0.02);
+  EXPECT_EQ(both.ttft_s, both.time_s);
+}
+
+TEST_F(WholeSteps, WhatDoesNotFitIsRefused) {
+  const Case c{.batch = "{global: 1024, micro: 128, sequence: 4096}"};
+  try {
+    (void)run(c, StepMethod::kComposed);
+    FAIL() << "it fits";
+  } catch (const InputError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("does not fit"));
+    EXPECT_THAT(error.what(), HasSubstr("activations"));
+  }
+}
+
+TEST_F(WholeSteps, BadDisturbancesAreRefused) {
+  const auto message = [&](const std::string& extra) -> std::string {
+    try {
+      (void)run({.extra = "disturbances: " + extra}, StepMethod::kComposed);
+    } catch (const InputError& error) {
+      return error.what();
+    }
+    return "none";
+  };
+  EXPECT_THAT(message("{slow: [{gpu: 8000, factor: 2}]}"), HasSubstr("8000"));
+  EXPECT_THAT(message("{slow: [{gpu: 1, factor: 0.5}]}"), HasSubstr("0.5"));
+  EXPECT_THAT(message("{links: [{name: nowhere, share: 0.5}]}"), HasSubstr("no link \"nowhere\""));
+  EXPECT_THAT(message("{nodes: [{node: 0, share: 0}]}"), HasSubstr("until"));
+}
+
+}  // namespace
+}  // namespace coterie

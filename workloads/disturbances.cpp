@@ -1,0 +1,92 @@
+#include "workloads/disturbances.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/error.hpp"
+#include "core/random.hpp"
+
+namespace coterie {
+namespace {
+
+std::uint32_t read_index(const YamlValue& value, std::uint32_t count) {
+  return static_cast<std::uint32_t>(value.as_integer(0, static_cast<std::int64_t>(count) - 1));
+}
+
+LinkDisturbance read_times(YamlMap& map, const YamlValue& place) {
+  LinkDisturbance out;
+  out.share = map.required("share").as_number(0.0, 1.0);
+  if (const auto from = map.optional("from")) out.from_s = from->as_seconds().value;
+  if (const auto until = map.optional("until")) {
+    out.until_s = until->as_seconds().value;
+    if (*out.until_s <= out.from_s) {
+      throw until->error(until->excerpt(), fmt::format("a time after {} s", out.from_s));
+    }
+  }
+  if (out.share == 0.0 && !out.until_s) {
+    throw place.error("a share of 0 without \"until\"",
+                      "a time at which it recovers, or what crosses it would wait for ever");
+  }
+  return out;
+}
+
+}  // namespace
+
+std::map<std::uint32_t, double> Disturbances::slowness(std::uint32_t num_gpus,
+                                                       std::uint64_t seed) const {
+  std::map<std::uint32_t, double> out = slow;
+  for (std::uint32_t gpu = 0; speed_spread > 0.0 && gpu < num_gpus; ++gpu) {
+    // A stream per GPU: more GPUs leave the others' speeds as they are.
+    Random random(seed, gpu);
+    const double factor = 1.0 + speed_spread * std::abs(random.normal());
+    double& total = out.try_emplace(gpu, 1.0).first->second;
+    total *= factor;
+  }
+  return out;
+}
+
+Disturbances read_disturbances(const YamlValue& value, std::uint32_t num_gpus,
+                               std::uint32_t num_nodes) {
+  YamlMap map = value.as_map();
+  Disturbances out;
+  if (const auto list = map.optional("slow")) {
+    for (const YamlValue& item : list->as_list()) {
+      YamlMap entry = item.as_map();
+      const std::uint32_t gpu = read_index(entry.required("gpu"), num_gpus);
+      const double factor = entry.required("factor").as_number(1.0, 1000.0);
+      entry.finish();
+      if (!out.slow.emplace(gpu, factor).second) {
+        throw item.error(fmt::format("GPU {} a second time", gpu), "every GPU once");
+      }
+    }
+  }
+  if (const auto spread = map.optional("speed_spread")) {
+    out.speed_spread = spread->as_number(0.0, 10.0);
+  }
+  if (const auto list = map.optional("links")) {
+    for (const YamlValue& item : list->as_list()) {
+      YamlMap entry = item.as_map();
+      const std::string name = entry.required("name").as_string();
+      LinkDisturbance disturbance = read_times(entry, item);
+      disturbance.link = name;
+      entry.finish();
+      out.links.push_back(disturbance);
+    }
+  }
+  if (const auto list = map.optional("nodes")) {
+    for (const YamlValue& item : list->as_list()) {
+      YamlMap entry = item.as_map();
+      const std::uint32_t node = read_index(entry.required("node"), num_nodes);
+      LinkDisturbance disturbance = read_times(entry, item);
+      disturbance.node = node;
+      entry.finish();
+      out.links.push_back(disturbance);
+    }
+  }
+  map.finish();
+  return out;
+}
+
+}  // namespace coterie
