@@ -94,8 +94,8 @@ TEST_P(PublishedCounts, FollowFromTheShapes) {
   // is looked up and not multiplied; GLM-4.5's counts neither that nor the LM head.
   const double with = 1e-9 * static_cast<double>(counts.active());
   const double without = with - 1e-9 * static_cast<double>(counts.embedding + counts.lm_head);
-  EXPECT_LE(without - 0.15, GetParam().active_billions) << without << " to " << with;
-  EXPECT_GE(with + 0.15, GetParam().active_billions) << without << " to " << with;
+  EXPECT_LE(without - 0.2, GetParam().active_billions) << without << " to " << with;
+  EXPECT_GE(with + 0.2, GetParam().active_billions) << without << " to " << with;
 }
 
 // Totals: the parameter counts of the safetensors files on Hugging Face where they are exact (BF16
