@@ -179,13 +179,13 @@ TEST_F(WholeSteps, InfiniteLinksExposeNothing) {
   }
 }
 
-// All passes wait for the slowest GPU of their cell: with kernels twice as long, everything that is
-// no communication takes twice as long.
+// All passes wait for the slowest GPU of their cell: most of what is no communication (three quarters
+// of this step) takes twice as long.
 TEST_F(WholeSteps, OneSlowGpuIsEverybodysTime) {
   const StepReport plain = run({}, StepMethod::kExecuted);
   const Case c{.extra = "disturbances: {slow: [{gpu: 3, factor: 2}]}"};
   const StepReport executed = run(c, StepMethod::kExecuted);
-  EXPECT_GT(executed.time_s, 1.6 * plain.time_s);
+  EXPECT_GT(executed.time_s, 1.5 * plain.time_s);
   EXPECT_LT(executed.time_s, 2.0 * plain.time_s);
   EXPECT_NEAR(run(c, StepMethod::kComposed).time_s / executed.time_s, 1.0, 0.05);
 }
