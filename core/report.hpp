@@ -83,8 +83,8 @@ struct StepReport {
   std::optional<double> low_s, high_s;  // where the topology is calibrated
   double tokens_per_s_per_gpu = 0.0;
   double model_flops_per_s_per_gpu = 0.0;
-  // On the rank, or the pipeline stage, that ends last: while it communicates; while it does nothing
-  // else; while it waits for other stages.
+  // On the rank that ends last (executed) or the pipeline stage with most to do (composed): while it
+  // communicates; while it does nothing else; while it waits for other stages.
   double communication_s = 0.0;
   double exposed_communication_s = 0.0;
   double bubble_s = 0.0;

@@ -25,7 +25,7 @@ Table breakdown_table(std::span<const RunReport> runs);
 std::vector<std::string> result_notes(std::span<const RunReport> runs);
 
 // The same for whole steps: one row per run with its time, rates, communication and memory; and the
-// parts of the rank or stage that ends last, which add up to the step.
+// parts of that rank or stage (StepReport), which add up to the step.
 Table step_table(std::span<const RunReport> runs);
 Table step_parts_table(std::span<const RunReport> runs);
 

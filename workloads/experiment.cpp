@@ -300,23 +300,28 @@ struct ClusterPart {
   YamlValue ranks;
   std::uint32_t num_ranks = 1;
   std::uint32_t num_groups = 1;
+  std::uint32_t decode_pool = 0;
   Reference topology;
   Cluster cluster;
 };
 
 ClusterPart read_cluster_part(YamlMap& map, const fs::path& folder,
                               const std::vector<Override>& extra) {
-  ClusterPart part{map.required("ranks"), 1, 1, {}, {}};
+  ClusterPart part{map.required("ranks"), 1, 1, 0, {}, {}};
   part.num_ranks = static_cast<std::uint32_t>(part.ranks.as_integer(1, 1 << 20));
   if (const auto groups = map.optional("groups")) {
     part.num_groups = static_cast<std::uint32_t>(groups->as_integer(1, 1 << 20));
+  }
+  if (const auto pool = map.optional("decode_pool")) {
+    part.decode_pool = static_cast<std::uint32_t>(pool->as_integer(1, 1 << 20));
   }
   const YamlValue topology = map.required("topology");
   part.topology =
       read_reference(topology, folder, topology_presets(),
                      "a preset's name (`coterie topology list`) or the path of a topology file");
   part.topology.overrides.insert(part.topology.overrides.end(), extra.begin(), extra.end());
-  const std::uint64_t num_gpus = std::uint64_t{part.num_ranks} * part.num_groups;
+  const std::uint64_t num_gpus =
+      std::uint64_t{part.num_ranks} * part.num_groups + part.decode_pool;
   if (num_gpus > std::numeric_limits<std::uint32_t>::max()) {
     throw part.ranks.error(fmt::format("{} GPUs in all groups", num_gpus), "less than 2^32");
   }
@@ -426,6 +431,7 @@ Experiment load_experiment(const fs::path& path, const std::vector<Override>& ov
   ClusterPart part = read_cluster_part(map, folder, topology_extra);
   experiment.num_ranks = part.num_ranks;
   experiment.num_groups = part.num_groups;
+  experiment.decode_pool = part.decode_pool;
   experiment.topology = part.topology.name_or_path;
   experiment.topology_overrides = part.topology.overrides;
   experiment.cluster = std::move(part.cluster);
@@ -444,6 +450,11 @@ Experiment load_experiment(const fs::path& path, const std::vector<Override>& ov
     throw given->error("disturbances of single layers", "a \"step\" block beside them");
   }
   check_ranks(experiment, part.ranks);
+  if (experiment.decode_pool > 0 &&
+      (!experiment.step || experiment.step->kind != StepKind::kPrefill)) {
+    const YamlValue pool = map.required("decode_pool");
+    throw pool.error(pool.excerpt(), "no such key but for a prefill step");
+  }
 
   const bool recorded = !experiment.step || experiment.step->routing == StepRouting::kTrace;
   if (recorded || map.has("trace")) {

@@ -65,6 +65,8 @@ struct Experiment {
   // trace.file is empty.
   std::optional<StepSpec> step;
   Disturbances disturbances;  // of a step
+  // Prefill: GPUs behind those of the step that decode, and get its keys and values; 0: none.
+  std::uint32_t decode_pool = 0;
   std::vector<RunSpec> runs;
   // The file with the overrides in place, its name given and its paths made absolute, so that it
   // loads to the same experiment from anywhere. Empty where it was not asked for.

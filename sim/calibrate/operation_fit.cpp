@@ -13,12 +13,22 @@ namespace {
 
 constexpr std::size_t kMinPoints = 8;
 constexpr std::size_t kFolds = 4;
+// Decoding kernels read keys in tiles; shorter sequences take the time of a tile.
+constexpr std::uint64_t kMinKeys = 128;
 
 using Points = std::vector<const MeasuredOperations*>;
 
 // Shares stay below what a topology file takes.
 OperationCosts costs_from(std::span<const double> p) {
   return {{std::exp(p[0])}, std::min(1.0, std::exp(p[1])), std::exp(p[2]), 1.0 + std::exp(p[3])};
+}
+
+// Sizes that a step has: prompts of more than one token, and more keys than a tile.
+bool is_typical(const MeasuredOperations& point) {
+  const AttentionCall& call = point.operations.front().attention;
+  if (point.kind == "attention") return call.query_length > 1;
+  if (point.kind == "attention_decode") return call.kv_length >= kMinKeys;
+  return true;
 }
 
 double time_of(const GpuModel& gpu, const MeasuredOperations& point) {
@@ -81,7 +91,7 @@ std::vector<OperationFit> fit_operations(const GpuModel& gpu, const OperationTab
   for (const char* kind : kOperationKinds) {
     Points points;
     for (const MeasuredOperations& point : measured) {
-      if (point.kind == kind) points.push_back(&point);
+      if (point.kind == kind && is_typical(point)) points.push_back(&point);
     }
     if (points.empty()) continue;
     fits.push_back(fit_kind(fitted, kind, points));

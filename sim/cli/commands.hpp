@@ -14,6 +14,7 @@ namespace coterie {
 // One line per command, in the order of --help; main.cpp calls them in this order.
 void add_simulate_command(CLI::App& app);
 void add_sweep_command(CLI::App& app);
+void add_recommend_command(CLI::App& app);
 void add_report_command(CLI::App& app);
 void add_place_command(CLI::App& app);
 void add_analyze_command(CLI::App& app);

@@ -39,6 +39,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   add_simulate_command(app);
   add_sweep_command(app);
+  add_recommend_command(app);
   add_report_command(app);
   add_place_command(app);
   add_analyze_command(app);

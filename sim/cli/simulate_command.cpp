@@ -61,8 +61,9 @@ void print_steps(const Experiment& experiment, const std::vector<RunReport>& run
   fmt::print("{}: {} step of {} on {}, {} GPUs ({}), engine {}, {}\n\n{}", experiment.name,
              step.kind, found->model, found->topology, step.num_gpus, step.parallel, found->engine,
              step.method, render(step_table(runs)));
-  fmt::print("\nwhere the time of the {} that ends last goes (adds up to the step):\n\n{}",
-             step.method == "executed" ? "rank" : "stage", render(step_parts_table(runs)));
+  fmt::print("\nwhere the time of the {} goes (adds up to the step):\n\n{}",
+             step.method == "executed" ? "rank that ends last" : "stage with most to do",
+             render(step_parts_table(runs)));
   constexpr std::size_t kLongest = 8;
   for (const RunReport& run : runs) {
     if (!run.step) continue;

@@ -8,7 +8,7 @@ const PARTS = {  // in the order of the report; computation in warm, communicati
 const words = (name) => name.replace(/_/g, " ");
 
 function stepTable() {
-  const parent = section("Runs", "Communication: while the rank, or the pipeline stage, that ends last communicates; exposed: while it does nothing else. " +
+  const parent = section("Runs", "Communication: while the rank that ends last, or the pipeline stage with most to do, communicates; exposed: while it does nothing else. " +
     "Speed-ups compare with standard dispatch and with dedup + contiguous.");
   const ratio = (value) => (value === null ? "–" : `${value.toFixed(2)}x`);
   const body = element("tbody");
@@ -102,7 +102,7 @@ function timeline() {
 }
 
 stepTable();
-bars("Where the time goes", "The rank or stage that ends last: what it computes counts first, then what it communicates without computing, then waits. Adds up to the step.",
+bars("Where the time goes", "The rank that ends last, or the stage with most to do: what it computes counts first, then what it communicates without computing, then waits. Adds up to the step.",
   "time of the step", data.runs.map((run) => run.step.parts), formatSeconds, (name) => PARTS[name] || "#000000");
 timeline();
 criticalPath();

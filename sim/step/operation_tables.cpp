@@ -81,6 +81,17 @@ ModelOperation product_operation(std::uint64_t m, std::uint64_t n, std::uint64_t
   return op;
 }
 
+// The kernels of the tables find BF16 rows and quantise them first: one pass for the largest value
+// of a row, one that writes the quantised values.
+ModelOperation quantisation_of(const ModelOperation& product) {
+  ModelOperation op;
+  op.name = "quantisation";
+  op.kind = OperationKind::kMemoryBound;
+  op.bytes = static_cast<double>(product.m) * static_cast<double>(product.k) *
+             (2.0 * 2.0 + bytes_per_value(product.precision));
+  return op;
+}
+
 ModelOperation attention_operation(const AttentionCall& call) {
   ModelOperation op;
   op.kind = OperationKind::kAttention;
@@ -249,10 +260,12 @@ std::vector<MeasuredOperations> read_measured_operations(const OperationTableFil
       const char* name = *type == Precision::kBf16  ? "product_bf16"
                          : *type == Precision::kFp8 ? "product_fp8"
                                                     : "product_fp4";
-      all.push_back({name,
-                     {product_operation(rows.count(row, "m"), rows.count(row, "n"),
-                                        rows.count(row, "k"), *type)},
-                     kMicro * rows.positive(row, "latency_us")});
+      const ModelOperation op = product_operation(rows.count(row, "m"), rows.count(row, "n"),
+                                                  rows.count(row, "k"), *type);
+      MeasuredOperations measured{name, {}, kMicro * rows.positive(row, "latency_us")};
+      if (*type != Precision::kBf16) measured.operations.push_back(quantisation_of(op));
+      measured.operations.push_back(op);
+      all.push_back(std::move(measured));
     }
     if (all.empty()) {
       throw InputError(rows.name(), fmt::format("the machines {}", fmt::join(machines, ", ")),
@@ -273,7 +286,8 @@ std::shared_ptr<const OperationTables> load_operation_tables(const OperationTabl
   single.mla_prefill.reset();
   single.mla_decode.reset();
   for (const MeasuredOperations& measured : read_measured_operations(single)) {
-    const ModelOperation& op = measured.operations.front();
+    // A quantised product's ratio holds its quantisation.
+    const ModelOperation& op = measured.operations.back();
     const double ratio = std::log(measured.time_s / reference_time(op, gpu));
     if (op.kind == OperationKind::kMatrixProduct) {
       tables->products_[op.precision].add(product_point(op), ratio);

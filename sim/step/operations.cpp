@@ -42,8 +42,7 @@ class StageList {
   StageList(ModelPart part, PartPrecision types, const StepSpec& step)
       : part_(part), types_(types), step_(step), training_(step.kind == StepKind::kTrain) {}
 
-  // [m, k] x [k, n] with weights. In low precision the rows are quantised before, unless the kernel
-  // before has done so already (serving).
+  // [m, k] x [k, n] with weights. In low precision the rows are quantised before.
   Stage& product(std::string name, std::uint64_t m, std::uint64_t n, std::uint64_t k) {
     quantise(name, d(m) * d(k));
     Stage& stage = add(std::move(name), OperationKind::kMatrixProduct);
@@ -61,7 +60,8 @@ class StageList {
   Stage& grouped(std::string name, std::span<const std::uint64_t> rows, std::uint64_t n,
                  std::uint64_t k) {
     const std::uint64_t all = std::accumulate(rows.begin(), rows.end(), std::uint64_t{0});
-    quantise(name, d(all) * d(k));
+    // Serving dispatches quantised rows and quantises in the activation's kernel.
+    if (training_) quantise(name, d(all) * d(k));
     Stage& stage = add(std::move(name), OperationKind::kGroupedProduct);
     ModelOperation& op = stage.op;
     op.precision = types_.compute;
@@ -121,11 +121,13 @@ class StageList {
     stages_.push_back(std::move(stage));
     return stages_.back();
   }
-  // Training writes rows and columns apart, as the weight gradient reads the other order; backward
-  // does the same to the gradient of the product's result, which costs about as much.
+  // BF16 rows are read, quantised ones written. Training writes rows and columns apart, as the
+  // weight gradient reads the other order; backward does the same to the gradient of the product's
+  // result, which costs about as much.
   void quantise(const std::string& name, double values) {
-    if (!training_ || !is_quantised(types_.compute)) return;
-    const double bytes = values * (kBf16 + 2.0 * bytes_per_value(types_.compute));
+    if (!is_quantised(types_.compute)) return;
+    const double copies = training_ ? 2.0 : 1.0;
+    const double bytes = values * (kBf16 + copies * bytes_per_value(types_.compute));
     memory(name + " quantisation", bytes, bytes);
   }
 
@@ -273,8 +275,8 @@ void grouped_query_stages(StageList& list, const ModelShape& model, const LayerW
   list.product("output product", tokens, model.hidden, std::uint64_t{call.num_heads} * shape.v_dim);
 }
 
-// Multi-head latent attention. Down-projections are not split over tp: every rank makes those of its
-// own tokens.
+// Multi-head latent attention. Down-projections are not split over tp: every rank makes those of
+// its own tokens.
 void latent_stages(StageList& list, const ModelShape& model, const LayerWork& work,
                    std::uint32_t layer) {
   const AttentionShape& shape = *model.attention;

@@ -137,7 +137,35 @@ class StepSimulation {
     out.timeline = times.timeline;
     out.report.provenance["step"] = {{"blocks", times.num_blocks},
                                      {"operations", times.num_operations}};
-    return report(times, memory);
+    StepReport step = report(times, memory);
+    if (experiment_.decode_pool > 0) {
+      // Each layer's keys and values leave when it has made them: the step hides all but the last
+      // layer's, as long as the NICs keep up.
+      const double layers = experiment_.model.num_layers;
+      const double kv_s = transfer_s();
+      const double last_s = std::max(kv_s / layers, kv_s - times.time_s * (1.0 - 1.0 / layers));
+      out.report.provenance["step"]["kv_transfer_s"] = kv_s;
+      out.report.provenance["step"]["kv_transfer_exposed_s"] = last_s;
+      step.ttft_s = times.time_s + last_s;
+    }
+    return step;
+  }
+
+  // Of the keys and values of all prompts of the step, to the GPUs behind it that decode.
+  [[nodiscard]] double transfer_s() const {
+    const double values = experiment_.model.attention->cached_values();
+    const double bytes = static_cast<double>(step_.prefill.tokens_per_gpu) * values *
+                         experiment_.model.num_layers * bytes_per_value(step_.precision.kv_cache);
+    const std::uint32_t num_ranks = step_.parallel.num_ranks();
+    ProgramBuilder builder;
+    for (std::uint32_t rank = 0; rank < num_ranks; ++rank) {
+      builder.add_transfer(rank, num_ranks + rank % experiment_.decode_pool, bytes, kStartEvent,
+                           {});
+    }
+    const Program program = std::move(builder).finish();
+    EngineOptions engine;
+    engine.relative_precision = options_.relative_precision;
+    return run_engine(experiment_.engine, resolve(program, network_), engine).makespan_s;
   }
 
   static double load_max_over_mean(const LayerPlan& plan) {

@@ -73,7 +73,9 @@ class Composition {
     for (const auto& [gpu, factor] : setup.slow) {
       if (gpu / cell_ >= slowness_.size()) continue;
       slowness_[gpu / cell_] = std::max(slowness_[gpu / cell_], factor);
-      slowest_ = std::max(slowest_, factor);
+      if (factor <= slowest_) continue;
+      slowest_ = factor;
+      slowest_cell_ = gpu / cell_;
     }
     for (std::uint32_t part = 0; part < num_parts_; ++part) {
       layers_.push_back(chunk_layers(setup.model, setup.step, part));
@@ -104,8 +106,11 @@ class Composition {
     StepSetup setup = setup_;
     setup.slow.clear();
     if (slow) {
-      for (const std::uint32_t first : cells.first_gpus) {
-        for (std::uint32_t i = 0; i < cell_; ++i) setup.slow[first + i] = slowest_;
+      // GPU by GPU as slow as the slowest cell.
+      for (std::uint32_t i = 0; i < cell_; ++i) {
+        const auto found = setup_.slow.find(slowest_cell_ * cell_ + i);
+        if (found == setup_.slow.end()) continue;
+        for (const std::uint32_t first : cells.first_gpus) setup.slow[first + i] = found->second;
       }
     }
     StepBuilder builder(setup);
@@ -392,13 +397,24 @@ class Composition {
     return out;
   }
 
+  [[nodiscard]] BlockTimes stage_sum(const Pipeline& pipeline, std::uint32_t stage) {
+    BlockTimes sum;
+    const auto& times = pipeline.times;
+    for (std::size_t i = times.first[stage]; i < times.first[stage + 1]; ++i) {
+      sum += slot_times(pipeline.cells[stage], stage, times.slots[i].slot);
+    }
+    return sum;
+  }
+
+  // The parts are those of the stage with most to do, which the others wait for; behind its passes
+  // it waits for `stage`, which ends last.
   void report(StepTimes& out, const Pipeline& pipeline, std::uint32_t stage, const StageEnd& end,
               double end_s) {
     const double delay_s = parameters_delay_s(pipeline);
     BlockTimes sum;
     const auto& times = pipeline.times;
-    for (std::size_t i = times.first[stage]; i < times.first[stage + 1]; ++i) {
-      sum += slot_times(pipeline.cells[stage], stage, times.slots[i].slot);
+    for (std::uint32_t s = 0; s < parallel_.pp; ++s) {
+      if (const BlockTimes here = stage_sum(pipeline, s); here.time_s > sum.time_s) sum = here;
     }
     out.time_s = end_s + delay_s;
     out.parts = sum.parts;
@@ -575,6 +591,7 @@ class Composition {
   CellClasses classes_;
   std::vector<double> slowness_;  // [num_cells] of the slowest GPU of each
   double slowest_ = 1.0;
+  std::uint32_t slowest_cell_ = 0;
   std::vector<std::vector<std::uint32_t>> layers_;  // [num_parts]
   using BlockKey = std::tuple<std::uint32_t, std::uint32_t, bool, int, int>;
   std::map<BlockKey, BlockTimes> blocks_;

@@ -39,13 +39,14 @@ struct CriticalSegment {
 
 struct StepTimes {
   double time_s = 0.0;
-  // Of the stage that ends last (composed), or of the rank that does (executed); they add up to time_s.
+  // Of the stage with most to do (composed), or of the rank that ends last (executed); they add up
+  // to time_s.
   StepParts parts{};
   double communication_s = 0.0;
   double exposed_s = 0.0;
   double bubble_s = 0.0;
   double compute_s = 0.0;
-  // Of the step, in which the busiest GPU of that stage uses its ports, each direction: bytes over
+  // Seconds of the step in which the busiest GPU of that stage uses its ports, each direction: bytes over
   // bandwidth.
   double scale_up_busy_s = 0.0;
   double network_busy_s = 0.0;

@@ -27,9 +27,8 @@ std::vector<std::uint32_t> first_gpus(std::uint32_t n) {
   return gpus;
 }
 
-double simulated_s(const Cluster& cluster, CollectiveKind kind,
-                   std::span<const std::uint32_t> gpus, double bytes,
-                   const std::string& engine = "flow") {
+double simulated_s(const Cluster& cluster, CollectiveKind kind, std::span<const std::uint32_t> gpus,
+                   double bytes, const std::string& engine = "flow") {
   ProgramBuilder builder;
   GpuResources resources(builder, cluster.gpu);
   add_collective(builder, resources, cluster, plan_collective(cluster, kind, gpus, bytes), gpus,

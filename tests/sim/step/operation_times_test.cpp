@@ -40,6 +40,13 @@ ModelOperation product(std::uint64_t m, std::uint64_t n, std::uint64_t k,
   return op;
 }
 
+OperationTableFiles gemm_files(const std::string& machine, const fs::path& file) {
+  OperationTableFiles files;
+  files.machine = machine;
+  files.gemm = file;
+  return files;
+}
+
 class Scratch {
  public:
   Scratch() : path_(fs::path(COTERIE_BINARY_DIR) / fmt::format("operation_tables_{}", getpid())) {
@@ -119,7 +126,7 @@ TEST(Tables, SayWhatTheyHoldAndInterpolateBetween) {
     }
   }
   const auto tables =
-      load_operation_tables({"here", scratch.write("gemm.csv", text), {}, {}}, h100());
+      load_operation_tables(gemm_files("here", scratch.write("gemm.csv", text)), h100());
   const OperationTimes times(h100(), tables);
   const auto us = [&](std::uint64_t m, std::uint64_t n, std::uint64_t k) {
     return 1e6 * times.time(product(m, n, k)).total.value;
@@ -137,7 +144,7 @@ TEST(Tables, AreRefusedWithOneSentence) {
   const Scratch scratch;
   const auto said = [&](const std::string& text) -> std::string {
     try {
-      (void)load_operation_tables({"here", scratch.write("gemm.csv", text), {}, {}}, h100());
+      (void)load_operation_tables(gemm_files("here", scratch.write("gemm.csv", text)), h100());
     } catch (const InputError& error) {
       const std::string sentence = error.what();
       return sentence.substr(sentence.find("gemm.csv"));
@@ -170,7 +177,8 @@ TEST(Tables, InterpolateHeldOutProducts) {
   }
   const Scratch scratch;
   const OperationTimes times(
-      h100(), load_operation_tables({"h100_sxm", scratch.write("kept.csv", kept), {}, {}}, h100()));
+      h100(),
+      load_operation_tables(gemm_files("h100_sxm", scratch.write("kept.csv", kept)), h100()));
   std::vector<double> errors;
   for (const std::size_t row : held_out) {
     const auto size = [&](const char* column) {

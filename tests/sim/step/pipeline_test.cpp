@@ -20,8 +20,7 @@ PipelineCosts costs(double forward_s, double backward_s, double send_s = 0.0) {
 
 // Stage 1 of 3 with 4 micro-batches: one forward pass ahead, then pairs, then what is left.
 TEST(Pipeline, OneForwardOneBackward) {
-  const std::vector<PipelineSlot> slots =
-      stage_slots({.num_stages = 3, .num_micro_batches = 4}, 1);
+  const std::vector<PipelineSlot> slots = stage_slots({.num_stages = 3, .num_micro_batches = 4}, 1);
   std::string order;
   for (const PipelineSlot& slot : slots) {
     order += slot.forward ? static_cast<char>('1' + slot.forward->micro_batch)

@@ -105,15 +105,15 @@ INSTANTIATE_TEST_SUITE_P(
             "--set parallel.ep: found \"64\", expected a divisor of the 32 ranks of a pipeline "
             "stage"},
         Bad{"layers", kTrain, "parallel.loss_layers=2",
-            "step.yaml:2:34: key \"parallel.vp\": found pp 8 x vp 2 = 16 chunks of layers, "
+            "step.yaml:2:30: key \"parallel.vp\": found pp 8 x vp 2 = 16 chunks of layers, "
             "expected "
             "a divisor of the 63 layers, 2 of them for embedding and loss (embedding_layers and "
             "loss_layers may fill up)"},
         Bad{"vp", kTrain, "parallel={vp: 2}",
             "--set parallel.vp: found \"2\", expected 1, as chunks of layers need at least two "
             "pipeline stages (pp)"},
-        Bad{"global", kTrain, "batch.global=4000",
-            "--set batch.global: found \"4000\", expected a multiple of micro 1 x dp 32 = 32 "
+        Bad{"global", kTrain, "batch.global=4010",
+            "--set batch.global: found \"4010\", expected a multiple of micro 1 x dp 32 = 32 "
             "sequences"},
         Bad{"interleaved", kTrain, "batch.global=32",
             "--set batch.global: found 1 micro-batches per pipeline, expected a multiple of pp 8, "
@@ -131,14 +131,15 @@ INSTANTIATE_TEST_SUITE_P(
         Bad{"routing", kTrain, "routing=random",
             "--set routing: found \"random\", expected trace, balanced or {skew: EXPONENT}"},
         Bad{"unknown_key", kTrain, "batch.context=5",
-            "--set batch.context: found unknown key \"context\", expected one of global, micro, "
+            "step.yaml: key \"batch\": found unknown key \"context\", expected one of global, "
+            "micro, "
             "sequence"},
         Bad{"serving_pp", kDecode, "parallel.pp=2",
             "--set parallel.pp: found \"2\", expected 1, as only training has pipeline stages"},
         Bad{"serving_recompute", kDecode, "recompute=full",
             "--set recompute: found \"full\", expected no key `recompute` when serving"},
         Bad{"serving_gradients", kDecode, "precision.gradients=bf16",
-            "--set precision.gradients: found unknown key \"gradients\", expected one of "
+            "step.yaml: key \"precision\": found unknown key \"gradients\", expected one of "
             "attention, "
             "attention_core, default, dense, experts, kv_cache, lm_head"},
         Bad{"halves", kDecode, "batch.sequences_per_gpu=0",

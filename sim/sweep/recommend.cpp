@@ -1,0 +1,452 @@
+#include "sim/sweep/recommend.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <numeric>
+#include <set>
+
+#include "core/error.hpp"
+#include "sim/step/memory.hpp"
+#include "sim/step/operation_times.hpp"
+#include "sim/step/operations.hpp"
+
+namespace coterie {
+namespace {
+
+constexpr std::uint32_t kMaxPipeline = 16;
+constexpr std::uint32_t kMaxBatchSteps = 8;
+
+struct Candidate {
+  Settings settings;
+  double bound_tokens_per_s = 0.0;  // per GPU
+};
+
+double tokens_per_step(const StepSpec& step) {
+  switch (step.kind) {
+    case StepKind::kTrain:
+      return static_cast<double>(step.train.global) * step.train.sequence;
+    case StepKind::kPrefill:
+      return static_cast<double>(step.prefill.tokens_per_gpu) * step.parallel.num_ranks();
+    case StepKind::kDecode:
+      return static_cast<double>(step.decode.sequences_per_gpu) * step.parallel.num_ranks();
+  }
+  return 0.0;
+}
+
+// Layers that embedding and loss must count as so that the chunks are equal: {embedding, loss}.
+std::pair<std::uint32_t, std::uint32_t> filling(std::uint32_t num_layers, std::uint32_t chunks) {
+  const std::uint32_t missing = (chunks - num_layers % chunks) % chunks;
+  if (missing == 2) return {1, 1};
+  return {0, missing};
+}
+
+// Whether the parallel sizes divide what they split; the reader of experiments has the last word.
+bool divides(const ModelShape& model, const StepSpec& step, std::uint32_t gpus_per_node) {
+  const ParallelSizes& sizes = step.parallel;
+  const AttentionShape& attention = *model.attention;
+  if (sizes.tp > gpus_per_node || attention.num_heads % sizes.tp != 0) return false;
+  if (attention.kind != AttentionKind::kMla && attention.num_kv_heads % sizes.tp != 0 &&
+      sizes.tp % attention.num_kv_heads != 0) {
+    return false;
+  }
+  if (model.num_dense_layers() > 0 && model.dense_intermediate % sizes.tp != 0) return false;
+  const std::uint64_t shared = std::uint64_t{model.num_shared_experts} * model.shared_intermediate;
+  if (shared % sizes.tp != 0) return false;
+  const std::uint32_t stage = sizes.tp * sizes.cp * sizes.dp;
+  if (stage % sizes.ep != 0) return false;
+  const bool whole_nodes = sizes.ep % gpus_per_node == 0 || gpus_per_node % sizes.ep == 0;
+  return whole_nodes;
+}
+
+bool splits_batch(const StepSpec& step) {
+  if (step.kind != StepKind::kTrain) return true;
+  const TrainBatch& batch = step.train;
+  if (batch.global % (batch.micro * step.parallel.dp) != 0) return false;
+  if (batch.sequence % (step.parallel.tp * step.parallel.cp) != 0) return false;
+  const std::uint32_t num_micro = batch.num_micro_batches(step.parallel);
+  return num_micro >= step.parallel.pp &&
+         (step.parallel.vp == 1 || num_micro % step.parallel.pp == 0);
+}
+
+class Search {
+ public:
+  Search(const RecommendRequest& request, const Experiment& experiment)
+      : request_(request), experiment_(experiment), base_(*experiment.step) {
+    for (const RunSpec& run : experiment.runs) {
+      num_replicas_ = std::max(num_replicas_, run.num_replicas);
+    }
+  }
+
+  SearchSpace run() && {
+    std::vector<std::uint32_t> sizes = request_.gpus;
+    if (sizes.empty()) sizes.push_back(base_.parallel.num_ranks());
+    for (const std::uint32_t gpus : sizes) {
+      for (std::uint32_t tp = 1; tp <= experiment_.cluster.gpus_per_node; tp *= 2) {
+        for (std::uint32_t pp = 1; pp <= (trains() ? kMaxPipeline : 1U); pp *= 2) {
+          if (gpus % (tp * pp * base_.parallel.cp) == 0) try_stage(gpus, tp, pp);
+        }
+      }
+    }
+    std::stable_sort(candidates_.begin(), candidates_.end(),
+                     [](const Candidate& a, const Candidate& b) {
+                       return a.bound_tokens_per_s > b.bound_tokens_per_s;
+                     });
+    space_.num_fitting = candidates_.size();
+    for (const Candidate& candidate : candidates_) {
+      if (space_.candidates.size() == request_.max_points) break;
+      space_.candidates.push_back(candidate.settings);
+    }
+    return std::move(space_);
+  }
+
+ private:
+  [[nodiscard]] bool trains() const { return base_.kind == StepKind::kTrain; }
+
+  void try_stage(std::uint32_t gpus, std::uint32_t tp, std::uint32_t pp) {
+    const ModelShape& model = experiment_.model;
+    StepSpec step = base_;
+    step.parallel.tp = tp;
+    step.parallel.pp = pp;
+    step.parallel.dp = gpus / (tp * pp * step.parallel.cp);
+    const std::uint32_t stage = gpus / pp;
+    for (std::uint32_t vp :
+         pp == 1 ? std::vector<std::uint32_t>{1} : std::vector<std::uint32_t>{1, 2, 4}) {
+      const std::uint32_t chunks = pp * vp;
+      if (chunks > model.num_layers) continue;
+      step.parallel.vp = vp;
+      const auto [embedding, loss] =
+          chunks == 1 ? std::pair{0U, 0U} : filling(model.num_layers, chunks);
+      step.parallel.embedding_layers = embedding;
+      step.parallel.loss_layers = loss;
+      if (loss > (model.num_layers + embedding + loss) / chunks) continue;
+      for (std::uint32_t ep = 1; ep <= stage; ++ep) {
+        if (stage % ep != 0 || (model.num_experts + num_replicas_) % ep != 0) continue;
+        step.parallel.ep = ep;
+        if (divides(model, step, experiment_.cluster.gpus_per_node)) try_batches(gpus, step);
+      }
+    }
+  }
+
+  void try_batches(std::uint32_t gpus, StepSpec step) {
+    const GpuModel& gpu = experiment_.cluster.gpu;
+    bool any = false;
+    const auto try_batch = [&](std::uint32_t& batch, std::uint32_t value) {
+      batch = value;
+      if (!splits_batch(step)) return;
+      // The cheapest recomputation that fits.
+      for (const Recompute recompute :
+           trains() ? std::vector{Recompute::kNone, Recompute::kSelective, Recompute::kFull}
+                    : std::vector{Recompute::kNone}) {
+        step.recompute = recompute;
+        if (!memory_per_gpu(experiment_.model, step, gpu, num_replicas_).fits()) continue;
+        any = true;
+        add(gpus, step);
+        return;
+      }
+    };
+    if (trains()) {
+      for (const std::uint32_t micro : {1U, 2U, 4U, 8U}) try_batch(step.train.micro, micro);
+    } else if (step.kind == StepKind::kPrefill) {
+      const std::uint32_t group = step.parallel.tp * step.parallel.cp;
+      const std::uint32_t unit =
+          std::lcm(step.prefill.sequence * step.overlap.micro_batches, group) / group;
+      for (std::uint32_t i = 0; i < kMaxBatchSteps; ++i) {
+        try_batch(step.prefill.tokens_per_gpu, unit << i);
+      }
+    } else {
+      // Powers of two, and the largest multiple of eight that fits.
+      const auto largest = largest_batch(experiment_.model, step, gpu, num_replicas_);
+      std::set<std::uint32_t> sizes;
+      for (std::uint32_t batch = 8; batch <= std::min(largest.value_or(1024), 1024U); batch *= 2) {
+        sizes.insert(batch);
+      }
+      if (largest && *largest >= 8) sizes.insert(std::min(*largest, 4096U) / 8 * 8);
+      for (const std::uint32_t batch : sizes) try_batch(step.decode.sequences_per_gpu, batch);
+    }
+    if (!any) ++space_.num_too_large;
+  }
+
+  void add(std::uint32_t gpus, const StepSpec& step) {
+    const double bound_s = computation_bound_s(experiment_.model, step, experiment_.cluster.gpu);
+    const auto limit = step.kind == StepKind::kDecode    ? request_.tpot_s
+                       : step.kind == StepKind::kPrefill ? request_.ttft_s
+                                                         : std::nullopt;
+    if (limit && bound_s > *limit) {
+      ++space_.num_too_slow;
+      return;
+    }
+    Candidate candidate;
+    candidate.bound_tokens_per_s = tokens_per_step(step) / bound_s / gpus;
+    const ParallelSizes& sizes = step.parallel;
+    const auto set = [&](const char* key, const std::string& value) {
+      candidate.settings.emplace_back(key, value);
+    };
+    set("ranks", std::to_string(gpus));
+    set("step.parallel",
+        trains() ? fmt::format("{{tp: {}, pp: {}, vp: {}, cp: {}, ep: {}, embedding_layers: {}, "
+                               "loss_layers: {}}}",
+                               sizes.tp, sizes.pp, sizes.vp, sizes.cp, sizes.ep,
+                               sizes.embedding_layers, sizes.loss_layers)
+                 : fmt::format("{{tp: {}, cp: {}, ep: {}}}", sizes.tp, sizes.cp, sizes.ep));
+    switch (step.kind) {
+      case StepKind::kTrain:
+        set("step.batch.micro", std::to_string(step.train.micro));
+        set("step.recompute", to_string(step.recompute));
+        break;
+      case StepKind::kPrefill:
+        set("step.batch.tokens_per_gpu", std::to_string(step.prefill.tokens_per_gpu));
+        break;
+      case StepKind::kDecode:
+        set("step.batch.sequences_per_gpu", std::to_string(step.decode.sequences_per_gpu));
+        break;
+    }
+    // Every transport that the machine has parameters of, unless the experiment chose one.
+    const auto& transports = experiment_.cluster.transports;
+    if (experiment_.transport.name || transports.size() < 2) {
+      candidates_.push_back(std::move(candidate));
+      return;
+    }
+    for (const TransportParameters& transport : transports) {
+      candidates_.push_back(candidate);
+      candidates_.back().settings.emplace_back("transport", std::string(transport_name(transport)));
+    }
+  }
+
+  const RecommendRequest& request_;
+  const Experiment& experiment_;
+  StepSpec base_;
+  std::uint32_t num_replicas_ = 0;
+  std::vector<Candidate> candidates_;
+  SearchSpace space_;
+};
+
+// The largest shares of the step's time, and how full the memory is.
+std::string what_binds(const nlohmann::json& row, double time_s, double memory_share) {
+  std::vector<std::pair<double, std::string>> shares;
+  const auto add = [&](const std::string& name, double seconds) {
+    if (seconds > 0.0) shares.emplace_back(seconds / time_s, name);
+  };
+  for (const auto& [key, value] : row.items()) {
+    if (!key.starts_with("step_") || !key.ends_with("_s") || !value.is_number()) continue;
+    const std::string name = key.substr(5, key.size() - 7);
+    if (name == "low" || name == "high") continue;
+    add(name, value.get<double>());
+  }
+  std::stable_sort(shares.begin(), shares.end(),
+                   [](const auto& a, const auto& b) { return a.first > b.first; });
+  std::string text;
+  for (std::size_t i = 0; i < std::min<std::size_t>(3, shares.size()); ++i) {
+    text += fmt::format("{}{} {:.0f} %", text.empty() ? "" : ", ", shares[i].second,
+                        100.0 * shares[i].first);
+  }
+  if (memory_share > 0.9) text += fmt::format("; memory {:.0f} % full", 100.0 * memory_share);
+  return text;
+}
+
+// The plot's horizontal axis: more is better.
+double horizontal(const Recommendation& one, StepKind kind) {
+  if (kind == StepKind::kDecode && one.latency_s) return 1.0 / *one.latency_s;
+  return -(one.latency_s ? *one.latency_s : one.time_s);
+}
+
+void mark_front(std::vector<Recommendation>& all, StepKind kind) {
+  for (Recommendation& one : all) {
+    one.on_front =
+        one.within_limits && std::none_of(all.begin(), all.end(), [&](const Recommendation& other) {
+          if (!other.within_limits) return false;
+          const double x = horizontal(other, kind) - horizontal(one, kind);
+          const double y = other.tokens_per_s_per_gpu - one.tokens_per_s_per_gpu;
+          return x >= 0.0 && y >= 0.0 && (x > 0.0 || y > 0.0);
+        });
+  }
+}
+
+}  // namespace
+
+double computation_bound_s(const ModelShape& model, const StepSpec& step, const GpuModel& gpu) {
+  const OperationTimes times(gpu);
+  const LayerWork work = layer_work(step);
+  const std::uint32_t local = std::max(1U, model.num_experts / step.parallel.ep);
+  const double rows = static_cast<double>(work.own_tokens()) * model.num_topk / local;
+  const std::vector<std::uint64_t> balanced(local, static_cast<std::uint64_t>(rows));
+  std::vector<Pass> passes{Pass::kForward};
+  if (step.kind == StepKind::kTrain) {
+    passes.push_back(Pass::kBackwardInput);
+    passes.push_back(Pass::kBackwardWeight);
+    if (step.recompute != Recompute::kNone) passes.push_back(Pass::kRecompute);
+  }
+  const auto total = [&](const std::vector<ModelOperation>& operations) {
+    return times.time(operations).total.value;
+  };
+  // Layers cost the same where experts and window are the same.
+  std::map<std::pair<bool, bool>, double> layer_s;
+  double micro_batch_s = 0.0;
+  for (std::uint32_t layer = 0; layer < model.num_layers; ++layer) {
+    const bool moe = model.is_moe_layer(layer);
+    const auto [entry, added] = layer_s.try_emplace({moe, model.is_windowed_layer(layer)}, 0.0);
+    if (added) {
+      for (const Pass pass : passes) {
+        const LayerOperations operations = layer_operations(model, step, work, layer, pass);
+        entry->second += total(operations.attention) + total(operations.dense_mlp) +
+                         total(operations.router) + total(operations.shared);
+        if (moe) entry->second += total(expert_operations(model, step, balanced, pass));
+      }
+    }
+    micro_batch_s += entry->second;
+  }
+  for (const Pass pass : passes) micro_batch_s += total(head_operations(model, step, work, pass));
+  // A stage has its share of every micro-batch, and waits for the others to fill and drain:
+  // (p - 1) / v of its slots.
+  const ParallelSizes& sizes = step.parallel;
+  const double slots = step.num_micro_batches() + (sizes.pp - 1.0) / sizes.vp;
+  return micro_batch_s / sizes.pp * slots;
+}
+
+SearchSpace search_space(const RecommendRequest& request) {
+  const Experiment experiment = load_experiment(request.experiment, request.overrides);
+  if (!experiment.step) {
+    throw InputError(request.experiment.string(), "no key \"step\"",
+                     "an experiment with a `step` block, whose sizes are searched");
+  }
+  SearchSpace space = Search(request, experiment).run();
+  if (space.candidates.empty()) {
+    throw InputError(
+        request.experiment.string(),
+        fmt::format("no candidate: {} do not fit in memory, {} are too slow even without "
+                    "communication",
+                    space.num_too_large, space.num_too_slow),
+        "more GPUs, lower precision, or looser limits");
+  }
+  return space;
+}
+
+std::string sweep_text(const std::vector<Settings>& candidates, const std::filesystem::path& base) {
+  const auto quoted = [](const std::string& text) { return nlohmann::json(text).dump(); };
+  std::string text =
+      fmt::format("schema_version: 1\nbase: {}\naxes:\n  - zip:\n", quoted(base.string()));
+  for (std::size_t key = 0; key < candidates.front().size(); ++key) {
+    text += fmt::format("      - key: {}\n        values:\n", candidates.front()[key].first);
+    for (const Settings& settings : candidates) {
+      // Maps and numbers are YAML as they stand.
+      text += fmt::format("          - {}\n", settings[key].second);
+    }
+  }
+  return text;
+}
+
+std::vector<Recommendation> rank_candidates(const RecommendRequest& request,
+                                            const std::vector<nlohmann::json>& entries,
+                                            const SweepSpec& spec) {
+  std::vector<Recommendation> all;
+  StepKind kind = StepKind::kTrain;
+  for (const nlohmann::json& entry : entries) {
+    if (entry.at("status") != "ok") continue;
+    const auto point = std::find_if(spec.points.begin(), spec.points.end(), [&](const auto& p) {
+      return p.id == entry.at("id").get<std::string>();
+    });
+    if (point == spec.points.end()) continue;
+    const auto rows = nlohmann::json::parse(entry.at("rows").get<std::string>());
+    for (const nlohmann::json& row : rows) {
+      if (!row.contains("tokens_per_s_per_gpu")) continue;
+      Recommendation one;
+      one.settings = point->settings;
+      one.run = row.at("run").get<std::string>();
+      one.time_s = row.at("run_time_s").get<double>();
+      one.tokens_per_s_per_gpu = row.at("tokens_per_s_per_gpu").get<double>();
+      one.num_gpus = row.at("num_gpus").get<std::uint32_t>();
+      const std::string step_kind = row.at("step_kind").get<std::string>();
+      kind = step_kind == "train"     ? StepKind::kTrain
+             : step_kind == "prefill" ? StepKind::kPrefill
+                                      : StepKind::kDecode;
+      const auto number = [&](const char* key) -> std::optional<double> {
+        const auto found = row.find(key);
+        if (found == row.end() || !found->is_number()) return std::nullopt;
+        return found->get<double>();
+      };
+      one.latency_s = kind == StepKind::kDecode ? number("tpot_s") : number("ttft_s");
+      const auto available = number("memory_available_bytes");
+      if (available && *available > 0.0) {
+        one.memory_share = number("memory_total_bytes").value_or(0.0) / *available;
+      }
+      const auto limit = kind == StepKind::kDecode ? request.tpot_s : request.ttft_s;
+      one.within_limits = !limit || !one.latency_s || *one.latency_s <= *limit;
+      if (request.price) {
+        one.cost = *request.price / 3600.0 / one.tokens_per_s_per_gpu * 1e6;
+      }
+      one.binds = what_binds(row, one.time_s, one.memory_share);
+      all.push_back(std::move(one));
+    }
+  }
+  std::stable_sort(all.begin(), all.end(), [](const auto& a, const auto& b) {
+    if (a.within_limits != b.within_limits) return a.within_limits;
+    return a.tokens_per_s_per_gpu > b.tokens_per_s_per_gpu;
+  });
+  mark_front(all, kind);
+  return all;
+}
+
+std::string pareto_svg(const std::vector<Recommendation>& all, StepKind kind) {
+  constexpr double kWidth = 640.0, kHeight = 420.0, kLeft = 80.0, kBottom = 60.0, kEdge = 20.0;
+  const bool decode = kind == StepKind::kDecode;
+  const auto x_of = [&](const Recommendation& one) { return std::abs(horizontal(one, kind)); };
+  double right = 0.0, top = 0.0;
+  for (const Recommendation& one : all) {
+    right = std::max(right, x_of(one));
+    top = std::max(top, one.tokens_per_s_per_gpu);
+  }
+  if (right == 0.0) right = 1.0;
+  if (top == 0.0) top = 1.0;
+  right *= 1.05;
+  top *= 1.05;
+  const auto px = [&](double x) { return kLeft + x / right * (kWidth - kLeft - kEdge); };
+  const auto py = [&](double y) {
+    return kHeight - kBottom - y / top * (kHeight - kBottom - kEdge);
+  };
+  std::string text = fmt::format(
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\" width=\"{0}\" "
+      "height=\"{1}\" font-family=\"sans-serif\" font-size=\"12\">\n"
+      "<rect width=\"{0}\" height=\"{1}\" fill=\"white\"/>\n",
+      kWidth, kHeight);
+  for (int i = 0; i <= 4; ++i) {
+    const double x = right * i / 4.0, y = top * i / 4.0;
+    text += fmt::format(
+        "<line x1=\"{0:.1f}\" y1=\"{2}\" x2=\"{0:.1f}\" y2=\"{3}\" stroke=\"#ddd\"/>\n"
+        "<text x=\"{0:.1f}\" y=\"{4}\" text-anchor=\"middle\">{1:.3g}</text>\n",
+        px(x), x, kEdge, kHeight - kBottom, kHeight - kBottom + 18.0);
+    text += fmt::format(
+        "<line x1=\"{2}\" y1=\"{0:.1f}\" x2=\"{3}\" y2=\"{0:.1f}\" stroke=\"#ddd\"/>\n"
+        "<text x=\"{4}\" y=\"{5:.1f}\" text-anchor=\"end\">{1:.3g}</text>\n",
+        py(y), y, kLeft, kWidth - kEdge, kLeft - 8.0, py(y) + 4.0);
+  }
+  std::vector<const Recommendation*> front;
+  for (const Recommendation& one : all) {
+    if (one.on_front) front.push_back(&one);
+    text += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"{}\" fill=\"{}\"/>\n",
+                        px(x_of(one)), py(one.tokens_per_s_per_gpu), one.on_front ? 5 : 3,
+                        one.on_front        ? "#c0392b"
+                        : one.within_limits ? "#34495e"
+                                            : "#bdc3c7");
+  }
+  std::stable_sort(front.begin(), front.end(),
+                   [&](const auto* a, const auto* b) { return x_of(*a) < x_of(*b); });
+  std::string line;
+  for (const Recommendation* one : front) {
+    line += fmt::format("{:.1f},{:.1f} ", px(x_of(*one)), py(one->tokens_per_s_per_gpu));
+  }
+  text += fmt::format("<polyline points=\"{}\" fill=\"none\" stroke=\"#c0392b\"/>\n", line);
+  const char* x_title = decode                       ? "tokens per second of one user"
+                        : kind == StepKind::kPrefill ? "time to first token, seconds"
+                                                     : "step time, seconds";
+  text += fmt::format(
+      "<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"middle\">{}</text>\n"
+      "<text x=\"16\" y=\"{:.1f}\" text-anchor=\"middle\" transform=\"rotate(-90 16 {:.1f})\">"
+      "tokens per second and GPU</text>\n</svg>\n",
+      (kLeft + kWidth - kEdge) / 2.0, kHeight - 16.0, x_title, (kHeight - kBottom) / 2.0,
+      (kHeight - kBottom) / 2.0);
+  return text;
+}
+
+}  // namespace coterie
