@@ -30,7 +30,7 @@ struct AnalyzeArguments {
   std::string eval = "odd";
   bool allow_training_part = false;
   bool json = false;
-  bool no_bound = false;
+  std::string bound = "quick";
   std::optional<std::uint32_t> hidden;
   std::string payload = "bf16";
   std::string deal = "round_robin";
@@ -275,11 +275,11 @@ void run_analyze(const AnalyzeArguments& arguments) {
   Analysis analysis =
       analyze(evaluated, placement, deal,
               hidden ? std::optional(row_payload(*payload, hidden->values)) : std::nullopt);
-  if (!arguments.no_bound) {
+  if (const auto effort = bound_option(arguments.bound)) {
     std::vector<double> reached;
     for (const FanOut& layer : analysis.layers) reached.push_back(layer.fanout_ranks);
-    analysis.distances =
-        fan_out_distance(evaluated, placement, reached, std::nullopt, arguments.options.num_jobs);
+    analysis.distances = fan_out_distance(evaluated, placement, reached, std::nullopt, *effort,
+                                          arguments.options.num_jobs);
   }
   if (arguments.json) {
     print_json(analysis, placement);
@@ -313,8 +313,7 @@ void add_analyze_command(CLI::App& app) {
       ->capture_default_str();
   command->add_flag("--allow-training-part", arguments->allow_training_part,
                     "Evaluate even on sequences that the placement was learnt on");
-  command->add_flag("--no-bound", arguments->no_bound,
-                    "Do not compute how far the fan-out is from optimal at most");
+  add_bound_option(*command, arguments->bound);
   command->add_option("--hidden", arguments->hidden, "Values of a token row")
       ->check(CLI::Range(1u, 1u << 20));
   command->add_option("--payload", arguments->payload, "Type of the dispatched rows: bf16, fp8")

@@ -8,6 +8,7 @@
 
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/statistics.hpp"
 #include "core/table.hpp"
 #include "sim/cli/commands.hpp"
 #include "sim/cli/placement_options.hpp"
@@ -24,7 +25,7 @@ struct PlaceArguments {
   std::filesystem::path output;
   std::string format = "coterie";
   std::string weights = "bf16";
-  bool no_bound = false;
+  std::string bound = "quick";
 };
 
 // Means over layers on the tokens that a placement was learnt on.
@@ -65,9 +66,21 @@ std::string gigabytes(double bytes) {
   return fmt::format("{:.2f} GB", bytes * 1e-9);
 }
 
+// Means over the layers, seconds, on the training part.
+double predicted_s(const Routing& training, const Placement& placement,
+                   const PlacementOptions& options) {
+  std::vector<double> layers(training.num_layers());
+  for_each_layer(options.num_jobs, layers.size(), [&](std::size_t i) {
+    layers[i] =
+        options.times->predict_s(training, i, placement.layers[i], placement.replica_choice);
+  });
+  return mean(layers);
+}
+
 // Tries whole slots per rank and takes the fewest replicas that come within a percent of the best.
-// What replicas are worth is judged by the mean of two ratios to having none: of fan-out, which
-// dispatch pays for, and of the fullest rank's load, which the expert MLP pays for.
+// What replicas are worth is judged by the predicted time over that without, where there is a cluster
+// to predict it on; else by the mean of two ratios to having none: of fan-out, which dispatch pays
+// for, and of the fullest rank's load, which the expert MLP pays for.
 Placement recommend_replicas(const Trace& trace, const PlaceArguments& arguments,
                              ReplicaChoice choice, const std::optional<ModelShape>& model) {
   constexpr std::uint32_t kMostSlots = 4;  // of replicas per rank
@@ -81,23 +94,30 @@ Placement recommend_replicas(const Trace& trace, const PlaceArguments& arguments
   const std::uint32_t num_ranks = *arguments.options.num_ranks;
   const Routing training = select(*routing, part_option("--train", arguments.options.train));
   Table table{{"replicas", "slots per rank", "fan-out", "load max/mean", "worth"}, {}};
+  const bool timed = arguments.options.times != nullptr;
+  if (timed) table.header.emplace_back("predicted us");
   if (model) table.header.emplace_back("weights per rank");
   std::vector<Placement> placements;
   std::vector<double> scores;
   Outcome none;
+  double none_s = 0.0;
   for (std::uint32_t slots = 0; slots <= kMostSlots; ++slots) {
     const std::uint32_t replicas = slots * num_ranks;
     if (replicas > routing->num_experts * (num_ranks - 1)) break;
     placements.push_back(learn_placement(trace, arguments.options, replicas, choice));
     const Outcome outcome = count_on(training, placements.back());
     if (slots == 0) none = outcome;
-    scores.push_back(
-        0.5 * (outcome.mean_fan_out / none.mean_fan_out + outcome.mean_load / none.mean_load));
+    const double time_s = timed ? predicted_s(training, placements.back(), arguments.options) : 0.0;
+    if (slots == 0) none_s = time_s;
+    scores.push_back(timed ? time_s / none_s
+                           : 0.5 * (outcome.mean_fan_out / none.mean_fan_out +
+                                    outcome.mean_load / none.mean_load));
     table.rows.push_back(
         {std::to_string(replicas),
          fmt::format("{:.1f}", static_cast<double>(routing->num_experts + replicas) / num_ranks),
          fmt::format("{:.3f}", outcome.mean_fan_out), fmt::format("{:.3f}", outcome.mean_load),
          fmt::format("{:.3f}", scores.back())});
+    if (timed) table.rows.back().push_back(fmt::format("{:.1f}", time_s * 1e6));
     if (model) {
       table.rows.back().push_back(
           gigabytes(replica_bytes_per_rank(*model, arguments.weights, replicas, num_ranks)));
@@ -107,18 +127,18 @@ Placement recommend_replicas(const Trace& trace, const PlaceArguments& arguments
   std::size_t chosen = 0;
   while (scores[chosen] > kWorthIt * best) ++chosen;
   fmt::print(
-      "Replicas on the training part ({} choice); worth: the mean of fan-out and load over "
-      "those without\n\n{}\n{} replicas are recommended: more lower it by less than 1 "
-      "percent.\n\n",
-      to_string(choice), render(table), chosen * num_ranks);
+      "Replicas on the training part ({} choice); worth: {} over {} without\n\n{}\n{} replicas are "
+      "recommended: more lower it by less than 1 percent.\n\n",
+      to_string(choice), timed ? "predicted time" : "the mean of fan-out and load",
+      timed ? "that" : "those", render(table), chosen * num_ranks);
   return placements[chosen];
 }
 
 void print_bound(const Routing& training, const Placement& placement,
-                 const PlacementOptions& options) {
+                 const PlacementOptions& options, BoundEffort effort) {
   const Outcome outcome = count_on(training, placement);
   const FanOutDistance mean = mean_distance(fan_out_distance(
-      training, placement, outcome.fan_out, options.max_imbalance, options.num_jobs));
+      training, placement, outcome.fan_out, options.max_imbalance, effort, options.num_jobs));
   fmt::print(
       "On the training part: fan-out {:.3f}, load max/mean {:.3f}\nNo placement of as many "
       "slots{} has a fan-out below {:.3f} there: this one is at most {:.1f} percent from "
@@ -128,6 +148,46 @@ void print_bound(const Routing& training, const Placement& placement,
       mean.bound, 100.0 * mean.excess());
 }
 
+double time_bound_s(const Routing& training, const Placement& placement,
+                    const PlacementOptions& options, BoundEffort effort) {
+  std::vector<double> layers(training.num_layers());
+  for_each_layer(options.num_jobs, layers.size(), [&](std::size_t i) {
+    std::size_t slots = 0;
+    std::size_t most = 0;
+    for (const auto& experts : placement.layers[i].rank_experts) {
+      slots += experts.size();
+      most = std::max(most, experts.size());
+    }
+    layers[i] =
+        options.times->bound_s(training, i, static_cast<std::uint32_t>(most),
+                               static_cast<std::uint32_t>(slots - training.num_experts), effort);
+  });
+  return mean(layers);
+}
+
+// The predicted time of the placement, that of contiguous, and what none can be below.
+void print_times(const Routing& training, const Placement& placement,
+                 const PlacementOptions& options, std::optional<BoundEffort> effort) {
+  PlacementRequest request;
+  request.strategy = "contiguous";
+  request.num_ranks = placement.num_ranks;
+  request.ranks_per_node = placement.ranks_per_node;
+  const double reached_s = predicted_s(training, placement, options);
+  const double contiguous_s = predicted_s(training, make_placement(training, request), options);
+  fmt::print(
+      "Predicted there ({} dispatch on {}): {:.1f} us per layer, contiguous {:.1f} us ({:.2f} "
+      "times "
+      "as long)\n",
+      options.dispatch, options.topology, reached_s * 1e6, contiguous_s * 1e6,
+      contiguous_s / reached_s);
+  if (!effort) return;
+  const double bound_s = time_bound_s(training, placement, options, *effort);
+  fmt::print(
+      "No placement of as many slots is predicted below {:.1f} us: this one is at most {:.1f} "
+      "percent from optimal.\n",
+      bound_s * 1e6, 100.0 * (reached_s / bound_s - 1.0));
+}
+
 void write_flags(const std::filesystem::path& output, const std::string& flags) {
   std::filesystem::path path = output;
   path += ".flags";
@@ -135,8 +195,8 @@ void write_flags(const std::filesystem::path& output, const std::string& flags) 
   fmt::print("{}:\n{}", path.string(), flags);
 }
 
-void run_place(const PlaceArguments& arguments) {
-  const PlacementOptions& options = arguments.options;
+void run_place(PlaceArguments& arguments) {
+  PlacementOptions& options = arguments.options;
   const auto format = parse_placement_format(arguments.format);
   if (!format) {
     throw InputError("--format", fmt::format("'{}'", arguments.format),
@@ -149,6 +209,12 @@ void run_place(const PlaceArguments& arguments) {
       replica_choice_option(options).value_or(default_replica_choice(*format));
   const Trace trace = read_moet(options.trace);
   const std::optional<ModelShape> model = find_model(options, trace);
+  bound_option(arguments.bound);
+  std::optional<Routing> training;
+  if (const auto* routing = std::get_if<Routing>(&trace)) {
+    training = select(*routing, part_option("--train", options.train));
+    options.times = layer_times_option(options, trace, *training);
+  }
   const Placement placement =
       options.replicas == "auto"
           ? recommend_replicas(trace, arguments, choice, model)
@@ -173,10 +239,10 @@ void run_place(const PlaceArguments& arguments) {
                             arguments.weights, model->name)
               : "");
   }
-  const auto* routing = std::get_if<Routing>(&trace);
-  if (routing != nullptr && !arguments.no_bound) {
-    const Routing training = select(*routing, part_option("--train", options.train));
-    if (training.num_tokens() > 0) print_bound(training, placement, options);
+  const std::optional<BoundEffort> effort = bound_option(arguments.bound);
+  if (training && training->num_tokens() > 0) {
+    if (effort) print_bound(*training, placement, options, *effort);
+    if (options.times != nullptr) print_times(*training, placement, options, effort);
   }
   if (const std::string flags = launch_flags(placement, *format, arguments.output);
       !flags.empty()) {
@@ -213,8 +279,7 @@ void add_place_command(CLI::App& app) {
       ->add_option("--weights", arguments->weights,
                    "Type of the experts' weights, for the memory of replicas: bf16, fp8")
       ->capture_default_str();
-  command->add_flag("--no-bound", arguments->no_bound,
-                    "Do not compute how far the placement is from optimal at most");
+  add_bound_option(*command, arguments->bound);
   command->footer(
       "Examples:\n  coterie place law.moet --ranks 8 --strategy collaboration_refined "
       "--max-imbalance 1.1 -o placement.json\n  coterie place law.moet --ranks 8 --strategy "

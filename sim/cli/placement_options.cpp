@@ -61,6 +61,23 @@ void add_time_options(CLI::App& command, PlacementOptions& options) {
   add_set_option(command, options.overrides, "the topology (or transport.KEY)");
 }
 
+void add_bound_option(CLI::App& command, std::string& bound) {
+  command
+      .add_option("--bound", bound,
+                  "How hard to look for a bound on what is possible: quick (milliseconds per "
+                  "layer), tight (about a second), none")
+      ->capture_default_str();
+  command.add_flag_callback(
+      "--no-bound", [&bound] { bound = "none"; }, "The same as --bound none");
+}
+
+std::optional<BoundEffort> bound_option(const std::string& bound) {
+  if (bound == "none") return std::nullopt;
+  if (bound == "quick") return BoundEffort::kQuick;
+  if (bound == "tight") return BoundEffort::kTight;
+  throw InputError("--bound", fmt::format("'{}'", bound), "one of quick, tight, none");
+}
+
 namespace {
 
 PayloadType payload_option(const char* option, const std::string& value) {
@@ -159,8 +176,9 @@ Placement learn_placement(const Trace& trace, const PlacementOptions& options,
   PlacementRequest request;
   request.strategy = options.strategy;
   request.num_ranks = *options.num_ranks;
-  request.ranks_per_node =
-      options.ranks_per_node.value_or(default_ranks_per_node(request.num_ranks));
+  request.ranks_per_node = options.ranks_per_node.value_or(
+      options.times != nullptr ? options.times->cost().ranks_per_node
+                               : default_ranks_per_node(request.num_ranks));
   request.seed = options.seed;
   request.max_imbalance = options.max_imbalance;
   request.max_node_imbalance = options.max_node_imbalance;
@@ -178,12 +196,7 @@ Placement learn_placement(const Trace& trace, const PlacementOptions& options,
     return placement;
   }
   const Routing training = select(*routing, part);
-  if (strategy_needs_times(options.strategy)) {
-    request.times = layer_times_option(options, trace, training);
-    if (request.times != nullptr && !options.ranks_per_node) {
-      request.ranks_per_node = request.times->cost().ranks_per_node;
-    }
-  }
+  if (strategy_needs_times(options.strategy)) request.times = options.times;
   Placement placement = make_placement(training, request);
   placement.trained_on = training_label(*routing, part);
   return placement;

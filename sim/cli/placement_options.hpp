@@ -35,7 +35,14 @@ struct PlacementOptions {
   std::string combine_payload = "bf16";
   std::optional<std::uint32_t> tokens_per_rank;
   std::vector<std::string> overrides;
+  // What those say, once it is known (layer_times_option).
+  std::shared_ptr<const LayerTimes> times;
 };
+
+// Adds --bound, and --no-bound for none.
+void add_bound_option(CLI::App& command, std::string& bound);
+// Nothing for "none". Throws InputError for other names than quick and tight.
+std::optional<BoundEffort> bound_option(const std::string& bound);
 
 // Adds the trace and what describes the ranks and the strategy.
 void add_placement_options(CLI::App& command, PlacementOptions& options);

@@ -27,6 +27,7 @@ namespace {
 
 constexpr std::uint64_t kMaxTimedSteps = 4;
 constexpr std::uint64_t kMaxSteps = 64;
+constexpr std::uint64_t kQuickBoundTokens = 1 << 16;
 constexpr double kSame = 1.02;  // channels whose rates differ less are one
 
 // Tokens that choose experts uniformly, a sequence per rank.
@@ -252,7 +253,77 @@ class PredictedTimes : public LayerTimes {
     return tokens;
   }
 
+  // Rank r ends no earlier than notify + out[r] + work[r] + back[r], since its experts wait for all of its
+  // rows and its results for them; the largest over the ranks is at least the mean. The sum of the
+  // work is known but for the rows. What crosses the links of the ranks, in or out, is at least
+  //   F - T rows in all     (F: distinct ranks over all tokens, T: tokens; one row per token stays)
+  //   N - T rows over NICs  (N: distinct nodes)
+  // at the rate of the widest link. F and N are bounded (fan_out_bound). Of relayed rows it is not
+  // known whose waiting they are: the largest of the three means counts.
+  [[nodiscard]] double bound_s(const Routing& routing, std::size_t layer_idx,
+                               std::uint32_t part_capacity, std::uint32_t num_replicas,
+                               BoundEffort effort) const override {
+    const std::uint64_t steps = std::min(num_steps(routing), kMaxTimedSteps);
+    double sum_s = 0.0;
+    for (std::uint64_t step = 0; step < steps; ++step) {
+      const RankTokens tokens = deal(routing, step, steps);
+      std::vector<ExpertIdx> experts;
+      experts.reserve(tokens.trace_token.size() * routing.num_topk);
+      std::vector<double> load(routing.num_experts, 0.0);
+      const auto layer = routing.layer_experts(layer_idx);
+      for (const std::uint64_t token : tokens.trace_token) {
+        for (std::uint32_t j = 0; j < routing.num_topk; ++j) {
+          experts.push_back(layer[token * routing.num_topk + j]);
+          load[experts.back()] += 1.0;
+        }
+      }
+      double work_s = 0.0;
+      for (const double count : load) work_s += cost_.expert_s(count);
+      FanOutBoundTask task;
+      task.experts = experts;
+      task.num_topk = routing.num_topk;
+      task.num_experts = routing.num_experts;
+      task.part_capacity = part_capacity;
+      task.num_replicas = num_replicas;
+      task.effort = effort;
+      // The quick search's passes over many tokens would no longer be quick.
+      if (effort == BoundEffort::kQuick) {
+        task.max_passes = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(
+            kQuickBoundTokens / std::max<std::size_t>(1, tokens.trace_token.size()), 1, 8));
+      }
+      const auto num_tokens = static_cast<double>(tokens.trace_token.size());
+      const auto ranks = static_cast<double>(fan_out_bound(task));
+      double nodes = num_tokens;
+      if (cost_.num_nodes() > 1) {
+        task.part_capacity = part_capacity * cost_.ranks_per_node;
+        nodes = static_cast<double>(fan_out_bound(task));
+      }
+      const double rows = cost_.rows_are_copies ? num_tokens * routing.num_topk : ranks;
+      const double work = work_s + cost_.row_s * rows;
+      const double out = wire_s(0, ranks - num_tokens, nodes - num_tokens);
+      const double back = wire_s(1, ranks - num_tokens, nodes - num_tokens);
+      sum_s += notify_s_ +
+               (cost_.relayed ? std::max({work, out, back}) : work + out + back) / setup_.num_ranks;
+    }
+    return sum_s / static_cast<double>(steps);
+  }
+
  private:
+  // Seconds, summed over the ranks, that rows between ranks take of the links at the ranks, `network_rows`
+  // of them of NICs. A rank is as slow as the slower of its NVLink port and its NIC, and the rows may
+  // be shared out between them as suits best.
+  [[nodiscard]] double wire_s(std::size_t d, double rows, double network_rows) const {
+    const Wire& wire = wires_[d];
+    const double network =
+        wire.all_cross_nics ? std::max(0.0, network_rows) * wire.network_row_s : 0.0;
+    if (cost_.relayed || !wire.all_counted) return network;
+    const double a = wire.scale_up_row_s;
+    const double b = wire.network_row_s;
+    // A tier that no row crosses takes none.
+    const double shared = a > 0.0 && b > 0.0 ? a * b / (a + b) : a + b;
+    return std::max(network, std::max(0.0, rows) * shared);
+  }
+
   // Where a step has a small part of the routing, as many steps as make up the whole.
   [[nodiscard]] std::uint64_t num_steps(const Routing& routing) const {
     if (!setup_.tokens_per_rank) return 1;
@@ -454,6 +525,45 @@ class PredictedTimes : public LayerTimes {
     keep_slowest(direction.channels);
   }
 
+  // What a row takes of the links at the rank that serves it.
+  void set_wires(const LayerPlan& plan, const Usage& usage) {
+    const LayerProgram layer = program_of(plan);
+    const Routes routes = resolve_routes(layer.program, network_);
+    notify_s_ = make_transport(setup_.cluster, setup_.transport)
+                    ->notify()
+                    .value_or(setup_.cluster.overheads.notify)
+                    .value;
+    const std::span<const Link> links = network_.links();
+    const std::array<double, 2> row_bytes{
+        static_cast<double>(row_payload(setup_.dispatch_payload, setup_.model.hidden).value),
+        static_cast<double>(row_payload(setup_.combine_payload, setup_.model.hidden).value)};
+    std::array<std::array<double, 2>, 2> widest{};  // [direction][0: scale-up, 1: network]
+    for (std::size_t op = 0; op < layer.program.num_ops(); ++op) {
+      if (!layer.program.is_transfer(op)) continue;
+      const Phase phase = layer.phase[op];
+      const std::size_t d = phase == Phase::kCombine || phase == Phase::kGather ? 1 : 0;
+      const std::uint32_t server = d == 1 ? layer.program.src[op] : layer.program.dst[op];
+      std::array<double, 2> narrowest{};
+      bool crosses_network = false;
+      for (const std::uint32_t link : routes.of(op)) {
+        if (link >= links.size()) continue;
+        const bool network = links[link].tier == Tier::kNetwork;
+        crosses_network |= network;
+        if (cost_.relayed ? !network : usage.only_rank[d][link] != server) continue;
+        double& capacity = narrowest[network ? 1 : 0];
+        capacity = capacity > 0.0 ? std::min(capacity, routes.largest[link]) : routes.largest[link];
+      }
+      const std::size_t tier = narrowest[1] > 0.0 ? 1 : 0;
+      if (narrowest[tier] <= 0.0) wires_[d].all_counted = false;
+      if (crosses_network && tier == 0) wires_[d].all_cross_nics = false;
+      widest[d][tier] = std::max(widest[d][tier], narrowest[tier]);
+    }
+    for (std::size_t d = 0; d < 2; ++d) {
+      if (widest[d][0] > 0.0) wires_[d].scale_up_row_s = row_bytes[d] / widest[d][0];
+      if (widest[d][1] > 0.0) wires_[d].network_row_s = row_bytes[d] / widest[d][1];
+    }
+  }
+
   void set_expert_times(double copy_s) {
     const std::unique_ptr<Transport> transport = make_transport(setup_.cluster, setup_.transport);
     const PayloadType type =
@@ -496,6 +606,13 @@ class PredictedTimes : public LayerTimes {
   LayerTimesSetup setup_;
   Network network_;
   LayerCost cost_;
+  double notify_s_ = 0.0;
+  struct Wire {
+    double scale_up_row_s = 0.0, network_row_s = 0.0;  // of a row that crosses the tier
+    bool all_counted = true;     // every row crosses a link that only rows of its rank cross
+    bool all_cross_nics = true;  // rows between nodes cross the NIC of their rank
+  };
+  std::array<Wire, 2> wires_;  // by direction
   std::string key_;
 };
 

@@ -248,7 +248,7 @@ void add_rows(const Options& options, const Set& set, std::uint32_t num_ranks, T
   const Placement best = make_placement(set.training, best_request);
   const double bound =
       mean_distance(fan_out_distance(set.training, best, measure(set.training, best).fan_out,
-                                     std::nullopt, kJobs))
+                                     std::nullopt, BoundEffort::kTight, kJobs))
           .bound;
   const auto add = [&](const std::string& name, const Placement& placement, double seconds,
                        double least) {
@@ -276,7 +276,7 @@ void add_rows(const Options& options, const Set& set, std::uint32_t num_ranks, T
     if (contender.request.num_replicas > 0) {
       least = mean_distance(fan_out_distance(set.training, placement,
                                              measure(set.training, placement).fan_out, std::nullopt,
-                                             kJobs))
+                                             BoundEffort::kTight, kJobs))
                   .bound;
     }
     add(contender.name, placement, seconds, least);

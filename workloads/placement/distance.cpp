@@ -7,7 +7,6 @@
 #include <thread>
 
 #include "core/error.hpp"
-#include "workloads/placement/fan_out_bound.hpp"
 
 namespace coterie {
 
@@ -38,7 +37,7 @@ void for_each_layer(unsigned num_jobs, std::size_t num_layers,
 std::vector<FanOutDistance> fan_out_distance(const Routing& routing, const Placement& placement,
                                              const std::vector<double>& reached,
                                              std::optional<double> max_imbalance,
-                                             unsigned num_jobs) {
+                                             BoundEffort effort, unsigned num_jobs) {
   std::vector<FanOutDistance> result(routing.num_layers());
   for_each_layer(num_jobs, routing.num_layers(), [&](std::size_t i) {
     const LayerPlacement& layer = placement.layers.at(i);
@@ -52,6 +51,7 @@ std::vector<FanOutDistance> fan_out_distance(const Routing& routing, const Place
     }
     const auto num_tokens = static_cast<double>(routing.num_tokens());
     FanOutBoundTask task;
+    task.effort = effort;
     task.experts = routing.layer_experts(i);
     task.num_topk = routing.num_topk;
     task.num_experts = routing.num_experts;

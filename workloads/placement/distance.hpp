@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "workloads/placement/fan_out_bound.hpp"
 #include "workloads/placement/placement.hpp"
 
 namespace coterie {
@@ -24,7 +25,7 @@ struct FanOutDistance {
 std::vector<FanOutDistance> fan_out_distance(const Routing& routing, const Placement& placement,
                                              const std::vector<double>& reached,
                                              std::optional<double> max_imbalance,
-                                             unsigned num_jobs);
+                                             BoundEffort effort, unsigned num_jobs);
 // Of all layers together: both sides averaged.
 FanOutDistance mean_distance(const std::vector<FanOutDistance>& layers);
 

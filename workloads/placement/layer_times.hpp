@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "workloads/placement/fan_out_bound.hpp"
 #include "workloads/placement/placement.hpp"
 #include "workloads/trace/routing.hpp"
 
@@ -74,6 +75,11 @@ class LayerTimes {
   // from. A step sees the beginning of the sequences that it is dealt, which need not be like the
   // rest.
   [[nodiscard]] virtual std::vector<std::uint64_t> step_tokens(const Routing& routing) const = 0;
+  // What mean over the same steps no placement of the layer can be below, seconds. `part_capacity` are
+  // the slots of the fullest rank, `num_replicas` those of all ranks beyond one per expert.
+  [[nodiscard]] virtual double bound_s(const Routing& routing, std::size_t layer_idx,
+                                       std::uint32_t part_capacity, std::uint32_t num_replicas,
+                                       BoundEffort effort) const = 0;
   // Names everything that the times depend on besides the routing and the placement.
   [[nodiscard]] virtual const std::string& key() const = 0;
 };

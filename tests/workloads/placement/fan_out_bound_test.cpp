@@ -52,6 +52,14 @@ FanOutBoundTask task_for(const Routing& routing, std::uint32_t num_parts) {
   return task;
 }
 
+// The higher of the quick bound and the tight one: where it is valid, both are.
+std::uint64_t higher_bound(FanOutBoundTask task) {
+  task.effort = BoundEffort::kTight;
+  const std::uint64_t tight = fan_out_bound(task);
+  task.effort = BoundEffort::kQuick;
+  return std::max(tight, fan_out_bound(task));
+}
+
 struct Optimum {
   std::uint64_t fan_out = std::numeric_limits<std::uint64_t>::max();
   std::vector<std::uint32_t> part_of;
@@ -83,13 +91,13 @@ TEST(FanOutBound, IsBelowTheOptimumOfSmallCases) {
     for (const std::uint32_t parts : {2u, 4u}) {
       const Optimum best = exhaustive(routing, parts, kNoCap);
       FanOutBoundTask task = task_for(routing, parts);
-      EXPECT_LE(fan_out_bound(task), best.fan_out) << "seed " << seed;
+      EXPECT_LE(higher_bound(task), best.fan_out) << "seed " << seed;
       std::vector<std::uint32_t> other(8);
       for (std::uint32_t e = 0; e < 8; ++e) other[e] = e % parts;
       task.known = other;
-      EXPECT_LE(fan_out_bound(task), best.fan_out) << "seed " << seed;
+      EXPECT_LE(higher_bound(task), best.fan_out) << "seed " << seed;
       task.known = best.part_of;
-      EXPECT_LE(fan_out_bound(task), best.fan_out) << "seed " << seed;
+      EXPECT_LE(higher_bound(task), best.fan_out) << "seed " << seed;
       if (parts == 4) {
         EXPECT_GE(static_cast<double>(fan_out_bound(task)), 0.9 * static_cast<double>(best.fan_out))
             << "seed " << seed;
@@ -105,9 +113,9 @@ TEST(FanOutBound, IsBelowTheOptimumWithPartsOfThree) {
     const Routing routing = planted_routing({9, 4, 50, 2, 1}, 3, 0.6, seed);
     const Optimum best = exhaustive(routing, 3, kNoCap);
     FanOutBoundTask task = task_for(routing, 3);
-    EXPECT_LE(fan_out_bound(task), best.fan_out) << "seed " << seed;
+    EXPECT_LE(higher_bound(task), best.fan_out) << "seed " << seed;
     task.known = best.part_of;
-    EXPECT_LE(fan_out_bound(task), best.fan_out) << "seed " << seed;
+    EXPECT_LE(higher_bound(task), best.fan_out) << "seed " << seed;
     EXPECT_GE(static_cast<double>(fan_out_bound(task)), 0.85 * static_cast<double>(best.fan_out))
         << "seed " << seed;
   }
@@ -181,7 +189,7 @@ TEST(FanOutBound, HoldsWithReplicas) {
       task.part_capacity = shape.capacity;
       task.num_replicas = shape.capacity * shape.num_ranks - shape.num_experts;
       task.known_fan_out = best;
-      EXPECT_LE(fan_out_bound(task), best) << shape.num_experts << " experts, seed " << seed;
+      EXPECT_LE(higher_bound(task), best) << shape.num_experts << " experts, seed " << seed;
     }
   }
 }
@@ -229,11 +237,29 @@ TEST(FanOutBound, IsTightOnRecordedRoutingInPairs) {
       reached.push_back(fan_out(routing, i, placement.layers[i], 8, tokens).fanout_ranks);
     }
     for (const FanOutDistance& layer :
-         fan_out_distance(routing, placement, reached, std::nullopt, 2)) {
+         fan_out_distance(routing, placement, reached, std::nullopt, BoundEffort::kTight, 2)) {
       EXPECT_GE(layer.excess(), 0.0);
       EXPECT_LE(layer.excess(), excess);
     }
   }
+}
+
+// Milliseconds from any placement: 64 experts in eights on 8 ranks, from the contiguous placement.
+// Measured: 14 percent below the tight bound.
+TEST(FanOutBound, IsUsefulWhenQuick) {
+  const std::filesystem::path path =
+      std::filesystem::path(COTERIE_DATA) / "traces" / "deepseek-v2-lite-esft" / "law.npz";
+  if (!std::filesystem::exists(path)) GTEST_SKIP() << "no recorded trace " << path;
+  const std::vector<std::filesystem::path> inputs = {path};
+  const auto trace = std::get<Routing>(import_traces(inputs, "npz", {}).trace);
+  const std::vector<std::size_t> first = {1};
+  const Routing routing = select_layers(select(trace, SequencePart::kEven), first);
+  FanOutBoundTask task = task_for(routing, 8);
+  const auto tight = static_cast<double>(fan_out_bound(task));
+  task.effort = BoundEffort::kQuick;
+  const auto quick = static_cast<double>(fan_out_bound(task));
+  EXPECT_LE(quick, tight);
+  EXPECT_GE(quick, 0.82 * tight);
 }
 
 // A v = lambda v, orthonormal v and ascending lambda, of random matrices and of ones with equal
