@@ -77,6 +77,10 @@ if __name__ == "__main__":
     draw_alltoall({"points": sum(sizes, [])})
     draw_scatter({part: found[f"Our runs on a shared H200: {part}"] for part in ("dispatch", "combine", "whole layer")},
                  "validation_layers", (9.6, 3.5), "measured, two layers (ms)")
+    draw_scatter({part: found[f"Our runs over NVLink: {title}"] for part, title in (
+                      ("dispatch", "dispatch of at least 20 us"), ("combine", "combine of at least 20 us"), ("expert MLP", "expert MLP"),
+                      ("whole layer", "whole layer"))},
+                 "validation_nvlink", (12.4, 3.5), "measured, one layer (ms)")
     draw_scatter({"expert MLP": found["Expert MLP (H200, BF16), every other batch size left out"],
                   "DeepEP kernels": found["DeepEP normal kernels, one node, from 64 tokens"]},
                  "validation_kernels", (7.6, 3.7), "measured (ms)")

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "core/clocks.hpp"
 #include "core/metrics.hpp"
 #include "core/statistics.hpp"
 #include "runtime/control/channel.hpp"
@@ -44,12 +45,31 @@ RankTimes unpack_times(const std::string& bytes) {
   return times;
 }
 
+namespace {
+
+// clock_leads of one iteration; zeros where there is no notify step.
+std::vector<double> leads_of(const std::vector<RankTimes>& ranks, std::size_t iteration,
+                             std::size_t layer_idx) {
+  std::vector<double> notify_end_s;
+  for (const RankTimes& rank : ranks) {
+    for (const PhaseSpan& span : rank[iteration][layer_idx].phases) {
+      if (span.phase == Phase::kNotify) notify_end_s.push_back(span.end_s);
+    }
+  }
+  if (notify_end_s.size() != ranks.size()) return std::vector<double>(ranks.size(), 0.0);
+  return clock_leads(notify_end_s);
+}
+
+}  // namespace
+
 void fill_times(const std::vector<RankTimes>& ranks, std::size_t layer_idx, LayerReport& report) {
   const std::size_t num_iterations = ranks.front().size();
   report.samples_s.assign(num_iterations, 0.0);
   for (std::size_t i = 0; i < num_iterations; ++i) {
-    for (const RankTimes& rank : ranks) {
-      report.samples_s[i] = std::max(report.samples_s[i], rank[i][layer_idx].time_s());
+    const std::vector<double> leads = leads_of(ranks, i, layer_idx);
+    for (std::size_t r = 0; r < ranks.size(); ++r) {
+      report.samples_s[i] =
+          std::max(report.samples_s[i], ranks[r][i][layer_idx].time_s() - leads[r]);
     }
   }
   const std::size_t typical = median_position(report.samples_s);
@@ -69,6 +89,7 @@ void fill_times(const std::vector<RankTimes>& ranks, std::size_t layer_idx, Laye
     }
     report.phases.push_back(std::move(times));
   }
+  align_clocks(report);
 }
 
 std::vector<TransferGroup> transfer_groups(const LayerPlan& plan, const Network& network,

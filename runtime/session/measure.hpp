@@ -16,7 +16,8 @@ using RankTimes = std::vector<std::vector<LayerTimes>>;
 std::string pack_times(const RankTimes& times);
 RankTimes unpack_times(const std::string& bytes);
 
-// The measured half of a layer's report: per iteration the maximum over ranks; the layer's time and
+// The measured half of a layer's report: per iteration the maximum over ranks, whose clocks are set
+// where they leave the notify step together (core/clocks.hpp); the layer's time and
 // the begin and end of its phases are those of the iteration nearest to the median of these (the
 // lower of two), so that the phases add up to the time.
 void fill_times(const std::vector<RankTimes>& ranks, std::size_t layer_idx, LayerReport& report);

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/clocks.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/metrics.hpp"
@@ -115,6 +116,17 @@ double variance(const std::vector<double>& samples) {
   return sum / static_cast<double>(samples.size() - 1);
 }
 
+// Reports of version 0.1 count from every rank's own start. Every rank needs results of all others in
+// these runs.
+void set_clocks(LayerReport& layer) {
+  align_clocks(layer);
+  for (const PhaseTimes& times : layer.phases) {
+    if (times.phase != Phase::kMerge) continue;
+    const double last_s = *std::max_element(times.end_s.begin(), times.end_s.end());
+    layer.combine_ready_s.assign(times.end_s.size(), last_s);
+  }
+}
+
 struct Total {
   double measured_s = 0.0, deviation_s = 0.0, predicted_s = 0.0;
 };
@@ -161,7 +173,10 @@ void count_pairs(const std::vector<Total>& totals, NvlinkRuns& out) {
 
 void add_report(const fs::path& path, const fs::path& traces, const fs::path& topology,
                 const fs::path& scratch, NvlinkRuns& out) {
-  const Results measured = read_results_or_report(path.string());
+  Results measured = read_results_or_report(path.string());
+  for (RunReport& run : measured.runs) {
+    for (LayerReport& layer : run.layers) set_clocks(layer);
+  }
   const RunReport& first = measured.runs.front();
   const fs::path file = scratch / "experiment.yaml";
   write_file(file, experiment_text(first, trace_file(traces, first.trace, scratch), topology));

@@ -319,6 +319,9 @@ void fit_rows(const FitArguments& arguments, Cluster& cluster) {
     const std::string text =
         fmt::format("median {}, worst {} over exchanges left out in four folds",
                     percent(median(std::move(errors))), percent(worst));
+    if (!cluster.relative_uncertainty) {
+      cluster.relative_uncertainty = uncertainty_of(fit.held_out);
+    }
     cluster.provenance.emplace_back(name + "_held_out_error", text);
     fmt::print("\n{}: {}\n", name, text);
   }
@@ -519,7 +522,9 @@ runs in `runtime/results`. `notebooks/draw_validation.py` draws the figures from
 
 ![All-to-alls of left-out sizes](notebooks/figures/validation_alltoall.png)
 
-![Whole layers predicted from the probe's curves](notebooks/figures/validation_layers.png)
+![Layers over NVLink predicted from the probe of the same machine](notebooks/figures/validation_nvlink.png)
+
+![Whole layers on a shared GPU predicted from the probe's curves](notebooks/figures/validation_layers.png)
 
 ![Expert MLPs on left-out batch sizes, DeepEP kernels of left-out model shapes](notebooks/figures/validation_kernels.png)
 

@@ -26,6 +26,21 @@ TEST(Measure, TheSlowestRankCountsInEveryIteration) {
   EXPECT_EQ(report.phases[1].begin_s, (std::vector<double>{1.0, 3.0}));
 }
 
+// Rank 0 comes 2 s before rank 1 and waits in the notify step: 3 s instead of 1. Both end their dispatch
+// 4 s after it, so the layer takes 5 s from the moment when both are there.
+TEST(Measure, ClocksAreSetAtTheNotifyStep) {
+  const auto times = [](double notify_s) {
+    return LayerTimes{
+        {{Phase::kNotify, 0.0, notify_s}, {Phase::kDispatch, notify_s, notify_s + 4.0}}};
+  };
+  LayerReport report;
+  fill_times({{{times(3.0)}}, {{times(1.0)}}}, 0, report);
+  EXPECT_EQ(report.time_s, 5.0);
+  EXPECT_EQ(report.samples_s, (std::vector<double>{5.0}));
+  EXPECT_EQ(report.phases[0].begin_s, (std::vector<double>{-2.0, 0.0}));
+  EXPECT_EQ(report.phases[1].end_s, (std::vector<double>{5.0, 5.0}));
+}
+
 TEST(Measure, TimesSurviveTheirMessage) {
   const RankTimes times{{layer(0.25, 0.5), layer(1.0, 2.0)}, {layer(3.0, 4.0), layer(5.0, 6.0)}};
   const RankTimes back = unpack_times(pack_times(times));
