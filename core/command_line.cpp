@@ -16,9 +16,7 @@
 #include "core/file.hpp"
 
 namespace coterie {
-namespace {
 
-// What was printed and has not reached its destination: a full disk, a closed descriptor.
 void flush_standard_output() {
   std::cout.flush();
   errno = 0;
@@ -29,8 +27,6 @@ void flush_standard_output() {
   throw InputError(
       fmt::format("standard output: writing failed: {}", std::strerror(cause != 0 ? cause : EIO)));
 }
-
-}  // namespace
 
 void prepare_standard_descriptors() {
   // A file that is opened later would get the number of a closed one, and what a library prints

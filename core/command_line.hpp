@@ -14,6 +14,10 @@ namespace coterie {
 // `main` does.
 void prepare_standard_descriptors();
 
+// Throws InputError if something that was printed on stdout cannot be written: a full disk, a closed
+// descriptor.
+void flush_standard_output();
+
 // The InputError that an exception of std::filesystem stands for: path and cause. Absent for others.
 std::optional<InputError> file_system_fault(const std::exception& error);
 

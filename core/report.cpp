@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
+#include <utility>
 
 #include "core/error.hpp"
 #include "core/file.hpp"
@@ -96,9 +98,23 @@ void read_if(const json& document, const char* key, std::optional<T>& target) {
   if (document.contains(key)) target = document.at(key).get<T>();
 }
 
+// Whole numbers from zero; their sums over a report stay exact in 64 bits and in double.
+template <class T>
+void read_count(const json& document, const char* key, T& target) {
+  constexpr std::int64_t kMost = std::int64_t{1} << 50;
+  const json& value = document.at(key);
+  const std::int64_t number = value.is_number_integer() ? value.get<std::int64_t>() : -1;
+  const bool fits = value.is_number_unsigned() || number >= 0;
+  if (!fits || number < 0 || number > kMost ||
+      std::cmp_greater(number, std::numeric_limits<T>::max())) {
+    throw std::invalid_argument(fmt::format("{} {}", key, json_excerpt(value)));
+  }
+  target = static_cast<T>(number);
+}
+
 LayerReport layer_from(const json& document) {
   LayerReport layer;
-  document.at("layer").get_to(layer.layer);
+  read_count(document, "layer", layer.layer);
   document.at("time_s").get_to(layer.time_s);
   read_if(document, "bound_s", layer.bound_s);
   read_if(document, "low_s", layer.low_s);
@@ -115,6 +131,11 @@ LayerReport layer_from(const json& document) {
     times.phase = phase_from(entry);
     entry.at("begin_s").get_to(times.begin_s);
     entry.at("end_s").get_to(times.end_s);
+    if (times.begin_s.size() != times.end_s.size()) {
+      throw std::invalid_argument(fmt::format("{} begins and {} ends of phase {}",
+                                              times.begin_s.size(), times.end_s.size(),
+                                              to_string(times.phase)));
+    }
     read_if(entry, "samples_s", times.samples_s);
     layer.phases.push_back(std::move(times));
   }
@@ -123,11 +144,11 @@ LayerReport layer_from(const json& document) {
     TransferGroup group;
     group.phase = phase_from(entry);
     entry.at("tier").get_to(group.tier);
-    entry.at("num_transfers").get_to(group.num_transfers);
-    entry.at("num_rows").get_to(group.num_rows);
-    entry.at("bytes").get_to(group.bytes);
-    entry.at("max_rank_send_bytes").get_to(group.max_rank_send);
-    entry.at("max_rank_receive_bytes").get_to(group.max_rank_receive);
+    read_count(entry, "num_transfers", group.num_transfers);
+    read_count(entry, "num_rows", group.num_rows);
+    read_count(entry, "bytes", group.bytes);
+    read_count(entry, "max_rank_send_bytes", group.max_rank_send);
+    read_count(entry, "max_rank_receive_bytes", group.max_rank_receive);
     read_if(entry, "begin_s", group.begin_s);
     read_if(entry, "end_s", group.end_s);
     layer.groups.push_back(std::move(group));
@@ -322,9 +343,11 @@ RunReport report_from_json(const json& document, const std::string& where) {
     read_if(document, "transport", report.transport);
     document.at("model").get_to(report.model);
     read_if(document, "trace", report.trace);
-    document.at("num_ranks").get_to(report.num_ranks);
-    read_if(document, "num_groups", report.num_groups);
-    read_if(document, "tokens_per_rank", report.tokens_per_rank);
+    read_count(document, "num_ranks", report.num_ranks);
+    if (document.contains("num_groups")) read_count(document, "num_groups", report.num_groups);
+    if (document.contains("tokens_per_rank")) {
+      read_count(document, "tokens_per_rank", report.tokens_per_rank);
+    }
     document.at("payload").at("dispatch").get_to(report.dispatch_payload);
     document.at("payload").at("combine").get_to(report.combine_payload);
     read_if(document, "provenance", report.provenance);

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <map>
+#include <utility>
 
 #include "core/file.hpp"
 
@@ -56,34 +58,57 @@ constexpr std::size_t kMaxValues = 1'000'000;
 constexpr std::size_t kMaxLevels = 64;
 constexpr std::uint64_t kMaxDocumentBytes = std::uint64_t{64} << 20;
 
+// Looks at every value once, however often aliases name it.
 class TreeCheck {
  public:
   explicit TreeCheck(const std::string& name) : name_(name) {}
 
-  void visit(const YAML::Node& node) {
-    if (++num_values_ > kMaxValues) {
-      fail(node, fmt::format("more than {} values once aliases are written out", kMaxValues));
-    }
-    if (!node.IsMap() && !node.IsSequence()) return;
+  void check(const YAML::Node& root) { (void)visit(root); }
+
+ private:
+  struct Size {
+    std::size_t num_values = 1;
+    std::size_t num_levels = 0;
+  };
+
+  Size visit(const YAML::Node& node) {
+    if (!node.IsMap() && !node.IsSequence()) return {};
     for (const YAML::Node& above : open_) {
       if (above.is(node)) fail(node, "an alias inside of what it names");
     }
-    if (open_.size() == kMaxLevels) {
-      fail(node, fmt::format("lists and maps more than {} levels inside each other", kMaxLevels));
-    }
-    open_.push_back(node);
-    for (const auto& entry : node) {
-      if (node.IsMap()) {
-        visit(entry.first);
-        visit(entry.second);
-      } else {
-        visit(entry);
+    const std::pair place(node.Mark().pos, node.IsMap());
+    Size size;
+    if (const auto found = known_.find(place); found != known_.end()) {
+      size = found->second;
+    } else {
+      if (open_.size() == kMaxLevels) fail_levels(node);
+      open_.push_back(node);
+      for (const auto& entry : node) {
+        if (node.IsMap()) {
+          add(node, size, visit(entry.first));
+          add(node, size, visit(entry.second));
+        } else {
+          add(node, size, visit(entry));
+        }
       }
+      ++size.num_levels;
+      open_.pop_back();
+      known_[place] = size;
     }
-    open_.pop_back();
+    if (open_.size() + size.num_levels > kMaxLevels) fail_levels(node);
+    return size;
   }
 
- private:
+  void add(const YAML::Node& node, Size& size, const Size& part) const {
+    size.num_values += part.num_values;
+    size.num_levels = std::max(size.num_levels, part.num_levels);
+    if (size.num_values > kMaxValues) {
+      fail(node, fmt::format("more than {} values once aliases are written out", kMaxValues));
+    }
+  }
+  [[noreturn]] void fail_levels(const YAML::Node& node) const {
+    fail(node, fmt::format("lists and maps more than {} levels inside each other", kMaxLevels));
+  }
   [[noreturn]] void fail(const YAML::Node& node, const std::string& found) const {
     const YAML::Mark mark = node.Mark();
     throw InputError(
@@ -92,8 +117,8 @@ class TreeCheck {
   }
 
   const std::string& name_;
-  std::size_t num_values_ = 0;
   std::vector<YAML::Node> open_;  // the maps and lists around the one that is looked at
+  std::map<std::pair<int, bool>, Size> known_;  // by position in the text and kind
 };
 
 void apply_override(YAML::Node root, const Override& override_) {
@@ -104,7 +129,7 @@ void apply_override(YAML::Node root, const Override& override_) {
   } catch (const YAML::Exception& error) {
     throw InputError(where, fmt::format("\"{}\" ({})", override_.value, error.msg), "a YAML value");
   }
-  TreeCheck(where).visit(value);
+  TreeCheck(where).check(value);
   const std::vector<std::string> parts = split_path(override_.key);
   YAML::Node node;
   node.reset(root);
@@ -318,7 +343,7 @@ YamlValue parse_yaml(std::string_view text, const std::string& name,
                                  error.mark.column + 1, error.msg));
   }
   if (!root.IsDefined() || root.IsNull()) throw InputError(name, "an empty document", "keys");
-  TreeCheck(name).visit(root);
+  TreeCheck(name).check(root);
   auto overridden = std::make_shared<std::vector<std::string>>();
   for (const Override& override_ : overrides) {
     apply_override(root, override_);

@@ -211,7 +211,9 @@ int main(int argc, char** argv) {
   spdlog::set_pattern("%^%l%$: %v");
   std::signal(SIGPIPE, SIG_IGN);
   try {
-    return run_program(argc, argv);
+    const int code = run_program(argc, argv);
+    flush_standard_output();
+    return code;
   } catch (const Error& error) {
     leave(error.what(), error.exit_code());
   } catch (const std::exception& error) {

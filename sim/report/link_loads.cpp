@@ -46,6 +46,7 @@ LinkLoads fill_bins(std::span<const Sample> samples) {
   LinkLoads loads{samples.front().link, std::vector<double>(kLoadBins, 0.0)};
   const double begin_s = samples.front().time_s;
   const double bin_s = (samples.back().time_s - begin_s) / static_cast<double>(kLoadBins);
+  if (!(bin_s > 0.0)) return loads;  // nothing passed
   const auto bin_of = [&](const Sample& sample) {
     const double bin = std::round((sample.time_s - begin_s) / bin_s);
     return std::min(static_cast<std::size_t>(std::max(bin, 0.0)), kLoadBins);

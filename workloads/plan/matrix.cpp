@@ -12,6 +12,7 @@ namespace {
 
 constexpr std::uint32_t kMaxRanks = 1u << 20;
 constexpr double kPicosecond = 1e-12;
+constexpr double kMaxStart = 1e21;  // picoseconds: 31 years, as long as any time may be (units.cpp)
 
 // Walks through the lines of a text and their words, and knows where it is.
 class LineReader {
@@ -150,8 +151,8 @@ TrafficEntry parse_connection(const LineReader& reader, const Words& words,
       const auto [end, status] =
           std::from_chars(value.text.data(), value.text.data() + value.text.size(), start);
       if (status != std::errc{} || end != value.text.data() + value.text.size() ||
-          !std::isfinite(start) || start < 0.0) {
-        throw reader.error(value, "a start in picoseconds, at least 0");
+          !(start >= 0.0 && start <= kMaxStart)) {
+        throw reader.error(value, "a start in picoseconds, from 0 to 1e21");
       }
       entry.start_s = start * kPicosecond;
       started = true;
