@@ -1,5 +1,6 @@
 // The `coterie-runtime` program: one process per rank, or the launcher of such processes.
 
+#include <fmt/format.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 #include <sys/wait.h>
@@ -15,6 +16,7 @@
 #include "core/provenance.hpp"
 #include "kernels/cuda.hpp"
 #include "runtime/control/launcher.hpp"
+#include "runtime/device/communicator.hpp"
 #include "runtime/session/probe.hpp"
 #include "runtime/session/run.hpp"
 
@@ -168,7 +170,14 @@ int run_program(int argc, char** argv) {
     }
   }
   CLI::App app{"Executes dispatch plans of MoE models on GPUs over NCCL.", "coterie-runtime"};
-  app.set_version_flag("--version", version());
+  app.set_version_flag("--version", [] {
+    int cuda = 0;
+    cudaRuntimeGetVersion(&cuda);
+    return version_text("coterie-runtime", commit(),
+                        {{"CUDA", fmt::format("{}.{}", cuda / 1000, cuda / 10 % 100)},
+                         {"NCCL", nccl_version()},
+                         {"engines, SimGrid", "not used (coterie --version)"}});
+  });
   app.require_subcommand(1);
   add_commands(app, commands);
   try {

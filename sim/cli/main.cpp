@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <mpi.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
@@ -12,6 +13,7 @@
 #include "core/file.hpp"
 #include "core/provenance.hpp"
 #include "sim/cli/commands.hpp"
+#include "sim/engines/engine.hpp"
 
 namespace {
 
@@ -25,6 +27,26 @@ void check_subcommand(const CLI::App& app, const std::string& name) {
                             fmt::format("one of {}", fmt::join(names, ", ")));
 }
 
+std::string versions() {
+  using namespace coterie;
+  char mpi[MPI_MAX_LIBRARY_VERSION_STRING] = {};
+  int length = 0;
+  MPI_Get_library_version(mpi, &length);
+  const std::string_view library(mpi, static_cast<std::size_t>(length));
+  return version_text("coterie", commit(),
+                      {{"engines", fmt::format("{}", fmt::join(engine_names(), ", "))},
+                       {"SimGrid", simgrid_version()},
+                       {"MPI", std::string(library.substr(0, library.find_first_of(",\n")))},
+                       {"CUDA, NCCL", "not used (coterie-runtime --version)"}});
+}
+
+// The words of the command line that name commands, for the help page an error points to.
+std::string command_words(const CLI::App& app) {
+  std::string words = app.get_name();
+  for (const CLI::App* command : app.get_subcommands()) words += " " + command_words(*command);
+  return words;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -35,7 +57,7 @@ int main(int argc, char** argv) {
   spdlog::set_pattern("%^%l%$: %v");
 
   CLI::App app{"Simulates expert-parallel dispatch of MoE models on GPU clusters.", "coterie"};
-  app.set_version_flag("--version", version());
+  app.set_version_flag("--version", [] { return versions(); });
   app.require_subcommand(1);
   add_simulate_command(app);
   add_sweep_command(app);
@@ -57,7 +79,7 @@ int main(int argc, char** argv) {
     } catch (const CLI::Success& success) {
       return app.exit(success);  // --help, --version
     } catch (const CLI::ParseError& error) {
-      throw InputError(std::string(error.what()) + " (see coterie --help)");
+      throw InputError(fmt::format("{} (see {} --help)", error.what(), command_words(app)));
     }
     return static_cast<int>(ExitCode::kOk);
   });

@@ -396,6 +396,14 @@ void extract(const std::string& bytes, std::size_t& position, std::vector<double
 
 }  // namespace
 
+std::string simgrid_version() {
+  int major = 0;
+  int minor = 0;
+  int patch = 0;
+  sg_version_get(&major, &minor, &patch);
+  return std::to_string(major) + "." + std::to_string(minor) + "." + std::to_string(patch);
+}
+
 Execution run_simgrid(const ResolvedProgram& resolved, const EngineOptions& options) {
   const Program& program = resolved.program;
   if (program.num_ops() == 0) return {};
