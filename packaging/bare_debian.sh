@@ -4,7 +4,7 @@
 #
 #   packaging/bare_debian.sh [FOLDER]     FOLDER: default a new one under /var/tmp, removed afterwards
 #
-# MIRROR=URL picks another mirror than deb.debian.org.
+# MIRROR=URL picks another mirror than deb.debian.org; STEPS="example test" are what is run (default).
 set -euo pipefail
 source=$(cd "$(dirname "$0")/.." && pwd)
 mirror=${MIRROR:-http://deb.debian.org/debian}
@@ -47,12 +47,10 @@ inside() { chroot "$root" /usr/bin/env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sb
 
 step "installing what quickstart.sh needs"
 inside "cd /root/coterie && ./quickstart.sh deps" >/dev/null
-step "first command: the programs and the bundled example"
-began=$SECONDS
-inside "cd /root/coterie && ./quickstart.sh" | tail -n 40
-echo "first command: $((SECONDS - began)) s on $(nproc) cores, packages not counted"
-step "tests"
-began=$SECONDS
-inside "cd /root/coterie && ./quickstart.sh test" | tail -n 12
-echo "tests: $((SECONDS - began)) s"
+for command in ${STEPS:-example test}; do
+  step "./quickstart.sh $command"
+  began=$SECONDS
+  inside "cd /root/coterie && ./quickstart.sh $command" | tail -n 40
+  echo "$command: $((SECONDS - began)) s on $(nproc) cores, packages not counted"
+done
 step "done"
