@@ -26,6 +26,12 @@ add_custom_target(programs)
 if(programs)
   add_dependencies(programs ${programs})
   install(TARGETS ${programs} RUNTIME COMPONENT programs)
+  # Loaded when needed (core/module.hpp), from lib/coterie beside bin; not in Debian's multiarch folder.
+  foreach(module coterie_simgrid coterie_mpi)
+    if(TARGET ${module})
+      install(TARGETS ${module} LIBRARY DESTINATION lib/coterie COMPONENT programs)
+    endif()
+  endforeach()
   install(FILES ${CMAKE_SOURCE_DIR}/packaging/completion.bash RENAME coterie
     DESTINATION ${CMAKE_INSTALL_DATADIR}/bash-completion/completions COMPONENT programs)
   install(FILES ${CMAKE_SOURCE_DIR}/packaging/completion.zsh RENAME _coterie
@@ -62,6 +68,9 @@ set(header_folders core topologies workloads)
 if(COTERIE_HAS_SIM)
   list(APPEND libraries coterie_sim)
   list(APPEND header_folders sim)
+endif()
+if(COTERIE_HAS_SIM)
+  target_link_options(coterie_sim INTERFACE $<INSTALL_INTERFACE:-Wl,-rpath,$<INSTALL_PREFIX>/lib/coterie>)
 endif()
 install(TARGETS ${libraries} EXPORT coterieTargets ARCHIVE COMPONENT development)
 install(DIRECTORY ${header_folders} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/coterie COMPONENT development

@@ -1,8 +1,6 @@
 // The `coterie-runtime` program: one process per rank, or the launcher of such processes.
 
 #include <fmt/format.h>
-#include <spdlog/sinks/stdout_color_sinks.h>
-#include <spdlog/spdlog.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -216,8 +214,7 @@ int run_program(int argc, char** argv) {
 int main(int argc, char** argv) {
   using namespace coterie;
   prepare_standard_descriptors();
-  spdlog::set_default_logger(spdlog::stderr_color_mt("coterie-runtime"));
-  spdlog::set_pattern("%^%l%$: %v");
+  set_up_messages("coterie-runtime");
   std::signal(SIGPIPE, SIG_IGN);
   try {
     return run_program(argc, argv);

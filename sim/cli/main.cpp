@@ -2,9 +2,6 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <mpi.h>
-#include <spdlog/sinks/stdout_color_sinks.h>
-#include <spdlog/spdlog.h>
 
 #include <algorithm>
 
@@ -29,14 +26,9 @@ void check_subcommand(const CLI::App& app, const std::string& name) {
 
 std::string versions() {
   using namespace coterie;
-  char mpi[MPI_MAX_LIBRARY_VERSION_STRING] = {};
-  int length = 0;
-  MPI_Get_library_version(mpi, &length);
-  const std::string_view library(mpi, static_cast<std::size_t>(length));
   return version_text("coterie", commit(),
                       {{"engines", fmt::format("{}", fmt::join(engine_names(), ", "))},
                        {"SimGrid", simgrid_version()},
-                       {"MPI", std::string(library.substr(0, library.find_first_of(",\n")))},
                        {"CUDA, NCCL", "not used (coterie-runtime --version)"}});
 }
 
@@ -53,8 +45,7 @@ int main(int argc, char** argv) {
   using namespace coterie;
   prepare_standard_descriptors();
   remove_unfinished_files_on_signals();
-  spdlog::set_default_logger(spdlog::stderr_color_mt("coterie"));
-  spdlog::set_pattern("%^%l%$: %v");
+  set_up_messages("coterie");
 
   CLI::App app{"Simulates expert-parallel dispatch of MoE models on GPU clusters.", "coterie"};
   app.set_version_flag("--version", [] { return versions(); });

@@ -397,11 +397,7 @@ void extract(const std::string& bytes, std::size_t& position, std::vector<double
 }  // namespace
 
 std::string simgrid_version() {
-  int major = 0;
-  int minor = 0;
-  int patch = 0;
-  sg_version_get(&major, &minor, &patch);
-  return std::to_string(major) + "." + std::to_string(minor) + "." + std::to_string(patch);
+  return COTERIE_SIMGRID_VERSION;
 }
 
 Execution run_simgrid(const ResolvedProgram& resolved, const EngineOptions& options) {
