@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets Coterie up on Debian 12.
 #
-#   ./quickstart.sh          install what is needed, build, run the main job on the bundled example
+#   ./quickstart.sh          install what is needed, build the programs, run the bundled example
 #   ./quickstart.sh test     install what is needed, build, pass the tests
 #   ./quickstart.sh deps     only install
 #   ./quickstart.sh notebooks   build, then execute the notebooks in a virtual environment
@@ -39,10 +39,11 @@ install_packages() {
     apt-get install -y -q --no-install-recommends "${missing[@]}"
 }
 
+# build [TARGET]: everything, or one target (`programs`: no tests).
 build() {
   say "building (preset $preset)"
   cmake --preset "$preset"
-  cmake --build --preset "$preset" --parallel "$jobs"
+  cmake --build --preset "$preset" --parallel "$jobs" --target "${1:-all}"
 }
 
 run_example() {
@@ -63,7 +64,7 @@ run_notebooks() {
 }
 
 case "${1:-example}" in
-  example) install_packages "${packages[@]}"; build; run_example ;;
+  example) install_packages "${packages[@]}"; build programs; run_example ;;
   test)
     install_packages "${packages[@]}"
     build
@@ -71,6 +72,6 @@ case "${1:-example}" in
     ctest --test-dir "build/$preset" --output-on-failure --parallel "$jobs"
     ;;
   deps) install_packages "${packages[@]}" ;;
-  notebooks) install_packages "${packages[@]}"; build; run_notebooks ;;
+  notebooks) install_packages "${packages[@]}"; build programs; run_notebooks ;;
   *) sed -n '2,9p' "$0" >&2; exit 2 ;;
 esac

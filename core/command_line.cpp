@@ -2,10 +2,13 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <iostream>
@@ -76,6 +79,14 @@ int run_guarded(const std::string& program, const std::function<int()>& body) {
     }
     return fail("internal error", error.what(), ExitCode::kInternalError);
   }
+}
+
+void set_up_messages(const std::string& program) {
+  const char* no_color = std::getenv("NO_COLOR");
+  const bool plain = no_color != nullptr && *no_color != '\0';
+  spdlog::set_default_logger(spdlog::stderr_color_mt(
+      program, plain ? spdlog::color_mode::never : spdlog::color_mode::automatic));
+  spdlog::set_pattern("%^%l%$: %v");
 }
 
 }  // namespace coterie

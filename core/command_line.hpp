@@ -26,4 +26,8 @@ std::optional<InputError> file_system_fault(const std::exception& error);
 // not a coterie::Error). What was printed on stdout and cannot be written is an InputError too.
 int run_guarded(const std::string& program, const std::function<int()>& body);
 
+// Warnings and notes go to stderr as "warning: ...", coloured on a terminal only, and never where the
+// variable NO_COLOR is set to anything (no-color.org).
+void set_up_messages(const std::string& program);
+
 }  // namespace coterie

@@ -15,7 +15,12 @@ void* module_symbol(const std::string& name, const char* symbol, ModuleScope sco
   const auto file =
       (program.parent_path().parent_path() / "lib" / "coterie" / (name + ".so")).lexically_normal();
   const int visibility = scope == ModuleScope::kGlobal ? RTLD_GLOBAL : RTLD_LOCAL;
-  void* const module = ::dlopen(file.c_str(), RTLD_NOW | visibility);
+  const int flags = RTLD_NOW | visibility;
+  void* module = ::dlopen(file.c_str(), flags);
+  // A program that links the installed library stands elsewhere: its run path leads there.
+  if (module == nullptr && !std::filesystem::exists(file, ignored)) {
+    module = ::dlopen((name + ".so").c_str(), flags);
+  }
   void* const address = module != nullptr ? ::dlsym(module, symbol) : nullptr;
   if (address == nullptr) {
     // dlerror names the file, or the library that it lacks.

@@ -13,6 +13,7 @@ enum class ModuleScope {
 
 // The address of `symbol` in the module `name`, which is looked for in ../lib/coterie, as seen from
 // the folder of the running program: there it is in the build tree as well as where it is installed.
+// A program that links the installed library finds it by its run path, which find_package(coterie) sets.
 // A module stays loaded. Thread-safe. Throws Error with ExitCode::kInternalError where it cannot be
 // loaded.
 void* module_symbol(const std::string& name, const char* symbol,

@@ -6,6 +6,13 @@ std::string version() {
   return COTERIE_VERSION;
 }
 
+std::string version_text(const std::string& program, const std::string& commit,
+                         const std::vector<std::pair<std::string, std::string>>& parts) {
+  std::string text = program + " " + version() + " (commit " + commit + ")";
+  for (const auto& [name, known] : parts) text += "\n" + name + ": " + known;
+  return text;
+}
+
 std::string shell_quote(const std::vector<std::string>& arguments) {
   constexpr const char* kPlain =
       "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./=:,+@%";

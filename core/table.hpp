@@ -13,7 +13,11 @@ struct Table {
   std::vector<std::size_t> left_aligned = {0};  // columns of words; the others are right-aligned
 };
 
-// Rendered with two spaces between columns and a rule under the header; ends with a newline.
-std::string render(const Table& table);
+inline constexpr std::size_t kTableWidth = 100;  // characters
+
+// Rendered with two spaces between columns and a rule under the header; ends with a newline. A table
+// that is wider than `max_width` folds: the columns that do not fit follow in further blocks, each
+// after an empty line and behind the first column, which names the rows.
+std::string render(const Table& table, std::size_t max_width = kTableWidth);
 
 }  // namespace coterie

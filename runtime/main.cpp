@@ -1,7 +1,6 @@
 // The `coterie-runtime` program: one process per rank, or the launcher of such processes.
 
-#include <spdlog/sinks/stdout_color_sinks.h>
-#include <spdlog/spdlog.h>
+#include <fmt/format.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -15,6 +14,7 @@
 #include "core/provenance.hpp"
 #include "kernels/cuda.hpp"
 #include "runtime/control/launcher.hpp"
+#include "runtime/device/communicator.hpp"
 #include "runtime/session/probe.hpp"
 #include "runtime/session/run.hpp"
 
@@ -168,7 +168,14 @@ int run_program(int argc, char** argv) {
     }
   }
   CLI::App app{"Executes dispatch plans of MoE models on GPUs over NCCL.", "coterie-runtime"};
-  app.set_version_flag("--version", version());
+  app.set_version_flag("--version", [] {
+    int cuda = 0;
+    cudaRuntimeGetVersion(&cuda);
+    return version_text("coterie-runtime", commit(),
+                        {{"CUDA", fmt::format("{}.{}", cuda / 1000, cuda / 10 % 100)},
+                         {"NCCL", nccl_version()},
+                         {"engines, SimGrid", "not used (coterie --version)"}});
+  });
   app.require_subcommand(1);
   add_commands(app, commands);
   try {
@@ -207,8 +214,7 @@ int run_program(int argc, char** argv) {
 int main(int argc, char** argv) {
   using namespace coterie;
   prepare_standard_descriptors();
-  spdlog::set_default_logger(spdlog::stderr_color_mt("coterie-runtime"));
-  spdlog::set_pattern("%^%l%$: %v");
+  set_up_messages("coterie-runtime");
   std::signal(SIGPIPE, SIG_IGN);
   try {
     const int code = run_program(argc, argv);

@@ -2,8 +2,6 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <spdlog/sinks/stdout_color_sinks.h>
-#include <spdlog/spdlog.h>
 
 #include <algorithm>
 
@@ -12,6 +10,7 @@
 #include "core/file.hpp"
 #include "core/provenance.hpp"
 #include "sim/cli/commands.hpp"
+#include "sim/engines/engine.hpp"
 
 namespace {
 
@@ -25,17 +24,31 @@ void check_subcommand(const CLI::App& app, const std::string& name) {
                             fmt::format("one of {}", fmt::join(names, ", ")));
 }
 
+std::string versions() {
+  using namespace coterie;
+  return version_text("coterie", commit(),
+                      {{"engines", fmt::format("{}", fmt::join(engine_names(), ", "))},
+                       {"SimGrid", simgrid_version()},
+                       {"CUDA, NCCL", "not used (coterie-runtime --version)"}});
+}
+
+// The words of the command line that name commands, for the help page an error points to.
+std::string command_words(const CLI::App& app) {
+  std::string words = app.get_name();
+  for (const CLI::App* command : app.get_subcommands()) words += " " + command_words(*command);
+  return words;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   using namespace coterie;
   prepare_standard_descriptors();
   remove_unfinished_files_on_signals();
-  spdlog::set_default_logger(spdlog::stderr_color_mt("coterie"));
-  spdlog::set_pattern("%^%l%$: %v");
+  set_up_messages("coterie");
 
   CLI::App app{"Simulates expert-parallel dispatch of MoE models on GPU clusters.", "coterie"};
-  app.set_version_flag("--version", version());
+  app.set_version_flag("--version", [] { return versions(); });
   app.require_subcommand(1);
   add_simulate_command(app);
   add_sweep_command(app);
@@ -58,7 +71,7 @@ int main(int argc, char** argv) {
     } catch (const CLI::Success& success) {
       return app.exit(success);  // --help, --version
     } catch (const CLI::ParseError& error) {
-      throw InputError(std::string(error.what()) + " (see coterie --help)");
+      throw InputError(fmt::format("{} (see {} --help)", error.what(), command_words(app)));
     }
     return static_cast<int>(ExitCode::kOk);
   });

@@ -37,10 +37,14 @@ class Job {
   Job() {
     const bool launched = std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr ||
                           std::getenv("PMI_SIZE") != nullptr || std::getenv("PMIX_RANK") != nullptr;
-    if (!launched) return;
+    if (!launched) {
+      check_not_alone_in_step();
+      return;
+    }
     // Global: libsimgrid, loaded later, defines MPI_Init and its like too (its simulated MPI).
     void* const start = module_symbol("coterie_mpi", "coterie_mpi_start", ModuleScope::kGlobal);
     mpi_.reset(reinterpret_cast<StartMpi>(start)());
+    if (size() == 1 && std::getenv("OMPI_COMM_WORLD_SIZE") == nullptr) check_not_alone_in_step();
   }
 
   void barrier() const {
@@ -54,6 +58,15 @@ class Job {
   [[nodiscard]] int size() const { return mpi_ ? mpi_->size() : 1; }
 
  private:
+  // srun starts tasks that do not know of each other unless MPI is told of them; each would run the
+  // whole sweep.
+  static void check_not_alone_in_step() {
+    const char* tasks = std::getenv("SLURM_STEP_NUM_TASKS");
+    if (tasks == nullptr || std::strtol(tasks, nullptr, 10) <= 1) return;
+    throw InputError("sweep", fmt::format("{} tasks of srun that share no MPI", tasks),
+                     "srun --mpi=pmix, or one task");
+  }
+
   std::unique_ptr<Mpi> mpi_;  // where there is a launcher
 };
 

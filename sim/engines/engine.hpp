@@ -28,6 +28,8 @@ Execution run_simgrid(const ResolvedProgram& program, const EngineOptions& optio
 Execution run_flow(const ResolvedProgram& program, const EngineOptions& options);
 
 std::vector<std::string> engine_names();
+// The version of SimGrid that the engine was built with, like 3.32.
+std::string simgrid_version();
 // Throws InputError for a name that no engine has.
 Execution run_engine(std::string_view engine, const ResolvedProgram& program,
                      const EngineOptions& options);

@@ -396,6 +396,10 @@ void extract(const std::string& bytes, std::size_t& position, std::vector<double
 
 }  // namespace
 
+std::string simgrid_version() {
+  return COTERIE_SIMGRID_VERSION;
+}
+
 Execution run_simgrid(const ResolvedProgram& resolved, const EngineOptions& options) {
   const Program& program = resolved.program;
   if (program.num_ops() == 0) return {};

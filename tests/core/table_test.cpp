@@ -1,0 +1,47 @@
+// Tables of stdout: counted by hand.
+
+#include "core/table.hpp"
+
+#include <gtest/gtest.h>
+
+namespace coterie {
+namespace {
+
+const Table kTable{{"run", "time", "fan-out"}, {{"standard", "1 ms", "4.5"}, {"x", "12 ms", "1"}}};
+
+TEST(Table, AlignsWordsLeftAndNumbersRight) {
+  EXPECT_EQ(render(kTable),
+            "run        time  fan-out\n"
+            "--------  -----  -------\n"
+            "standard   1 ms      4.5\n"
+            "x         12 ms        1\n");
+}
+
+// 8 + 2 + 5 + 2 + 7 = 24 characters: one less, and the last column goes to a block of its own, which
+// the first one leads.
+TEST(Table, FoldsWhereItIsTooWide) {
+  EXPECT_EQ(render(kTable, 24), render(kTable));
+  EXPECT_EQ(render(kTable, 23),
+            "run        time\n"
+            "--------  -----\n"
+            "standard   1 ms\n"
+            "x         12 ms\n"
+            "\n"
+            "run       fan-out\n"
+            "--------  -------\n"
+            "standard      4.5\n"
+            "x               1\n");
+}
+
+TEST(Table, KeepsAColumnThatIsWiderThanAllowed) {
+  const Table wide{{"a", "b"}, {{"1", "a long cell"}}};
+  EXPECT_EQ(render(wide, 4), render(wide));
+}
+
+TEST(Table, CountsCodePointsAndHoldsOneColumn) {
+  const Table table{{"\u00b5s"}, {{"1"}}};
+  EXPECT_EQ(render(table), "\u00b5s\n--\n1\n");
+}
+
+}  // namespace
+}  // namespace coterie
