@@ -60,7 +60,8 @@ struct PrepareOptions {
   unsigned num_jobs = 0;
   // What predicts the times of a run's layers, for placements learnt by time on the given part;
   // absent: such a run cannot be carried out.
-  std::function<std::shared_ptr<const LayerTimes>(const RunSpec&, const Routing& training)> times;
+  std::function<std::shared_ptr<const LayerTimes>(const RunSpec&, const Routing& training)> times =
+      nullptr;
 };
 
 // Learns (or reads) the placement and prunes the evaluated part where asked for. placement.layers
