@@ -302,13 +302,31 @@ class PredictedTimes : public LayerTimes {
       const double work = work_s + cost_.row_s * rows;
       const double out = wire_s(0, ranks - num_tokens, nodes - num_tokens);
       const double back = wire_s(1, ranks - num_tokens, nodes - num_tokens);
-      sum_s += notify_s_ +
+      sum_s += notify_s_ + least_kernels_s(tokens, load) +
                (cost_.relayed ? std::max({work, out, back}) : work + out + back) / setup_.num_ranks;
     }
     return sum_s / static_cast<double>(steps);
   }
 
  private:
+  // What every rank computes whatever it serves: the shared experts of its own tokens, and the launches
+  // of the kernels, where it serves anything, as it must if all experts are chosen.
+  [[nodiscard]] double least_kernels_s(const RankTokens& tokens,
+                                       const std::vector<double>& load) const {
+    std::uint64_t fewest = tokens.trace_token.size();
+    for (std::size_t r = 0; r + 1 < tokens.token_begin.size(); ++r) {
+      fewest = std::min(fewest, tokens.token_begin[r + 1] - tokens.token_begin[r]);
+    }
+    const ModelShape& model = setup_.model;
+    const double shared_s =
+        shared_mlp_time(setup_.cluster.gpu, {model.hidden, model.shared_intermediate, mlp_type_},
+                        model.num_shared_experts, fewest)
+            .value;
+    const bool all_chosen =
+        std::all_of(load.begin(), load.end(), [](double count) { return count > 0.0; });
+    return shared_s + (all_chosen ? launches_s_ : 0.0);
+  }
+
   // Seconds, summed over the ranks, that rows between ranks take of the links at the ranks, `network_rows`
   // of them of NICs. A rank is as slow as the slower of its NVLink port and its NIC, and the rows may
   // be shared out between them as suits best.
@@ -442,8 +460,10 @@ class PredictedTimes : public LayerTimes {
         std::max(0.0, (at_base.serving_s - at_fewer.serving_s) / (fewer_rows / setup_.num_ranks));
     const double copy_s =
         std::max(0.0, (at_more.serving_s - at_base.serving_s) / (more_copies / setup_.num_ranks));
-    if (cost_.rows_are_copies && setup_.policy != DispatchPolicy::kStandard) cost_.row_s = 0.0;
     set_expert_times(copy_s);
+    launches_s_ += std::max(
+        0.0, at_base.serving_s - (cost_.row_s * rows + copy_s * copies) / setup_.num_ranks);
+    if (cost_.rows_are_copies && setup_.policy != DispatchPolicy::kStandard) cost_.row_s = 0.0;
     const double source_rows = (relayed ? first_rows : rows) / setup_.num_ranks;
     const double source_change = (relayed ? fewer_first : fewer_rows) / setup_.num_ranks;
     const Usage& source_other = relayed ? at_relay : at_fewer;
@@ -566,9 +586,13 @@ class PredictedTimes : public LayerTimes {
 
   void set_expert_times(double copy_s) {
     const std::unique_ptr<Transport> transport = make_transport(setup_.cluster, setup_.transport);
-    const PayloadType type =
+    mlp_type_ =
         expert_payload(setup_.cluster.gpu, transport->moves_tokens(), setup_.dispatch_payload);
-    const MlpShape shape{setup_.model.hidden, setup_.model.expert_intermediate, type};
+    const MlpShape shape{setup_.model.hidden, setup_.model.expert_intermediate, mlp_type_};
+    const std::array<std::uint64_t, 2> two{1000, 1000};
+    launches_s_ =
+        std::max(0.0, 2.0 * mlp_time(setup_.cluster.gpu, shape, std::span(two).first(1)).value -
+                          mlp_time(setup_.cluster.gpu, shape, two).value);
     // Two of the same expert less one: without the launches.
     cost_.expert_s = [gpu = setup_.cluster.gpu, shape, copy_s](double tokens) {
       const auto count = static_cast<std::uint64_t>(std::llround(std::max(0.0, tokens)));
@@ -607,6 +631,8 @@ class PredictedTimes : public LayerTimes {
   Network network_;
   LayerCost cost_;
   double notify_s_ = 0.0;
+  double launches_s_ = 0.0;  // of expand, products and merge
+  PayloadType mlp_type_ = PayloadType::kBf16;
   struct Wire {
     double scale_up_row_s = 0.0, network_row_s = 0.0;  // of a row that crosses the tier
     bool all_counted = true;     // every row crosses a link that only rows of its rank cross
