@@ -86,8 +86,9 @@ double part(const StepReport& step, const std::string& name) {
   return found->second;
 }
 
-// The composition leaves out what its header lists. Its error on these cases is at most the bounds
-// here, which are measured.
+// The composition leaves out what its header lists. Measured on these cases it is off by 0.0 percent where
+// nothing overlaps, -0.4 percent with chunks or two stages and overlapped gradients, +1.4 percent with one
+// stage and overlapped gradients, -1.0 percent with paired micro-batches.
 TEST_F(WholeSteps, ComposedAgreesWithExecuted) {
   struct Expected {
     Case step;
@@ -95,21 +96,21 @@ TEST_F(WholeSteps, ComposedAgreesWithExecuted) {
   };
   const std::vector<Expected> cases{
       {{}, 0.02},
-      {{.parallel = "{pp: 2, ep: 4}"}, 0.03},
-      {{.parallel = "{pp: 4, ep: 2}", .batch = "{global: 32, micro: 1, sequence: 2048}"}, 0.03},
-      {{.parallel = "{pp: 2, vp: 2, ep: 4}"}, 0.03},
-      {{.parallel = "{tp: 2, pp: 1, ep: 8}"}, 0.03},
-      {{.ranks = 16, .parallel = "{pp: 1, ep: 16}"}, 0.03},
-      {{.ranks = 16, .parallel = "{pp: 2, ep: 8}", .overlap = "{gradient_reduction: true}"}, 0.05},
-      {{.ranks = 16, .parallel = "{pp: 1, ep: 8}", .overlap = "{gradient_reduction: true}"}, 0.05},
+      {{.parallel = "{pp: 2, ep: 4}"}, 0.02},
+      {{.parallel = "{pp: 4, ep: 2}", .batch = "{global: 32, micro: 1, sequence: 2048}"}, 0.02},
+      {{.parallel = "{pp: 2, vp: 2, ep: 4}"}, 0.02},
+      {{.parallel = "{tp: 2, pp: 1, ep: 8}"}, 0.02},
+      {{.ranks = 16, .parallel = "{pp: 1, ep: 16}"}, 0.02},
+      {{.ranks = 16, .parallel = "{pp: 2, ep: 8}", .overlap = "{gradient_reduction: true}"}, 0.02},
+      {{.ranks = 16, .parallel = "{pp: 1, ep: 8}", .overlap = "{gradient_reduction: true}"}, 0.02},
       {{.ranks = 16,
         .parallel = "{pp: 2, ep: 8}",
         .overlap = "{micro_batches: 2, gradient_reduction: true, shared_expert: true}"},
-       0.08},
+       0.02},
       {{.ranks = 64,
         .parallel = "{pp: 2, ep: 16}",
         .batch = "{global: 64, micro: 1, sequence: 512}"},
-       0.05},
+       0.02},
   };
   for (const Expected& expected : cases) {
     const Case& c = expected.step;
