@@ -9,8 +9,10 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "core/csv.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/results.hpp"
 #include "sim/experiment/simulate.hpp"
 #include "workloads/experiment.hpp"
 
@@ -232,6 +234,21 @@ TEST_F(WholeSteps, TwoBatchOverlapHidesCommunication) {
   EXPECT_LT(both.exposed_communication_s, 0.6 * alone.exposed_communication_s);
   EXPECT_NEAR(run(c, StepMethod::kExecuted).time_s / both.time_s, 1.0, 0.02);
   EXPECT_EQ(both.ttft_s, both.time_s);
+}
+
+// The example in the repository, and what is written of it: JSON that reads back to the same, and a table
+// whose columns have names of their own.
+TEST_F(WholeSteps, ExampleIsWrittenAndReadBack) {
+  const Experiment experiment = load_experiment(std::filesystem::path(COTERIE_SOURCE_DIR) /
+                                                "workloads/examples/training_step.yaml");
+  const Results results = results_of(experiment, simulate(experiment, {}));
+  ASSERT_EQ(results.runs.size(), 2U);
+  EXPECT_LT(results.runs[1].time_s(), results.runs[0].time_s());
+  const std::string text = to_json(results).dump();
+  EXPECT_EQ(to_json(results_from_json(nlohmann::json::parse(text), "text")).dump(), text);
+  const CsvTable table = parse_csv(to_csv(results.runs), "results.csv");
+  EXPECT_EQ(table.rows.size(), 2U);
+  EXPECT_NEAR(*table.number(0, "step_time_s"), results.runs[0].time_s(), 1e-9);
 }
 
 TEST_F(WholeSteps, WhatDoesNotFitIsRefused) {
