@@ -163,7 +163,7 @@ std::string step_csv(const std::vector<RunReport>& runs) {
     cells.number("bubble_s", number(step.bubble_s));
     cells.number("tpot_s", known ? step.tpot_s : std::nullopt);
     cells.number("ttft_s", known ? step.ttft_s : std::nullopt);
-    for (const auto& [name, value] : step.parts) cells.number(name + "_s", number(value));
+    for (const auto& [name, value] : step.parts) cells.number("part_" + name + "_s", number(value));
     for (const auto& [name, value] : step.busy) cells.number(name + "_busy", number(value));
     for (const auto& [name, value] : step.memory_bytes) {
       cells.number("memory_" + name + "_bytes", number(value));

@@ -38,8 +38,7 @@ CollectiveParameters read_collectives(LayeredMap& map) {
   if (parameters.protocols.empty()) throw list.error("an empty list", "at least one protocol");
   if (auto block = map.block("multicast")) {
     MulticastCosts costs;
-    costs.min_gpus =
-        integer_or(*block, "min_gpus", 2, std::numeric_limits<std::int32_t>::max(), 8);
+    costs.min_gpus = integer_or(*block, "min_gpus", 2, std::numeric_limits<std::int32_t>::max(), 8);
     costs.setup = block->required("setup").as_seconds();
     costs.bandwidth = positive_bandwidth(block->required("bandwidth"));
     block->finish();

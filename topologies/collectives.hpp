@@ -28,9 +28,9 @@ class LayeredMap;
 // synchronisation, Simple fills the links but synchronises per chunk.
 struct CollectiveProtocol {
   std::string name;
-  Seconds setup;         // beyond the launch, once
-  Seconds network_hop;   // one step of a chain between nodes
-  Bandwidth bandwidth;   // what a GPU sends inside a scale-up domain, each direction
+  Seconds setup;        // beyond the launch, once
+  Seconds network_hop;  // one step of a chain between nodes
+  Bandwidth bandwidth;  // what a GPU sends inside a scale-up domain, each direction
 };
 
 // All-reduce by multicast in the scale-up switches (NVLS): every GPU sends and receives

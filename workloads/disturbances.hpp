@@ -21,11 +21,11 @@
 namespace coterie {
 
 struct LinkDisturbance {
-  std::string link;                   // its name; empty: all NIC ports of `node`
+  std::string link;  // its name; empty: all NIC ports of `node`
   std::optional<std::uint32_t> node;
-  double share = 1.0;                 // of the bandwidth that is left, 0 to 1
+  double share = 1.0;  // of the bandwidth that is left, 0 to 1
   double from_s = 0.0;
-  std::optional<double> until_s;      // absent: to the end
+  std::optional<double> until_s;  // absent: to the end
 };
 
 struct Disturbances {

@@ -320,8 +320,7 @@ ClusterPart read_cluster_part(YamlMap& map, const fs::path& folder,
       read_reference(topology, folder, topology_presets(),
                      "a preset's name (`coterie topology list`) or the path of a topology file");
   part.topology.overrides.insert(part.topology.overrides.end(), extra.begin(), extra.end());
-  const std::uint64_t num_gpus =
-      std::uint64_t{part.num_ranks} * part.num_groups + part.decode_pool;
+  const std::uint64_t num_gpus = std::uint64_t{part.num_ranks} * part.num_groups + part.decode_pool;
   if (num_gpus > std::numeric_limits<std::uint32_t>::max()) {
     throw part.ranks.error(fmt::format("{} GPUs in all groups", num_gpus), "less than 2^32");
   }
@@ -359,8 +358,7 @@ void read_step_part(YamlMap& map, const YamlValue& value, Experiment& experiment
     throw tokens->error("tokens_per_rank beside a step", "no such key: it follows from the batch");
   }
   if (const auto given = map.optional("disturbances")) {
-    experiment.disturbances =
-        read_disturbances(*given, num_gpus, experiment.cluster.num_nodes);
+    experiment.disturbances = read_disturbances(*given, num_gpus, experiment.cluster.num_nodes);
   }
 }
 

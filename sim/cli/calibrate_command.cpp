@@ -601,8 +601,8 @@ void run_training_validation(const ValidateArguments& arguments) {
   std::vector<double> errors, fitted;
   for (const TrainingPoint& point : validation.points) {
     if (point.failure) {
-      table.rows.push_back({point.name, format_seconds(Seconds{point.measured_s}), "failed", "-",
-                            "-", "-", "-"});
+      table.rows.push_back(
+          {point.name, format_seconds(Seconds{point.measured_s}), "failed", "-", "-", "-", "-"});
       spdlog::warn("{}: {}", point.name, *point.failure);
       continue;
     }
@@ -612,9 +612,9 @@ void run_training_validation(const ValidateArguments& arguments) {
                                  signed_percent(point.error())};
     if (point.fitted_s) {
       fitted.push_back(std::abs(point.fitted_error()));
-      row.insert(row.end(), {fmt::format("{:.2f}", point.efficiency),
-                             format_seconds(Seconds{*point.fitted_s}),
-                             signed_percent(point.fitted_error())});
+      row.insert(row.end(),
+                 {fmt::format("{:.2f}", point.efficiency), format_seconds(Seconds{*point.fitted_s}),
+                  signed_percent(point.fitted_error())});
     } else {
       row.insert(row.end(), {"-", "-", "-"});
     }

@@ -165,9 +165,10 @@ void add_simulate_command(CLI::App& app) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   command
-      ->add_option("--step-method", arguments->step_method,
-                   "How a whole step is simulated: executed (all of it) or composed (of blocks that "
-                   "stand for all equal ones); default: by its size")
+      ->add_option(
+          "--step-method", arguments->step_method,
+          "How a whole step is simulated: executed (all of it) or composed (of blocks that "
+          "stand for all equal ones); default: by its size")
       ->check(CLI::IsMember({"executed", "composed"}));
   command->add_flag("--no-timelines", arguments->no_timelines, "Write no timelines");
   command->add_flag("--json", arguments->json, "Print the results as JSON and nothing else");

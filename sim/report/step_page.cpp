@@ -80,20 +80,22 @@ std::vector<std::string> summary(const std::vector<RunReport>& all) {
   };
   std::string part = largest->first;
   std::replace(part.begin(), part.end(), '_', ' ');
-  out.push_back(fmt::format(
-      "<b>{}</b> takes {} per {} step, {:.0f} tokens per second and GPU. Communication that nothing "
-      "hides takes {} of it, pipeline bubbles {}; the largest part is {} with {}.",
-      escape_html(fastest->name), format_seconds(Seconds{step.time_s}), step.kind,
-      step.tokens_per_s_per_gpu, percent(step.exposed_communication_s), percent(step.bubble_s),
-      part, percent(largest->second)));
+  out.push_back(
+      fmt::format("<b>{}</b> takes {} per {} step, {:.0f} tokens per second and GPU. Communication "
+                  "that nothing "
+                  "hides takes {} of it, pipeline bubbles {}; the largest part is {} with {}.",
+                  escape_html(fastest->name), format_seconds(Seconds{step.time_s}), step.kind,
+                  step.tokens_per_s_per_gpu, percent(step.exposed_communication_s),
+                  percent(step.bubble_s), part, percent(largest->second)));
   if (step.method == "composed") {
     out.push_back(
-        "The step is composed of blocks that were simulated once each and stand for all equal ones.");
+        "The step is composed of blocks that were simulated once each and stand for all equal "
+        "ones.");
   }
   for (const RunReport& run : all) {
     if (run.failure) {
-      out.push_back(fmt::format("<b>{}</b> failed: {}.", escape_html(run.name),
-                                escape_html(*run.failure)));
+      out.push_back(
+          fmt::format("<b>{}</b> failed: {}.", escape_html(run.name), escape_html(*run.failure)));
     }
   }
   return out;
@@ -142,7 +144,8 @@ Page step_page(const fs::path& folder, const fs::path& output, const Results& re
     const bool there = fs::exists(timeline);
     // Run names need no encoding in an address.
     out["timeline"] =
-        there ? ordered_json(fs::absolute(timeline).lexically_relative(output_folder).generic_string())
+        there ? ordered_json(
+                    fs::absolute(timeline).lexically_relative(output_folder).generic_string())
               : ordered_json(nullptr);
     out["spans"] = there ? spans_json(timeline) : ordered_json::array();
     page.data["runs"].push_back(std::move(out));

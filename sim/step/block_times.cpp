@@ -70,9 +70,10 @@ BlockTimes measure_block(const StepProgram& block, const Execution& execution,
     if (inside(program.dst[op])) received[tier][program.dst[op] - first_gpu] += program.amount[op];
   }
   const auto most = [&](std::size_t tier) {
-    return num_gpus == 0 ? 0.0
-                         : std::max(*std::max_element(sent[tier].begin(), sent[tier].end()),
-                                    *std::max_element(received[tier].begin(), received[tier].end()));
+    return num_gpus == 0
+               ? 0.0
+               : std::max(*std::max_element(sent[tier].begin(), sent[tier].end()),
+                          *std::max_element(received[tier].begin(), received[tier].end()));
   };
   out.scale_up_bytes = most(0);
   out.network_bytes = most(1);

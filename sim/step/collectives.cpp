@@ -223,13 +223,13 @@ CollectivePlan priced(const Cluster& cluster, Candidate candidate,
   double inside_rate = scale_up_rate(cluster);
   if (const auto& costs = cluster.collectives) {
     plan.protocol = protocol->name;
-    const Seconds setup = candidate.multicast != nullptr ? candidate.multicast->setup
-                                                         : protocol->setup;
+    const Seconds setup =
+        candidate.multicast != nullptr ? candidate.multicast->setup : protocol->setup;
     plan.silent_s = costs->launch.value + setup.value + candidate.inside_hops * costs->hop.value +
                     candidate.network_hops * protocol->network_hop.value;
     if (costs->copy_bandwidth) plan.silent_s += candidate.own_bytes / costs->copy_bandwidth->value;
-    const Bandwidth rate = candidate.multicast != nullptr ? candidate.multicast->bandwidth
-                                                          : protocol->bandwidth;
+    const Bandwidth rate =
+        candidate.multicast != nullptr ? candidate.multicast->bandwidth : protocol->bandwidth;
     inside_rate = std::min(inside_rate, rate.value);
   }
   // A GPU's transfers inside its domain share the protocol's rate.

@@ -54,7 +54,7 @@ struct CollectiveTransfer {
 // What a group does; nothing for a single GPU or no bytes.
 struct CollectivePlan {
   CollectiveAlgorithm algorithm = CollectiveAlgorithm::kRing;
-  std::string protocol;  // empty where the topology has no `collectives`
+  std::string protocol;   // empty where the topology has no `collectives`
   double silent_s = 0.0;  // launch, hops, set-up and own part: before the bytes move
   std::vector<CollectiveTransfer> transfers;
   double estimate_s = 0.0;  // alone on the links of its own GPUs, in closed form

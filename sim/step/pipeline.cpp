@@ -81,8 +81,7 @@ class Scheduler {
             Need& latest) const {
     if (!from) return false;
     const SlotTime& sender = out_.slots[*from];
-    const double send_s =
-        sender.stage == stage ? 0.0 : costs_.send_s(sender.stage, stage, forward);
+    const double send_s = sender.stage == stage ? 0.0 : costs_.send_s(sender.stage, stage, forward);
     if (const double time_s = sender.finish_s + send_s; time_s > latest.time_s) {
       latest = {time_s, from};
     }
@@ -100,8 +99,8 @@ class Scheduler {
     }
     if (const auto& pass = item.slot.backward) {
       const bool last = part(item.stage, *pass) + 1 == num_parts_;
-      const auto& from = last ? forward_[at(item.stage, *pass)]
-                              : backward_[at(item.stage, *pass) + stride];
+      const auto& from =
+          last ? forward_[at(item.stage, *pass)] : backward_[at(item.stage, *pass) + stride];
       if (!need(from, item.stage, false, latest)) return false;
     }
     item.start_s = latest.time_s;

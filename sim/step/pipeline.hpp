@@ -67,8 +67,8 @@ struct PipelineCosts {
 };
 
 struct PipelineTimes {
-  std::vector<SlotTime> slots;        // by stage, then in order
-  std::vector<std::size_t> first;     // [num_stages + 1] into slots
+  std::vector<SlotTime> slots;     // by stage, then in order
+  std::vector<std::size_t> first;  // [num_stages + 1] into slots
   double makespan_s = 0.0;
   // Mean over the stages: makespan less what their slots take.
   double bubble_s = 0.0;

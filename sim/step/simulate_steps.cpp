@@ -106,16 +106,17 @@ class StepSimulation {
     const PlanRequest request = plan_request(experiment_, run, PlanDetail::kCounts);
     double imbalance = 1.0;
     for (std::size_t layer = 0; layer < run.routing->num_layers(); ++layer) {
-      plans.push_back(make_plan(*run.routing, layer, run.placement.layers[layer], run.tokens(),
-                                request));
+      plans.push_back(
+          make_plan(*run.routing, layer, run.placement.layers[layer], run.tokens(), request));
       imbalance = std::max(imbalance, load_max_over_mean(plans.back()));
     }
     const MemoryBytes memory = memory_per_gpu(experiment_.model, step_, experiment_.cluster.gpu,
                                               run.spec.num_replicas, imbalance);
     if (!memory.fits() && !step_.allow_out_of_memory) {
-      throw InputError(fmt::format(
-          "run {}: the step does not fit: a GPU {}; expected less, or step.allow_out_of_memory: true",
-          run.spec.name, memory_sentence(memory)));
+      throw InputError(
+          fmt::format("run {}: the step does not fit: a GPU {}; expected less, or "
+                      "step.allow_out_of_memory: true",
+                      run.spec.name, memory_sentence(memory)));
     }
     const StepCosts costs(experiment_.model, step_, times_, plans);
     const std::uint32_t hidden = experiment_.model.hidden;
@@ -218,8 +219,8 @@ class StepSimulation {
     out.kind = to_string(step_.kind);
     out.method = executed_ ? "executed" : "composed";
     out.num_gpus = p.num_ranks();
-    out.parallel = fmt::format("tp {}, pp {}, vp {}, cp {}, ep {}, dp {}", p.tp, p.pp, p.vp, p.cp,
-                               p.ep, p.dp);
+    out.parallel =
+        fmt::format("tp {}, pp {}, vp {}, cp {}, ep {}, dp {}", p.tp, p.pp, p.vp, p.cp, p.ep, p.dp);
     out.time_s = times.time_s;
     if (const auto uncertainty = experiment_.cluster.relative_uncertainty) {
       out.low_s = times.time_s * (1.0 - *uncertainty);
@@ -241,10 +242,10 @@ class StepSimulation {
     for (const CriticalSegment& segment : times.critical_path) {
       out.critical_path.push_back({segment.name, segment.seconds, segment.count});
     }
-    out.memory_bytes = {{"weights", memory.weights},         {"gradients", memory.gradients},
-                        {"optimizer", memory.optimizer},     {"activations", memory.activations},
-                        {"kv_cache", memory.kv_cache},       {"buffers", memory.buffers},
-                        {"total", memory.total()},           {"available", memory.available}};
+    out.memory_bytes = {{"weights", memory.weights},     {"gradients", memory.gradients},
+                        {"optimizer", memory.optimizer}, {"activations", memory.activations},
+                        {"kv_cache", memory.kv_cache},   {"buffers", memory.buffers},
+                        {"total", memory.total()},       {"available", memory.available}};
     if (step_.kind == StepKind::kDecode) out.tpot_s = times.time_s;
     if (step_.kind == StepKind::kPrefill) out.ttft_s = times.time_s;
     return out;

@@ -10,9 +10,9 @@ namespace {
 
 constexpr double kBf16Bytes = 2.0;
 constexpr std::array<std::string_view, kNumStepParts> kPartNames{
-    "embedding", "attention", "dense_mlp",  "router",     "experts", "shared_experts",
-    "permute",   "optimizer", "notify",     "dispatch",   "combine", "tensor",
-    "pipeline",  "gradients", "parameters", "bubble",     "wait"};
+    "embedding", "attention", "dense_mlp",  "router",   "experts", "shared_experts",
+    "permute",   "optimizer", "notify",     "dispatch", "combine", "tensor",
+    "pipeline",  "gradients", "parameters", "bubble",   "wait"};
 
 // The operations of several passes of a list, one after the other.
 using List = std::vector<ModelOperation> LayerOperations::*;

@@ -89,8 +89,8 @@ class StepCosts {
   double context_bytes = 0.0;
 
  private:
-  std::vector<std::uint32_t> class_of_;        // [num_layers]
-  std::vector<std::uint32_t> representative_;  // [num_classes] a layer of it
+  std::vector<std::uint32_t> class_of_;         // [num_layers]
+  std::vector<std::uint32_t> representative_;   // [num_classes] a layer of it
   std::vector<LayerCosts> forward_, backward_;  // [num_classes]
   std::array<double, 2> embedding_s_{}, head_s_{};
 };

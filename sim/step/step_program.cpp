@@ -345,8 +345,8 @@ class WholeStep {
     Events now = free;
     if (!(backward ? last : first)) {
       const auto& arrived = backward ? arrived_backward_ : arrived_forward_;
-      const auto from = arrived.begin() +
-                        static_cast<std::ptrdiff_t>(at(part, pass.micro_batch, cell));
+      const auto from =
+          arrived.begin() + static_cast<std::ptrdiff_t>(at(part, pass.micro_batch, cell));
       now = builder_.both(first_gpu, now, Events(from, from + cell_));
     }
     const auto ends = [&](bool at_start) {
@@ -380,9 +380,9 @@ class WholeStep {
     const std::uint32_t to = backward ? part - 1 : part + 1;
     for (std::uint32_t i = 0; i < cell_; ++i) {
       const std::uint32_t rank = cell + i;
-      builder_.add_send(stage * stage_size_ + rank, to % parallel_.pp * stage_size_ + rank, now[i],
-                        (backward ? arrived_backward_
-                                  : arrived_forward_)[at(to, pass.micro_batch, rank)]);
+      builder_.add_send(
+          stage * stage_size_ + rank, to % parallel_.pp * stage_size_ + rank, now[i],
+          (backward ? arrived_backward_ : arrived_forward_)[at(to, pass.micro_batch, rank)]);
     }
     return now;
   }
@@ -432,8 +432,8 @@ class WholeStep {
     for (std::size_t i = 0; i < num_layers; ++i) {
       enter = sync(stage, CollectiveKind::kAllGather,
                    bytes.dense_parameters / static_cast<double>(num_layers),
-                   bytes.expert_parameters / static_cast<double>(num_layers),
-                   StepPart::kParameters, enter);
+                   bytes.expert_parameters / static_cast<double>(num_layers), StepPart::kParameters,
+                   enter);
       parameters_.push_back(enter);
     }
   }
@@ -456,8 +456,8 @@ class WholeStep {
                                      : builder_.both(gpu, layer_ends_[rank][i], last[rank]);
         }
         last = sync(stage, kind, bytes.dense_gradients / static_cast<double>(num_layers),
-                    bytes.expert_gradients / static_cast<double>(num_layers),
-                    StepPart::kGradients, ready);
+                    bytes.expert_gradients / static_cast<double>(num_layers), StepPart::kGradients,
+                    ready);
       }
       for (std::uint32_t rank = 0; rank < stage_size_; ++rank) {
         now[rank] = builder_.both(stage * stage_size_ + rank, ends[rank], last[rank]);

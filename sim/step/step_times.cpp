@@ -177,9 +177,9 @@ class Composition {
     };
     const auto forward = part_of(slot.forward);
     const auto backward = part_of(slot.backward);
-    const auto key = std::make_tuple(classes_.class_of[cell], classes_.position_of[cell],
-                                     slowness_[cell], forward.value_or(num_parts_),
-                                     backward.value_or(num_parts_));
+    const auto key =
+        std::make_tuple(classes_.class_of[cell], classes_.position_of[cell], slowness_[cell],
+                        forward.value_or(num_parts_), backward.value_or(num_parts_));
     const auto found = slots_.find(key);
     if (found != slots_.end()) return found->second;
     BlockTimes times = slot_block(cell, false, forward, backward);
@@ -207,10 +207,9 @@ class Composition {
   SyncTimes sync(bool gradients) {
     SyncTimes out;
     StepBuilder builder(setup_);
-    const CollectiveKind kind = !gradients ? CollectiveKind::kAllGather
-                                : setup_.step.distributed_optimizer
-                                    ? CollectiveKind::kReduceScatter
-                                    : CollectiveKind::kAllReduce;
+    const CollectiveKind kind = !gradients                          ? CollectiveKind::kAllGather
+                                : setup_.step.distributed_optimizer ? CollectiveKind::kReduceScatter
+                                                                    : CollectiveKind::kAllReduce;
     const StepPart part = gradients ? StepPart::kGradients : StepPart::kParameters;
     std::vector<std::size_t> end_op;  // [num_stages] operations up to the stage's last
     for (std::uint32_t stage = 0; stage < parallel_.pp; ++stage) {
@@ -239,8 +238,8 @@ class Composition {
       for (; op < end; ++op) last_s = std::max(last_s, executed.execution.finish_s[op]);
       out.stage_s.push_back(last_s);
     }
-    const BlockTimes times = measure_block(executed.block, executed.execution, setup_.cluster, 0,
-                                           parallel_.num_ranks());
+    const BlockTimes times =
+        measure_block(executed.block, executed.execution, setup_.cluster, 0, parallel_.num_ranks());
     out.scale_up_bytes = times.scale_up_bytes;
     out.network_bytes = times.network_bytes;
     return out;
@@ -313,8 +312,7 @@ class Composition {
                         span_s * static_cast<double>(layer) / static_cast<double>(num));
       }
       passes_s += span_s;
-      communication_s +=
-          slot_times(pipeline.cells[stage], stage, slots[i].slot).communication_s;
+      communication_s += slot_times(pipeline.cells[stage], stage, slots[i].slot).communication_s;
     }
     double free_s = 0.0;
     double beside_s = 0.0;  // that it works before the passes end
@@ -488,9 +486,8 @@ class Composition {
     for (auto& [name, sum] : sums) {
       if (sum.seconds > 0.0) out.push_back(std::move(sum));
     }
-    std::stable_sort(out.begin(), out.end(), [](const auto& a, const auto& b) {
-      return a.seconds > b.seconds;
-    });
+    std::stable_sort(out.begin(), out.end(),
+                     [](const auto& a, const auto& b) { return a.seconds > b.seconds; });
     return out;
   }
 
@@ -532,11 +529,10 @@ class Composition {
   // the simulated ones with experts took each.
   BlockTimes serve_cell(std::uint32_t cell, bool slow) {
     const std::size_t all = layers_[0].size();
-    const std::uint64_t cells =
-        classes_.classes[classes_.class_of[cell]].first_gpus.size();
+    const std::uint64_t cells = classes_.classes[classes_.class_of[cell]].first_gpus.size();
     const std::uint64_t ep = parallel_.ep;
-    const std::uint64_t layer_ops = cells * (cell_ / ep) * (2 * ep * ep + 20 * ep) *
-                                    setup_.step.overlap.micro_batches;
+    const std::uint64_t layer_ops =
+        cells * (cell_ / ep) * (2 * ep * ep + 20 * ep) * setup_.step.overlap.micro_batches;
     const std::size_t dense = setup_.model.num_dense_layers();
     const std::size_t most = std::max<std::size_t>(
         std::min(all, dense + 4), static_cast<std::size_t>(kWholeChainOps / layer_ops));
@@ -544,8 +540,7 @@ class Composition {
     const std::size_t half = most - std::max<std::size_t>(1, (most - dense) / 2);
     const BlockTimes whole = chain(cell, slow, most);
     const BlockTimes start = chain(cell, slow, half);
-    const double further =
-        static_cast<double>(all - most) / static_cast<double>(most - half);
+    const double further = static_cast<double>(all - most) / static_cast<double>(most - half);
     return whole * (1.0 + further) + start * -further;
   }
 
@@ -554,8 +549,8 @@ class Composition {
     BlockTimes slowest;
     std::map<std::tuple<std::uint32_t, std::uint32_t, double>, BlockTimes> known;
     for (std::uint32_t cell = 0; cell < cells_per_stage_; ++cell) {
-      const auto key = std::make_tuple(classes_.class_of[cell], classes_.position_of[cell],
-                                       slowness_[cell]);
+      const auto key =
+          std::make_tuple(classes_.class_of[cell], classes_.position_of[cell], slowness_[cell]);
       if (known.contains(key)) continue;
       BlockTimes times = serve_cell(cell, false);
       if (slowness_[cell] > 1.0) {

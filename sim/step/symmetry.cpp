@@ -33,8 +33,8 @@ class Comparison {
     out.position_of.resize(num_cells_);
     std::map<std::vector<std::uint64_t>, std::uint32_t> known;
     for (const std::vector<std::uint32_t>& cells : components()) {
-      const auto [entry, added] = known.try_emplace(
-          signature(cells), static_cast<std::uint32_t>(out.classes.size()));
+      const auto [entry, added] =
+          known.try_emplace(signature(cells), static_cast<std::uint32_t>(out.classes.size()));
       if (added) {
         out.classes.emplace_back();
         for (const std::uint32_t cell : cells) {
@@ -107,8 +107,7 @@ class Comparison {
             number = static_cast<std::uint32_t>(numbered.size());
             numbered.push_back(link.value);
             out.push_back(std::bit_cast<std::uint64_t>(capacity_[link.value]));
-            out.push_back(
-                std::bit_cast<std::uint64_t>(network_.links()[link.value].latency.value));
+            out.push_back(std::bit_cast<std::uint64_t>(network_.links()[link.value].latency.value));
           }
           out.push_back(number);
         }

@@ -66,7 +66,8 @@ std::string experiment_name(const CsvTable& table, std::size_t row) {
 double time_at(const Row& row, double efficiency) {
   std::size_t i = 1;
   while (i + 1 < kEfficiencies.size() && kEfficiencies[i] < efficiency) ++i;
-  const double share = (efficiency - kEfficiencies[i - 1]) / (kEfficiencies[i] - kEfficiencies[i - 1]);
+  const double share =
+      (efficiency - kEfficiencies[i - 1]) / (kEfficiencies[i] - kEfficiencies[i - 1]);
   return row.times_s[i - 1] * (1.0 - share) + row.times_s[i] * share;
 }
 

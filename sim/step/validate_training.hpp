@@ -10,8 +10,8 @@
 namespace coterie {
 
 struct TrainingPoint {
-  std::string name;    // of the experiment
-  std::string system;  // DGX-H100
+  std::string name;          // of the experiment
+  std::string system;        // DGX-H100
   double measured_s = 0.0;   // of a step
   double predicted_s = 0.0;  // by data sheets and calibrated costs alone
   // With one factor on the rates of all kernels per system, fitted to its other steps; absent for a system's

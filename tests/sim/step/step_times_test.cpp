@@ -9,8 +9,10 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "core/csv.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/results.hpp"
 #include "sim/experiment/simulate.hpp"
 #include "workloads/experiment.hpp"
 
@@ -86,8 +88,9 @@ double part(const StepReport& step, const std::string& name) {
   return found->second;
 }
 
-// The composition leaves out what its header lists. Its error on these cases is at most the bounds
-// here, which are measured.
+// The composition leaves out what its header lists. Measured on these cases it is off by 0.0 percent where
+// nothing overlaps, -0.4 percent with chunks or two stages and overlapped gradients, +1.4 percent with one
+// stage and overlapped gradients, -1.0 percent with paired micro-batches.
 TEST_F(WholeSteps, ComposedAgreesWithExecuted) {
   struct Expected {
     Case step;
@@ -95,21 +98,21 @@ TEST_F(WholeSteps, ComposedAgreesWithExecuted) {
   };
   const std::vector<Expected> cases{
       {{}, 0.02},
-      {{.parallel = "{pp: 2, ep: 4}"}, 0.03},
-      {{.parallel = "{pp: 4, ep: 2}", .batch = "{global: 32, micro: 1, sequence: 2048}"}, 0.03},
-      {{.parallel = "{pp: 2, vp: 2, ep: 4}"}, 0.03},
-      {{.parallel = "{tp: 2, pp: 1, ep: 8}"}, 0.03},
-      {{.ranks = 16, .parallel = "{pp: 1, ep: 16}"}, 0.03},
-      {{.ranks = 16, .parallel = "{pp: 2, ep: 8}", .overlap = "{gradient_reduction: true}"}, 0.05},
-      {{.ranks = 16, .parallel = "{pp: 1, ep: 8}", .overlap = "{gradient_reduction: true}"}, 0.05},
+      {{.parallel = "{pp: 2, ep: 4}"}, 0.02},
+      {{.parallel = "{pp: 4, ep: 2}", .batch = "{global: 32, micro: 1, sequence: 2048}"}, 0.02},
+      {{.parallel = "{pp: 2, vp: 2, ep: 4}"}, 0.02},
+      {{.parallel = "{tp: 2, pp: 1, ep: 8}"}, 0.02},
+      {{.ranks = 16, .parallel = "{pp: 1, ep: 16}"}, 0.02},
+      {{.ranks = 16, .parallel = "{pp: 2, ep: 8}", .overlap = "{gradient_reduction: true}"}, 0.02},
+      {{.ranks = 16, .parallel = "{pp: 1, ep: 8}", .overlap = "{gradient_reduction: true}"}, 0.02},
       {{.ranks = 16,
         .parallel = "{pp: 2, ep: 8}",
         .overlap = "{micro_batches: 2, gradient_reduction: true, shared_expert: true}"},
-       0.08},
+       0.02},
       {{.ranks = 64,
         .parallel = "{pp: 2, ep: 16}",
         .batch = "{global: 64, micro: 1, sequence: 512}"},
-       0.05},
+       0.02},
   };
   for (const Expected& expected : cases) {
     const Case& c = expected.step;
@@ -231,6 +234,21 @@ TEST_F(WholeSteps, TwoBatchOverlapHidesCommunication) {
   EXPECT_LT(both.exposed_communication_s, 0.6 * alone.exposed_communication_s);
   EXPECT_NEAR(run(c, StepMethod::kExecuted).time_s / both.time_s, 1.0, 0.02);
   EXPECT_EQ(both.ttft_s, both.time_s);
+}
+
+// The example in the repository, and what is written of it: JSON that reads back to the same, and a table
+// whose columns have names of their own.
+TEST_F(WholeSteps, ExampleIsWrittenAndReadBack) {
+  const Experiment experiment = load_experiment(std::filesystem::path(COTERIE_SOURCE_DIR) /
+                                                "workloads/examples/training_step.yaml");
+  const Results results = results_of(experiment, simulate(experiment, {}));
+  ASSERT_EQ(results.runs.size(), 2U);
+  EXPECT_LT(results.runs[1].time_s(), results.runs[0].time_s());
+  const std::string text = to_json(results).dump();
+  EXPECT_EQ(to_json(results_from_json(nlohmann::json::parse(text), "text")).dump(), text);
+  const CsvTable table = parse_csv(to_csv(results.runs), "results.csv");
+  EXPECT_EQ(table.rows.size(), 2U);
+  EXPECT_NEAR(*table.number(0, "step_time_s"), results.runs[0].time_s(), 1e-9);
 }
 
 TEST_F(WholeSteps, WhatDoesNotFitIsRefused) {
