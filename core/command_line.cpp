@@ -21,8 +21,8 @@
 namespace coterie {
 
 void flush_standard_output() {
-  std::cout.flush();
   errno = 0;
+  std::cout.flush();  // passes on to stdio, which is where it fails
   const bool flushed = std::fflush(stdout) == 0;
   const int cause = errno;
   if (flushed && std::ferror(stdout) == 0 && std::cout.good()) return;

@@ -58,7 +58,7 @@ TEST(Units, RefusesQuantitiesThatNoMachineHas) {
   EXPECT_EQ(refusal([] { (void)parse_bandwidth("1e308 TB/s", "F"); }),
             "F: found \"1e308 TB/s\", expected 0, or from 0.001 to 1e+18 B/s");
   EXPECT_EQ(refusal([] { (void)parse_seconds("1e12 s", "F"); }),
-            "F: found \"1e12 s\", expected 0, or from 1e-18 to 1e+09 s");
+            "F: found \"1e12 s\", expected 0, or from 1e-18 to 1000000000 s");
   EXPECT_EQ(refusal([] { (void)parse_bytes("1e10 TB", "F"); }),
             "F: found \"1e10 TB\", expected 0, or from 0 to 9e+18 B");
   EXPECT_EQ(parse_bandwidth("1 B/s", "F").value, 1.0);
