@@ -45,8 +45,10 @@
 namespace coterie {
 namespace {
 
-// Of the lower bound on the makespan. README.md gives its error against exact runs.
+// Of the lower bound on the makespan: with lazy and with full updates. README.md gives their errors
+// against exact runs.
 constexpr double kDefaultPrecision = 1e-4;
+constexpr double kDefaultFullPrecision = 2e-3;
 // Flows that share a link while a precision in seconds becomes one in bytes.
 constexpr double kSharers = 64.0;
 
@@ -365,14 +367,19 @@ bool forwards(const Program& program) {
   return false;
 }
 
-SimGridSettings settings_of(const ResolvedProgram& resolved, double relative) {
+// Full updates look at every communication at every event, lazy ones at those whose rates changed.
+// Where transfers wait for nothing but their queue, all are connected and change together, and full
+// updates are faster; they are also more exact, because what they end early is a number of bytes
+// and not whatever ends at about the same time.
+SimGridSettings settings_of(const ResolvedProgram& resolved, std::optional<double> precision) {
   const Program& program = resolved.program;
   SimGridSettings settings;
   // Exact means as fine as SimGrid's arithmetic carries: its times are doubles, and a precision
   // below their rounding would leave flows that never end.
-  settings.precision_s = std::max(relative, 1e-9) * resolved.bound.makespan_s;
+  const double lazy = std::max(precision.value_or(kDefaultPrecision), 1e-9);
+  settings.precision_s = lazy * resolved.bound.makespan_s;
   const bool varies = !program.changes.empty() || !program.holds.empty();
-  if (relative == 0.0 || varies || forwards(program)) return settings;
+  if (precision == 0.0 || varies || forwards(program)) return settings;
   double slowest = std::numeric_limits<double>::infinity();
   for (std::uint32_t op = 0; op < program.num_ops(); ++op) {
     for (const std::uint32_t idx : resolved.routes.of(op)) {
@@ -380,7 +387,8 @@ SimGridSettings settings_of(const ResolvedProgram& resolved, double relative) {
     }
   }
   if (slowest < std::numeric_limits<double>::infinity()) {
-    settings.completion_bytes = settings.precision_s * slowest / kSharers * scale_of(program);
+    settings.completion_bytes = precision.value_or(kDefaultFullPrecision) *
+                                resolved.bound.makespan_s * slowest / kSharers * scale_of(program);
   }
   return settings;
 }
@@ -403,14 +411,13 @@ std::string simgrid_version() {
 Execution run_simgrid(const ResolvedProgram& resolved, const EngineOptions& options) {
   const Program& program = resolved.program;
   if (program.num_ops() == 0) return {};
-  const double relative = options.relative_precision.value_or(kDefaultPrecision);
   // Loaded here, so that the children of later calls have it already.
   const StartSimGrid start_simgrid = load_simgrid();
   std::string bytes;
   try {
     bytes = run_in_child("simgrid", options.timeout_s.value_or(0.0), [&] {
       const Execution execution =
-          simulate(*start_simgrid(settings_of(resolved, relative)), resolved);
+          simulate(*start_simgrid(settings_of(resolved, options.relative_precision)), resolved);
       std::string out;
       out.reserve((2 * program.num_ops() + 1) * sizeof(double));
       append(out, execution.start_s);

@@ -55,8 +55,9 @@ void add_copies(const Job& job, std::uint32_t rank, std::span<const std::uint64_
 }
 
 // `kTopk` > 0 fixes the number of experts per token at compile time, so that the loop unrolls.
+// Inlined, so that it is compiled for the instructions of the function that calls it.
 template <std::uint32_t kTopk>
-Totals count_with_masks(const Job& job) {
+[[gnu::always_inline]] inline Totals count_masks(const Job& job) {
   const std::uint32_t num_topk = kTopk > 0 ? kTopk : job.num_topk;
   struct Masks {
     std::uint64_t rank;
@@ -111,6 +112,37 @@ Totals count_with_masks(const Job& job) {
     add_copies(job, rank, std::span(counts).first(job.num_experts), totals);
   }
   return totals;
+}
+
+template <std::uint32_t kTopk>
+Totals count_with_masks(const Job& job) {
+  return count_masks<kTopk>(job);
+}
+
+// The same with the processor's population count, which the oldest processors of the architecture
+// lack, so that the compiler must not use it unasked.
+#if defined(__x86_64__) && defined(__GNUC__)
+bool has_population_count() {
+  return __builtin_cpu_supports("popcnt") != 0;
+}
+template <std::uint32_t kTopk>
+[[gnu::target("popcnt")]] Totals count_with_popcnt(const Job& job) {
+  return count_masks<kTopk>(job);
+}
+#else
+bool has_population_count() {
+  return false;
+}
+template <std::uint32_t kTopk>
+Totals count_with_popcnt(const Job& job) {
+  return count_masks<kTopk>(job);
+}
+#endif
+
+template <std::uint32_t kTopk>
+Totals count_up_to_64_ranks(const Job& job) {
+  static const bool kHardware = has_population_count();
+  return kHardware ? count_with_popcnt<kTopk>(job) : count_with_masks<kTopk>(job);
 }
 
 template <bool kReplicated>
@@ -170,15 +202,15 @@ Totals count(const Job& job) {
   if (job.num_ranks > 64) return count_with_stamps<false>(job);
   switch (job.num_topk) {
     case 2:
-      return count_with_masks<2>(job);
+      return count_up_to_64_ranks<2>(job);
     case 4:
-      return count_with_masks<4>(job);
+      return count_up_to_64_ranks<4>(job);
     case 6:
-      return count_with_masks<6>(job);
+      return count_up_to_64_ranks<6>(job);
     case 8:
-      return count_with_masks<8>(job);
+      return count_up_to_64_ranks<8>(job);
     default:
-      return count_with_masks<0>(job);
+      return count_up_to_64_ranks<0>(job);
   }
 }
 
