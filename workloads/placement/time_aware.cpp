@@ -18,7 +18,6 @@ namespace {
 
 constexpr std::uint64_t kMaxEvaluations = 400'000;  // of swaps, beyond the first descents
 constexpr std::uint32_t kKicks = 40;
-constexpr std::size_t kJudged = 3;  // of the searched placements
 
 PartOf parts_of(const RankExperts& placement, std::uint32_t num_experts) {
   PartOf parts(num_experts, 0);
@@ -113,6 +112,7 @@ using Place = RankExperts (*)(const LayerTask&);
 RankExperts place_by(Place place, const LayerTask& layer, std::optional<double> cap) {
   PlacementRequest request = layer.request;
   request.max_imbalance = cap;
+  request.num_starts = 1;  // the search by time follows
   const LayerTask task{layer.layer,      layer.num_experts, layer.num_topk,
                        layer.experts,    layer.load,        request,
                        layer.token_rank, layer.replica_of,  layer.sequence_begin};
@@ -152,6 +152,7 @@ RankExperts place_time_aware(const LayerTask& layer) {
   if (layer.request.num_replicas > 0) {
     return fastest(layer, routing, replicated_candidates(seen));
   }
+  constexpr std::size_t kContiguous = 1;
   std::vector<RankExperts> candidates;
   candidates.push_back(place_by(place_collaboration, seen, std::nullopt));
   candidates.push_back(place_contiguous(seen));
@@ -169,19 +170,19 @@ RankExperts place_time_aware(const LayerTask& layer) {
     PartOf parts;
   };
   std::vector<Found> found;
-  for (const RankExperts& start : candidates) {
-    PartOf parts = parts_of(start, layer.num_experts);
+  for (std::size_t i = 0; i < candidates.size(); ++i) {
+    if (i == kContiguous) continue;  // the worst start
+    PartOf parts = parts_of(candidates[i], layer.num_experts);
     refine_time(task, {}, parts);
     found.push_back({expected_cost_s(task, parts), std::move(parts)});
   }
   std::stable_sort(found.begin(), found.end(),
                    [](const Found& a, const Found& b) { return a.cost_s < b.cost_s; });
-  found.resize(std::min(found.size(), kJudged));
   PartOf parts = found[0].parts;
   const std::uint64_t seed = mix64(layer.request.seed) ^ layer.layer;
   refine_time(task, {kMaxEvaluations, kKicks, seed}, parts);
-  std::vector<RankExperts> judged{to_rank_experts(parts, cost.num_ranks)};
-  for (const Found& other : found) judged.push_back(to_rank_experts(other.parts, cost.num_ranks));
+  std::vector<RankExperts> judged{to_rank_experts(parts, cost.num_ranks),
+                                  to_rank_experts(found[1].parts, cost.num_ranks)};
   judged.insert(judged.end(), candidates.begin(), candidates.end());
   return fastest(layer, routing, std::move(judged));
 }
