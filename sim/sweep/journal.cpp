@@ -63,7 +63,13 @@ Content parse(const std::filesystem::path& file, const std::string& text,
         return found != line.end() && found->is_string() ? found->get<std::string>() : "unknown";
       };
       const auto schema = line.find("schema_version");
-      if (schema == line.end() || *schema != 1 || text_of("coterie") != version()) {
+      if (schema == line.end() || *schema != 1) {
+        throw InputError(
+            where,
+            schema == line.end() ? "no schema_version" : "schema_version " + json_excerpt(*schema),
+            "schema_version 1, as a sweep's first line has");
+      }
+      if (text_of("coterie") != version()) {
         throw InputError(where, fmt::format("results of version {}", text_of("coterie")),
                          fmt::format("version {}; use another folder", version()));
       }

@@ -294,9 +294,12 @@ for folder, target in (("topologies/presets", "topology"), ("topologies/calibrat
         if path.stat().st_size < 6000:
             add(target, path.read_bytes())
 base = "schema_version: 1\nbase: base.yaml\n"
-add("sweep", base + "axes: {ranks: [1, 2]}\n", base + "axes: {ranks: [1, 2], model: [a, b]}\nskip: [{ranks: 1, model: a}]\n",
-    base + "axes: {zip: [{a: [1, 2]}, {b: [3, 4]}]}\n", base + "axes: {ranks: [1, 2]}\nruns: [a]\nbaseline: {ranks: 1}\n",
-    base + "axes: {}\n", base + "axes: &a {x: *a}\n")
+axis = "  - {key: %s, values: %s}\n"
+axes = base + "axes:\n" + axis % ("ranks", "[1, 2]")
+add("sweep", axes, axes + axis % ("model", "[a, b]") + "skip: [{ranks: 1, model: a}]\n",
+    base + "axes:\n  - zip:\n    - {key: a, values: [1, 2]}\n    - {key: b, values: [3, 4]}\n",
+    axes + "runs: [a]\nbaseline: {ranks: 1}\n", base + "axes: []\n", base + "axes: &a [*a]\n",
+    axes.replace("[1, 2]", "[" + "1, " * 300 + "1]"))
 add("experiment", """schema_version: 1
 name: e
 topology: star

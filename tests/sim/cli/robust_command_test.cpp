@@ -198,7 +198,7 @@ TEST_F(Robust, QuantitiesStayWithinWhatCanBeComputed) {
 
 TEST_F(Robust, ADamagedJournalEntryIsDoneAgain) {
   put("sweep.yaml", "schema_version: 1\nbase: " + kBase +
-                        "\naxes: {tokens_per_rank: [64, 128]}\nruns: [dedup]\n");
+                        "\naxes:\n  - {key: tokens_per_rank, values: [64, 128]}\nruns: [dedup]\n");
   const std::string sweep = "sweep sweep.yaml -o out --set engine=bound";
   ASSERT_EQ(run(sweep).exit_code, 0);
   const std::string table = text("out/sweep.csv");
@@ -214,7 +214,7 @@ TEST_F(Robust, ADamagedJournalEntryIsDoneAgain) {
     EXPECT_THAT(outcome.err, HasSubstr("points.0.jsonl:2: found a damaged entry")) << damaged;
     EXPECT_EQ(text("out/sweep.csv"), table) << damaged;
   }
-  put("out/points.0.jsonl", "{\"schema_version\":\"1\",\"coterie\":7}\n");
+  put("out/points.0.jsonl", "{\"schema_version\":1,\"coterie\":7}\n");
   refuses(sweep, "points.0.jsonl:1: found results of version unknown");
 }
 

@@ -77,10 +77,12 @@ TEST_F(JournalTest, RefusesAnotherVersionAndDamage) {
   EXPECT_NE(error_of("s").find("found results of version 0.0.1"), std::string::npos);
   write_file(file_, "garbage\n");
   EXPECT_NE(error_of("s").find(":1: found a damaged line"), std::string::npos);
-  for (const std::string header : {"{\"schema_version\":\"1\"}", "{\"coterie\":1}", "{}"}) {
-    write_file(file_, header + "\n");
-    EXPECT_NE(error_of("s").find(":1: found results of version unknown"), std::string::npos);
-  }
+  write_file(file_, "{\"schema_version\":\"1\"}\n");
+  EXPECT_NE(error_of("s").find(":1: found schema_version \"1\", expected"), std::string::npos);
+  write_file(file_, "{\"coterie\":1}\n");
+  EXPECT_NE(error_of("s").find(":1: found no schema_version, expected"), std::string::npos);
+  write_file(file_, "{\"schema_version\":1,\"coterie\":7}\n");
+  EXPECT_NE(error_of("s").find(":1: found results of version unknown"), std::string::npos);
 }
 
 // A damaged entry is a point that was not done: those around it count.
