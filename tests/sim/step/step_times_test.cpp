@@ -171,9 +171,9 @@ TEST_F(WholeSteps, BubbleHasItsKnownShare) {
 // With infinite links and no fixed costs nothing is exposed.
 TEST_F(WholeSteps, InfiniteLinksExposeNothing) {
   const Case c{.topology =
-                   "{extends: h100_rail_optimised, scale_up: {bandwidth: 1e12 GB/s, "
+                   "{extends: h100_rail_optimised, scale_up: {bandwidth: 1e9 GB/s, "
                    "latency: 0 s, injection: {rank_bandwidth: none}}, nic: {bandwidth: "
-                   "1e12 GB/s, latency: 0 s, injection: {rank_bandwidth: none}}, fabric: "
+                   "1e9 GB/s, latency: 0 s, injection: {rank_bandwidth: none}}, fabric: "
                    "{hop_latency: 0 s}, overheads: {notify: 0 s}, collectives: none}",
                .extra = "transport: ideal"};
   for (const StepMethod method : {StepMethod::kExecuted, StepMethod::kComposed}) {

@@ -317,9 +317,9 @@ const Malformed kMalformed[] = {
     {"no_version", "schema_version: 1\n", "",
      "e.yaml:1:1: found no key \"schema_version\", expected it to be given"},
     {"unknown_key", "ranks: 8", "ranks: 8\nrank: 8",
-     "e.yaml:6:1: found unknown key \"rank\", expected one of chunk, deal, engine, groups, layers, "
-     "model, name, payload, ranks, runs, schema_version, seed, tokens_per_rank, topology, trace, "
-     "transport"},
+     "e.yaml:6:1: found unknown key \"rank\", expected one of chunk, deal, decode_pool, "
+     "disturbances, engine, groups, layers, model, name, payload, ranks, runs, schema_version, seed, "
+     "step, tokens_per_rank, topology, trace, transport"},
     {"key_twice", "ranks: 8", "ranks: 8\nranks: 4",
      "e.yaml:6:1: found a second key \"ranks\", expected each key once"},
     {"unknown_topology", "h100_node", "h9000",
@@ -379,7 +379,7 @@ const Malformed kMalformed[] = {
     {"placement", "placement: contiguous", "placement: contigous",
      "e.yaml:10:33: key \"runs.0.placement\": found \"contigous\", expected one of contiguous, "
      "round_robin, random, load_balanced, load_balanced_joint, collaboration, "
-     "collaboration_refined, collaboration_two_level, or a placement file"},
+     "collaboration_refined, collaboration_two_level, time_aware, or a placement file"},
     {"policy", "dispatch: standard", "dispatch: standart",
      "e.yaml:10:55: key \"runs.0.dispatch\": found \"standart\", expected one of standard, dedup, "
      "hierarchical"},
@@ -472,9 +472,9 @@ const Malformed kMalformed[] = {
      "from 1 to 1048576"},
     {"model_key_in_map", "model: model.yaml", "model: {extends: model.yaml, experts: 4}",
      "e.yaml:3:8: key \"model\": model.yaml: found unknown key \"experts\", expected one of "
-     "description, expert_intermediate, hidden, moe_layers, name, num_experts, num_groups, "
+     "attention, description, expert_intermediate, hidden, moe_layers, name, num_experts, num_groups, "
      "num_layers, num_shared_experts, num_topk, num_topk_groups, routing, schema_version, "
-     "shared_intermediate"},
+     "shared_intermediate, vocabulary"},
     {"model_more_topk_than_experts", "model: model.yaml",
      "model: {extends: model.yaml, num_topk: 17}",
      "e.yaml:3:8: key \"model\": --set num_topk: found \"17\", expected a whole number from 1 to "
