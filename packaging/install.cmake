@@ -108,5 +108,5 @@ set(CPACK_DEBIAN_PROGRAMS_PACKAGE_SECTION science)
 set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_NAME coterie-dev)
 set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_SECTION libdevel)
 set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_DEPENDS
-  "libfmt-dev, libspdlog-dev, nlohmann-json3-dev, libyaml-cpp-dev, libprotobuf-dev, libboost-graph-dev, zlib1g-dev, libzip-dev, libdeflate-dev, libpugixml-dev, libceres-dev, libsimgrid-dev, pkg-config")
+  "coterie (= ${PROJECT_VERSION}), libfmt-dev, libspdlog-dev, nlohmann-json3-dev, libyaml-cpp-dev, libprotobuf-dev, libboost-graph-dev, zlib1g-dev, libzip-dev, libdeflate-dev, libpugixml-dev, libceres-dev, libsimgrid-dev, pkg-config")
 include(CPack)
