@@ -530,12 +530,19 @@ class Composition {
   BlockTimes serve_cell(std::uint32_t cell, bool slow) {
     const std::size_t all = layers_[0].size();
     const std::uint64_t cells = classes_.classes[classes_.class_of[cell]].first_gpus.size();
+    // Hierarchical plans have many rounds of messages; all go there and back.
+    std::uint64_t messages = 0;
+    for (const LayerPlan& plan : setup_.plans) {
+      std::uint64_t of_plan = 0;
+      for (const Stage& stage : plan.stages) of_plan += stage.num_transfers();
+      messages = std::max(messages, of_plan);
+    }
     const std::uint64_t ep = parallel_.ep;
     const std::uint64_t layer_ops =
-        cells * (cell_ / ep) * (2 * ep * ep + 20 * ep) * setup_.step.overlap.micro_batches;
+        cells * (cell_ / ep) * (2 * messages + 20 * ep) * setup_.step.overlap.micro_batches;
     const std::size_t dense = setup_.model.num_dense_layers();
     const std::size_t most = std::max<std::size_t>(
-        std::min(all, dense + 4), static_cast<std::size_t>(kWholeChainOps / layer_ops));
+        std::min(all, dense + 3), static_cast<std::size_t>(kWholeChainOps / layer_ops));
     if (most >= all) return chain(cell, slow, all);
     const std::size_t half = most - std::max<std::size_t>(1, (most - dense) / 2);
     const BlockTimes whole = chain(cell, slow, most);
