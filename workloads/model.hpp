@@ -36,7 +36,7 @@ struct AttentionShape {
   bool qkv_bias = false;
   bool output_bias = false;
   QkNorm qk_norm = QkNorm::kNone;
-  bool sinks = false;    // one learned logit per head
+  bool sinks = false;  // one learned logit per head
   // Sliding window: the layers in `windowed_layers` (ascending) attend to the last `window` tokens,
   // their own included; 0: none does.
   std::uint32_t window = 0;

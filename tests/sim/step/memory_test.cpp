@@ -107,9 +107,9 @@ TEST(Optimizer, HasMegatronsBytesPerParameter) {
 }
 
 // One layer of Mixtral's shape at 100 tokens without any parallelism, counted by hand in values
-// (BF16, 2 bytes each): the layer's and the MLP's input and their norms 4 x 4096; queries 4096, keys
-// and values 2 x 1024, the result 4096; 200 rows of 4096 dispatched, gate, up and activation 3 x 14336
-// each. In FP32: 32 sums of attention rows and 8 scores.
+// (BF16, 2 bytes each): the layer's and the MLP's input and their norms 4 x 4096; queries 4096,
+// keys and values 2 x 1024, the result 4096; 200 rows of 4096 dispatched, gate, up and activation 3
+// x 14336 each. In FP32: 32 sums of attention rows and 8 scores.
 TEST(Activations, AreThoseOfAHandCount) {
   const ModelShape model = load_model("mixtral_8x7b");
   StepSpec step;

@@ -160,7 +160,8 @@ TEST(Tables, AreRefusedWithOneSentence) {
             "gemm.csv: found the machines there, expected products of the machine \"here\"");
 }
 
-// Published products (NVIDIA aiconfigurator): every fifth is left out and interpolated from the rest.
+// Published products (NVIDIA aiconfigurator): every fifth is left out and interpolated from the
+// rest.
 TEST(Tables, InterpolateHeldOutProducts) {
   const fs::path file = fs::path(COTERIE_DATA) / "measurements/gemm.csv";
   if (!fs::exists(file)) GTEST_SKIP() << "no published products";

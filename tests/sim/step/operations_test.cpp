@@ -56,9 +56,10 @@ INSTANTIATE_TEST_SUITE_P(Presets, EveryModel, testing::ValuesIn(preset_names()),
                          [](const auto& test) { return test.param; });
 
 // Megatron Bridge publishes tokens and model FLOPs per second and GPU, so that their ratio is its
-// count of FLOPs per token (both figures are rounded: the least certain ratio by 0.3 percent, and one
-// of Qwen3-30B's is 1.2 percent below the other five). For gpt-oss it counts two of the experts' three matrices (its factor for
-// gated activations covers SiLU alone) and full attention in windowed layers.
+// count of FLOPs per token (both figures are rounded: the least certain ratio by 0.3 percent, and
+// one of Qwen3-30B's is 1.2 percent below the other five). For gpt-oss it counts two of the
+// experts' three matrices (its factor for gated activations covers SiLU alone) and full attention
+// in windowed layers.
 TEST(ModelFlops, AgreeWithThePublishedTrainingSteps) {
   const std::filesystem::path file =
       std::filesystem::path(COTERIE_DATA) / "measurements/training_steps.csv";
@@ -176,8 +177,8 @@ TEST(Splitting, KeepsTheProducts) {
   }
 }
 
-// MLA decoding in its absorbed form (DeepSeek-V2, arXiv 2405.04434): the cache is read once, 512 + 64
-// values per token, for all heads together; the scores take 576 and the values 512 products per
+// MLA decoding in its absorbed form (DeepSeek-V2, arXiv 2405.04434): the cache is read once, 512 +
+// 64 values per token, for all heads together; the scores take 576 and the values 512 products per
 // head and token.
 TEST(LatentDecode, ReadsTheCacheOnce) {
   const ModelShape model = load_model("deepseek_v3");
