@@ -7,6 +7,7 @@ import re
 import statistics
 
 import matplotlib.pyplot as plt
+import matplotlib.ticker as ticker
 import pandas as pd
 
 import coterie_figures as cf
@@ -63,6 +64,11 @@ def draw_scatter(by_part, name, size, measured):
                       markersize=4, linestyle="", label=group, rasterized=len(points) > 200)  # thousands of markers make a large SVG
         error = statistics.median(abs(point["error"]) for point in section["points"])
         axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel=measured, title=f"{part}: median error {100 * error:.1f} %")
+        for line in (axis.xaxis, axis.yaxis):
+            decades = ends[1] / ends[0] < 300  # few: label within them, too
+            line.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if decades else (1,), numticks=12))
+            line.set_minor_formatter(ticker.NullFormatter())
+            line.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
         if axis is axes[0] or ranks != shown:
             axis.legend(fontsize=7)
         shown = ranks

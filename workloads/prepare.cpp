@@ -337,9 +337,9 @@ std::string parts_key(const Experiment& experiment, const WholeTrace& trace) {
 TraceParts load_trace(const Experiment& experiment, Memo* memo) {
   if (experiment.step && experiment.step->routing != StepRouting::kTrace) {
     TraceParts parts = generate_trace(experiment);
-    parts.key = fmt::format("generated {} {} {} {} {}", parts.digest, trace_digest(*parts.train),
-                            experiment.num_ranks, experiment.num_groups,
-                            static_cast<int>(experiment.deal));
+    parts.key =
+        fmt::format("generated {} {} {} {} {}", parts.digest, trace_digest(*parts.train),
+                    experiment.num_ranks, experiment.num_groups, static_cast<int>(experiment.deal));
     return parts;
   }
   const std::filesystem::path& file = experiment.trace.file;

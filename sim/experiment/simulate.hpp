@@ -27,7 +27,7 @@ struct SimulateOptions {
   // Keeps traces, placements, plans and counts in memory by their content, for programs that simulate
   // many experiments that have them in common.
   Memo* memo = nullptr;
-  std::optional<StepMethod> step_method;       // absent: small steps are executed, others composed
+  std::optional<StepMethod> step_method;  // absent: small steps are executed, others composed
   bool timelines = true;
   bool progress = false;  // on stderr
 };

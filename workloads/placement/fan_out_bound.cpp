@@ -52,8 +52,9 @@ constexpr std::uint32_t kMaxSpectralExperts =
 // Whether the eigenvalue bound applies and is worth its time: with few experts per part rows are
 // nearly exact.
 bool use_spectrum(const FanOutBoundTask& task) {
-  return task.effort == BoundEffort::kTight && task.num_replicas == 0 && task.num_experts % task.part_capacity == 0 &&
-         task.part_capacity >= 3 && task.num_experts <= kMaxSpectralExperts;
+  return task.effort == BoundEffort::kTight && task.num_replicas == 0 &&
+         task.num_experts % task.part_capacity == 0 && task.part_capacity >= 3 &&
+         task.num_experts <= kMaxSpectralExperts;
 }
 
 class PairDual {
@@ -156,9 +157,8 @@ class PairDual {
         if (f != e) order_.push_back(static_cast<std::uint32_t>(f));
       }
       const std::uint32_t* const together = together_.data() + e * num_experts_;
-      std::stable_sort(order_.begin(), order_.end(), [&](std::uint32_t a, std::uint32_t b) {
-        return together[a] > together[b];
-      });
+      std::stable_sort(order_.begin(), order_.end(),
+                       [&](std::uint32_t a, std::uint32_t b) { return together[a] > together[b]; });
       for (std::size_t i = 0; i + 1 < task_.part_capacity && i < order_.size(); ++i) {
         taken_[e * num_experts_ + order_[i]] = 1;
       }
@@ -417,8 +417,8 @@ std::uint64_t fan_out_bound(const FanOutBoundTask& task) {
   const double size = task.num_experts;
   const double work = static_cast<double>(num_pairs) * task.num_topk * 2.0 +
                       (use_spectrum(task) ? 9.0 * size * size * size : 0.0);
-  const auto tight =
-      static_cast<std::uint32_t>(std::clamp(kMaxWork / work, double{kMinPasses}, double{kMaxPasses}));
+  const auto tight = static_cast<std::uint32_t>(
+      std::clamp(kMaxWork / work, double{kMinPasses}, double{kMaxPasses}));
   const std::uint32_t passes =
       task.max_passes.value_or(task.effort == BoundEffort::kTight ? tight : kQuickPasses);
   PairDual dual(task);
@@ -444,9 +444,8 @@ std::uint64_t fan_out_bound(const FanOutBoundTask& task) {
       since_best = 0;
     }
     // A few steps cannot reach a placement that is far off: they aim at what is near.
-    const double aim = task.effort == BoundEffort::kQuick
-                           ? std::max(target, (1.0 - kQuickReach) * value)
-                           : target;
+    const double aim =
+        task.effort == BoundEffort::kQuick ? std::max(target, (1.0 - kQuickReach) * value) : target;
     dual.step(value, aim, length);
   }
   // Sums of some 1e7 terms of size 1 in double and slopes in float, which are exact as given.

@@ -116,10 +116,10 @@ INSTANTIATE_TEST_SUITE_P(Registry, EveryStrategy, ::testing::ValuesIn(strategies
                          [](const auto& test) { return test.param; });
 
 TEST(Strategies, AreThoseOfTheRegistryInItsOrder) {
-  EXPECT_THAT(
-      placement_strategies(),
-      ElementsAre("contiguous", "round_robin", "random", "load_balanced", "load_balanced_joint",
-                  "collaboration", "collaboration_refined", "collaboration_two_level", "time_aware"));
+  EXPECT_THAT(placement_strategies(),
+              ElementsAre("contiguous", "round_robin", "random", "load_balanced",
+                          "load_balanced_joint", "collaboration", "collaboration_refined",
+                          "collaboration_two_level", "time_aware"));
   EXPECT_FALSE(strategy_learns("random"));
   EXPECT_TRUE(strategy_learns("load_balanced"));
 }

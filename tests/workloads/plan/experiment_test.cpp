@@ -318,7 +318,8 @@ const Malformed kMalformed[] = {
      "e.yaml:1:1: found no key \"schema_version\", expected it to be given"},
     {"unknown_key", "ranks: 8", "ranks: 8\nrank: 8",
      "e.yaml:6:1: found unknown key \"rank\", expected one of chunk, deal, decode_pool, "
-     "disturbances, engine, groups, layers, model, name, payload, ranks, runs, schema_version, seed, "
+     "disturbances, engine, groups, layers, model, name, payload, ranks, runs, schema_version, "
+     "seed, "
      "step, tokens_per_rank, topology, trace, transport"},
     {"key_twice", "ranks: 8", "ranks: 8\nranks: 4",
      "e.yaml:6:1: found a second key \"ranks\", expected each key once"},
@@ -472,7 +473,8 @@ const Malformed kMalformed[] = {
      "from 1 to 1048576"},
     {"model_key_in_map", "model: model.yaml", "model: {extends: model.yaml, experts: 4}",
      "e.yaml:3:8: key \"model\": model.yaml: found unknown key \"experts\", expected one of "
-     "attention, description, expert_intermediate, hidden, moe_layers, name, num_experts, num_groups, "
+     "attention, description, expert_intermediate, hidden, moe_layers, name, num_experts, "
+     "num_groups, "
      "num_layers, num_shared_experts, num_topk, num_topk_groups, routing, schema_version, "
      "shared_intermediate, vocabulary"},
     {"model_more_topk_than_experts", "model: model.yaml",
