@@ -141,7 +141,7 @@ class Notebooks(unittest.TestCase):
                 self.assertIsNone(cell.get("execution_count"), path.name)
 
     def test_committed_tables_and_figures_are_small(self):
-        for folder, limit in ((cf.RESULTS, 1_000_000), (cf.FIGURES, 300_000)):
+        for folder, limit in ((cf.RESULTS, 2_000_000), (cf.FIGURES, 300_000)):
             for path in folder.glob("*.*"):
                 self.assertLess(path.stat().st_size, limit, path.name)
 
