@@ -86,14 +86,19 @@ void add_times(Cells& cells, const LayerReport& layer) {
   }
 }
 
-Cells csv_cells(const RunReport& run, const LayerReport& layer) {
-  Cells cells;
+// Which run it is, and what became of it.
+void add_run(Cells& cells, const RunReport& run) {
   cells.text("run", run.name);
   cells.text("status", run.failure ? "failed" : "ok");
   cells.text("error", run.failure.value_or(""));
   cells.text("engine", run.engine);
   cells.text("policy", run.policy);
   cells.text("placement", run.placement);
+}
+
+Cells csv_cells(const RunReport& run, const LayerReport& layer) {
+  Cells cells;
+  add_run(cells, run);
   cells.text("exact", run.exact ? "true" : "false");
   cells.text("topology", run.topology);
   cells.text("transport", run.transport);
@@ -140,12 +145,7 @@ std::string step_csv(const std::vector<RunReport>& runs) {
     const StepReport& step = known ? *run.step : *first->step;
     const auto number = [&](double value) { return known ? std::optional(value) : std::nullopt; };
     Cells cells;
-    cells.text("run", run.name);
-    cells.text("status", run.failure ? "failed" : "ok");
-    cells.text("error", run.failure.value_or(""));
-    cells.text("engine", run.engine);
-    cells.text("policy", run.policy);
-    cells.text("placement", run.placement);
+    add_run(cells, run);
     cells.text("topology", run.topology);
     cells.text("transport", run.transport);
     cells.text("model", run.model);

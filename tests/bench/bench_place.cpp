@@ -30,10 +30,10 @@
 #include "core/error.hpp"
 #include "core/statistics.hpp"
 #include "core/table.hpp"
+#include "tests/bench/recorded.hpp"
 #include "tests/workloads/placement/routings.hpp"
 #include "workloads/placement/distance.hpp"
 #include "workloads/plan/fan_out.hpp"
-#include "workloads/trace/importer.hpp"
 
 namespace coterie {
 namespace {
@@ -135,28 +135,7 @@ struct Options {
   bool speed = false;
 };
 
-struct Set {
-  std::string name;
-  Routing training, evaluated;
-};
-
 constexpr unsigned kJobs = 2;
-
-std::optional<Set> load_set(const Options& options, const std::string& folder,
-                            const std::string& name) {
-  const std::filesystem::path path = options.traces / folder / (name + ".npz");
-  if (!std::filesystem::exists(path)) {
-    fmt::print("no recorded trace {}\n", path.string());
-    return std::nullopt;
-  }
-  const std::vector<std::filesystem::path> inputs = {path};
-  const auto trace = std::get<Routing>(import_traces(inputs, "npz", {}).trace);
-  std::vector<std::size_t> layers;
-  const std::size_t wanted = std::min(options.num_layers, trace.num_layers());
-  for (std::size_t i = 0; i < wanted; ++i) layers.push_back(i * trace.num_layers() / wanted);
-  return Set{name, select_layers(select(trace, SequencePart::kEven), layers),
-             select_layers(select(trace, SequencePart::kOdd), layers)};
-}
 
 struct Measured {
   std::vector<double> fan_out;  // [layers]
@@ -180,7 +159,7 @@ Measured measure(const Routing& routing, const Placement& placement) {
 }
 
 // Runs the partitioner beside this file; nothing where its package is missing.
-std::optional<Placement> partition_by_peer(const Options& options, const Set& set,
+std::optional<Placement> partition_by_peer(const Options& options, const RecordedParts& set,
                                            const std::string& peer, std::uint32_t num_ranks,
                                            double& seconds) {
   const std::filesystem::path folder =
@@ -238,7 +217,8 @@ std::vector<Contender> contenders(std::uint32_t num_ranks) {
   return result;
 }
 
-void add_rows(const Options& options, const Set& set, std::uint32_t num_ranks, Table& table) {
+void add_rows(const Options& options, const RecordedParts& set, std::uint32_t num_ranks,
+              Table& table) {
   // The bound of placements without replicas is sought from the best of them.
   PlacementRequest best_request;
   best_request.strategy = "collaboration_refined";
@@ -300,7 +280,8 @@ void bench_quality(const Options& options) {
                                      {"deepseek-v2-lite-esft", "law"},
                                      {"deepseek-v2-lite-esft", "summary"},
                                      {"gpt-oss-20b", "decode"}}) {
-    const std::optional<Set> set = load_set(options, folder, name);
+    const std::optional<RecordedParts> set =
+        load_recorded(options.traces, folder, name, options.num_layers);
     if (!set) continue;
     for (const std::uint32_t ranks : options.ranks) {
       if (ranks <= set->training.num_experts) add_rows(options, *set, ranks, table);

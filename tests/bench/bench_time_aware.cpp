@@ -36,6 +36,7 @@
 #include "core/parallel.hpp"
 #include "core/results.hpp"
 #include "sim/experiment/layer_times.hpp"
+#include "tests/bench/recorded.hpp"
 #include "workloads/placement/placement.hpp"
 #include "workloads/trace/importer.hpp"
 
@@ -75,26 +76,9 @@ const std::vector<Machine>& machines() {
 }
 
 struct Set {
-  std::string name;
   ModelShape model;
-  Routing training, evaluated;
+  RecordedParts parts;
 };
-
-std::optional<Set> load_set(const Options& options, const std::string& folder,
-                            const std::string& name, const std::string& model) {
-  const std::filesystem::path path = options.traces / folder / (name + ".npz");
-  if (!std::filesystem::exists(path)) {
-    fmt::print("no recorded trace {}\n", path.string());
-    return std::nullopt;
-  }
-  const std::vector<std::filesystem::path> inputs = {path};
-  const auto trace = std::get<Routing>(import_traces(inputs, "npz", {}).trace);
-  std::vector<std::size_t> layers;
-  const std::size_t wanted = std::min(options.num_layers, trace.num_layers());
-  for (std::size_t i = 0; i < wanted; ++i) layers.push_back(i * trace.num_layers() / wanted);
-  return Set{name, load_model(model), select_layers(select(trace, SequencePart::kEven), layers),
-             select_layers(select(trace, SequencePart::kOdd), layers)};
-}
 
 double seconds_on(const LayerTimes& times, const Routing& routing, const Placement& placement) {
   std::vector<double> layers(routing.num_layers());
@@ -136,7 +120,7 @@ struct Case {
   bool network_binds;
 
   [[nodiscard]] std::string name() const {
-    return fmt::format("{} {} {} EP{} {}", set.name, topology, transport, num_ranks,
+    return fmt::format("{} {} {} EP{} {}", set.parts.name, topology, transport, num_ranks,
                        to_string(policy));
   }
 };
@@ -175,10 +159,10 @@ class Bench {
     request.ranks_per_node = times->cost().ranks_per_node;
     request.num_jobs = kJobs;
     request.times = times;
-    const Placement placed = make_placement(c.set.training, request);
+    const Placement placed = make_placement(c.set.parts.training, request);
     const double learning_s =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    const double time_s = seconds_on(*times, c.set.evaluated, placed);
+    const double time_s = seconds_on(*times, c.set.parts.evaluated, placed);
     std::string best_name;
     double best_s = 0.0;
     double contiguous_s = 0.0;
@@ -186,11 +170,11 @@ class Bench {
     for (const Contender& other : others()) {
       const Placement* placement = other_placement(c, request, other);
       if (placement == nullptr) continue;
-      const double other_s = seconds_on(*times, c.set.evaluated, *placement);
+      const double other_s = seconds_on(*times, c.set.parts.evaluated, *placement);
       if (other.name == "contiguous") contiguous_s = other_s;
       if (options_.detail) {
         detail += fmt::format("    {:<24}{:.4f} ms (training {:.4f})\n", other.name, other_s * 1e3,
-                              seconds_on(*times, c.set.training, *placement) * 1e3);
+                              seconds_on(*times, c.set.parts.training, *placement) * 1e3);
       }
       if (!best_name.empty() && other_s >= best_s) continue;
       best_name = other.name;
@@ -201,7 +185,7 @@ class Bench {
                time_s * 1e3, best_s * 1e3, best_name, ratio, contiguous_s / time_s, learning_s);
     if (options_.detail) {
       fmt::print("    {:<24}{:.4f} ms (training {:.4f})\n{}", "time_aware", time_s * 1e3,
-                 seconds_on(*times, c.set.training, placed) * 1e3, detail);
+                 seconds_on(*times, c.set.parts.training, placed) * 1e3, detail);
     }
     std::fflush(stdout);
     ++summary_.num_cases;
@@ -227,15 +211,15 @@ class Bench {
   // Learnt once per trace and ranks, whatever the machine; nothing where a cap cannot be met.
   const Placement* other_placement(const Case& c, PlacementRequest request,
                                    const Contender& other) {
-    const std::string key =
-        fmt::format("{} {} {} {}", c.set.name, c.num_ranks, request.ranks_per_node, other.name);
+    const std::string key = fmt::format("{} {} {} {}", c.set.parts.name, c.num_ranks,
+                                        request.ranks_per_node, other.name);
     auto [found, is_new] = placements_.try_emplace(key);
     if (is_new) {
       request.strategy = other.strategy;
       request.max_imbalance = other.cap;
       request.times = nullptr;
       try {
-        found->second = make_placement(c.set.training, request);
+        found->second = make_placement(c.set.parts.training, request);
       } catch (const InputError&) {
         // A cap that cannot be met: nothing to compare with.
       }
@@ -380,21 +364,22 @@ void run(const Options& options) {
         {"deepseek-v2-lite-esft", "law", "deepseek_v2_lite"},
         {"deepseek-v2-lite-esft", "summary", "deepseek_v2_lite"},
         {"gpt-oss-20b", "decode", "gpt_oss_20b"}}) {
-    const std::optional<Set> set = load_set(options, folder, name, model);
-    if (!set) continue;
+    auto parts = load_recorded(options.traces, folder, name, options.num_layers);
+    if (!parts) continue;
+    const Set set{load_model(model), *std::move(parts)};
     for (const Machine& machine : machines()) {
       for (const std::uint32_t ranks : machine.ranks) {
-        if (ranks > set->model.num_experts) continue;
+        if (ranks > set.model.num_experts) continue;
         const Cluster cluster = load_cluster(machine.topology, {}, ranks);
         std::vector<std::string> transports{"ideal"};
         for (const auto& transport : cluster.transports) {
           transports.emplace_back(transport_name(transport));
         }
         for (const std::string& transport : transports) {
-          bench.add({*set, machine.topology, transport, ranks, DispatchPolicy::kDedup,
+          bench.add({set, machine.topology, transport, ranks, DispatchPolicy::kDedup,
                      machine.network_binds});
           if (ranks <= cluster.gpus_per_node) continue;
-          bench.add({*set, machine.topology, transport, ranks, DispatchPolicy::kHierarchical,
+          bench.add({set, machine.topology, transport, ranks, DispatchPolicy::kHierarchical,
                      machine.network_binds});
         }
       }

@@ -4,35 +4,14 @@
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <cmath>
-#include <filesystem>
 
 #include "core/error.hpp"
-#include "core/file.hpp"
+#include "tests/sim/scratch.hpp"
 
 namespace coterie {
 namespace {
-
-namespace fs = std::filesystem;
-
-class Scratch {
- public:
-  Scratch() : path_(fs::path(COTERIE_BINARY_DIR) / fmt::format("operation_fit_{}", getpid())) {
-    fs::create_directories(path_);
-  }
-  ~Scratch() { fs::remove_all(path_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  [[nodiscard]] fs::path write(const std::string& name, const std::string& text) const {
-    write_file(path_ / name, text);
-    return path_ / name;
-  }
-
- private:
-  fs::path path_;
-};
 
 // A table made with launch 4 us, 75 percent of the peak, 80 percent of the memory and q = 2.
 TEST(OperationFit, RecoversTheCostsOfAMadeTable) {
@@ -49,7 +28,7 @@ TEST(OperationFit, RecoversTheCostsOfAMadeTable) {
       }
     }
   }
-  const Scratch scratch;
+  const Scratch scratch("operation_fit");
   OperationTableFiles files;
   files.machine = "made";
   files.gemm = scratch.write("gemm.csv", text);
@@ -65,7 +44,7 @@ TEST(OperationFit, RecoversTheCostsOfAMadeTable) {
 }
 
 TEST(OperationFit, WantsEnoughPoints) {
-  const Scratch scratch;
+  const Scratch scratch("operation_fit");
   OperationTableFiles files;
   files.machine = "made";
   files.gemm =

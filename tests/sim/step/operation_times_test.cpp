@@ -14,6 +14,7 @@
 #include "core/file.hpp"
 #include "core/statistics.hpp"
 #include "sim/step/operation_tables.hpp"
+#include "tests/sim/scratch.hpp"
 
 namespace coterie {
 namespace {
@@ -46,21 +47,6 @@ OperationTableFiles gemm_files(const std::string& machine, const fs::path& file)
   files.gemm = file;
   return files;
 }
-
-class Scratch {
- public:
-  Scratch() : path_(fs::path(COTERIE_BINARY_DIR) / fmt::format("operation_tables_{}", getpid())) {
-    fs::create_directories(path_);
-  }
-  ~Scratch() { fs::remove_all(path_); }
-  fs::path write(const std::string& name, const std::string& text) const {
-    write_file(path_ / name, text);
-    return path_ / name;
-  }
-
- private:
-  fs::path path_;
-};
 
 // 989 TFLOP/s and 3.35 TB/s (H100 data sheet), 0.7 and 0.85 of them, 3 us per launch.
 TEST(Roofline, IsTheLongerOfArithmeticAndMemory) {
@@ -113,7 +99,7 @@ TEST(Grouped, AddUpToTheCalibratedMlp) {
 }
 
 TEST(Tables, SayWhatTheyHoldAndInterpolateBetween) {
-  const Scratch scratch;
+  const Scratch scratch("operation_tables");
   std::string text = "machine,gemm_dtype,m,n,k,latency_us\nother,bfloat16,8,8,8,1\n";
   const auto measured = [](double m, double n, double k) {
     return 5.0 + 2.0 * m * n * k / 500e12 * 1e6;
@@ -141,7 +127,7 @@ TEST(Tables, SayWhatTheyHoldAndInterpolateBetween) {
 }
 
 TEST(Tables, AreRefusedWithOneSentence) {
-  const Scratch scratch;
+  const Scratch scratch("operation_tables");
   const auto said = [&](const std::string& text) -> std::string {
     try {
       (void)load_operation_tables(gemm_files("here", scratch.write("gemm.csv", text)), h100());
@@ -176,7 +162,7 @@ TEST(Tables, InterpolateHeldOutProducts) {
       kept += csv_line(table.rows[row]);
     }
   }
-  const Scratch scratch;
+  const Scratch scratch("operation_tables");
   const OperationTimes times(
       h100(),
       load_operation_tables(gemm_files("h100_sxm", scratch.write("kept.csv", kept)), h100()));

@@ -2,22 +2,18 @@
 
 #include "sim/sweep/recommend.hpp"
 
-#include <fmt/format.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <set>
 
 #include "core/error.hpp"
-#include "core/file.hpp"
 #include "sim/step/memory.hpp"
 #include "sim/step/operation_times.hpp"
+#include "tests/sim/scratch.hpp"
 
 namespace coterie {
 namespace {
-
-namespace fs = std::filesystem;
 
 constexpr const char* kDecode =
     "schema_version: 1\n"
@@ -34,26 +30,9 @@ constexpr const char* kDecode =
     "runs:\n"
     "  - {name: contiguous, placement: contiguous, dispatch: standard}\n";
 
-class Scratch {
- public:
-  Scratch() : path_(fs::path(COTERIE_BINARY_DIR) / fmt::format("recommend_{}", getpid())) {
-    fs::create_directories(path_);
-  }
-  ~Scratch() { fs::remove_all(path_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  [[nodiscard]] fs::path write(const std::string& name, const std::string& text) const {
-    write_file(path_ / name, text);
-    return path_ / name;
-  }
-
- private:
-  fs::path path_;
-};
-
 // Every candidate is an experiment that loads and fits in memory, and each is there once.
 TEST(SearchSpace, HoldsExperimentsThatLoadAndFit) {
-  const Scratch scratch;
+  const Scratch scratch("recommend");
   RecommendRequest request;
   request.experiment = scratch.write("decode.yaml", kDecode);
   request.gpus = {32, 64};
@@ -81,7 +60,7 @@ TEST(SearchSpace, HoldsExperimentsThatLoadAndFit) {
 }
 
 TEST(SearchSpace, RefusesWhatCannotBe) {
-  const Scratch scratch;
+  const Scratch scratch("recommend");
   RecommendRequest request;
   request.experiment = scratch.write("decode.yaml", kDecode);
   request.tpot_s = 1e-6;
