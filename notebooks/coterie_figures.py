@@ -24,7 +24,7 @@ import pandas as pd
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-BUNDLED_TRACE = ROOT / "workloads" / "examples" / "collaborating.moet"
+BUNDLED_TRACE = ROOT / "workloads" / "examples" / "small_moe.moet"
 RESULTS = HERE / "results"
 FIGURES = HERE / "figures"
 # Recorded traces and published measurements, which are not part of the project; what needs them is skipped where the folder is not there.

@@ -88,7 +88,7 @@ class Tables(unittest.TestCase):
 
         with tempfile.TemporaryDirectory() as folder:
             sweep = Path(folder) / "sweep.yaml"
-            sweep.write_text(f"schema_version: 1\nbase: {cf.ROOT}/workloads/examples/quickstart.yaml\nbaseline: {{run: dedup}}\n"
+            sweep.write_text(f"schema_version: 1\nbase: {cf.ROOT}/workloads/examples/synthetic.yaml\nbaseline: {{run: dedup}}\n"
                              "axes: [{key: ranks, values: [128, 8, 4]}, {key: tokens_per_rank, values: [64]}]\n")
             cf.coterie("sweep", sweep, "-o", Path(folder) / "out", "--set", "engine=flow")
             parquet = pyarrow.parquet.read_table(Path(folder) / "out" / "sweep.parquet").to_pandas()

@@ -23,7 +23,7 @@ namespace fs = std::filesystem;
 
 const std::string kExamples = COTERIE_SOURCE_DIR "/workloads/examples/";
 const std::string kTrace = kExamples + "collaborating.moet";
-const std::string kBase = kExamples + "quickstart.yaml";
+const std::string kBase = kExamples + "synthetic.yaml";
 const std::string kPlace = "place " + kTrace + " --ranks 8 --strategy contiguous -o ";
 
 class Robust : public testing::ProgramTest {

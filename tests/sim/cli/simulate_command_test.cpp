@@ -22,7 +22,7 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
 
-constexpr const char* kExample = COTERIE_SOURCE_DIR "/workloads/examples/quickstart.yaml";
+constexpr const char* kExample = COTERIE_SOURCE_DIR "/workloads/examples/synthetic.yaml";
 constexpr const char* kTrace = COTERIE_SOURCE_DIR "/workloads/examples/collaborating.moet";
 constexpr const char* kWorkload = COTERIE_SOURCE_DIR "/workloads/examples/collaborating.yaml";
 

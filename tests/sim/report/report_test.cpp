@@ -18,7 +18,7 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-constexpr const char* kExample = COTERIE_SOURCE_DIR "/workloads/examples/quickstart.yaml";
+constexpr const char* kExample = COTERIE_SOURCE_DIR "/workloads/examples/synthetic.yaml";
 
 class ReportCommand : public testing::ProgramTest {
  protected:

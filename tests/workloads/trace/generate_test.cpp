@@ -153,6 +153,21 @@ TEST(Generate, TheBundledTraceIsWhatItsDescriptionMakes) {
   EXPECT_LE(std::filesystem::file_size(folder + "collaborating.moet"), 300'000U);
 }
 
+// The counts are those of workloads/small_moe/README.md, where the recording is described.
+TEST(Bundled, TheRecordedTraceIsWhatItsCardSays) {
+  const std::string path = std::string(COTERIE_SOURCE_DIR) + "/workloads/examples/small_moe.moet";
+  const Routing routing = read_routing(path);
+  EXPECT_EQ(routing.layers, (std::vector<std::uint32_t>{1, 2, 3, 4, 5, 6, 7, 8}));
+  EXPECT_EQ(routing.num_experts, 64U);
+  EXPECT_EQ(routing.num_topk, 6U);
+  ASSERT_EQ(routing.sequence_begin.size(), 73U);
+  for (std::size_t i = 0; i + 1 < routing.sequence_begin.size(); ++i) {
+    EXPECT_EQ(routing.sequence_begin[i + 1] - routing.sequence_begin[i], 256U);
+  }
+  EXPECT_FALSE(routing.weights.empty());
+  EXPECT_LE(std::filesystem::file_size(path), 5'000'000U);
+}
+
 struct BadWorkload {
   const char* name;
   const char* override_;
