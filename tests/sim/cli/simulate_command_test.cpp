@@ -230,8 +230,7 @@ TEST_F(Command, AFolderOfAnotherExperimentIsLeftAlone) {
   const auto before = files();
   const Outcome outcome = run(simulate("-o out --engine flow --set name=other"));
   EXPECT_EQ(outcome.exit_code, 2);
-  EXPECT_THAT(outcome.err,
-              HasSubstr("found predicted results of experiment quickstart, expected "));
+  EXPECT_THAT(outcome.err, HasSubstr("found predicted results of experiment synthetic, expected "));
   EXPECT_EQ(files(), before);
   EXPECT_EQ(text("out/results.json"), results);
 }
