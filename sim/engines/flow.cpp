@@ -10,6 +10,7 @@
 
 #include "core/error.hpp"
 #include "sim/engines/engine.hpp"
+#include "sim/engines/flow_bottlenecks.hpp"
 #include "sim/engines/flow_components.hpp"
 #include "sim/engines/flow_maxmin.hpp"
 #include "sim/engines/flow_repair.hpp"
@@ -69,6 +70,8 @@ class ComponentRun {
         small_(small),
         observer_(observer),
         state_(part.capacity, part.max_hops),
+        bottlenecks_(precision == 0.0 ? std::span(part.capacity) : std::span<const double>(),
+                     part.max_hops + (part.has_caps() ? 1 : 0)),
         precision_(precision),
         change_scale_(precision / kFlowDefaultPrecision),
         schedule_({part.delay_s, part.amount, part.queue, part.waits_for, part.signal_begin,
@@ -77,7 +80,6 @@ class ComponentRun {
     same_time_ = kSameTime * busiest_link_s;
     quantum_ = precision * busiest_link_s;
     step_ = exact() ? kStep * busiest_link_s : quantum_;
-    if (exact()) state_.start_horizon(kNever);
   }
 
   void run();
@@ -88,6 +90,18 @@ class ComponentRun {
   [[nodiscard]] bool exact() const { return precision_ == 0.0; }
   [[nodiscard]] double next_change_s() const {
     return next_change_ < part_.changes.size() ? part_.changes[next_change_].time_s : kNever;
+  }
+  [[nodiscard]] double next_finish_s();
+  [[nodiscard]] double next_event_s();
+  std::uint32_t end_next();
+  [[nodiscard]] bool flowing(std::uint32_t slot) const {
+    return exact() ? bottlenecks_.flowing(slot) : state_.flowing(slot);
+  }
+  [[nodiscard]] double rate(std::uint32_t slot) const {
+    return exact() ? bottlenecks_.rate(slot) : state_.rate(slot);
+  }
+  [[nodiscard]] double capacity(std::uint32_t link) const {
+    return exact() ? bottlenecks_.capacity(link) : state_.links()[link].capacity;
   }
   void start_ready();
   void take_events();
@@ -106,6 +120,7 @@ class ComponentRun {
   bool small_;
   const Observer* observer_;  // may be null
   FlowState state_;
+  BottleneckOrder bottlenecks_;  // of exact runs, whose flows are not in state_
   MaxMinSolver solver_;
   LocalRepair repair_;
   double precision_;
@@ -140,6 +155,11 @@ void ComponentRun::start_ready() {
 }
 
 void ComponentRun::set_capacity(std::uint32_t link, double capacity) {
+  if (exact()) {
+    bottlenecks_.set_capacity(link, capacity);
+    must_solve_ = true;
+    return;
+  }
   state_.set_capacity(link, capacity);
   if (state_.link(link).entries.empty()) return;
   touch(link);
@@ -168,7 +188,7 @@ void ComponentRun::take_events() {
   started_.clear();
   finished_.clear();
   ended_.clear();
-  const double until = std::min(state_.next_event_s(), next_change_s()) + same_time_;
+  const double until = next_event_s() + same_time_;
   if (!exact()) {
     // The first change since the last solve sets the time of the next.
     const double next_solve = until + quantum_;
@@ -180,14 +200,11 @@ void ComponentRun::take_events() {
       state_.start_horizon(next_solve);
     }
   }
-  EventHeap& finishes = state_.finishes();
   double last = 0.0;  // of these events, so that nothing finishes early
-  while (!finishes.empty() && finishes.top_time() <= until) {
-    now_ = last = finishes.top_time();
-    const std::uint32_t slot = finishes.top_slot();
-    finishes.pop();
+  while (next_finish_s() <= until) {
+    now_ = last = next_finish_s();
+    const std::uint32_t slot = end_next();
     ended_.push_back(state_.op(slot));
-    state_.detach(slot, now_);
     finish_slot(slot);
   }
   EventHeap& timers = state_.timers();
@@ -211,27 +228,55 @@ void ComponentRun::take_events() {
   if (!started_.empty()) check_time();
   for (const std::uint32_t slot : started_) {
     const std::uint32_t op = state_.op(slot);
-    state_.attach(slot, part_.route_of(op), part_.amount[op], part_.cap[op], now_);
+    if (exact()) {
+      bottlenecks_.start(slot, part_.route_of(op), part_.amount[op], part_.cap[op]);
+    } else {
+      state_.attach(slot, part_.route_of(op), part_.amount[op], part_.cap[op], now_);
+    }
   }
 }
 
+// Ends the flow that finishes next and returns its slot.
+std::uint32_t ComponentRun::end_next() {
+  if (exact()) return bottlenecks_.end_next();
+  EventHeap& finishes = state_.finishes();
+  const std::uint32_t slot = finishes.top_slot();
+  finishes.pop();
+  state_.detach(slot, now_);
+  return slot;
+}
+
+double ComponentRun::next_finish_s() {
+  if (exact()) return bottlenecks_.next_finish_s();
+  return state_.finishes().empty() ? kNever : state_.finishes().top_time();
+}
+
+double ComponentRun::next_event_s() {
+  const double timer = state_.timers().empty() ? kNever : state_.timers().top_time();
+  return std::min({timer, next_finish_s(), next_change_s()});
+}
+
 void ComponentRun::solve() {
+  ++stats.num_solves;
+  must_solve_ = false;
+  if (exact()) {
+    bottlenecks_.update(now_);
+    stats.num_solved_flows = bottlenecks_.num_set_rates();
+    observe(true);
+    return;
+  }
   if (touched_.size() * kManyLinks > part_.capacity.size()) {
     solver_.solve_all(state_, now_, quantum_);
   } else {
     solver_.solve(state_, touched_, now_, quantum_);
   }
   touched_.clear();
-  must_solve_ = false;
   num_changes_ = 0;
   ++interval_;
-  if (!exact()) {
-    for (const std::uint32_t link : solver_.links()) {
-      if (state_.link(link).extra > 0.0) touch(link);  // the credit is spent at the next solve
-    }
-    state_.end_filing(touched_.empty(), quantum_);
+  for (const std::uint32_t link : solver_.links()) {
+    if (state_.link(link).extra > 0.0) touch(link);  // the credit is spent at the next solve
   }
-  ++stats.num_solves;
+  state_.end_filing(touched_.empty(), quantum_);
   stats.num_solved_flows += solver_.num_flows();
   observe(true);
 }
@@ -239,13 +284,14 @@ void ComponentRun::solve() {
 // New rates after the events of this moment.
 void ComponentRun::adjust_rates() {
   if (started_.empty() && ended_.empty() && !must_solve_) return;
+  if (exact()) return solve();
   for (const std::uint32_t op : ended_) touch_route(op);
   for (const std::uint32_t slot : started_) touch_route(state_.op(slot));
   num_changes_ += started_.size() + ended_.size();
   const auto num_active = static_cast<double>(state_.num_flowing());
   const double changes =
       static_cast<double>(num_changes_) * changes_per_solve(state_.num_flowing(), small_);
-  if (exact() || must_solve_ || (small_ && state_.num_flowing() <= kFewFlows) ||
+  if (must_solve_ || (small_ && state_.num_flowing() <= kFewFlows) ||
       changes > change_scale_ * num_active) {
     solve();
     return;
@@ -283,7 +329,7 @@ void ComponentRun::run() {
   if (step_ > 0.0) check_time();
   start_ready();
   while (schedule_.num_unfinished() > 0) {
-    const double next = std::min(state_.next_event_s(), next_change_s());
+    const double next = next_event_s();
     if (state_.num_flowing() > 0 && next > state_.horizon()) {
       pass_horizon(next);
       continue;
@@ -298,15 +344,15 @@ void ComponentRun::run() {
 
 Stuck ComponentRun::why_stuck() {
   Stuck out{.op = kNone, .num_ops = schedule_.num_unfinished(), .time_s = now_};
-  for (const std::uint32_t slot : state_.active()) {
-    if (state_.op(slot) > out.op) continue;
+  for (std::uint32_t slot = 0; slot < state_.num_slots(); ++slot) {
+    if (!flowing(slot) || state_.op(slot) > out.op) continue;
     out.op = state_.op(slot);
     out.why = Stuck::Why::kTooLate;  // it moves, but never ends
-    out.step_s = part_.amount[out.op] / state_.rate(slot);
-    for (const FlowState::Hop& hop : state_.hops(slot)) {
-      if (state_.link(hop.link).capacity > 0.0) continue;
+    out.step_s = part_.amount[out.op] / rate(slot);
+    for (const std::uint32_t link : part_.route_of(out.op)) {
+      if (capacity(link) > 0.0) continue;
       out.why = Stuck::Why::kStandsStill;
-      out.capacity = hop.link;
+      out.capacity = link;
     }
   }
   if (out.op != kNone) return out;
@@ -322,12 +368,11 @@ void ComponentRun::observe(bool solved) {
   if (observer_ == nullptr) return;
   snapshot_.clear();
   for (std::uint32_t slot = 0; slot < state_.num_slots(); ++slot) {
-    if (state_.flowing(slot)) {
-      snapshot_.push_back({observer_->ops[state_.op(slot)], state_.rate(slot)});
-    }
+    if (flowing(slot)) snapshot_.push_back({observer_->ops[state_.op(slot)], rate(slot)});
   }
-  for (std::size_t link = 0; link < state_.links().size(); ++link) {
-    observer_->limits[observer_->links[link]] = state_.links()[link].limit;
+  for (std::uint32_t link = 0; link < state_.links().size(); ++link) {
+    observer_->limits[observer_->links[link]] =
+        exact() ? capacity(link) : state_.links()[link].limit;
   }
   observer_->call({now_, solved, snapshot_, observer_->limits});
 }

@@ -90,6 +90,11 @@ std::vector<std::vector<std::uint32_t>> split_components(const Program& program,
   return components;
 }
 
+bool Part::has_caps() const {
+  return std::any_of(cap.begin(), cap.end(),
+                     [](double c) { return c < std::numeric_limits<double>::infinity(); });
+}
+
 double Part::busiest_link_s() const {
   std::vector<double> amounts(capacity.size(), 0.0);
   for (std::size_t op = 0; op < num_ops(); ++op) {

@@ -1,0 +1,610 @@
+#include "sim/engines/flow_bottlenecks.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <queue>
+#include <utility>
+
+#include "sim/engines/flow_components.hpp"
+#include "sim/engines/flow_state.hpp"
+
+namespace coterie::flow {
+namespace {
+
+// A level that is lower than one before it by less is not out of order: equal links differ by
+// rounding.
+constexpr double kTie = 1e-12;
+// Levels that differ by less are the same: setting them again would only add rounding errors.
+constexpr double kSameLevel = 1e-14;
+// taken_ is a sum of many differences; it is summed up anew after so many updates.
+constexpr std::uint32_t kUpdatesUntilSum = 256;
+// All is filled anew if one in so many links changed at once, or when moving links has taken the
+// time of so many visits of every flow.
+constexpr std::size_t kManyChanged = 4;
+constexpr std::size_t kManyVisits = 4;
+// Links whose next finishes are searched together.
+constexpr std::size_t kBlock = 64;
+
+double limit_of(double capacity) {
+  return capacity * (1.0 + kTie);
+}
+
+}  // namespace
+
+BottleneckOrder::BottleneckOrder(std::span<const double> capacity, std::uint32_t max_hops)
+    : max_hops_(max_hops), num_others_(std::max(2U, max_hops) - 1) {
+  for (const double c : capacity) add_link(c, false);
+}
+
+std::uint32_t BottleneckOrder::add_link(double capacity, bool is_cap) {
+  const auto link = static_cast<std::uint32_t>(links_.size());
+  links_.emplace_back();
+  links_.back().capacity = capacity;
+  links_.back().is_cap = is_cap;
+  taken_.push_back(0.0);
+  limit_.push_back(is_cap ? kNever : limit_of(capacity));
+  level_.push_back(is_cap ? capacity : 0.0);
+  pos_.push_back(kNone);
+  finish_s_.push_back(kNever);
+  if (finish_s_.size() > kBlock * block_finish_s_.size()) {
+    block_finish_s_.push_back(kNever);
+    block_changed_.push_back(0);
+  }
+  return link;
+}
+
+void BottleneckOrder::mark_changed(std::uint32_t link) {
+  if (links_[link].changed) return;
+  links_[link].changed = true;
+  changed_.push_back(link);
+}
+
+void BottleneckOrder::touch(std::uint32_t link) {
+  if (links_[link].touched) return;
+  links_[link].touched = true;
+  touched_.push_back(link);
+}
+
+void BottleneckOrder::bring_to_now(std::uint32_t link_id) {
+  Link& link = links_[link_id];
+  if (link.since_s < now_) {
+    if (link.own > 0) link.work += level_[link_id] * (now_ - link.since_s);
+    link.since_s = now_;
+  }
+}
+
+// --- the flows of a link -------------------------------------------------------------------------
+
+void BottleneckOrder::swap_entries(Link& link, std::uint32_t a, std::uint32_t b) {
+  if (a == b) return;
+  const std::uint32_t link_id = static_cast<std::uint32_t>(&link - links_.data());
+  // A route that crosses the link twice has two hops here, which their places tell apart.
+  const auto hop_at = [&](std::uint32_t place) {
+    for (Hop& hop : hops(link.slots[place])) {
+      if (hop.link == link_id && hop.place == place) return &hop;
+    }
+    return static_cast<Hop*>(nullptr);
+  };
+  Hop* const hop_a = hop_at(a);
+  Hop* const hop_b = hop_at(b);
+  hop_a->place = b;
+  hop_b->place = a;
+  std::swap(link.slots[a], link.slots[b]);
+  std::uint32_t* const others = link.others.data();
+  std::swap_ranges(others + std::size_t{a} * num_others_, others + std::size_t{a + 1} * num_others_,
+                   others + std::size_t{b} * num_others_);
+}
+
+void BottleneckOrder::erase_entry(Link& link, std::uint32_t place) {
+  if (place < link.own) {
+    --link.own;
+    swap_entries(link, place, link.own);
+    place = link.own;
+  }
+  swap_entries(link, place, static_cast<std::uint32_t>(link.slots.size() - 1));
+  link.slots.pop_back();
+  link.others.resize(link.others.size() - num_others_);
+  --num_entries_;
+}
+
+void BottleneckOrder::sift_finish(Link& link, std::uint32_t at) {
+  std::vector<Finish>& heap = link.finishes;
+  const Finish moved = heap[at];
+  while (at > 0 && moved.work < heap[(at - 1) / 2].work) {
+    heap[at] = heap[(at - 1) / 2];
+    flows_[heap[at].slot].place = at;
+    at = (at - 1) / 2;
+  }
+  for (std::size_t child = 2 * std::size_t{at} + 1; child < heap.size();
+       child = 2 * std::size_t{at} + 1) {
+    if (child + 1 < heap.size() && heap[child + 1].work < heap[child].work) ++child;
+    if (heap[child].work >= moved.work) break;
+    heap[at] = heap[child];
+    flows_[heap[at].slot].place = at;
+    at = static_cast<std::uint32_t>(child);
+  }
+  heap[at] = moved;
+  flows_[moved.slot].place = at;
+}
+
+void BottleneckOrder::push_finish(std::uint32_t link_id, Finish finish) {
+  Link& link = links_[link_id];
+  link.finishes.push_back(finish);
+  sift_finish(link, static_cast<std::uint32_t>(link.finishes.size() - 1));
+}
+
+void BottleneckOrder::erase_finish(std::uint32_t link_id, std::uint32_t place) {
+  Link& link = links_[link_id];
+  const Finish last = link.finishes.back();
+  link.finishes.pop_back();
+  if (place == link.finishes.size()) return;
+  link.finishes[place] = last;
+  sift_finish(link, place);
+}
+
+// --- flows come and go ---------------------------------------------------------------------------
+
+void BottleneckOrder::start(std::uint32_t slot, std::span<const std::uint32_t> route, double amount,
+                            double cap) {
+  if (slot >= flows_.size()) {
+    flows_.resize(std::size_t{slot} + 1);
+    hops_.resize(flows_.size() * max_hops_);
+  }
+  Flow& flow = flows_[slot];
+  flow = {
+      .left = amount, .bottleneck = kNone, .num_hops = static_cast<std::uint32_t>(route.size())};
+  Hop* const hop = &hops_[std::size_t{slot} * max_hops_];
+  for (std::uint32_t i = 0; i < route.size(); ++i) hop[i].link = route[i];
+  if (cap < kNever) {
+    const auto [place, is_new] = caps_.try_emplace(cap, 0);
+    if (is_new) place->second = add_link(cap, true);
+    hop[flow.num_hops++].link = place->second;
+  }
+  for (std::uint32_t i = 0; i < flow.num_hops; ++i) {
+    Link& link = links_[hop[i].link];
+    hop[i].place = static_cast<std::uint32_t>(link.slots.size());
+    link.slots.push_back(slot);
+    // What a change of the link's level adds to. A link that a route crosses twice has two entries;
+    // the first of them speaks for both.
+    bool is_first = true;
+    for (std::uint32_t j = 0; j < i; ++j) is_first = is_first && hop[j].link != hop[i].link;
+    std::uint32_t num_others = 0;
+    for (std::uint32_t j = 0; is_first && j < flow.num_hops; ++j) {
+      if (hop[j].link == hop[i].link) continue;
+      link.others.push_back(hop[j].link);
+      ++num_others;
+    }
+    link.others.resize(link.others.size() + num_others_ - num_others, kNone);
+    if (link.is_cap && pos_[hop[i].link] == kNone) append(hop[i].link);
+    mark_changed(hop[i].link);
+  }
+  num_entries_ += flow.num_hops;
+  ++num_flowing_;
+  started_.push_back(slot);
+}
+
+std::uint32_t BottleneckOrder::end_next() {
+  const double next = next_finish_s();
+  std::size_t block = 0;
+  while (block_finish_s_[block] > next) ++block;
+  std::size_t link_id = block * kBlock;
+  while (finish_s_[link_id] > next) ++link_id;
+  Link& bottleneck = links_[link_id];
+  const std::uint32_t slot = bottleneck.finishes.front().slot;
+  const double rate = level_[link_id];
+  erase_finish(static_cast<std::uint32_t>(link_id), 0);
+  for (const Hop& hop : hops(slot)) {
+    if (hop.link != link_id) taken_[hop.link] -= rate;
+    erase_entry(links_[hop.link], hop.place);
+    mark_changed(hop.link);
+  }
+  flows_[slot].num_hops = 0;
+  --num_flowing_;
+  refresh_finish(static_cast<std::uint32_t>(link_id));
+  return slot;
+}
+
+void BottleneckOrder::set_capacity(std::uint32_t link, double capacity) {
+  links_[link].capacity = capacity;
+  limit_[link] = limit_of(capacity);
+  mark_changed(link);
+}
+
+// --- finishes ------------------------------------------------------------------------------------
+
+void BottleneckOrder::refresh_finish(std::uint32_t link_id) {
+  const Link& link = links_[link_id];
+  double finish = kNever;
+  if (!link.finishes.empty()) {
+    const double left = link.finishes.front().work - link.work;
+    if (left <= 0.0) {
+      finish = link.since_s;
+    } else if (level_[link_id] > 0.0) {
+      finish = link.since_s + left / level_[link_id];
+    }
+  }
+  finish_s_[link_id] = finish;
+  block_changed_[link_id / kBlock] = 1;
+}
+
+double BottleneckOrder::next_finish_s() {
+  double next = kNever;
+  for (std::size_t block = 0; block < block_finish_s_.size(); ++block) {
+    if (block_changed_[block] != 0) {
+      block_changed_[block] = 0;
+      const std::size_t end = std::min(finish_s_.size(), (block + 1) * kBlock);
+      double first = kNever;
+      for (std::size_t i = block * kBlock; i < end; ++i) first = std::min(first, finish_s_[i]);
+      block_finish_s_[block] = first;
+    }
+    next = std::min(next, block_finish_s_[block]);
+  }
+  return next;
+}
+
+// --- the order -----------------------------------------------------------------------------------
+
+void BottleneckOrder::append(std::uint32_t link) {
+  pos_[link] = static_cast<std::uint32_t>(order_.size());
+  order_.push_back(link);
+  peak_.push_back(0.0);
+}
+
+void BottleneckOrder::erase_from_order(std::uint32_t at) {
+  pos_[order_[at]] = kNone;
+  order_.erase(order_.begin() + at);
+  for (std::uint32_t i = at; i < order_.size(); ++i) pos_[order_[i]] = i;
+  peak_.pop_back();
+}
+
+void BottleneckOrder::move_in_order(std::uint32_t from, std::uint32_t to) {
+  const auto begin = order_.begin();
+  if (from < to) {
+    std::rotate(begin + from, begin + from + 1, begin + to + 1);
+  } else {
+    std::rotate(begin + to, begin + from, begin + from + 1);
+  }
+  for (std::uint32_t i = std::min(from, to); i <= std::max(from, to); ++i) pos_[order_[i]] = i;
+}
+
+// The link of its route that is first in the order; the first of the route if none is there.
+std::uint32_t BottleneckOrder::first_link(std::uint32_t slot) {
+  const std::span<Hop> all = hops(slot);
+  std::uint32_t first = all[0].link;
+  for (const Hop& hop : all) {
+    if (pos_[hop.link] < pos_[first]) first = hop.link;
+  }
+  return first;
+}
+
+// Makes link `to` the flow's bottleneck.
+void BottleneckOrder::give(std::uint32_t slot, std::uint32_t to) {
+  Flow& flow = flows_[slot];
+  const std::uint32_t from = flow.bottleneck;
+  const double new_rate = level_[to];
+  double old_rate = 0.0;
+  double left = flow.left;
+  bring_to_now(to);
+  if (from != kNone) {
+    bring_to_now(from);
+    old_rate = level_[from];
+    left = std::max(0.0, links_[from].finishes[flow.place].work - links_[from].work);
+    erase_finish(from, flow.place);
+    touch(from);
+  }
+  for (Hop& hop : hops(slot)) {
+    Link& link = links_[hop.link];
+    if (hop.link == from) {
+      --link.own;
+      swap_entries(link, hop.place, link.own);
+      taken_[hop.link] += new_rate;
+    } else if (hop.link == to) {
+      swap_entries(link, hop.place, link.own);
+      ++link.own;
+      taken_[hop.link] -= old_rate;
+    } else {
+      taken_[hop.link] += new_rate - old_rate;
+    }
+  }
+  flow.bottleneck = to;
+  push_finish(to, {links_[to].work + left, slot});
+  touch(to);
+}
+
+double BottleneckOrder::share(std::uint32_t link_id) const {
+  const Link& link = links_[link_id];
+  if (link.is_cap) return link.capacity;
+  return std::max(0.0, (link.capacity - taken_[link_id]) / static_cast<double>(link.own));
+}
+
+void BottleneckOrder::set_level(std::uint32_t link_id, double level) {
+  const double change = level - level_[link_id];
+  if (std::abs(change) <= kSameLevel * level) return;
+  bring_to_now(link_id);
+  level_[link_id] = level;
+  touch(link_id);
+  const Link& link = links_[link_id];
+  num_set_rates_ += link.own;
+  double* const taken = taken_.data();
+  const std::uint32_t* other = link.others.data();
+  if (num_others_ == 1) {
+    for (const std::uint32_t* const end = other + link.own; other != end; ++other) {
+      if (*other != kNone) taken[*other] += change;
+    }
+    return;
+  }
+  for (std::uint32_t i = 0; i < link.own; ++i, other += num_others_) {
+    for (std::uint32_t j = 0; j < num_others_ && other[j] != kNone; ++j) taken[other[j]] += change;
+  }
+}
+
+// The level of the link at this position rose so that it may belong behind others: moves it there,
+// and gives flows to links that are now before it. Their levels are those before this update; what
+// that gets wrong, `advance` mends. False if it stays.
+bool BottleneckOrder::delay(std::uint32_t at, double level) {
+  const std::uint32_t link_id = order_[at];
+  Link& link = links_[link_id];
+  // Rates that its flows would have without it.
+  rates_.clear();
+  for (std::uint32_t i = 0; i < link.own; ++i) {
+    double rate = kNever;
+    for (std::uint32_t j = 0; j < num_others_; ++j) {
+      const std::uint32_t other = link.others[std::size_t{i} * num_others_ + j];
+      if (other == kNone) break;
+      if (pos_[other] != kNone) rate = std::min(rate, level_[other]);
+    }
+    if (rate < kNever) rates_.push_back(rate);
+  }
+  scanned_ += link.own;
+  std::sort(rates_.begin(), rates_.end());
+  double open = link.capacity - taken_[link_id];
+  std::uint32_t num_left = link.own;
+  for (const double rate : rates_) {
+    if (rate >= level) break;
+    open -= rate;
+    --num_left;
+    level = num_left > 0 ? std::max(0.0, open) / static_cast<double>(num_left) : kNever;
+  }
+  std::uint32_t to = at;
+  while (to + 1 < order_.size() && level_[order_[to + 1]] < level) ++to;
+  if (to == at) return false;
+  move_in_order(at, to);
+  given_.clear();
+  for (std::uint32_t i = 0; i < link.own; ++i) {
+    if (first_link(link.slots[i]) != link_id) given_.push_back(link.slots[i]);
+  }
+  for (const std::uint32_t slot : given_) {
+    if (flows_[slot].bottleneck == link_id) give(slot, first_link(slot));
+  }
+  return true;
+}
+
+// The link at this position has a lower level than links before it, or carries too much: moves it
+// before them, and gives it the flows of which it is now the first link. Returns its position.
+std::uint32_t BottleneckOrder::advance(std::uint32_t at) {
+  const std::uint32_t link_id = order_[at];
+  Link& link = links_[link_id];
+  double level = link.capacity;
+  if (!link.is_cap) {
+    double open = link.capacity - taken_[link_id];
+    std::uint32_t num_own = link.own;
+    level = num_own > 0 ? std::max(0.0, open) / static_cast<double>(num_own) : 0.0;
+    rates_.clear();
+    for (std::uint32_t i = link.own; i < link.slots.size(); ++i) {
+      const std::uint32_t bottleneck = flows_[link.slots[i]].bottleneck;
+      if (bottleneck != kNone && level_[bottleneck] > level) rates_.push_back(level_[bottleneck]);
+    }
+    scanned_ += link.slots.size();
+    std::sort(rates_.begin(), rates_.end(), std::greater<>());
+    for (const double rate : rates_) {
+      if (rate <= level) break;
+      open += rate;
+      ++num_own;
+      level = std::max(0.0, open) / static_cast<double>(num_own);
+    }
+  }
+  std::uint32_t to = at;
+  while (to > 0 && peak_[to - 1] > level) --to;
+  if (to == at) return at;
+  given_.clear();
+  std::size_t num_passed = 0;  // flows of the links that it overtakes
+  for (std::uint32_t i = to; i < at; ++i) num_passed += links_[order_[i]].own;
+  if (num_passed < link.slots.size()) {
+    scanned_ += num_passed;
+    for (std::uint32_t i = to; i < at; ++i) {
+      const Link& passed = links_[order_[i]];
+      for (std::uint32_t j = 0; j < passed.own; ++j) {
+        for (const Hop& hop : hops(passed.slots[j])) {
+          if (hop.link == link_id) given_.push_back(passed.slots[j]);
+        }
+      }
+    }
+    move_in_order(at, to);
+  } else {
+    scanned_ += link.slots.size();
+    move_in_order(at, to);
+    for (std::uint32_t i = link.own; i < link.slots.size(); ++i) {
+      if (first_link(link.slots[i]) == link_id) given_.push_back(link.slots[i]);
+    }
+  }
+  if (link.own == 0 && !link.is_cap) level_[link_id] = level;
+  for (const std::uint32_t slot : given_) {
+    if (flows_[slot].bottleneck != link_id) give(slot, link_id);
+  }
+  if (link.own == 0) taken_[link_id] = sum_of_others(link);  // it was rounding
+  return to;
+}
+
+// Levels from this position on, until they never fall and no link carries too much. False if that
+// takes too long.
+bool BottleneckOrder::walk(std::uint32_t at) {
+  const std::size_t most_scanned = kManyVisits * num_entries_ + 1024;
+  for (;;) {
+    while (at < order_.size()) {
+      const std::uint32_t link_id = order_[at];
+      Link& link = links_[link_id];
+      const double before = at > 0 ? peak_[at - 1] : 0.0;
+      bool out_of_order = false;
+      if (link.own == 0 && !link.is_cap) {
+        if (!overloaded(link_id)) {
+          link.changed = false;
+          erase_from_order(at);
+          continue;
+        }
+        out_of_order = true;
+      } else {
+        const double level = share(link_id);
+        if (link.changed && !link.is_cap) {
+          link.changed = false;
+          if (at + 1 < order_.size() && level > level_[order_[at + 1]] && delay(at, level))
+            continue;
+        }
+        out_of_order = level < before * (1.0 - kTie);
+        if (!out_of_order) set_level(link_id, level);
+      }
+      if (out_of_order) {
+        const std::uint32_t to = advance(at);
+        if (++scanned_ > most_scanned || to == at) return false;
+        at = to;
+        continue;
+      }
+      peak_[at] = std::max(before, level_[link_id]);
+      ++at;
+    }
+    for (std::uint32_t link = 0; link < links_.size(); ++link) {
+      if (overloaded(link) && pos_[link] == kNone) append(link);
+    }
+    if (at == order_.size()) return true;
+  }
+}
+
+// Of the rates of the flows that other links hold back.
+double BottleneckOrder::sum_of_others(const Link& link) const {
+  double sum = 0.0;
+  for (std::size_t i = link.own; i < link.slots.size(); ++i) {
+    const std::uint32_t bottleneck = flows_[link.slots[i]].bottleneck;
+    if (bottleneck != kNone) sum += level_[bottleneck];
+  }
+  return sum;
+}
+
+void BottleneckOrder::sum_taken() {
+  updates_until_sum_ = kUpdatesUntilSum;
+  for (std::uint32_t link_id = 0; link_id < links_.size(); ++link_id) {
+    taken_[link_id] = sum_of_others(links_[link_id]);
+  }
+}
+
+// Progressive filling of all links.
+void BottleneckOrder::refill() {
+  ++num_refills_;
+  // Amounts are with the flows while they have no bottleneck.
+  for (std::uint32_t link_id = 0; link_id < links_.size(); ++link_id) {
+    Link& link = links_[link_id];
+    bring_to_now(link_id);
+    for (const Finish& finish : link.finishes) {
+      flows_[finish.slot].left = std::max(0.0, finish.work - link.work);
+      flows_[finish.slot].bottleneck = kNone;
+    }
+    link.finishes.clear();
+    link.own = 0;
+    link.work = 0.0;
+    pos_[link_id] = kNone;
+    touch(link_id);
+  }
+  order_.clear();
+  peak_.clear();
+
+  using Share = std::pair<double, std::uint32_t>;
+  std::priority_queue<Share, std::vector<Share>, std::greater<>> queue;
+  std::vector<double> open(links_.size());
+  std::vector<std::uint32_t> num_open(links_.size());
+  const auto share_of = [&](std::uint32_t link) {
+    if (links_[link].is_cap) return links_[link].capacity;
+    return std::max(0.0, open[link]) / static_cast<double>(num_open[link]);
+  };
+  for (std::uint32_t link = 0; link < links_.size(); ++link) {
+    open[link] = links_[link].capacity;
+    num_open[link] = static_cast<std::uint32_t>(links_[link].slots.size());
+    if (num_open[link] > 0) queue.emplace(share_of(link), link);
+  }
+  double peak = 0.0;
+  while (!queue.empty()) {
+    const auto [known, link_id] = queue.top();
+    queue.pop();
+    Link& link = links_[link_id];
+    if (num_open[link_id] == 0 && !link.is_cap) continue;
+    const double level = share_of(link_id);
+    if (level > known) {  // shares only grow while others are settled
+      queue.emplace(level, link_id);
+      continue;
+    }
+    append(link_id);
+    peak_.back() = peak = std::max(peak, level);
+    level_[link_id] = level;
+    for (const std::uint32_t slot : link.slots) {
+      Flow& flow = flows_[slot];
+      if (flow.bottleneck != kNone) continue;
+      flow.bottleneck = link_id;
+      for (const Hop& hop : hops(slot)) {
+        open[hop.link] -= level;
+        --num_open[hop.link];
+      }
+    }
+  }
+  for (std::uint32_t link_id = 0; link_id < links_.size(); ++link_id) {
+    Link& link = links_[link_id];
+    for (std::uint32_t i = 0; i < link.slots.size(); ++i) {
+      if (flows_[link.slots[i]].bottleneck == link_id) swap_entries(link, i, link.own++);
+    }
+    num_set_rates_ += link.own;
+    // A flow that crosses the link twice is there twice, and finishes once.
+    for (std::uint32_t i = 0; i < link.own; ++i) {
+      const std::uint32_t slot = link.slots[i];
+      for (const Hop& hop : hops(slot)) {
+        if (hop.link != link_id) continue;
+        if (hop.place == i) link.finishes.push_back({flows_[slot].left, slot});
+        break;
+      }
+    }
+    std::sort(link.finishes.begin(), link.finishes.end(), [](const Finish& a, const Finish& b) {
+      return a.work != b.work ? a.work < b.work : a.slot < b.slot;
+    });
+    for (std::uint32_t i = 0; i < link.finishes.size(); ++i) {
+      flows_[link.finishes[i].slot].place = i;
+    }
+  }
+  sum_taken();
+}
+
+void BottleneckOrder::update(double now) {
+  now_ = now;
+  scanned_ = 0;
+  bool done = false;
+  if (changed_.size() * kManyChanged <= order_.size() + kManyChanged) {
+    if (updates_until_sum_ == 0) sum_taken();
+    --updates_until_sum_;
+    for (const std::uint32_t slot : started_) {
+      const std::uint32_t first = first_link(slot);
+      if (pos_[first] == kNone) append(first);
+      give(slot, first);
+    }
+    auto at = static_cast<std::uint32_t>(order_.size());
+    for (const std::uint32_t link : changed_) at = std::min(at, pos_[link]);
+    done = walk(at);
+  }
+  if (!done) refill();
+  started_.clear();
+  for (const std::uint32_t link : changed_) {
+    links_[link].changed = false;
+    touch(link);
+  }
+  changed_.clear();
+  for (const std::uint32_t link : touched_) {
+    links_[link].touched = false;
+    refresh_finish(link);
+  }
+  touched_.clear();
+}
+
+}  // namespace coterie::flow
