@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <queue>
 #include <utility>
 
@@ -18,10 +19,13 @@ constexpr double kTie = 1e-12;
 constexpr double kSameLevel = 1e-14;
 // taken_ is a sum of many differences; it is summed up anew after so many updates.
 constexpr std::uint32_t kUpdatesUntilSum = 256;
-// All is filled anew if one in so many links changed at once, or when moving links has taken the
+// All is filled anew if one in kManyChanged links, and more than a few, changed at once, or when moving links has taken the
 // time of so many visits of every flow.
 constexpr std::size_t kManyChanged = 4;
+constexpr std::size_t kFewChanged = 16;
 constexpr std::size_t kManyVisits = 4;
+// Flows of one link, which lie together, are seen so much faster than those of many.
+constexpr std::size_t kSequential = 8;
 // Links whose next finishes are searched together.
 constexpr std::size_t kBlock = 64;
 
@@ -175,7 +179,13 @@ void BottleneckOrder::start(std::uint32_t slot, std::span<const std::uint32_t> r
       ++num_others;
     }
     link.others.resize(link.others.size() + num_others_ - num_others, kNone);
-    if (link.is_cap && pos_[hop[i].link] == kNone) append(hop[i].link);
+    if (pos_[hop[i].link] == kNone) {
+      if (link.is_cap) {
+        append(hop[i].link);
+      } else {
+        note_idle(hop[i].link);
+      }
+    }
     mark_changed(hop[i].link);
   }
   num_entries_ += flow.num_hops;
@@ -187,21 +197,36 @@ std::uint32_t BottleneckOrder::end_next() {
   const double next = next_finish_s();
   std::size_t block = 0;
   while (block_finish_s_[block] > next) ++block;
-  std::size_t link_id = block * kBlock;
-  while (finish_s_[link_id] > next) ++link_id;
-  Link& bottleneck = links_[link_id];
-  const std::uint32_t slot = bottleneck.finishes.front().slot;
-  const double rate = level_[link_id];
-  erase_finish(static_cast<std::uint32_t>(link_id), 0);
+  std::size_t link = block * kBlock;
+  while (finish_s_[link] > next) ++link;
+  const std::uint32_t slot = links_[link].finishes.front().slot;
+  remove(slot);
+  refresh_finish(static_cast<std::uint32_t>(link));
+  return slot;
+}
+
+void BottleneckOrder::remove(std::uint32_t slot) {
+  Flow& flow = flows_[slot];
+  double rate = 0.0;
+  if (flow.bottleneck != kNone) {
+    rate = level_[flow.bottleneck];
+    erase_finish(flow.bottleneck, flow.place);
+  }
   for (const Hop& hop : hops(slot)) {
-    if (hop.link != link_id) taken_[hop.link] -= rate;
+    if (hop.link != flow.bottleneck) taken_[hop.link] -= rate;
     erase_entry(links_[hop.link], hop.place);
     mark_changed(hop.link);
   }
-  flows_[slot].num_hops = 0;
+  flow.num_hops = 0;
   --num_flowing_;
-  refresh_finish(static_cast<std::uint32_t>(link_id));
-  return slot;
+}
+
+double BottleneckOrder::left(std::uint32_t slot, double now) const {
+  const Flow& flow = flows_[slot];
+  if (flow.bottleneck == kNone) return flow.left;
+  const Link& link = links_[flow.bottleneck];
+  const double work = link.work + level_[flow.bottleneck] * (now - link.since_s);
+  return std::max(0.0, link.finishes[flow.place].work - work);
 }
 
 void BottleneckOrder::set_capacity(std::uint32_t link, double capacity) {
@@ -244,6 +269,13 @@ double BottleneckOrder::next_finish_s() {
 
 // --- the order -----------------------------------------------------------------------------------
 
+// Links with flows that hold none of them back are in idle_, with others that no longer are such.
+void BottleneckOrder::note_idle(std::uint32_t link) {
+  if (links_[link].listed_idle) return;
+  links_[link].listed_idle = true;
+  idle_.push_back(link);
+}
+
 void BottleneckOrder::append(std::uint32_t link) {
   pos_[link] = static_cast<std::uint32_t>(order_.size());
   order_.push_back(link);
@@ -252,6 +284,7 @@ void BottleneckOrder::append(std::uint32_t link) {
 
 void BottleneckOrder::erase_from_order(std::uint32_t at) {
   pos_[order_[at]] = kNone;
+  note_idle(order_[at]);
   order_.erase(order_.begin() + at);
   for (std::uint32_t i = at; i < order_.size(); ++i) pos_[order_[i]] = i;
   peak_.pop_back();
@@ -356,12 +389,13 @@ bool BottleneckOrder::delay(std::uint32_t at, double level) {
     if (rate < kNever) rates_.push_back(rate);
   }
   scanned_ += link.own;
-  std::sort(rates_.begin(), rates_.end());
+  std::make_heap(rates_.begin(), rates_.end(), std::greater<>());  // the lowest in front
   double open = link.capacity - taken_[link_id];
   std::uint32_t num_left = link.own;
-  for (const double rate : rates_) {
-    if (rate >= level) break;
-    open -= rate;
+  while (!rates_.empty() && rates_.front() < level) {
+    open -= rates_.front();
+    std::pop_heap(rates_.begin(), rates_.end(), std::greater<>());
+    rates_.pop_back();
     --num_left;
     level = num_left > 0 ? std::max(0.0, open) / static_cast<double>(num_left) : kNever;
   }
@@ -384,49 +418,55 @@ bool BottleneckOrder::delay(std::uint32_t at, double level) {
 std::uint32_t BottleneckOrder::advance(std::uint32_t at) {
   const std::uint32_t link_id = order_[at];
   Link& link = links_[link_id];
-  double level = link.capacity;
-  if (!link.is_cap) {
-    double open = link.capacity - taken_[link_id];
-    std::uint32_t num_own = link.own;
-    level = num_own > 0 ? std::max(0.0, open) / static_cast<double>(num_own) : 0.0;
+  double open = link.capacity - taken_[link_id];
+  std::uint32_t num_own = link.own;
+  double level = num_own > 0 || link.is_cap ? share(link_id) : 0.0;
+  given_.clear();
+  const auto take = [&](double rate) {
+    if (link.is_cap) return;
+    open += rate;
+    ++num_own;
+    level = std::max(0.0, open) / static_cast<double>(num_own);
+  };
+  // Usually it overtakes few links. Then its flows are found among theirs.
+  std::uint32_t to = at;
+  std::size_t num_seen = 0;
+  for (; to > 0 && peak_[to - 1] > level && num_seen <= kSequential * link.slots.size(); --to) {
+    const std::uint32_t passed_id = order_[to - 1];
+    const Link& passed = links_[passed_id];
+    num_seen += passed.own;
+    const std::size_t end = std::size_t{passed.own} * num_others_;
+    for (std::size_t i = 0; i < end; ++i) {
+      if (passed.others[i] != link_id) continue;
+      given_.push_back(passed.slots[i / num_others_]);
+      take(level_[passed_id]);
+    }
+  }
+  scanned_ += num_seen / kSequential + 1;
+  if (to > 0 && peak_[to - 1] > level) {  // many links: its flows are asked who holds them back
+    scanned_ += link.slots.size();
+    given_.clear();
     rates_.clear();
+    open = link.capacity - taken_[link_id];
+    num_own = link.own;
+    level = num_own > 0 || link.is_cap ? share(link_id) : 0.0;
     for (std::uint32_t i = link.own; i < link.slots.size(); ++i) {
       const std::uint32_t bottleneck = flows_[link.slots[i]].bottleneck;
-      if (bottleneck != kNone && level_[bottleneck] > level) rates_.push_back(level_[bottleneck]);
+      if (level_[bottleneck] > level) rates_.push_back(level_[bottleneck]);
     }
-    scanned_ += link.slots.size();
     std::sort(rates_.begin(), rates_.end(), std::greater<>());
     for (const double rate : rates_) {
       if (rate <= level) break;
-      open += rate;
-      ++num_own;
-      level = std::max(0.0, open) / static_cast<double>(num_own);
+      take(rate);
     }
-  }
-  std::uint32_t to = at;
-  while (to > 0 && peak_[to - 1] > level) --to;
-  if (to == at) return at;
-  given_.clear();
-  std::size_t num_passed = 0;  // flows of the links that it overtakes
-  for (std::uint32_t i = to; i < at; ++i) num_passed += links_[order_[i]].own;
-  if (num_passed < link.slots.size()) {
-    scanned_ += num_passed;
-    for (std::uint32_t i = to; i < at; ++i) {
-      const Link& passed = links_[order_[i]];
-      for (std::uint32_t j = 0; j < passed.own; ++j) {
-        for (const Hop& hop : hops(passed.slots[j])) {
-          if (hop.link == link_id) given_.push_back(passed.slots[j]);
-        }
-      }
-    }
-    move_in_order(at, to);
-  } else {
-    scanned_ += link.slots.size();
-    move_in_order(at, to);
+    to = at;
+    while (to > 0 && peak_[to - 1] > level) --to;
     for (std::uint32_t i = link.own; i < link.slots.size(); ++i) {
-      if (first_link(link.slots[i]) == link_id) given_.push_back(link.slots[i]);
+      const std::uint32_t slot = link.slots[i];
+      if (pos_[flows_[slot].bottleneck] >= to) given_.push_back(slot);
     }
   }
+  if (to < at) move_in_order(at, to);
   if (link.own == 0 && !link.is_cap) level_[link_id] = level;
   for (const std::uint32_t slot : given_) {
     if (flows_[slot].bottleneck != link_id) give(slot, link_id);
@@ -471,9 +511,16 @@ bool BottleneckOrder::walk(std::uint32_t at) {
       peak_[at] = std::max(before, level_[link_id]);
       ++at;
     }
-    for (std::uint32_t link = 0; link < links_.size(); ++link) {
+    std::size_t num_idle = 0;
+    for (const std::uint32_t link : idle_) {
       if (overloaded(link) && pos_[link] == kNone) append(link);
+      if (pos_[link] == kNone && !links_[link].slots.empty()) {
+        idle_[num_idle++] = link;
+      } else {
+        links_[link].listed_idle = false;
+      }
     }
+    idle_.resize(num_idle);
     if (at == order_.size()) return true;
   }
 }
@@ -488,18 +535,29 @@ double BottleneckOrder::sum_of_others(const Link& link) const {
   return sum;
 }
 
+// Of all links with flows.
 void BottleneckOrder::sum_taken() {
   updates_until_sum_ = kUpdatesUntilSum;
-  for (std::uint32_t link_id = 0; link_id < links_.size(); ++link_id) {
-    taken_[link_id] = sum_of_others(links_[link_id]);
+  for (const std::vector<std::uint32_t>& links : {std::cref(order_), std::cref(idle_)}) {
+    for (const std::uint32_t link : links) taken_[link] = sum_of_others(links_[link]);
   }
 }
 
 // Progressive filling of all links.
 void BottleneckOrder::refill() {
   ++num_refills_;
+  std::vector<std::uint32_t> with_flows;
+  for (const std::uint32_t link : order_) pos_[link] = kNone;
+  for (const std::uint32_t link : order_) note_idle(link);
+  order_.clear();
+  peak_.clear();
+  for (const std::uint32_t link : idle_) {
+    links_[link].listed_idle = false;
+    if (!links_[link].slots.empty()) with_flows.push_back(link);
+  }
+  idle_.clear();
   // Amounts are with the flows while they have no bottleneck.
-  for (std::uint32_t link_id = 0; link_id < links_.size(); ++link_id) {
+  for (const std::uint32_t link_id : with_flows) {
     Link& link = links_[link_id];
     bring_to_now(link_id);
     for (const Finish& finish : link.finishes) {
@@ -509,31 +567,31 @@ void BottleneckOrder::refill() {
     link.finishes.clear();
     link.own = 0;
     link.work = 0.0;
-    pos_[link_id] = kNone;
     touch(link_id);
   }
-  order_.clear();
-  peak_.clear();
 
   using Share = std::pair<double, std::uint32_t>;
   std::priority_queue<Share, std::vector<Share>, std::greater<>> queue;
-  std::vector<double> open(links_.size());
-  std::vector<std::uint32_t> num_open(links_.size());
+  std::vector<double>& open = taken_;  // what settled flows leave; summed up below
+  num_open_.resize(links_.size());
   const auto share_of = [&](std::uint32_t link) {
     if (links_[link].is_cap) return links_[link].capacity;
-    return std::max(0.0, open[link]) / static_cast<double>(num_open[link]);
+    return std::max(0.0, open[link]) / static_cast<double>(num_open_[link]);
   };
-  for (std::uint32_t link = 0; link < links_.size(); ++link) {
+  for (const std::uint32_t link : with_flows) {
     open[link] = links_[link].capacity;
-    num_open[link] = static_cast<std::uint32_t>(links_[link].slots.size());
-    if (num_open[link] > 0) queue.emplace(share_of(link), link);
+    num_open_[link] = static_cast<std::uint32_t>(links_[link].slots.size());
+    queue.emplace(share_of(link), link);
   }
   double peak = 0.0;
   while (!queue.empty()) {
     const auto [known, link_id] = queue.top();
     queue.pop();
     Link& link = links_[link_id];
-    if (num_open[link_id] == 0 && !link.is_cap) continue;
+    if (num_open_[link_id] == 0 && !link.is_cap) {
+      note_idle(link_id);
+      continue;
+    }
     const double level = share_of(link_id);
     if (level > known) {  // shares only grow while others are settled
       queue.emplace(level, link_id);
@@ -548,11 +606,11 @@ void BottleneckOrder::refill() {
       flow.bottleneck = link_id;
       for (const Hop& hop : hops(slot)) {
         open[hop.link] -= level;
-        --num_open[hop.link];
+        --num_open_[hop.link];
       }
     }
   }
-  for (std::uint32_t link_id = 0; link_id < links_.size(); ++link_id) {
+  for (const std::uint32_t link_id : order_) {
     Link& link = links_[link_id];
     for (std::uint32_t i = 0; i < link.slots.size(); ++i) {
       if (flows_[link.slots[i]].bottleneck == link_id) swap_entries(link, i, link.own++);
@@ -581,7 +639,7 @@ void BottleneckOrder::update(double now) {
   now_ = now;
   scanned_ = 0;
   bool done = false;
-  if (changed_.size() * kManyChanged <= order_.size() + kManyChanged) {
+  if (changed_.size() <= std::max<std::size_t>(kFewChanged, order_.size() / kManyChanged)) {
     if (updates_until_sum_ == 0) sum_taken();
     --updates_until_sum_;
     for (const std::uint32_t slot : started_) {

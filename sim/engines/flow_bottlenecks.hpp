@@ -52,6 +52,10 @@ class BottleneckOrder {
   void start(std::uint32_t slot, std::span<const std::uint32_t> route, double amount, double cap);
   // Ends the flow that finishes next, at next_finish_s(), and returns its slot.
   std::uint32_t end_next();
+  // Takes a flow off its links before its end.
+  void remove(std::uint32_t slot);
+  // Of its amount. `now` is not before the last update, and its rate has not changed since.
+  [[nodiscard]] double left(std::uint32_t slot, double now) const;
   void set_capacity(std::uint32_t link, double capacity);
   // Makes the rates max-min fair from `now` on. Between events nothing else happens to them.
   void update(double now);
@@ -81,6 +85,7 @@ class BottleneckOrder {
     std::uint32_t own = 0;
     bool is_cap = false;
     bool changed = false;  // by flows or capacity since the last update
+    bool listed_idle = false;
     bool touched = false;  // its next finish may have changed in this update
     // Flows over the link, those that it holds back first, and the further links of their routes,
     // num_others_ for each, filled up with kNone.
@@ -116,6 +121,7 @@ class BottleneckOrder {
   [[nodiscard]] std::uint32_t first_link(std::uint32_t slot);
   void give(std::uint32_t slot, std::uint32_t to);
   void set_level(std::uint32_t link, double level);
+  void note_idle(std::uint32_t link);
   void append(std::uint32_t link);
   void erase_from_order(std::uint32_t at);
   void move_in_order(std::uint32_t from, std::uint32_t to);
@@ -141,6 +147,7 @@ class BottleneckOrder {
   std::vector<std::uint32_t> order_;  // links that hold flows back, and caps
   std::vector<std::uint32_t> pos_;    // [link] in order_, or kNone
   std::vector<double> peak_;          // [position] highest level up to here
+  std::vector<std::uint32_t> idle_;   // other links with flows
 
   std::vector<double> finish_s_;  // [link] next finish of its own flows
   std::vector<double> block_finish_s_;
@@ -148,9 +155,10 @@ class BottleneckOrder {
 
   std::vector<std::uint32_t> changed_;
   std::vector<std::uint32_t> touched_;
-  std::vector<std::uint32_t> started_;  // slots without a bottleneck
-  std::vector<std::uint32_t> given_;    // scratch
-  std::vector<double> rates_;           // scratch
+  std::vector<std::uint32_t> started_;   // slots without a bottleneck
+  std::vector<std::uint32_t> given_;     // scratch
+  std::vector<double> rates_;            // scratch
+  std::vector<std::uint32_t> num_open_;  // scratch
   double now_ = 0.0;
   std::size_t num_flowing_ = 0;
   std::size_t num_entries_ = 0;

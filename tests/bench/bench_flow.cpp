@@ -108,7 +108,7 @@ void knob(const Options& options) {
               {}};
   struct Row {
     double precision;
-    std::size_t small_program;
+    double exact_visits;
   };
   const FlowOptions defaults;
   const std::vector<Row> rows{{0.0, 0},
@@ -117,7 +117,7 @@ void knob(const Options& options) {
                               {0.01, 0},
                               {0.03, 0},
                               {0.1, 0},
-                              {0.01, defaults.small_program}};
+                              {0.01, defaults.exact_visits}};
   std::vector<double> makespan(rows.size()), rank(rows.size()), sum(rows.size()),
       seconds(rows.size());
   std::size_t num_cases = 0;
@@ -132,7 +132,7 @@ void knob(const Options& options) {
     for (std::size_t i = 0; i < rows.size(); ++i) {
       FlowOptions flow;
       flow.relative_precision = rows[i].precision;
-      flow.small_program = rows[i].small_program;
+      flow.exact_visits = rows[i].exact_visits;
       Execution run;
       seconds[i] += time_s(1, RUSAGE_SELF, [&] { run = simulate_flows(*program, routes, flow); });
       if (i == 0) exact = run;
@@ -144,7 +144,7 @@ void knob(const Options& options) {
   }
   for (std::size_t i = 0; i < rows.size(); ++i) {
     table.rows.push_back(
-        {rows[i].small_program > 0 ? "0.01 (default)" : fmt::format("{}", rows[i].precision),
+        {rows[i].exact_visits > 0 ? "0.01 (default)" : fmt::format("{}", rows[i].precision),
          fmt::format("{:.3f}%", 100 * makespan[i]), fmt::format("{:.3f}%", 100 * rank[i]),
          fmt::format("{:.3f}%", 100 * sum[i] / static_cast<double>(num_cases)),
          fmt::format("{:.3f}", seconds[i]), fmt::format("{:.1f}x", seconds[0] / seconds[i])});
