@@ -67,7 +67,7 @@ class ComponentRun {
         exact_flows_(exact_flows),
         observer_(observer),
         state_(part.capacity, part.max_hops),
-        bottlenecks_(part.capacity, part.max_hops + (part.has_caps() ? 1 : 0)),
+        bottlenecks_(part.capacity, part.max_hops + (part.num_caps() > 0 ? 1 : 0), part.num_caps()),
         precision_(precision),
         exact_(precision == 0.0 || exact_flows >= 1.0),
         change_scale_(precision / kFlowDefaultPrecision),

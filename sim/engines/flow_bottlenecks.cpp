@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "sim/engines/flow_components.hpp"
-#include "sim/engines/flow_state.hpp"
 
 namespace coterie::flow {
 namespace {
@@ -35,14 +34,17 @@ double limit_of(double capacity) {
 
 }  // namespace
 
-BottleneckOrder::BottleneckOrder(std::span<const double> capacity, std::uint32_t max_hops)
-    : max_hops_(max_hops), num_others_(std::max(2U, max_hops) - 1) {
+BottleneckOrder::BottleneckOrder(std::span<const double> capacity, std::uint32_t max_hops,
+                                 std::size_t num_caps)
+    : max_hops_(max_hops),
+      small_(capacity.size() + num_caps <= LinkList::kMostSmall),
+      num_others_(std::max(2U, max_hops) - 1) {
   for (const double c : capacity) add_link(c, false);
 }
 
 std::uint32_t BottleneckOrder::add_link(double capacity, bool is_cap) {
   const auto link = static_cast<std::uint32_t>(links_.size());
-  links_.emplace_back();
+  links_.emplace_back(small_);
   links_.back().capacity = capacity;
   links_.back().is_cap = is_cap;
   taken_.push_back(0.0);
@@ -94,9 +96,7 @@ void BottleneckOrder::swap_entries(Link& link, std::uint32_t a, std::uint32_t b)
   hop_a->place = b;
   hop_b->place = a;
   std::swap(link.slots[a], link.slots[b]);
-  std::uint32_t* const others = link.others.data();
-  std::swap_ranges(others + std::size_t{a} * num_others_, others + std::size_t{a + 1} * num_others_,
-                   others + std::size_t{b} * num_others_);
+  link.others.swap_ranges(std::size_t{a} * num_others_, std::size_t{b} * num_others_, num_others_);
 }
 
 void BottleneckOrder::erase_entry(Link& link, std::uint32_t place) {
@@ -107,7 +107,7 @@ void BottleneckOrder::erase_entry(Link& link, std::uint32_t place) {
   }
   swap_entries(link, place, static_cast<std::uint32_t>(link.slots.size() - 1));
   link.slots.pop_back();
-  link.others.resize(link.others.size() - num_others_);
+  link.others.drop(num_others_);
   --num_entries_;
 }
 
@@ -178,7 +178,7 @@ void BottleneckOrder::start(std::uint32_t slot, std::span<const std::uint32_t> r
       link.others.push_back(hop[j].link);
       ++num_others;
     }
-    link.others.resize(link.others.size() + num_others_ - num_others, kNone);
+    for (; num_others < num_others_; ++num_others) link.others.push_back(kNoLink);
     if (pos_[hop[i].link] == kNone) {
       if (link.is_cap) {
         append(hop[i].link);
@@ -359,16 +359,19 @@ void BottleneckOrder::set_level(std::uint32_t link_id, double level) {
   const Link& link = links_[link_id];
   num_set_rates_ += link.own;
   double* const taken = taken_.data();
-  const std::uint32_t* other = link.others.data();
-  if (num_others_ == 1) {
-    for (const std::uint32_t* const end = other + link.own; other != end; ++other) {
-      if (*other != kNone) taken[*other] += change;
+  link.others.read([&](const auto* other, auto none) {
+    if (num_others_ == 1) {
+      for (const auto* const end = other + link.own; other != end; ++other) {
+        if (*other != none) taken[*other] += change;
+      }
+      return;
     }
-    return;
-  }
-  for (std::uint32_t i = 0; i < link.own; ++i, other += num_others_) {
-    for (std::uint32_t j = 0; j < num_others_ && other[j] != kNone; ++j) taken[other[j]] += change;
-  }
+    for (std::uint32_t i = 0; i < link.own; ++i, other += num_others_) {
+      for (std::uint32_t j = 0; j < num_others_ && other[j] != none; ++j) {
+        taken[other[j]] += change;
+      }
+    }
+  });
 }
 
 // The level of the link at this position rose so that it may belong behind others: moves it there,
@@ -383,21 +386,26 @@ bool BottleneckOrder::delay(std::uint32_t at, double level) {
     double rate = kNever;
     for (std::uint32_t j = 0; j < num_others_; ++j) {
       const std::uint32_t other = link.others[std::size_t{i} * num_others_ + j];
-      if (other == kNone) break;
+      if (other == kNoLink) break;
       if (pos_[other] != kNone) rate = std::min(rate, level_[other]);
     }
     if (rate < kNever) rates_.push_back(rate);
   }
   scanned_ += link.own;
-  std::make_heap(rates_.begin(), rates_.end(), std::greater<>());  // the lowest in front
-  double open = link.capacity - taken_[link_id];
-  std::uint32_t num_left = link.own;
-  while (!rates_.empty() && rates_.front() < level) {
-    open -= rates_.front();
-    std::pop_heap(rates_.begin(), rates_.end(), std::greater<>());
-    rates_.pop_back();
-    --num_left;
-    level = num_left > 0 ? std::max(0.0, open) / static_cast<double>(num_left) : kNever;
+  // Flows slower than the level leave, which raises the level, until none is slower.
+  for (std::size_t num_slower = 0;;) {
+    double open = link.capacity - taken_[link_id];
+    std::size_t now_slower = 0;
+    for (const double rate : rates_) {
+      if (rate >= level) continue;
+      open -= rate;
+      ++now_slower;
+    }
+    if (now_slower == num_slower) break;
+    num_slower = now_slower;
+    level = num_slower < link.own
+                ? std::max(level, open / static_cast<double>(link.own - num_slower))
+                : kNever;
   }
   std::uint32_t to = at;
   while (to + 1 < order_.size() && level_[order_[to + 1]] < level) ++to;
@@ -405,7 +413,11 @@ bool BottleneckOrder::delay(std::uint32_t at, double level) {
   move_in_order(at, to);
   given_.clear();
   for (std::uint32_t i = 0; i < link.own; ++i) {
-    if (first_link(link.slots[i]) != link_id) given_.push_back(link.slots[i]);
+    for (std::uint32_t j = 0; j < num_others_; ++j) {
+      const std::uint32_t other = link.others[std::size_t{i} * num_others_ + j];
+      if (other == kNoLink) break;
+      if (pos_[other] < to) given_.push_back(link.slots[i]);
+    }
   }
   for (const std::uint32_t slot : given_) {
     if (flows_[slot].bottleneck == link_id) give(slot, first_link(slot));
@@ -435,12 +447,14 @@ std::uint32_t BottleneckOrder::advance(std::uint32_t at) {
     const std::uint32_t passed_id = order_[to - 1];
     const Link& passed = links_[passed_id];
     num_seen += passed.own;
-    const std::size_t end = std::size_t{passed.own} * num_others_;
-    for (std::size_t i = 0; i < end; ++i) {
-      if (passed.others[i] != link_id) continue;
-      given_.push_back(passed.slots[i / num_others_]);
-      take(level_[passed_id]);
-    }
+    passed.others.read([&](const auto* others, auto) {
+      const std::size_t end = std::size_t{passed.own} * num_others_;
+      for (std::size_t i = 0; i < end; ++i) {
+        if (others[i] != link_id) continue;
+        given_.push_back(passed.slots[i / num_others_]);
+        take(level_[passed_id]);
+      }
+    });
   }
   scanned_ += num_seen / kSequential + 1;
   if (to > 0 && peak_[to - 1] > level) {  // many links: its flows are asked who holds them back

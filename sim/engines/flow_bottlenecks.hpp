@@ -37,15 +37,69 @@
 #include <cstdint>
 #include <map>
 #include <span>
+#include <utility>
 #include <vector>
 
+#include "sim/engines/flow_state.hpp"
+
 namespace coterie::flow {
+
+// A list of link numbers, in two bytes each where they are small: an event reads those of nearly
+// all flows, which then stay in nearer caches. kNoLink may be among them.
+class LinkList {
+ public:
+  explicit LinkList(bool small) : small_(small) {}
+  [[nodiscard]] std::uint32_t operator[](std::size_t i) const {
+    if (!small_) return wide_[i];
+    return narrow_[i] == kNoNarrow ? kNoLink : narrow_[i];
+  }
+  void push_back(std::uint32_t link) {
+    if (small_) {
+      narrow_.push_back(static_cast<std::uint16_t>(link));
+    } else {
+      wide_.push_back(link);
+    }
+  }
+  void swap_ranges(std::size_t a, std::size_t b, std::size_t count) {
+    for (std::size_t i = 0; i < count; ++i) {
+      if (small_) {
+        std::swap(narrow_[a + i], narrow_[b + i]);
+      } else {
+        std::swap(wide_[a + i], wide_[b + i]);
+      }
+    }
+  }
+  void drop(std::size_t count) {
+    if (small_) {
+      narrow_.resize(narrow_.size() - count);
+    } else {
+      wide_.resize(wide_.size() - count);
+    }
+  }
+  // Calls `work(array, none)`: the numbers, and the one that stands for kNoLink.
+  template <class Work>
+  void read(const Work& work) const {
+    if (small_) {
+      work(narrow_.data(), kNoNarrow);
+    } else {
+      work(wide_.data(), kNoLink);
+    }
+  }
+  // So many links can be told apart in two bytes.
+  static constexpr std::size_t kMostSmall = 65535;
+
+ private:
+  static constexpr std::uint16_t kNoNarrow = 65535;
+  bool small_;
+  std::vector<std::uint16_t> narrow_;
+  std::vector<std::uint32_t> wide_;
+};
 
 class BottleneckOrder {
  public:
   // Bytes per second, or a resource's units, of each link; a route and its cap have at most
-  // `max_hops` of them.
-  BottleneckOrder(std::span<const double> capacity, std::uint32_t max_hops);
+  // `max_hops` of them, and there are at most `num_caps` different caps.
+  BottleneckOrder(std::span<const double> capacity, std::uint32_t max_hops, std::size_t num_caps);
 
   // A flow begins; it has a rate from the next update on. The route is not empty. Slots are numbered
   // by the caller, who may use them again when they have ended.
@@ -79,6 +133,7 @@ class BottleneckOrder {
     std::uint32_t slot;
   };
   struct Link {
+    explicit Link(bool small) : others(small) {}
     double capacity = 0.0;
     double work = 0.0;     // at since_s
     double since_s = 0.0;  // when the level last changed
@@ -88,9 +143,9 @@ class BottleneckOrder {
     bool listed_idle = false;
     bool touched = false;  // its next finish may have changed in this update
     // Flows over the link, those that it holds back first, and the further links of their routes,
-    // num_others_ for each, filled up with kNone.
+    // num_others_ for each, filled up with kNoLink.
     std::vector<std::uint32_t> slots;
-    std::vector<std::uint32_t> others;
+    LinkList others;
     std::vector<Finish> finishes;  // a binary heap, of its own flows
   };
   struct Hop {
@@ -135,6 +190,7 @@ class BottleneckOrder {
   void refill();
 
   std::uint32_t max_hops_;
+  bool small_;                // there are few links (LinkList)
   std::uint32_t num_others_;  // max_hops_ - 1, at least 1
   std::vector<Link> links_;   // then caps
   std::vector<double> taken_;

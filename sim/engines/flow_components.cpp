@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <set>
 
 #include "core/hash.hpp"
 
@@ -90,9 +91,10 @@ std::vector<std::vector<std::uint32_t>> split_components(const Program& program,
   return components;
 }
 
-bool Part::has_caps() const {
-  return std::any_of(cap.begin(), cap.end(),
-                     [](double c) { return c < std::numeric_limits<double>::infinity(); });
+std::size_t Part::num_caps() const {
+  std::set<double> caps(cap.begin(), cap.end());
+  caps.erase(std::numeric_limits<double>::infinity());
+  return caps.size();
 }
 
 double Part::busiest_link_s() const {
