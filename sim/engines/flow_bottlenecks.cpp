@@ -346,7 +346,8 @@ void BottleneckOrder::give(std::uint32_t slot, std::uint32_t to) {
 
 double BottleneckOrder::share(std::uint32_t link_id) const {
   const Link& link = links_[link_id];
-  if (link.is_cap) return link.capacity;
+  // Of a link of no capacity, taken_ is rounding.
+  if (link.is_cap || link.capacity == 0.0) return link.capacity;
   return std::max(0.0, (link.capacity - taken_[link_id]) / static_cast<double>(link.own));
 }
 
