@@ -10,6 +10,7 @@
 
 #include "core/error.hpp"
 #include "sim/engines/engine.hpp"
+#include "sim/engines/flow_bottlenecks.hpp"
 #include "sim/engines/flow_components.hpp"
 #include "sim/engines/flow_maxmin.hpp"
 #include "sim/engines/flow_repair.hpp"
@@ -26,20 +27,17 @@ namespace {
 constexpr double kSameTime = 1e-12;
 // Exact runs refuse times at which this share of the busiest link's time is lost to rounding.
 constexpr double kStep = 1e-3;
-// At the default precision, rates are solved anew at the latest when one in `changes_per_solve` of
-// the active flows came or went. A solve costs time in proportion to the active flows, so that all
-// solves together cost this many visits per transfer. Small programs can afford more of them where
-// few flows are active, and need them, because each flow weighs more.
-double changes_per_solve(std::size_t num_active, bool small) {
+// Coarse runs solve anew at the latest when one in so many of the active flows came or went, at the
+// default precision. A solve costs time in proportion to the active flows, so that all solves
+// together cost this many visits per transfer. Small programs can afford more of them where few flows
+// are active, and need them, because each flow weighs more.
+double changes_per_solve(std::size_t num_active, double exact_flows) {
   constexpr double kFewest = 16.0;
   constexpr double kMost = 128.0;
   constexpr double kVisitsBetweenChanges = 65536.0;
-  if (!small) return kFewest;
-  return std::clamp(kVisitsBetweenChanges / static_cast<double>(num_active + 1), kFewest, kMost);
+  return std::clamp(kVisitsBetweenChanges / static_cast<double>(num_active + 1), kFewest,
+                    std::clamp(exact_flows / 4.0, kFewest, kMost));
 }
-// Small programs can afford a solve at every event while few flows are active. There one flow more
-// or less decides who finishes first, and with it what a rank sends next.
-constexpr std::size_t kFewFlows = 512;
 // With more than 1/kManyLinks of the links changed, all are solved without asking what is
 // connected.
 constexpr std::size_t kManyLinks = 64;
@@ -64,20 +62,21 @@ class ComponentRun {
     std::span<const std::uint32_t> links;  // and links
     std::vector<double>& limits;           // [original num_links]
   };
-  ComponentRun(const Part& part, bool small, double precision, const Observer* observer)
+  ComponentRun(const Part& part, double exact_flows, double precision, const Observer* observer)
       : part_(part),
-        small_(small),
+        exact_flows_(exact_flows),
         observer_(observer),
         state_(part.capacity, part.max_hops),
+        bottlenecks_(part.capacity, part.max_hops + (part.num_caps() > 0 ? 1 : 0), part.num_caps()),
         precision_(precision),
+        exact_(precision == 0.0 || exact_flows >= 1.0),
         change_scale_(precision / kFlowDefaultPrecision),
         schedule_({part.delay_s, part.amount, part.queue, part.waits_for, part.signal_begin,
                    part.signals, part.event_count, part.queue_places, part.capacity, part.holds}) {
     const double busiest_link_s = part.busiest_link_s();
     same_time_ = kSameTime * busiest_link_s;
     quantum_ = precision * busiest_link_s;
-    step_ = exact() ? kStep * busiest_link_s : quantum_;
-    if (exact()) state_.start_horizon(kNever);
+    step_ = precision == 0.0 ? kStep * busiest_link_s : quantum_;
   }
 
   void run();
@@ -85,10 +84,21 @@ class ComponentRun {
   FlowStats stats;
 
  private:
-  [[nodiscard]] bool exact() const { return precision_ == 0.0; }
   [[nodiscard]] double next_change_s() const {
     return next_change_ < part_.changes.size() ? part_.changes[next_change_].time_s : kNever;
   }
+  [[nodiscard]] double next_finish_s();
+  [[nodiscard]] double next_event_s();
+  std::uint32_t end_next();
+  [[nodiscard]] bool flowing(std::uint32_t slot) const {
+    return exact_ ? bottlenecks_.flowing(slot) : state_.flowing(slot);
+  }
+  [[nodiscard]] double rate(std::uint32_t slot) const {
+    return exact_ ? bottlenecks_.rate(slot) : state_.rate(slot);
+  }
+  [[nodiscard]] double capacity(std::uint32_t link) const { return state_.links()[link].capacity; }
+  void leave_exact();
+  void enter_exact();
   void start_ready();
   void take_events();
   void set_capacity(std::uint32_t link, double capacity);
@@ -103,12 +113,14 @@ class ComponentRun {
   [[nodiscard]] Stuck why_stuck();
 
   const Part& part_;
-  bool small_;
+  double exact_flows_;        // see exact_flows in flow.hpp
   const Observer* observer_;  // may be null
   FlowState state_;
+  BottleneckOrder bottlenecks_;  // has the flows while rates are exact; else state_ has them
   MaxMinSolver solver_;
   LocalRepair repair_;
   double precision_;
+  bool exact_;
   double same_time_ = 0.0;
   double quantum_ = 0.0;  // seconds between two solves
   double step_ = 0.0;     // that times must tell apart
@@ -140,10 +152,14 @@ void ComponentRun::start_ready() {
 }
 
 void ComponentRun::set_capacity(std::uint32_t link, double capacity) {
+  bottlenecks_.set_capacity(link, capacity);
   state_.set_capacity(link, capacity);
-  if (state_.link(link).entries.empty()) return;
-  touch(link);
-  must_solve_ = true;
+  if (exact_) {
+    must_solve_ = true;
+  } else if (!state_.link(link).entries.empty()) {
+    touch(link);
+    must_solve_ = true;
+  }
 }
 
 void ComponentRun::touch(std::uint32_t link_id) {
@@ -168,8 +184,8 @@ void ComponentRun::take_events() {
   started_.clear();
   finished_.clear();
   ended_.clear();
-  const double until = std::min(state_.next_event_s(), next_change_s()) + same_time_;
-  if (!exact()) {
+  const double until = next_event_s() + same_time_;
+  if (!exact_) {
     // The first change since the last solve sets the time of the next.
     const double next_solve = until + quantum_;
     if (state_.num_flowing() == 0) {
@@ -180,14 +196,11 @@ void ComponentRun::take_events() {
       state_.start_horizon(next_solve);
     }
   }
-  EventHeap& finishes = state_.finishes();
   double last = 0.0;  // of these events, so that nothing finishes early
-  while (!finishes.empty() && finishes.top_time() <= until) {
-    now_ = last = finishes.top_time();
-    const std::uint32_t slot = finishes.top_slot();
-    finishes.pop();
+  while (next_finish_s() <= until) {
+    now_ = last = next_finish_s();
+    const std::uint32_t slot = end_next();
     ended_.push_back(state_.op(slot));
-    state_.detach(slot, now_);
     finish_slot(slot);
   }
   EventHeap& timers = state_.timers();
@@ -209,29 +222,88 @@ void ComponentRun::take_events() {
   }
   ++stats.num_events;
   if (!started_.empty()) check_time();
+  if (exact_ && precision_ > 0.0 &&
+      static_cast<double>(bottlenecks_.num_flowing() + started_.size()) > 2.0 * exact_flows_) {
+    leave_exact();
+  }
   for (const std::uint32_t slot : started_) {
     const std::uint32_t op = state_.op(slot);
-    state_.attach(slot, part_.route_of(op), part_.amount[op], part_.cap[op], now_);
+    if (exact_) {
+      bottlenecks_.start(slot, part_.route_of(op), part_.amount[op], part_.cap[op]);
+    } else {
+      state_.attach(slot, part_.route_of(op), part_.amount[op], part_.cap[op], now_);
+    }
   }
 }
 
+// Ends the flow that finishes next and returns its slot.
+std::uint32_t ComponentRun::end_next() {
+  if (exact_) return bottlenecks_.end_next();
+  EventHeap& finishes = state_.finishes();
+  const std::uint32_t slot = finishes.top_slot();
+  finishes.pop();
+  state_.detach(slot, now_);
+  return slot;
+}
+
+double ComponentRun::next_finish_s() {
+  if (exact_) return bottlenecks_.next_finish_s();
+  return state_.finishes().empty() ? kNever : state_.finishes().top_time();
+}
+
+double ComponentRun::next_event_s() {
+  const double timer = state_.timers().empty() ? kNever : state_.timers().top_time();
+  return std::min({timer, next_finish_s(), next_change_s()});
+}
+
+// From here on rates are as exact as the precision asks for.
+void ComponentRun::leave_exact() {
+  exact_ = false;
+  touched_.clear();
+  ++interval_;
+  state_.start_horizon(now_ + quantum_);
+  must_solve_ = bottlenecks_.num_flowing() > 0;
+  for (std::uint32_t slot = 0; slot < state_.num_slots(); ++slot) {
+    if (!bottlenecks_.flowing(slot)) continue;
+    const std::uint32_t op = state_.op(slot);
+    const double left = bottlenecks_.left(slot, now_);
+    bottlenecks_.remove(slot);
+    state_.attach(slot, part_.route_of(op), left, part_.cap[op], now_);
+    touch_route(op);
+  }
+}
+
+// From here on rates are max-min fair at every event.
+void ComponentRun::enter_exact() {
+  exact_ = true;
+  state_.detach_all(now_, [&](std::uint32_t slot, double left) {
+    const std::uint32_t op = state_.op(slot);
+    bottlenecks_.start(slot, part_.route_of(op), left, part_.cap[op]);
+  });
+}
+
 void ComponentRun::solve() {
+  ++stats.num_solves;
+  must_solve_ = false;
+  if (exact_) {
+    const std::uint64_t before = bottlenecks_.num_set_rates();
+    bottlenecks_.update(now_);
+    stats.num_solved_flows += bottlenecks_.num_set_rates() - before;
+    observe(true);
+    return;
+  }
   if (touched_.size() * kManyLinks > part_.capacity.size()) {
     solver_.solve_all(state_, now_, quantum_);
   } else {
     solver_.solve(state_, touched_, now_, quantum_);
   }
   touched_.clear();
-  must_solve_ = false;
   num_changes_ = 0;
   ++interval_;
-  if (!exact()) {
-    for (const std::uint32_t link : solver_.links()) {
-      if (state_.link(link).extra > 0.0) touch(link);  // the credit is spent at the next solve
-    }
-    state_.end_filing(touched_.empty(), quantum_);
+  for (const std::uint32_t link : solver_.links()) {
+    if (state_.link(link).extra > 0.0) touch(link);  // the credit is spent at the next solve
   }
-  ++stats.num_solves;
+  state_.end_filing(touched_.empty(), quantum_);
   stats.num_solved_flows += solver_.num_flows();
   observe(true);
 }
@@ -239,14 +311,15 @@ void ComponentRun::solve() {
 // New rates after the events of this moment.
 void ComponentRun::adjust_rates() {
   if (started_.empty() && ended_.empty() && !must_solve_) return;
+  if (!exact_ && static_cast<double>(state_.num_flowing()) <= exact_flows_) enter_exact();
+  if (exact_) return solve();
   for (const std::uint32_t op : ended_) touch_route(op);
   for (const std::uint32_t slot : started_) touch_route(state_.op(slot));
   num_changes_ += started_.size() + ended_.size();
   const auto num_active = static_cast<double>(state_.num_flowing());
   const double changes =
-      static_cast<double>(num_changes_) * changes_per_solve(state_.num_flowing(), small_);
-  if (exact() || must_solve_ || (small_ && state_.num_flowing() <= kFewFlows) ||
-      changes > change_scale_ * num_active) {
+      static_cast<double>(num_changes_) * changes_per_solve(state_.num_flowing(), exact_flows_);
+  if (must_solve_ || changes > change_scale_ * num_active) {
     solve();
     return;
   }
@@ -283,7 +356,7 @@ void ComponentRun::run() {
   if (step_ > 0.0) check_time();
   start_ready();
   while (schedule_.num_unfinished() > 0) {
-    const double next = std::min(state_.next_event_s(), next_change_s());
+    const double next = next_event_s();
     if (state_.num_flowing() > 0 && next > state_.horizon()) {
       pass_horizon(next);
       continue;
@@ -298,15 +371,15 @@ void ComponentRun::run() {
 
 Stuck ComponentRun::why_stuck() {
   Stuck out{.op = kNone, .num_ops = schedule_.num_unfinished(), .time_s = now_};
-  for (const std::uint32_t slot : state_.active()) {
-    if (state_.op(slot) > out.op) continue;
+  for (std::uint32_t slot = 0; slot < state_.num_slots(); ++slot) {
+    if (!flowing(slot) || state_.op(slot) > out.op) continue;
     out.op = state_.op(slot);
     out.why = Stuck::Why::kTooLate;  // it moves, but never ends
-    out.step_s = part_.amount[out.op] / state_.rate(slot);
-    for (const FlowState::Hop& hop : state_.hops(slot)) {
-      if (state_.link(hop.link).capacity > 0.0) continue;
+    out.step_s = part_.amount[out.op] / rate(slot);
+    for (const std::uint32_t link : part_.route_of(out.op)) {
+      if (capacity(link) > 0.0) continue;
       out.why = Stuck::Why::kStandsStill;
-      out.capacity = hop.link;
+      out.capacity = link;
     }
   }
   if (out.op != kNone) return out;
@@ -322,12 +395,11 @@ void ComponentRun::observe(bool solved) {
   if (observer_ == nullptr) return;
   snapshot_.clear();
   for (std::uint32_t slot = 0; slot < state_.num_slots(); ++slot) {
-    if (state_.flowing(slot)) {
-      snapshot_.push_back({observer_->ops[state_.op(slot)], state_.rate(slot)});
-    }
+    if (flowing(slot)) snapshot_.push_back({observer_->ops[state_.op(slot)], rate(slot)});
   }
-  for (std::size_t link = 0; link < state_.links().size(); ++link) {
-    observer_->limits[observer_->links[link]] = state_.links()[link].limit;
+  for (std::uint32_t link = 0; link < state_.links().size(); ++link) {
+    observer_->limits[observer_->links[link]] =
+        exact_ ? capacity(link) : state_.links()[link].limit;
   }
   observer_->call({now_, solved, snapshot_, observer_->limits});
 }
@@ -386,8 +458,8 @@ class Runner {
 
   FlowStats run(const Part& part, std::span<const std::uint32_t> ops,
                 const ComponentRun::Observer* observer, Execution& out) const {
-    const bool small = program_.num_ops() <= options_.small_program;
-    ComponentRun component(part, small, options_.relative_precision, observer);
+    ComponentRun component(part, exact_flows(program_.num_ops(), options_.exact_visits),
+                           options_.relative_precision, observer);
     try {
       component.run();
     } catch (const Stuck& stuck) {
@@ -433,6 +505,10 @@ Execution simulate_checked(const Program& program, const Routes& all, const Flow
                            FlowStats* stats);
 
 }  // namespace flow
+
+double exact_flows(std::size_t num_ops, double exact_visits) {
+  return exact_visits / static_cast<double>(std::max<std::size_t>(1, num_ops));
+}
 
 Execution simulate_flows(const Program& program, const Routes& routes, const FlowOptions& options,
                          FlowStats* stats) {

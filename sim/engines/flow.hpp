@@ -20,11 +20,13 @@
 // What makes it fast:
 //  1. Links, queues and events that no operation joins are independent: such *components* run one
 //     by one, or in parallel, without changing a digit. Equal ones run once (flow_components.hpp).
-//  2. A solve covers only the links and flows that are connected to a change (flow_maxmin.hpp).
-//  3. With a precision p > 0 the exact solve happens once per quantum, p times the time the busiest
-//     link needs; in between a local rule moves the bandwidth that finishing flows leave behind
-//     to their successors and neighbours (flow_repair.hpp). The rates stay feasible at all times,
-//     so no result is ever below the bound, and they are max-min fair at every quantum.
+//  2. Exact rates follow from event to event: what an event does not change is not computed again
+//     (flow_bottlenecks.hpp).
+//  3. With a precision p > 0 and many active flows (exact_flows) all is solved once per quantum, p
+//     times the time the busiest link needs, over the links and flows that are connected to a
+//     change (flow_maxmin.hpp); in between a local rule moves the bandwidth that finishing flows
+//     leave behind to their successors and neighbours (flow_repair.hpp). The rates stay feasible at
+//     all times, so no result is ever below the bound, and they are max-min fair at every quantum.
 
 #include <cstddef>
 #include <cstdint>
@@ -39,6 +41,16 @@ namespace coterie {
 
 // The default of EngineOptions::relative_precision; sim/BENCHMARKS.md has the measured error.
 inline constexpr double kFlowDefaultPrecision = 0.01;
+
+// The default of FlowOptions::exact_visits: some milliseconds.
+inline constexpr double kFlowExactVisits = 16777216.0;
+
+// How many active flows of a component keep its rates exact whatever the precision, in a program of
+// so many operations. In small programs one flow more or less decides who finishes first, and with
+// it what a rank sends next; in large ones that evens out. An event of m active flows sets at most m
+// rates, so the number times the operations is limited: it falls as one over the operations, and
+// neither the time nor the error of a run has a step in the size of its program.
+double exact_flows(std::size_t num_ops, double exact_visits = kFlowExactVisits);
 
 struct FlowRate {
   std::uint32_t op = 0;
@@ -66,8 +78,9 @@ struct FlowStats {
 
 struct FlowOptions {
   double relative_precision = kFlowDefaultPrecision;  // 0: solve at every event
-  // Programs of up to so many operations are solved at every event while few flows are active.
-  std::size_t small_program = 32768;
+  // With a precision above zero, rates are nevertheless exact while at most exact_flows flows are
+  // active: what that costs in the whole program, as rates set anew. Zero: never.
+  double exact_visits = kFlowExactVisits;
   unsigned num_threads = 1;
   // Components that are equal but for the numbers of their GPUs, links and events run once.
   bool share_equal_components = true;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <set>
 
 #include "core/hash.hpp"
 
@@ -88,6 +89,12 @@ std::vector<std::vector<std::uint32_t>> split_components(const Program& program,
     components[component].push_back(static_cast<std::uint32_t>(op));
   }
   return components;
+}
+
+std::size_t Part::num_caps() const {
+  std::set<double> caps(cap.begin(), cap.end());
+  caps.erase(std::numeric_limits<double>::infinity());
+  return caps.size();
 }
 
 double Part::busiest_link_s() const {

@@ -44,6 +44,7 @@ struct Part {
   [[nodiscard]] std::span<const std::uint32_t> route_of(std::size_t op) const {
     return std::span(route).subspan(route_begin[op], route_begin[op + 1] - route_begin[op]);
   }
+  [[nodiscard]] std::size_t num_caps() const;  // different finite ones
   // Largest amount / capacity of its links, with the largest capacity that they ever have.
   [[nodiscard]] double busiest_link_s() const;
   [[nodiscard]] std::uint64_t hash() const;

@@ -286,6 +286,17 @@ class FlowState {
     for (const std::uint32_t slot : active()) file(slot);
     return end_filing(may_skip, margin);
   }
+  // Takes all flows off their links; `take` gets the slot and what is left of each.
+  template <class Take>
+  void detach_all(double now, const Take& take) {
+    begin_filing(kNever);
+    for (const std::uint32_t slot : active()) {
+      const Flow& flow = flows_[slot];
+      const double left = std::max(0.0, flow.remaining - flow.rate * (now - flow.since_s));
+      detach(slot, now);
+      take(slot, left);
+    }
+  }
   // Only for a time before which no sleeping flow ends.
   void start_horizon(double horizon) { horizon_ = horizon; }
   [[nodiscard]] double horizon() const { return horizon_; }
@@ -328,10 +339,6 @@ class FlowState {
   [[nodiscard]] EventHeap& timers() { return timers_; }
   // When flows end, of those that end before the horizon.
   [[nodiscard]] EventHeap& finishes() { return finishes_; }
-  [[nodiscard]] double next_event_s() const {
-    const double timer = timers_.empty() ? kNever : timers_.top_time();
-    return finishes_.empty() ? timer : std::min(timer, finishes_.top_time());
-  }
 
  private:
   // Of at most four links.

@@ -4,7 +4,8 @@
 //   build/release/bin/bench_flow [--quick] [--layers N] [--huge] [--only SECTION]
 //
 // Sections: error of the knob against exact runs; 128 ranks against the tuned simgrid predictor;
-// skewed all-to-allv beside published figures; growth from 64 to 1,024 ranks; 16,384 GPUs. Times
+// skewed all-to-allv beside published figures; growth from 64 to 1,024 ranks; exact runs
+// (with --huge up to 1,024 ranks); 16,384 GPUs. Times
 // are CPU seconds of this process (of the child for simgrid), so that other load on the machine
 // counts less; wall-clock seconds stand beside them where several threads run. The naive SimGrid
 // program is in bench_simgrid.
@@ -107,7 +108,7 @@ void knob(const Options& options) {
               {}};
   struct Row {
     double precision;
-    std::size_t small_program;
+    double exact_visits;
   };
   const FlowOptions defaults;
   const std::vector<Row> rows{{0.0, 0},
@@ -116,7 +117,7 @@ void knob(const Options& options) {
                               {0.01, 0},
                               {0.03, 0},
                               {0.1, 0},
-                              {0.01, defaults.small_program}};
+                              {0.01, defaults.exact_visits}};
   std::vector<double> makespan(rows.size()), rank(rows.size()), sum(rows.size()),
       seconds(rows.size());
   std::size_t num_cases = 0;
@@ -131,7 +132,7 @@ void knob(const Options& options) {
     for (std::size_t i = 0; i < rows.size(); ++i) {
       FlowOptions flow;
       flow.relative_precision = rows[i].precision;
-      flow.small_program = rows[i].small_program;
+      flow.exact_visits = rows[i].exact_visits;
       Execution run;
       seconds[i] += time_s(1, RUSAGE_SELF, [&] { run = simulate_flows(*program, routes, flow); });
       if (i == 0) exact = run;
@@ -143,7 +144,7 @@ void knob(const Options& options) {
   }
   for (std::size_t i = 0; i < rows.size(); ++i) {
     table.rows.push_back(
-        {rows[i].small_program > 0 ? "0.01 (default)" : fmt::format("{}", rows[i].precision),
+        {rows[i].exact_visits > 0 ? "0.01 (default)" : fmt::format("{}", rows[i].precision),
          fmt::format("{:.3f}%", 100 * makespan[i]), fmt::format("{:.3f}%", 100 * rank[i]),
          fmt::format("{:.3f}%", 100 * sum[i] / static_cast<double>(num_cases)),
          fmt::format("{:.3f}", seconds[i]), fmt::format("{:.1f}x", seconds[0] / seconds[i])});
@@ -241,6 +242,61 @@ void growth(const Options& options) {
         {"first to last", "", "", "", "",
          fmt::format("{:.2f}", std::log(last_s / first_s) / std::log(last_n / first_n)), ""});
     print("Growth with the number of transfers, flat, log-normal sizes, one core", table);
+  }
+}
+
+// Exact runs, against one solve of everything at every event: what a precision too small to
+// allow anything else amounts to. That baseline takes time in proportion to the square of the
+// transfers and is left out where it would take minutes.
+void exact(const Options& options) {
+  for (const SendRules& rules : {testing::kBare, testing::kBareQueue}) {
+    Table table{
+        {rules.places == kUnlimitedPlaces ? "star, unlimited in flight" : "star, 8 in flight",
+         "transfers", "exact s", "us/transfer", "exponent", "rates set/event", "solve per event s",
+         "ratio", "makespan", "peak GiB"},
+        {}};
+    double last_s = 0.0;
+    double last_n = 0.0;
+    for (const std::uint32_t num_ranks : {64U, 128U, 256U, 512U, 1024U}) {
+      if (num_ranks > (options.huge ? 1024U : options.quick ? 128U : 512U)) continue;
+      const FlowCase item{"star", rules, num_ranks, Pattern::kLogNormal};
+      const Network network = make_network(item);
+      const Program program = *testing::make_program(item, network, COTERIE_DATA);
+      const Routes routes = resolve_routes(program, network);
+      FlowOptions flow;
+      flow.relative_precision = 0.0;
+      Execution run;
+      FlowStats stats;
+      const double exact_s = time_s(num_ranks <= 128 ? 5 : 1, RUSAGE_SELF,
+                                    [&] { run = simulate_flows(program, routes, flow, &stats); });
+      const auto n = static_cast<double>(program.num_ops());
+      std::vector<std::string> row{
+          fmt::format("{} ranks", num_ranks),
+          std::to_string(program.num_ops()),
+          fmt::format("{:.3f}", exact_s),
+          fmt::format("{:.1f}", 1e6 * exact_s / n),
+          last_n > 0.0 ? fmt::format("{:.2f}", std::log(exact_s / last_s) / std::log(n / last_n))
+                       : "",
+          fmt::format("{:.0f}", static_cast<double>(stats.num_solved_flows) /
+                                    static_cast<double>(stats.num_solves)),
+          "",
+          "",
+          "",
+          fmt::format("{:.2f}", peak_gib())};
+      if (num_ranks <= (options.quick ? 128U : 256U)) {
+        flow.relative_precision = 1e-12;
+        Execution solved;
+        const double solved_s =
+            time_s(1, RUSAGE_SELF, [&] { solved = simulate_flows(program, routes, flow); });
+        row[6] = fmt::format("{:.3f}", solved_s);
+        row[7] = fmt::format("{:.1f}x", solved_s / exact_s);
+        row[8] = fmt::format("{:+.1e}", run.makespan_s / solved.makespan_s - 1);
+      }
+      table.rows.push_back(row);
+      last_s = exact_s;
+      last_n = n;
+    }
+    print("Exact runs (precision 0), flat, log-normal sizes, one core", table);
   }
 }
 
@@ -387,6 +443,7 @@ int run(const Options& options) {
   if (wanted("simgrid")) against_simgrid(options);
   if (wanted("skewed")) skewed(options);
   if (wanted("growth")) growth(options);
+  if (wanted("exact")) exact(options);
   if (wanted("knob")) knob(options);
   if (wanted("large")) {
     large(options, options.quick ? 32 : 256, options.quick ? 2 : options.num_layers);
@@ -413,7 +470,7 @@ int main(int argc, char** argv) {
     } else {
       fmt::print(stderr,
                  "usage: bench_flow [--quick] [--layers N] [--huge] "
-                 "[--only simgrid|skewed|growth|knob|large|huge]\n");
+                 "[--only simgrid|skewed|growth|exact|knob|large|huge]\n");
       return 2;
     }
   }

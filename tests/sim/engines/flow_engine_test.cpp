@@ -246,13 +246,14 @@ TEST(FlowProperties, RatesAreMaxMinFairAtEverySolveAndFeasibleAlways) {
   int num_checked = 0;
   int num_repairs = 0;
   for (std::uint64_t seed = 0; seed < 60; ++seed) {
-    for (const double precision : {0.0, 0.01, 0.2}) {
+    for (const auto& [precision, num_exact] :
+         {std::pair(0.0, 0.0), {0.01, 0.0}, {0.2, 0.0}, {0.2, 4.0}}) {
       Case input =
           seed % 4 == 0 ? all_to_all({.num_gpus = 8, .cap = 0.4, .seed = seed}) : random_case(seed);
       const Program program = std::move(input.builder).finish();
       FlowOptions options;
       options.relative_precision = precision;
-      options.small_program = 0;
+      options.exact_visits = num_exact * static_cast<double>(program.num_ops());
       options.observer = [&](const FlowSnapshot& snapshot) {
         const Collected now = collect(snapshot, input);
         if (!snapshot.solved) {
@@ -294,7 +295,9 @@ TEST(FlowProperties, SlowSolverIsMaxMinFair) {
 // Work conservation: the integral of the observed rates of every transfer is its size. The rates
 // hold from one observation to the next, the last until the flow has left.
 TEST(FlowProperties, EveryByteIsDeliveredOnce) {
-  for (const double precision : {0.0, 0.01, 0.1}) {
+  // With 20 exact flows the last run passes from exact to coarse rates and back.
+  for (const auto& [precision, num_exact] :
+       {std::pair(0.0, 0.0), {0.01, 0.0}, {0.1, 0.0}, {0.1, 20.0}}) {
     Case input = all_to_all({.num_gpus = 12});
     const Program program = std::move(input.builder).finish();
     std::vector<double> delivered(program.num_ops(), 0.0);
@@ -306,7 +309,7 @@ TEST(FlowProperties, EveryByteIsDeliveredOnce) {
     };
     FlowOptions options;
     options.relative_precision = precision;
-    options.small_program = 0;
+    options.exact_visits = num_exact * static_cast<double>(program.num_ops());
     options.observer = [&](const FlowSnapshot& snapshot) {
       advance(snapshot.time_s);
       rate.clear();
@@ -342,7 +345,7 @@ TEST(FlowProperties, NoLinkCarriesMoreThanItsCapacityAllowsByAnyTime) {
       double worst = 0.0;
       FlowOptions options;
       options.relative_precision = precision;
-      options.small_program = 0;
+      options.exact_visits = 0.0;
       options.observer = [&](const FlowSnapshot& snapshot) {
         carry(rates, input.routes, snapshot.time_s - since, carried);
         since = snapshot.time_s;
@@ -397,7 +400,7 @@ TEST(FlowProperties, NoLinkCarriesMoreThanItsChangingCapacityAllows) {
       double worst = 0.0;
       FlowOptions options;
       options.relative_precision = precision;
-      options.small_program = 0;
+      options.exact_visits = 0.0;
       options.observer = [&](const FlowSnapshot& snapshot) {
         carry(rates, input.routes, snapshot.time_s - since, carried);
         allow_until(since, snapshot.time_s);
@@ -461,7 +464,7 @@ TEST(FlowProperties, IncastKeepsTheReceiverBusy) {
     const Program program = std::move(input.builder).finish();
     FlowOptions options;
     options.relative_precision = precision;
-    options.small_program = 0;
+    options.exact_visits = 0.0;
     EXPECT_NEAR(simulate_flows(program, input.routes, options).makespan_s, total, 0.002 * total);
   }
 }
@@ -472,7 +475,7 @@ TEST(FlowProperties, ScalingSizesAndBandwidthsChangesNothing) {
   for (const double precision : {0.0, 0.01}) {
     FlowOptions options;
     options.relative_precision = precision;
-    options.small_program = 0;
+    options.exact_visits = 0.0;
     Case base = all_to_all({});
     const Program base_program = std::move(base.builder).finish();
     const Execution expected = simulate_flows(base_program, base.routes, options);
@@ -523,7 +526,7 @@ TEST(FlowProperties, CoarseRunsStayCloseToExactOnes) {
       const Program program = std::move(input.builder).finish();
       const double reference = exact(program, input).makespan_s;
       FlowOptions options;
-      options.small_program = 0;
+      options.exact_visits = 0.0;
       const double coarse = simulate_flows(program, input.routes, options).makespan_s;
       EXPECT_NEAR(coarse, reference, 0.01 * reference) << in_flight << " " << sigma;
       EXPECT_GE(coarse, busiest_link_s(program, input));
@@ -591,7 +594,7 @@ TEST(FlowDegenerate, DisconnectedRanksDoNotMeet) {
     const Program program = std::move(input.builder).finish();
     FlowOptions options;
     options.relative_precision = precision;
-    options.small_program = 0;
+    options.exact_visits = 0.0;
     FlowStats stats;
     const Execution run = simulate_flows(program, input.routes, options, &stats);
     EXPECT_DOUBLE_EQ(run.finish_s[0], 3.0);
@@ -607,7 +610,7 @@ TEST(FlowDegenerate, ALinkCrossedTwiceIsLoadedTwice) {
   for (const double precision : {0.0, 0.01}) {
     FlowOptions options;
     options.relative_precision = precision;
-    options.small_program = 0;
+    options.exact_visits = 0.0;
     Case alone(2, {1.0}, 8);
     alone.transfer(0, 1, 4.0, {0, 0});
     const Program one = std::move(alone.builder).finish();
@@ -633,7 +636,7 @@ TEST(FlowDegenerate, ASingleByteTakesItsTime) {
       const Program program = std::move(input.builder).finish();
       FlowOptions options;
       options.relative_precision = precision;
-      options.small_program = 0;
+      options.exact_visits = 0.0;
       EXPECT_DOUBLE_EQ(simulate_flows(program, input.routes, options).makespan_s, 1.0 / capacity);
     }
   }
@@ -654,7 +657,7 @@ TEST(FlowDegenerate, VeryUnequalSizesEnd) {
     const Program program = std::move(input.builder).finish();
     FlowOptions options;
     options.relative_precision = precision;
-    options.small_program = 0;
+    options.exact_visits = 0.0;
     const double makespan = simulate_flows(program, input.routes, options).makespan_s;
     EXPECT_GE(makespan, busiest_link_s(program, input) * (1.0 - 1e-9));
     EXPECT_LE(makespan, 8.0 * busiest_link_s(program, input));
@@ -690,7 +693,7 @@ TEST(FlowDegenerate, TimesBeyondDoublePrecisionAreRefused) {
       const Program program = std::move(input.builder).finish();
       FlowOptions options;
       options.relative_precision = precision;
-      options.small_program = 0;
+      options.exact_visits = 0.0;
       try {
         simulate_flows(program, input.routes, options);
         FAIL() << late << " " << precision;

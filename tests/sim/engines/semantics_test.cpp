@@ -563,7 +563,7 @@ TEST_F(RandomPrograms, FlowDoesAsTheSlowEngine) {
       num_waited += slow.start_s[hold.begin_op] > resolved.bound.start_s[hold.begin_op] ? 1 : 0;
     }
     FlowOptions coarse;
-    coarse.small_program = 0;
+    coarse.exact_visits = 0.0;
     EXPECT_GE(simulate_flows(program, resolved.routes, coarse).makespan_s,
               resolved.bound.makespan_s * (1.0 - 1e-9))
         << seed;
