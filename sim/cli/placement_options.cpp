@@ -170,8 +170,8 @@ std::optional<ModelShape> find_model(const PlacementOptions& options, const Trac
   return found;
 }
 
-Placement learn_placement(const Trace& trace, const PlacementOptions& options,
-                          std::uint32_t num_replicas, ReplicaChoice choice) {
+PlacementRequest placement_request(const PlacementOptions& options, std::uint32_t num_replicas,
+                                   ReplicaChoice choice) {
   if (!options.num_ranks) throw InputError("--ranks", "nothing", "the number of EP ranks");
   PlacementRequest request;
   request.strategy = options.strategy;
@@ -186,6 +186,12 @@ Placement learn_placement(const Trace& trace, const PlacementOptions& options,
   request.replica_choice = choice;
   request.num_starts = options.num_starts;
   request.num_jobs = options.num_jobs;
+  return request;
+}
+
+Placement learn_placement(const Trace& trace, const PlacementOptions& options,
+                          std::uint32_t num_replicas, ReplicaChoice choice) {
+  PlacementRequest request = placement_request(options, num_replicas, choice);
   const SequencePart part = part_option("--train", options.train);
   const auto* routing = std::get_if<Routing>(&trace);
   if (!strategy_learns(options.strategy) || routing == nullptr) {

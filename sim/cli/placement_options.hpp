@@ -68,6 +68,10 @@ std::optional<ReplicaChoice> replica_choice_option(const PlacementOptions& optio
 // one hidden size, the first) whose experts, top-k and layers are the trace's.
 std::optional<ModelShape> find_model(const PlacementOptions& options, const Trace& trace);
 
+// What those options ask of a strategy. Throws InputError without a number of ranks.
+PlacementRequest placement_request(const PlacementOptions& options, std::uint32_t num_replicas,
+                                   ReplicaChoice choice);
+
 // Learns the placement on the training part of the trace and says so in `trained_on`. `train` is
 // ignored by strategies that learn nothing and by traces of counts, which have no sequences.
 Placement learn_placement(const Trace& trace, const PlacementOptions& options,
