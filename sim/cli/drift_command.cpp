@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 
@@ -13,6 +14,7 @@
 #include "sim/cli/commands.hpp"
 #include "sim/cli/placement_options.hpp"
 #include "sim/experiment/move_time.hpp"
+#include "workloads/placement/distance.hpp"
 #include "workloads/placement/moves.hpp"
 #include "workloads/placement/windows.hpp"
 #include "workloads/plan/fan_out.hpp"
