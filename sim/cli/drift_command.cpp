@@ -165,9 +165,7 @@ std::vector<Policy> follow(DriftCase& drift, const Routing& all,
       {"contiguous", {}, {}}, {"static", {}, {}}, {"periodic", {}, {}}, {"per batch", {}, {}}};
   const Placement contiguous = make_placement(tokens_of(0, 0), plain);
   Placement fixed = learn(drift, tokens_of(0, 0), seed);
-  if (drift.request.num_replicas == 0) {
-    policies[1].replacings.push_back(replace(drift, contiguous, fixed));
-  }
+  policies[1].replacings.push_back(replace(drift, contiguous, fixed));
   Placement periodic = fixed;
   Placement batch = fixed;
   for (std::size_t w = 1; w < windows.size(); ++w) {
