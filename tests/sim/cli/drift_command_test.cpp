@@ -22,10 +22,10 @@ class DriftCommand : public ProgramTest {
     routing.layers = {0};
     for (std::uint64_t s = 0; s <= 8; ++s) routing.sequence_begin.push_back(16 * s);
     for (int t = 0; t < 64; ++t) {
-      for (const ExpertIdx expert : {0, 1, 2, 3}) {
+      for (ExpertIdx expert = 0; expert < 4; ++expert) {
         if (expert == a || expert == b) routing.experts.push_back(expert);
       }
-      for (const ExpertIdx expert : {0, 1, 2, 3}) {
+      for (ExpertIdx expert = 0; expert < 4; ++expert) {
         if (expert != a && expert != b) routing.experts.push_back(expert);
       }
     }
