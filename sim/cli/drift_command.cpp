@@ -43,6 +43,7 @@ struct DriftCase {
   double expert_bytes = 0.0;
   PayloadSizes payload;
   DispatchPolicy policy = DispatchPolicy::kDedup;
+  std::optional<LayerTimesSetup> setup;  // both with a topology only
   std::optional<Network> network;
   double loosest_cap = 0.0;  // that a placement was learnt under
 };
@@ -57,14 +58,16 @@ struct Judged {
 
 struct Replacing {
   MoveCounts moves;
-  double time_s = 0.0;
+  double time_s = 0.0;     // with nothing else on the links
+  MoveBesideSteps beside;  // zero where steps cannot go on meanwhile
 };
 
 // One way to place, over all judged windows.
 struct Policy {
   std::string name;
-  std::vector<Judged> windows;        // [num_judged]
-  std::vector<Replacing> replacings;  // those after the first placement
+  std::vector<Judged> windows;  // [num_judged]
+  std::vector<Replacing> replacings;
+  std::size_t num_steps = 0;
 };
 
 Judged judge(const DriftCase& drift, const Routing& tokens, const RankTokens& dealt,
@@ -134,13 +137,19 @@ Placement learn(DriftCase& drift, const Routing& tokens, std::uint64_t seed) {
   }
 }
 
-// Renumbers the new placement's ranks so that least moves, and says what does.
-Replacing replace(const DriftCase& drift, const Placement& before, Placement& after) {
+// Renumbers the new placement's ranks so that least moves, and says what does. `beside`: the step
+// that goes on meanwhile, if it can.
+Replacing replace(const DriftCase& drift, const Placement& before, Placement& after,
+                  const Routing* beside) {
   after = renumbered_to_stay(before, after);
   Replacing result;
   result.moves = count_moves(expert_moves(before, after), after.num_ranks, after.ranks_per_node);
   if (drift.network) {
     result.time_s = move_time_s(*drift.network, result.moves, after.num_ranks, drift.expert_bytes);
+    if (beside != nullptr) {
+      result.beside = move_beside_steps(*drift.setup, *drift.network, *beside, before, result.moves,
+                                        drift.expert_bytes);
+    }
   }
   return result;
 }
@@ -165,20 +174,24 @@ std::vector<Policy> follow(DriftCase& drift, const Routing& all,
       {"contiguous", {}, {}}, {"static", {}, {}}, {"periodic", {}, {}}, {"per batch", {}, {}}};
   const Placement contiguous = make_placement(tokens_of(0, 0), plain);
   Placement fixed = learn(drift, tokens_of(0, 0), seed);
-  policies[1].replacings.push_back(replace(drift, contiguous, fixed));
+  const auto steps_of_window = [&](std::size_t w) {
+    return steps_of(tokens_of(w, w), drift.request.num_ranks, arguments.tokens_per_rank);
+  };
+  policies[1].replacings.push_back(replace(drift, contiguous, fixed, &steps_of_window(1).front()));
   Placement periodic = fixed;
   Placement batch = fixed;
   for (std::size_t w = 1; w < windows.size(); ++w) {
+    const std::vector<Routing> steps = steps_of_window(w);
+    for (Policy& policy : policies) policy.num_steps += steps.size();
     if (w > 1 && w % arguments.every == 0) {
       Placement next = learn(drift, tokens_of(w - arguments.every, w - 1), seed);
-      policies[2].replacings.push_back(replace(drift, periodic, next));
+      policies[2].replacings.push_back(replace(drift, periodic, next, &steps.front()));
       periodic = std::move(next);
     }
     std::vector<std::vector<Judged>> judged(policies.size());
-    for (const Routing& step :
-         steps_of(tokens_of(w, w), drift.request.num_ranks, arguments.tokens_per_rank)) {
+    for (const Routing& step : steps) {
       Placement next = learn(drift, step, seed);
-      policies[3].replacings.push_back(replace(drift, batch, next));
+      policies[3].replacings.push_back(replace(drift, batch, next, nullptr));
       batch = std::move(next);
       judged[0].push_back(judge_step(drift, step, contiguous));
       judged[1].push_back(judge_step(drift, step, fixed));
@@ -199,8 +212,11 @@ struct Balance {
   double most_received = 0.0;  // bytes at one rank, per re-placing, mean
   double between_nodes = 0.0;  // bytes
   double move_s = 0.0;
-  double gain = 0.0;                 // per step: seconds, or bytes on the wire without a topology
-  std::optional<double> break_even;  // steps; absent: never, or nothing moves
+  MoveBesideSteps beside;
+  double gain = 0.0;  // per step: seconds, or bytes on the wire without a topology
+  // Steps after which a re-placing has paid, where steps stand still until the weights have arrived,
+  // and where they go on beside; absent: never, or nothing moves.
+  std::optional<double> break_even, break_even_beside;
 };
 
 std::vector<Balance> weigh(const DriftCase& drift, const std::vector<Policy>& policies) {
@@ -216,6 +232,8 @@ std::vector<Balance> weigh(const DriftCase& drift, const std::vector<Policy>& po
       balance.between_nodes +=
           static_cast<double>(one.moves.between_nodes) * drift.expert_bytes / count;
       balance.move_s += one.time_s / count;
+      balance.beside.moved_s += one.beside.moved_s / count;
+      balance.beside.delay_s += one.beside.delay_s / count;
     }
     if (p > 0) {
       const Judged& from = balances[p == 1 ? 0 : 1].mean;
@@ -223,7 +241,12 @@ std::vector<Balance> weigh(const DriftCase& drift, const std::vector<Policy>& po
       balance.gain =
           timed ? from.step_s - balance.mean.step_s : from.wire_bytes - balance.mean.wire_bytes;
       const double cost = timed ? balance.move_s : balance.moved_bytes;
-      if (balance.gain > 0.0 && cost > 0.0) balance.break_even = cost / balance.gain;
+      if (balance.gain > 0.0 && cost > 0.0) {
+        balance.break_even = cost / balance.gain;
+        if (balance.beside.moved_s > 0.0) {
+          balance.break_even_beside = std::max(0.0, balance.beside.delay_s) / balance.gain;
+        }
+      }
     }
     balances.push_back(balance);
   }
@@ -266,48 +289,84 @@ std::vector<CurvePoint> learning_curve(DriftCase& drift, const Routing& trace) {
   return curve;
 }
 
+double steps_per_replacing(const Policy& policy) {
+  return static_cast<double>(policy.num_steps) /
+         static_cast<double>(std::max<std::size_t>(policy.replacings.size(), 1));
+}
+
 std::string gigabytes(double bytes) {
   return bytes == 0.0 ? "-" : fmt::format("{:.3f}", bytes * 1e-9);
+}
+
+std::string microseconds(double seconds) {
+  return seconds == 0.0 ? "-" : fmt::format("{:.0f}", seconds * 1e6);
 }
 
 void print_policies(const DriftCase& drift, const std::vector<Policy>& policies,
                     const std::vector<Balance>& balances) {
   const bool timed = drift.network.has_value();
-  Table table{{"policy", "fan-out", "load max/mean", "re-placings", "GB moved each",
-               "most to a rank", "between nodes"},
-              {}};
-  table.header.emplace_back(timed ? "step us" : "step GB on wires");
-  table.header.emplace_back("gain");
-  if (timed) table.header.emplace_back("move us");
-  table.header.emplace_back("steps to break even");
+  Table paying{{"policy", "fan-out", "load"}, {}};
+  Table moving{{"policy", "re-placings", "GB moved each", "most to a rank", "between nodes"}, {}};
+  const auto add = [](Table& table, std::initializer_list<const char*> names) {
+    table.header.insert(table.header.end(), names.begin(), names.end());
+  };
+  if (timed) {
+    add(paying,
+        {"step us", "gain us", "move us", "delay us", "steps each", "break even", "beside"});
+    add(moving, {"move us", "beside steps us"});
+  } else {
+    add(paying, {"step GB on wires", "gain GB", "steps each", "break even"});
+  }
   for (std::size_t p = 0; p < policies.size(); ++p) {
     const Balance& b = balances[p];
-    std::vector<std::string> row = {policies[p].name,
-                                    fmt::format("{:.3f}", b.mean.fan_out),
-                                    fmt::format("{:.3f}", b.mean.load),
-                                    std::to_string(policies[p].replacings.size()),
-                                    gigabytes(b.moved_bytes),
-                                    gigabytes(b.most_received),
-                                    gigabytes(b.between_nodes)};
+    const auto steps = [](const std::optional<double>& value, bool moves) -> std::string {
+      return value ? fmt::format("{:.1f}", *value) : moves ? "never" : "-";
+    };
+    std::vector<std::string> row = {policies[p].name, fmt::format("{:.3f}", b.mean.fan_out),
+                                    fmt::format("{:.3f}", b.mean.load)};
     row.push_back(timed ? fmt::format("{:.1f}", b.mean.step_s * 1e6)
                         : fmt::format("{:.4f}", b.mean.wire_bytes * 1e-9));
     row.push_back(p == 0  ? "-"
                   : timed ? fmt::format("{:.1f}", b.gain * 1e6)
                           : fmt::format("{:.4f}", b.gain * 1e-9));
-    if (timed) row.push_back(b.move_s == 0.0 ? "-" : fmt::format("{:.0f}", b.move_s * 1e6));
-    row.push_back(b.break_even          ? fmt::format("{:.1f}", *b.break_even)
-                  : b.moved_bytes > 0.0 ? "never"
-                                        : "-");
-    table.rows.push_back(row);
+    if (timed) {
+      row.push_back(microseconds(b.move_s));
+      row.push_back(microseconds(b.beside.delay_s));
+    }
+    row.push_back(p == 0 ? "-" : fmt::format("{:.1f}", steps_per_replacing(policies[p])));
+    row.push_back(steps(b.break_even, b.moved_bytes > 0.0));
+    if (timed) row.push_back(steps(b.break_even_beside, b.beside.moved_s > 0.0));
+    paying.rows.push_back(row);
+    if (p == 0) continue;
+    moving.rows.push_back({policies[p].name, std::to_string(policies[p].replacings.size()),
+                           gigabytes(b.moved_bytes), gigabytes(b.most_received),
+                           gigabytes(b.between_nodes)});
+    if (timed) {
+      moving.rows.back().push_back(microseconds(b.move_s));
+      moving.rows.back().push_back(microseconds(b.beside.moved_s));
+    }
   }
-  fmt::print("{}\n", render(table));
+  fmt::print("{}\n", render(paying));
   fmt::print(
-      "gain: per step, of static over contiguous, of the others over static; a step puts {:.4f} GB "
-      "of rows on the wires (static), which moves compete with{}\n",
-      balances[1].mean.wire_bytes * 1e-9,
-      timed ? fmt::format(". The time of a move is with nothing else on {}",
-                          drift.network->cluster().name)
-            : "; without --topology, moves break even in bytes on the wires");
+      "load: of the fullest rank over the mean\n"
+      "gain: per step, of static over contiguous, of the others over static\n"
+      "steps each: that follow a re-placing here, before the next one or the end of the traces\n"
+      "break even: steps until the gain has paid for a re-placing; where there are fewer steps "
+      "each, "
+      "it does not pay\n");
+  if (timed) {
+    fmt::print(
+        "move: with nothing else on {}, steps stand still\n"
+        "delay: of steps that go on beside the move, whose rows share the links with it ({:.4f} GB "
+        "a step); beside: steps until the gain has paid for that\n",
+        drift.network->cluster().name, balances[1].mean.wire_bytes * 1e-9);
+  } else {
+    fmt::print(
+        "without --topology, moves break even in bytes on the wires; a step puts {:.4f} GB there "
+        "(static)\n",
+        balances[1].mean.wire_bytes * 1e-9);
+  }
+  fmt::print("\n{}", render(moving));
 }
 
 nlohmann::ordered_json as_json(const DriftCase& drift, const std::vector<Policy>& policies,
@@ -332,9 +391,15 @@ nlohmann::ordered_json as_json(const DriftCase& drift, const std::vector<Policy>
     if (timed) {
       entry["step_s"] = b.mean.step_s;
       entry["move_s"] = b.move_s;
+      if (b.beside.moved_s > 0.0) {
+        entry["move_beside_steps_s"] = b.beside.moved_s;
+        entry["steps_delay_s"] = b.beside.delay_s;
+      }
     }
     if (p > 0) entry[timed ? "gain_s" : "gain_bytes"] = b.gain;
     if (b.break_even) entry["break_even_steps"] = *b.break_even;
+    if (b.break_even_beside) entry["break_even_beside_steps"] = *b.break_even_beside;
+    if (p > 0) entry["steps_per_replacing"] = steps_per_replacing(policies[p]);
     entry["window_fan_out"] = nlohmann::ordered_json::array();
     for (const Judged& window : policies[p].windows) {
       entry["window_fan_out"].push_back(window.fan_out);
@@ -376,7 +441,8 @@ void run_drift(DriftArguments& arguments) {
     throw InputError("--model", "no preset that fits the trace", "the model whose weights move");
   }
   if (!options.topology.empty()) options.tokens_per_rank = arguments.tokens_per_rank;
-  options.times = layer_times_option(options, Trace(traces.front()), all);
+  std::optional<LayerTimesSetup> setup = layer_times_setup(options, Trace(traces.front()), all);
+  if (setup) options.times = make_layer_times(*setup);
   const auto choice = replica_choice_option(options).value_or(ReplicaChoice::kLocality);
   const auto policy = parse_policy(options.dispatch);
   if (!policy) {
@@ -395,13 +461,10 @@ void run_drift(DriftArguments& arguments) {
       {payload("--dispatch-payload", options.dispatch_payload),
        payload("--combine-payload", options.combine_payload)},
       *policy,
+      std::move(setup),
       std::nullopt};
   if (strategy_needs_times(options.strategy)) drift.request.times = options.times;
-  if (!options.topology.empty()) {
-    std::vector<Override> overrides = parse_overrides(options.overrides);
-    (void)take_transport_choice(options.transport, overrides);
-    drift.network.emplace(load_cluster(options.topology, overrides, drift.request.num_ranks));
-  }
+  if (drift.setup) drift.network.emplace(drift.setup->cluster);
   std::vector<TokenRange> windows;
   std::uint64_t first_sequence = 0;
   std::vector<std::string> window_traces;

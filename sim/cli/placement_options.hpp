@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "sim/experiment/layer_times.hpp"
 #include "workloads/model.hpp"
 #include "workloads/placement/layer_times.hpp"
 #include "workloads/placement/placement.hpp"
@@ -50,8 +51,13 @@ void add_placement_options(CLI::App& command, PlacementOptions& options);
 // Adds what times are predicted on.
 void add_time_options(CLI::App& command, PlacementOptions& options);
 
+// What those options say; nothing without a topology. Throws InputError where the model is not known,
+// or does not fit the trace.
+std::optional<LayerTimesSetup> layer_times_setup(const PlacementOptions& options,
+                                                 const Trace& trace, const Routing& training);
+
 // The times that those options ask for, of placements learnt on `training`; nothing without a
-// topology. Throws InputError where the model is not known, or does not fit the trace.
+// topology. Throws as layer_times_setup.
 std::shared_ptr<const LayerTimes> layer_times_option(const PlacementOptions& options,
                                                      const Trace& trace, const Routing& training);
 
