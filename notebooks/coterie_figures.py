@@ -188,6 +188,21 @@ def gain(table: pd.DataFrame, axes: list[str], runs: list[str], over: list[str],
     return np.exp(np.log(ratio).groupby(level=axes).mean())
 
 
+def chain(table: pd.DataFrame, axes: list[str], runs: list[str], across: str) -> pd.DataFrame:
+    """What each of `runs` adds to the one before, per point of `axes`: `relative` is the time over that of the
+    first run, `factor` how many times faster it is than the run before; geometric means over `across`, and their
+    range (`low` and `high` of `relative`, `factor_low` and `factor_high`)."""
+    times = table.pivot(index=axes + [across], columns="run", values="time_s")[runs]
+    relative = times.div(times[runs[0]], axis=0)
+    factor = times.shift(1, axis=1).fillna({runs[0]: times[runs[0]]}) / times
+    geometric = lambda ratios: np.exp(np.log(ratios).groupby(level=axes).mean()).stack()
+    columns = {"relative": geometric(relative), "factor": geometric(factor)}
+    for name, ratios in (("", relative), ("factor_", factor)):
+        columns[f"{name}low"] = ratios.groupby(level=axes).min().stack()
+        columns[f"{name}high"] = ratios.groupby(level=axes).max().stack()
+    return pd.DataFrame(columns)
+
+
 # Of a sweep's columns, those that figures use, beside the axes (set.*).
 CONDENSED = ["status", "error", "run", "num_gpus", "fanout_ranks", "fanout_nodes", "rank_load_max_over_mean",
              "time_s", "low_s", "high_s", "compute_s", "binding"]

@@ -108,6 +108,16 @@ class Tables(unittest.TestCase):
         self.assertEqual(per_layer.tolist(), [2.0, 8.0])
         self.assertAlmostEqual(cf.gain(table, ["ranks"], ["c"], ["a", "b"], across="layer").item(), 4.0)
 
+    def test_chain_is_what_each_run_adds_to_the_one_before(self):
+        table = pd.DataFrame({"ranks": [8] * 6, "trace": ["law"] * 3 + ["intent"] * 3, "run": ["a", "b", "c"] * 2,
+                              "time_s": [8.0, 4.0, 2.0, 8.0, 1.0, 2.0]})
+        chain = cf.chain(table, ["ranks"], ["a", "b", "c"], across="trace")
+        self.assertEqual(chain.loc[(8, "a")].tolist(), [1.0] * 6)
+        relative, factor, low, high, factor_low, factor_high = chain.loc[(8, "c")]
+        self.assertAlmostEqual(relative, 0.25)                        # both 2 of 8
+        self.assertAlmostEqual(factor, 1.0)                           # 2 and 1/2 times b
+        self.assertEqual([low, high, factor_low, factor_high], [0.25, 0.25, 0.5, 2.0])
+
     def test_what_binds(self):
         table = pd.DataFrame({"busiest_link": ["gpu 3 scale-up in", "gpu 3 network cap out", "gpu 1 nic in", "leaf 0 to spine 2", "gpu 1 nic in"],
                               "busiest_link_tier": ["scale_up"] + ["network"] * 4, "time_s": [1.0] * 5,

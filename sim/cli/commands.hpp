@@ -18,6 +18,7 @@ void add_recommend_command(CLI::App& app);
 void add_report_command(CLI::App& app);
 void add_place_command(CLI::App& app);
 void add_analyze_command(CLI::App& app);
+void add_drift_command(CLI::App& app);
 void add_trace_command(CLI::App& app);
 void add_plan_command(CLI::App& app);
 void add_predict_command(CLI::App& app);

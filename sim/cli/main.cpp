@@ -69,6 +69,7 @@ int main(int argc, char** argv) {
   add_report_command(app);
   add_place_command(app);
   add_analyze_command(app);
+  add_drift_command(app);
   add_trace_command(app);
   add_plan_command(app);
   add_predict_command(app);

@@ -87,14 +87,14 @@ PayloadType payload_option(const char* option, const std::string& value) {
 
 }  // namespace
 
-std::shared_ptr<const LayerTimes> layer_times_option(const PlacementOptions& options,
-                                                     const Trace& trace, const Routing& training) {
+std::optional<LayerTimesSetup> layer_times_setup(const PlacementOptions& options,
+                                                 const Trace& trace, const Routing& training) {
   if (options.topology.empty()) {
     if (!options.transport.empty() || !options.overrides.empty() || options.tokens_per_rank) {
       throw InputError(options.transport.empty() ? "--tokens-per-rank, --set" : "--transport",
                        "it without a topology", "--topology as well");
     }
-    return nullptr;
+    return std::nullopt;
   }
   std::vector<Override> overrides = parse_overrides(options.overrides);
   LayerTimesSetup setup;
@@ -123,7 +123,13 @@ std::shared_ptr<const LayerTimes> layer_times_option(const PlacementOptions& opt
   setup.combine_payload = payload_option("--combine-payload", options.combine_payload);
   setup.tokens_per_rank = options.tokens_per_rank;
   setup.training_tokens = training.num_tokens();
-  return make_layer_times(std::move(setup));
+  return setup;
+}
+
+std::shared_ptr<const LayerTimes> layer_times_option(const PlacementOptions& options,
+                                                     const Trace& trace, const Routing& training) {
+  std::optional<LayerTimesSetup> setup = layer_times_setup(options, trace, training);
+  return setup ? make_layer_times(*std::move(setup)) : nullptr;
 }
 
 std::uint32_t default_ranks_per_node(std::uint32_t num_ranks) {
@@ -170,8 +176,8 @@ std::optional<ModelShape> find_model(const PlacementOptions& options, const Trac
   return found;
 }
 
-Placement learn_placement(const Trace& trace, const PlacementOptions& options,
-                          std::uint32_t num_replicas, ReplicaChoice choice) {
+PlacementRequest placement_request(const PlacementOptions& options, std::uint32_t num_replicas,
+                                   ReplicaChoice choice) {
   if (!options.num_ranks) throw InputError("--ranks", "nothing", "the number of EP ranks");
   PlacementRequest request;
   request.strategy = options.strategy;
@@ -186,6 +192,12 @@ Placement learn_placement(const Trace& trace, const PlacementOptions& options,
   request.replica_choice = choice;
   request.num_starts = options.num_starts;
   request.num_jobs = options.num_jobs;
+  return request;
+}
+
+Placement learn_placement(const Trace& trace, const PlacementOptions& options,
+                          std::uint32_t num_replicas, ReplicaChoice choice) {
+  PlacementRequest request = placement_request(options, num_replicas, choice);
   const SequencePart part = part_option("--train", options.train);
   const auto* routing = std::get_if<Routing>(&trace);
   if (!strategy_learns(options.strategy) || routing == nullptr) {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "sim/experiment/layer_times.hpp"
 #include "workloads/model.hpp"
 #include "workloads/placement/layer_times.hpp"
 #include "workloads/placement/placement.hpp"
@@ -50,8 +51,13 @@ void add_placement_options(CLI::App& command, PlacementOptions& options);
 // Adds what times are predicted on.
 void add_time_options(CLI::App& command, PlacementOptions& options);
 
+// What those options say; nothing without a topology. Throws InputError where the model is not known,
+// or does not fit the trace.
+std::optional<LayerTimesSetup> layer_times_setup(const PlacementOptions& options,
+                                                 const Trace& trace, const Routing& training);
+
 // The times that those options ask for, of placements learnt on `training`; nothing without a
-// topology. Throws InputError where the model is not known, or does not fit the trace.
+// topology. Throws as layer_times_setup.
 std::shared_ptr<const LayerTimes> layer_times_option(const PlacementOptions& options,
                                                      const Trace& trace, const Routing& training);
 
@@ -67,6 +73,10 @@ std::optional<ReplicaChoice> replica_choice_option(const PlacementOptions& optio
 // The model of --model, else the preset that the trace names, else the one preset (or several of
 // one hidden size, the first) whose experts, top-k and layers are the trace's.
 std::optional<ModelShape> find_model(const PlacementOptions& options, const Trace& trace);
+
+// What those options ask of a strategy. Throws InputError without a number of ranks.
+PlacementRequest placement_request(const PlacementOptions& options, std::uint32_t num_replicas,
+                                   ReplicaChoice choice);
 
 // Learns the placement on the training part of the trace and says so in `trained_on`. `train` is
 // ignored by strategies that learn nothing and by traces of counts, which have no sequences.

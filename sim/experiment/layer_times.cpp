@@ -359,14 +359,7 @@ class PredictedTimes : public LayerTimes {
   }
 
   [[nodiscard]] PlanRequest request(ReplicaChoice choice) const {
-    PlanRequest request;
-    request.policy = setup_.policy;
-    request.ranks_per_node = ranks_per_node();
-    request.detail = PlanDetail::kCounts;
-    request.rows_per_round =
-        rows_per_round(setup_.chunk, row_payload(setup_.dispatch_payload, setup_.model.hidden));
-    request.replica_choice = choice;
-    return request;
+    return plan_request(setup_, choice);
   }
 
   [[nodiscard]] LayerProgram program_of(const LayerPlan& plan) const {
@@ -643,6 +636,17 @@ class PredictedTimes : public LayerTimes {
 };
 
 }  // namespace
+
+PlanRequest plan_request(const LayerTimesSetup& setup, ReplicaChoice choice) {
+  PlanRequest request;
+  request.policy = setup.policy;
+  request.ranks_per_node = std::min(setup.cluster.gpus_per_node, setup.num_ranks);
+  request.detail = PlanDetail::kCounts;
+  request.rows_per_round =
+      rows_per_round(setup.chunk, row_payload(setup.dispatch_payload, setup.model.hidden));
+  request.replica_choice = choice;
+  return request;
+}
 
 std::shared_ptr<const LayerTimes> make_layer_times(LayerTimesSetup setup) {
   return std::make_shared<PredictedTimes>(std::move(setup));

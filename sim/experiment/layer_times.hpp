@@ -31,6 +31,9 @@ struct LayerTimesSetup {
   std::uint64_t training_tokens = 0;             // what a rank's tokens follow from then
 };
 
+// How such layers are planned.
+PlanRequest plan_request(const LayerTimesSetup& setup, ReplicaChoice choice);
+
 // Throws InputError where the ranks or the transport do not fit on the cluster.
 std::shared_ptr<const LayerTimes> make_layer_times(LayerTimesSetup setup);
 

@@ -1,14 +1,20 @@
 // How good placements are, and how fast they are counted and learnt.
 //
-//   bench_place [--traces DIR] [--ranks 4,8,16,32,64] [--layers N] [--python PYTHON] [--speed]
+//   bench_place [--traces DIR] [--ranks 4,8,16,32,64] [--layers N] [--python PYTHON]
+//               [--only TEXT] [--no-times] [--speed]
 //
 // One table: every strategy, and the partitioners Mt-KaHyPar and METIS where PYTHON (default
 // python3) has the packages mtkahypar and pymetis, on the recorded traces below DIR (default: the
 // developer's data, see README.md), of which N layers (default 6) spread over the model are taken.
 // Learnt on even sequences, measured on odd ones, means over layers. `load_balanced` is EPLB's
 // algorithm. `from optimal` is what separates the training part's fan-out from its lower bound
-// (fan_out_bound.hpp), with as many slots and no cap. Seconds are those of all the layers on two
-// threads.
+// (fan_out_bound.hpp), with as many slots and no cap. Seconds are those of learning all the layers on
+// two threads.
+//
+// `rails ms` and `NVL72 ms` are the mean layer's time on the evaluated part as the flow engine
+// predicts it on h100_rail_8x8 and gb200_nvl72: dedup over NCCL, 4,096 tokens per rank, FP8 dispatch,
+// BF16 combine. `time_aware` is learnt for each of the two. --no-times leaves all of that out. --only
+// takes the traces whose name has this text.
 //
 // --speed, instead: counting, fan_out against the same counts by one std::set per token, on one
 // core; an entry is one (token, layer, expert). Learning: seconds per layer of every strategy.
@@ -24,12 +30,16 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <memory>
 #include <set>
 #include <sstream>
+#include <tuple>
 
 #include "core/error.hpp"
+#include "core/parallel.hpp"
 #include "core/statistics.hpp"
 #include "core/table.hpp"
+#include "sim/experiment/layer_times.hpp"
 #include "tests/bench/recorded.hpp"
 #include "tests/workloads/placement/routings.hpp"
 #include "workloads/placement/distance.hpp"
@@ -132,6 +142,8 @@ struct Options {
   std::vector<std::uint32_t> ranks = {4, 8, 16, 32, 64};
   std::size_t num_layers = 6;
   std::string python = "python3";
+  std::string only;  // traces whose name has this text
+  bool times = true;
   bool speed = false;
 };
 
@@ -188,21 +200,61 @@ std::optional<Placement> partition_by_peer(const Options& options, const Recorde
   return placement;
 }
 
+// The two clusters that placements are timed on.
+struct TimedOn {
+  std::string name;
+  std::shared_ptr<const LayerTimes> times;
+};
+
+std::vector<TimedOn> timed_on(const std::string& model, std::uint32_t num_ranks) {
+  std::vector<TimedOn> result;
+  for (const auto& [name, topology] :
+       {std::pair{"rails", "h100_rail_8x8"}, {"NVL72", "gb200_nvl72"}}) {
+    LayerTimesSetup setup;
+    setup.cluster = load_cluster(topology, {}, num_ranks);
+    setup.model = load_model(model);
+    setup.num_ranks = num_ranks;
+    setup.transport.name = "nccl";
+    setup.dispatch_payload = PayloadType::kFp8;
+    setup.tokens_per_rank = 4096;
+    result.push_back({name, make_layer_times(std::move(setup))});
+  }
+  return result;
+}
+
+double mean_layer_s(const LayerTimes& times, const Routing& routing, const Placement& placement) {
+  std::vector<double> layers(routing.num_layers());
+  parallel_for(kJobs, layers.size(), [&](std::size_t i) {
+    layers[i] = times.predict_s(routing, i, placement.layers[i], placement.replica_choice);
+  });
+  double sum = 0.0;
+  for (const double seconds : layers) sum += seconds / static_cast<double>(layers.size());
+  return sum;
+}
+
 struct Contender {
   std::string name;
   PlacementRequest request;
 };
 
-std::vector<Contender> contenders(std::uint32_t num_ranks) {
+std::vector<Contender> contenders(std::uint32_t num_ranks, const std::vector<TimedOn>& clusters) {
   std::vector<Contender> result;
   PlacementRequest request;
   request.num_ranks = num_ranks;
   request.ranks_per_node = std::min(num_ranks, 8u);
   request.num_jobs = kJobs;
   for (const std::string& strategy : placement_strategies()) {
-    if (strategy_needs_times(strategy)) continue;  // bench_time_aware
     request.strategy = strategy;
-    result.push_back({strategy, request});
+    if (!strategy_needs_times(strategy)) {
+      result.push_back({strategy, request});
+      continue;
+    }
+    for (const TimedOn& cluster : clusters) {
+      PlacementRequest timed = request;
+      timed.times = cluster.times;
+      timed.ranks_per_node = cluster.times->cost().ranks_per_node;
+      result.push_back({fmt::format("{}, {}", strategy, cluster.name), timed});
+    }
   }
   request.strategy = "collaboration_refined";
   request.max_imbalance = 1.1;
@@ -217,8 +269,18 @@ std::vector<Contender> contenders(std::uint32_t num_ranks) {
   return result;
 }
 
-void add_rows(const Options& options, const RecordedParts& set, std::uint32_t num_ranks,
-              Table& table) {
+void add_rows(const Options& options, const RecordedParts& set, const std::string& model,
+              std::uint32_t num_ranks, Table& table) {
+  const std::vector<TimedOn> clusters =
+      options.times ? timed_on(model, num_ranks) : std::vector<TimedOn>{};
+  const auto add_missing = [&](const std::string& name, const std::string& why) {
+    std::vector<std::string> row(table.header.size(), "-");
+    row[0] = set.name;
+    row[1] = std::to_string(num_ranks);
+    row[2] = name;
+    row.back() = why;
+    table.rows.push_back(std::move(row));
+  };
   // The bound of placements without replicas is sought from the best of them.
   PlacementRequest best_request;
   best_request.strategy = "collaboration_refined";
@@ -234,20 +296,27 @@ void add_rows(const Options& options, const RecordedParts& set, std::uint32_t nu
                        double least) {
     const Measured train = measure(set.training, placement);
     const Measured eval = measure(set.evaluated, placement);
-    table.rows.push_back({set.name, std::to_string(num_ranks), name,
-                          fmt::format("{:.3f}", train.mean_fan_out),
-                          fmt::format("{:.3f}", eval.mean_fan_out),
-                          fmt::format("{:.2f}", eval.mean_load), fmt::format("{:.2f}", seconds),
-                          fmt::format("{:.1f} %", 100.0 * (train.mean_fan_out / least - 1.0))});
+    std::vector<std::string> row = {set.name,
+                                    std::to_string(num_ranks),
+                                    name,
+                                    fmt::format("{:.3f}", train.mean_fan_out),
+                                    fmt::format("{:.3f}", eval.mean_fan_out),
+                                    fmt::format("{:.2f}", eval.mean_load)};
+    for (const TimedOn& cluster : clusters) {
+      row.push_back(
+          fmt::format("{:.3f}", 1e3 * mean_layer_s(*cluster.times, set.evaluated, placement)));
+    }
+    row.push_back(fmt::format("{:.2f}", seconds));
+    row.push_back(fmt::format("{:.1f} %", 100.0 * (train.mean_fan_out / least - 1.0)));
+    table.rows.push_back(std::move(row));
   };
-  for (const Contender& contender : contenders(num_ranks)) {
+  for (const Contender& contender : contenders(num_ranks, clusters)) {
     const auto start = std::chrono::steady_clock::now();
     Placement placement;
     try {
       placement = make_placement(set.training, contender.request);
     } catch (const InputError& error) {
-      table.rows.push_back({set.name, std::to_string(num_ranks), contender.name, "-", "-", "-", "-",
-                            "cannot be met"});
+      add_missing(contender.name, "cannot be met");
       continue;
     }
     const double seconds =
@@ -266,44 +335,54 @@ void add_rows(const Options& options, const RecordedParts& set, std::uint32_t nu
     if (const auto placement = partition_by_peer(options, set, peer, num_ranks, seconds)) {
       add(peer, *placement, seconds, bound);
     } else {
-      table.rows.push_back(
-          {set.name, std::to_string(num_ranks), peer, "-", "-", "-", "-", "not installed"});
+      add_missing(peer, "not installed");
     }
   }
 }
 
 void bench_quality(const Options& options) {
-  Table table{{"trace", "ranks", "placement", "train fan-out", "eval fan-out", "eval load max/mean",
-               "seconds", "from optimal"},
-              {}};
-  for (const auto& [folder, name] : {std::pair{"deepseek-v2-lite-esft", "intent"},
-                                     {"deepseek-v2-lite-esft", "law"},
-                                     {"deepseek-v2-lite-esft", "summary"},
-                                     {"gpt-oss-20b", "decode"}}) {
+  std::vector<std::string> header = {"trace",         "ranks",        "placement",
+                                     "train fan-out", "eval fan-out", "load"};
+  if (options.times) header.insert(header.end(), {"rails ms", "NVL72 ms"});
+  header.insert(header.end(), {"seconds", "from optimal"});
+  for (const auto& [folder, name, model] :
+       {std::tuple{"deepseek-v2-lite-esft", "intent", "deepseek_v2_lite"},
+        {"deepseek-v2-lite-esft", "law", "deepseek_v2_lite"},
+        {"deepseek-v2-lite-esft", "summary", "deepseek_v2_lite"},
+        {"gpt-oss-20b", "decode", "gpt_oss_20b"}}) {
+    if (std::string(name).find(options.only) == std::string::npos) continue;
     const std::optional<RecordedParts> set =
         load_recorded(options.traces, folder, name, options.num_layers);
     if (!set) continue;
     for (const std::uint32_t ranks : options.ranks) {
-      if (ranks <= set->training.num_experts) add_rows(options, *set, ranks, table);
+      if (ranks > set->training.num_experts) continue;
+      Table table{header, {}};
+      add_rows(options, *set, model, ranks, table);
+      fmt::print("{}\n", render(table));
+      std::fflush(stdout);
     }
   }
-  fmt::print("{}", render(table));
 }
 
 Options read_options(int argc, char** argv) {
   Options options;
   for (int i = 1; i < argc; ++i) {
     const std::string key = argv[i];
-    if (key == "--speed") {
-      options.speed = true;
+    if (key == "--speed" || key == "--no-times") {
+      options.speed |= key == "--speed";
+      options.times &= key != "--no-times";
       continue;
     }
-    if (i + 1 == argc) throw InputError(key, "no value", "an option with its value, or --speed");
+    if (i + 1 == argc) {
+      throw InputError(key, "no value", "an option with its value, --no-times or --speed");
+    }
     const std::string value = argv[++i];
     if (key == "--traces") {
       options.traces = value;
     } else if (key == "--python") {
       options.python = value;
+    } else if (key == "--only") {
+      options.only = value;
     } else if (key == "--layers") {
       options.num_layers = std::stoul(value);
     } else if (key == "--ranks") {
@@ -314,7 +393,7 @@ Options read_options(int argc, char** argv) {
       }
     } else {
       throw InputError(key, "an unknown option",
-                       "--traces, --ranks, --layers, --python or --speed");
+                       "--traces, --ranks, --layers, --python, --only, --no-times or --speed");
     }
   }
   return options;

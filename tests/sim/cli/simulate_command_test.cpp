@@ -153,9 +153,9 @@ class Command : public ProgramTest {};
 
 TEST_F(Command, HelpExitsWithZeroAndShowsAnExample) {
   for (const char* command :
-       {"simulate", "sweep", "report", "place", "analyze", "trace import", "trace generate",
-        "trace info", "plan build", "plan check", "plan export", "predict", "topology show",
-        "topology list", "model list", "model show", "calibrate fit", "compare"}) {
+       {"simulate", "sweep", "report", "place", "analyze", "drift", "trace import",
+        "trace generate", "trace info", "plan build", "plan check", "plan export", "predict",
+        "topology show", "topology list", "model list", "model show", "calibrate fit", "compare"}) {
     const Outcome outcome = run(std::string(command) + " --help");
     EXPECT_EQ(outcome.exit_code, 0) << command;
     EXPECT_THAT(outcome.out, HasSubstr("Example")) << command;
