@@ -61,9 +61,11 @@ class StageList {
                  std::uint64_t k) {
     const std::uint64_t all = std::accumulate(rows.begin(), rows.end(), std::uint64_t{0});
     // Serving dispatches quantised rows and quantises in the activation's kernel.
-    if (training_) quantise(name, d(all) * d(k));
+    const auto launches = training_ ? static_cast<std::uint32_t>(rows.size()) : 1U;
+    if (training_) quantise(name, d(all) * d(k), launches);
     Stage& stage = add(std::move(name), OperationKind::kGroupedProduct);
     ModelOperation& op = stage.op;
+    op.launches = launches;
     op.precision = types_.compute;
     op.n = n;
     op.k = k;
@@ -124,11 +126,11 @@ class StageList {
   // BF16 rows are read, quantised ones written. Training writes rows and columns apart, as the
   // weight gradient reads the other order; backward does the same to the gradient of the product's
   // result, which costs about as much.
-  void quantise(const std::string& name, double values) {
+  void quantise(const std::string& name, double values, std::uint32_t launches = 1) {
     if (!is_quantised(types_.compute)) return;
     const double copies = training_ ? 2.0 : 1.0;
     const double bytes = values * (kBf16 + copies * bytes_per_value(types_.compute));
-    memory(name + " quantisation", bytes, bytes);
+    memory(name + " quantisation", bytes, bytes).op.launches = launches;
   }
 
   ModelPart part_;
@@ -341,6 +343,12 @@ double AttentionCall::pairs() const {
     per_sequence = growing * before + 0.5 * growing * (growing + 1.0) + (q - growing) * d(window);
   }
   return d(sequences) * per_sequence / cp;
+}
+
+std::uint64_t total_launches(std::span<const ModelOperation> operations) {
+  std::uint64_t sum = 0;
+  for (const ModelOperation& op : operations) sum += op.launches;
+  return sum;
 }
 
 double total_flops(std::span<const ModelOperation> operations) {

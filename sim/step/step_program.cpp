@@ -55,6 +55,18 @@ PipelineShape pipeline_shape(const StepSpec& step) {
           .backward = trains};
 }
 
+double pass_host_s(const StepSetup& setup, std::uint32_t part, bool backward) {
+  const StepCosts& costs = setup.costs;
+  double seconds = 0.0;
+  for (const std::uint32_t layer : chunk_layers(setup.model, setup.step, part)) {
+    seconds += (backward ? costs.backward(layer) : costs.forward(layer)).host_s;
+  }
+  const ParallelSizes& parallel = setup.step.parallel;
+  if (part == 0) seconds += costs.embedding_host_s(backward);
+  if (part + 1 == parallel.pp * parallel.vp) seconds += costs.head_host_s(backward);
+  return seconds;
+}
+
 SyncBytes sync_bytes(const ModelShape& model, const StepSpec& step, std::uint32_t stage) {
   const StageParameters parameters = stage_parameters(model, step, stage);
   const double gradient = bytes_per_value(step.precision.gradients);
@@ -114,6 +126,16 @@ StepBuilder::Events StepBuilder::add_kernels(std::uint32_t first_gpu, double sec
   OperationTime time;
   time.total = Seconds{seconds};
   return kernels(first_gpu, time, part, enter);
+}
+
+StepBuilder::Events StepBuilder::add_host(std::uint32_t first_gpu, double seconds,
+                                          const Events& enter) {
+  const Events out = builder_.events(cell_);
+  for (std::uint32_t i = 0; i < cell_; ++i) {
+    builder_.program().add_compute(first_gpu + i, seconds, enter[i], std::span(&out[i], 1));
+  }
+  label(StepPart::kWait);
+  return out;
 }
 
 void StepBuilder::add_send(std::uint32_t src, std::uint32_t dst, std::uint32_t waits_for,
@@ -324,8 +346,9 @@ class WholeStep {
     Events end = builder_.start();
     for (const PipelineSlot& slot : stage_slots(shape_, stage)) {
       Events forward, backward;
-      if (slot.forward) forward = run_pass(stage, cell, *slot.forward, false, end);
-      if (slot.backward) backward = run_pass(stage, cell, *slot.backward, true, end);
+      Events host = end;  // one host launches both passes
+      if (slot.forward) forward = run_pass(stage, cell, *slot.forward, false, end, host);
+      if (slot.backward) backward = run_pass(stage, cell, *slot.backward, true, end, host);
       if (slot.forward && slot.backward) {
         end = builder_.both(stage * stage_size_ + cell, forward, backward);
       } else {
@@ -335,9 +358,10 @@ class WholeStep {
     return end;
   }
 
-  // One chunk of one micro-batch in one direction, and the send of what it made.
+  // One chunk of one micro-batch in one direction, and the send of what it made. `host`: when the
+  // host is free to launch it, and then when it has.
   Events run_pass(std::uint32_t stage, std::uint32_t cell, const ChunkPass& pass, bool backward,
-                  const Events& free) {
+                  const Events& free, Events& host) {
     const std::uint32_t part = pass.chunk * parallel_.pp + stage;
     const std::uint32_t first_gpu = stage * stage_size_ + cell;
     const bool first = part == 0;
@@ -348,6 +372,10 @@ class WholeStep {
       const auto from =
           arrived.begin() + static_cast<std::ptrdiff_t>(at(part, pass.micro_batch, cell));
       now = builder_.both(first_gpu, now, Events(from, from + cell_));
+    }
+    const double launches_s = pass_host_s(setup_, part, backward);
+    if (launches_s > 0.0) {
+      host = builder_.add_host(first_gpu, launches_s, builder_.both(first_gpu, now, host));
     }
     const auto ends = [&](bool at_start) {
       if (first && (at_start != backward)) {
@@ -376,6 +404,7 @@ class WholeStep {
       ++position;
     }
     ends(false);
+    if (launches_s > 0.0) now = builder_.both(first_gpu, now, host);
     if (backward ? first : last) return now;
     const std::uint32_t to = backward ? part - 1 : part + 1;
     for (std::uint32_t i = 0; i < cell_; ++i) {

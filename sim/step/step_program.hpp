@@ -10,6 +10,9 @@
 //   forward    gather, attention, scatter -> router -> dispatch, experts, combine   shared experts
 //   backward   dispatch of gradients, experts, their way back -> router, attention  beside or after
 //
+// Without CUDA graphs the host launches the kernels of a pass while the GPU runs them, and begins
+// with the next pass when both are done: it needs the counts of rows that a MoE layer's GPUs exchange.
+//
 // Approximations: a GPU's kernels compete for its multiprocessors with communication kernels that
 // hold some, but their memory traffic does not slow transfers; all EP groups route the same rows.
 
@@ -47,6 +50,9 @@ std::vector<std::uint32_t> chunk_layers(const ModelShape& model, const StepSpec&
                                         std::uint32_t part);
 PipelineShape pipeline_shape(const StepSpec& step);
 
+// What the host takes to launch the kernels of a pass of a chunk; zero with CUDA graphs.
+double pass_host_s(const StepSetup& setup, std::uint32_t part, bool backward);
+
 struct StepProgram {
   Program program;
   std::vector<StepPart> part;  // [num_ops]
@@ -63,6 +69,8 @@ class StepBuilder {
   Events add_layer(std::uint32_t first_gpu, std::uint32_t layer, bool backward, Events enter);
   // `seconds` on every GPU of the cell.
   Events add_kernels(std::uint32_t first_gpu, double seconds, StepPart part, const Events& enter);
+  // The host of every GPU of the cell is busy for `seconds`, beside the GPU's kernels.
+  Events add_host(std::uint32_t first_gpu, double seconds, const Events& enter);
   void add_send(std::uint32_t src, std::uint32_t dst, std::uint32_t waits_for,
                 std::uint32_t arrived);
   // The event fires when every one of `gpus` has reached `enter[i]` and the collective is over.

@@ -165,6 +165,13 @@ class Composition {
       const Layer b = i < back.size() ? Layer(back[back.size() - 1 - i]) : std::nullopt;
       sum += layer_block(cell, slow, f, b);
     }
+    // One host launches the kernels of both; while it is behind, the GPU waits.
+    double host_s = forward ? pass_host_s(setup_, *forward, false) : 0.0;
+    if (backward) host_s += pass_host_s(setup_, *backward, true);
+    if (host_s > sum.time_s) {
+      sum.parts[static_cast<std::size_t>(StepPart::kWait)] += host_s - sum.time_s;
+      sum.time_s = host_s;
+    }
     return sum;
   }
 

@@ -151,6 +151,58 @@ TEST_F(WholeSteps, PartsAddUp) {
   }
 }
 
+// Launches of the small model in BF16 on 8 ranks, 4 experts each, counted by hand:
+//
+//   forward    attention 6 (norm, product, positions, attention, product, residual), router 4 (norm,
+//              product, choice, residual), shared 3, experts 4 + 1 + 4, rows 7           29 a layer
+//   backward   gradients of inputs 6 + 4 + 3 + 9, rows 6 (counts are known), of weights
+//              2 + 1 + 2 + 8                                                             41 a layer
+//   ends       embedding 1 and 1, LM head with norm and loss 3 and 4                      9
+//
+// 4 * (29 + 41) + 9 = 289 per micro-batch. A host that is far slower than the GPU sets the passes:
+// what is twice as slow takes 2 micro-batches * 289 launches * 10 ms more.
+TEST_F(WholeSteps, SlowHostSetsThePasses) {
+  for (const StepMethod method : {StepMethod::kExecuted, StepMethod::kComposed}) {
+    const auto time = [&](const char* launch) {
+      return run({.extra = fmt::format("  launch: {}", launch)}, method).time_s;
+    };
+    EXPECT_NEAR(time("{per_kernel: 20 ms}") - time("{per_kernel: 10 ms}"), 5.78, 1e-6);
+    // Graphs of parts: a layer forward 1 + 1 + 3 + 9 and rows 6, backward 1 + 1 + 3 + 9, rows 6 and
+    // 2 + 8 gradients of weights: 4 * (20 + 30) + 9 = 209.
+    EXPECT_NEAR(time("{per_kernel: 20 ms, graphs: [attention, router, preprocess]}") -
+                    time("{per_kernel: 10 ms, graphs: [attention, router, preprocess]}"),
+                4.18, 1e-6);
+  }
+}
+
+TEST_F(WholeSteps, FastHostAndGraphsCostNothing) {
+  for (const StepMethod method : {StepMethod::kExecuted, StepMethod::kComposed}) {
+    const double device = run({}, method).time_s;
+    EXPECT_DOUBLE_EQ(run({.extra = "  launch: graph"}, method).time_s, device);
+    EXPECT_NEAR(run({.extra = "  launch: {per_kernel: 1 ns}"}, method).time_s, device,
+                1e-9 * device);
+    EXPECT_GT(run({.extra = "  launch: {per_kernel: 1 ms}"}, method).time_s, device);
+  }
+}
+
+TEST_F(WholeSteps, BadLaunchesAreRefused) {
+  const auto message = [&](const Case& c) -> std::string {
+    try {
+      (void)load(c);
+    } catch (const InputError& error) {
+      return error.what();
+    }
+    return "";
+  };
+  EXPECT_THAT(message({.extra = "  launch: device"}),
+              HasSubstr("host, graph or {per_kernel: TIME, graphs: [PARTS]}"));
+  EXPECT_THAT(message({.extra = "  launch: {graphs: [experts]}"}), HasSubstr("preprocess"));
+  EXPECT_THAT(message({.batch = "{tokens_per_gpu: 2048, sequence: 2048}",
+                       .extra = "  launch: host",
+                       .kind = "prefill"}),
+              HasSubstr("no key `launch` when serving"));
+}
+
 // A pipeline of p equal stages and m micro-batches without communication is idle for
 // (p-1)/(m+p-1) of the passes' time. Embedding and head of 1,024 tokens are negligible.
 TEST_F(WholeSteps, BubbleHasItsKnownShare) {
