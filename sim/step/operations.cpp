@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <numeric>
+#include <optional>
 #include <utility>
 
 namespace coterie {
@@ -19,7 +20,8 @@ struct Stage {
   ModelOperation op;
   bool weights = false;         // a product with trained weights: it has a weight gradient
   double backward_bytes = 0.0;  // of memory-bound ones; 0: no kernel in the backward pass
-  bool cheap = false;           // made again under selective recomputation
+  std::optional<std::uint32_t> backward_launches{};  // where they are not those of the forward pass
+  bool cheap = false;                                // made again under selective recomputation
 };
 using Stages = std::vector<Stage>;
 
@@ -102,6 +104,20 @@ class StageList {
   // silu(gate) * up on `values` results: reads two, writes one; backward reads three, writes two.
   void gated_activation(double values) {
     memory("activation", 3.0 * kBf16 * values, 5.0 * kBf16 * values).cheap = true;
+  }
+  // The experts' biases, times each row's weight, onto the result of their second product: Megatron
+  // Core does so outside the product, expert by expert (TEGroupedMLP._apply_bias). Per value in
+  // bytes, BF16 rows in and out and FP32 between:
+  //
+  //   forward    bias * weight writes 4; the sum reads 2 + 4, writes 4; both per expert.
+  //              All rows joined: reads 4, writes 4; cast: reads 4, writes 2                      28
+  //   backward   cast: reads 2, writes 4. Per expert the rows' gradient is cast back (4 + 2), the
+  //              bias's multiplied and summed (4 + 4, 4), the weight's likewise (4 + 4, 4), the
+  //              bias's added to its sum. All rows joined: reads 2, writes 2                      40
+  void expert_bias(double values, std::uint32_t num_experts) {
+    Stage& stage = memory("expert bias", 28.0 * values, 40.0 * values);
+    stage.op.launches = 2 * num_experts + 2;
+    stage.backward_launches = 6 * num_experts + 2;
   }
   // x + f(x); in the backward pass the two gradients add up.
   void residual(double values) { memory("residual", 3.0 * kBf16 * values, 3.0 * kBf16 * values); }
@@ -233,6 +249,7 @@ std::vector<ModelOperation> of_pass(const Stages& stages, const StepSpec& step, 
         list.push_back(stage->op);
         list.back().name += " gradient";
         list.back().bytes = stage->backward_bytes;
+        list.back().launches = stage->backward_launches.value_or(stage->op.launches);
         break;
     }
   }
@@ -438,6 +455,9 @@ std::vector<ModelOperation> expert_operations(const ModelShape& model, const Ste
                model.hidden);
   list.gated_activation(d(all) * model.expert_intermediate);
   list.grouped("down product", rows, model.hidden, model.expert_intermediate);
+  if (model.expert_bias && step.kind == StepKind::kTrain) {
+    list.expert_bias(d(all) * model.hidden, static_cast<std::uint32_t>(rows.size()));
+  }
   return of_pass(std::move(list).take(), step, pass);
 }
 
