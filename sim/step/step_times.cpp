@@ -534,7 +534,13 @@ class Composition {
 
   // Long chains: what the layers beyond the simulated ones take is what those of the second half of
   // the simulated ones with experts took each.
-  BlockTimes serve_cell(std::uint32_t cell, bool slow) {
+  const BlockTimes& serve_cell(std::uint32_t cell, bool slow) {
+    const auto key = std::make_tuple(classes_.class_of[cell], classes_.position_of[cell], slow);
+    const auto found = served_.find(key);
+    if (found != served_.end()) return found->second;
+    return served_.emplace(key, simulate_serving(cell, slow)).first->second;
+  }
+  BlockTimes simulate_serving(std::uint32_t cell, bool slow) {
     const std::size_t all = layers_[0].size();
     const std::uint64_t cells = classes_.classes[classes_.class_of[cell]].first_gpus.size();
     // Hierarchical plans have many rounds of messages; all go there and back.
@@ -606,6 +612,7 @@ class Composition {
   std::map<BlockKey, BlockTimes> blocks_;
   using SlotKey = std::tuple<std::uint32_t, std::uint32_t, double, std::uint32_t, std::uint32_t>;
   std::map<SlotKey, BlockTimes> slots_;
+  std::map<std::tuple<std::uint32_t, std::uint32_t, bool>, BlockTimes> served_;
   std::vector<std::pair<double, double>> send_s_;  // [stage] to the next one, and back
   std::optional<std::pair<double, double>> round_;
   SyncTimes gradients_, parameters_;
@@ -614,20 +621,47 @@ class Composition {
   std::uint64_t num_operations_ = 0;
 };
 
-// The rank's parts as spans, computation and communication on tracks of their own.
+// What the first ranks do: kernels on a track of their own, and for every kind of communication a track
+// with the times in which the rank sends or receives anything of it.
 Timeline rank_timeline(const StepProgram& block, const Execution& execution,
                        std::uint32_t num_ranks) {
   constexpr std::uint32_t kMostRanks = 64;
+  const std::uint32_t shown = std::min(num_ranks, kMostRanks);
   Timeline out;
+  using Interval = std::pair<double, double>;
+  std::map<std::pair<std::uint32_t, StepPart>, std::vector<Interval>> transfers;
   for (std::size_t op = 0; op < block.program.num_ops(); ++op) {
     const StepPart part = block.part[op];
-    const std::uint32_t gpu = block.program.src[op];
-    if (gpu >= std::min(num_ranks, kMostRanks) || part == StepPart::kWait) continue;
-    if (execution.finish_s[op] <= execution.start_s[op]) continue;
+    if (part == StepPart::kWait) continue;
+    const Interval interval{execution.start_s[op], execution.finish_s[op]};
+    if (interval.second <= interval.first) continue;
+    const std::uint32_t src = block.program.src[op];
+    const std::uint32_t dst = block.program.dst[op];
     if (computes(part)) {
-      out.spans.push_back({"ranks", fmt::format("rank {}", gpu), std::string(to_string(part)),
-                           execution.start_s[op], execution.finish_s[op]});
+      if (src >= shown) continue;
+      out.spans.push_back({"ranks", fmt::format("rank {}", src), std::string(to_string(part)),
+                           interval.first, interval.second});
+      continue;
     }
+    if (src < shown) transfers[{src, part}].push_back(interval);
+    if (dst < shown && dst != src) transfers[{dst, part}].push_back(interval);
+  }
+  for (auto& [key, intervals] : transfers) {
+    std::sort(intervals.begin(), intervals.end());
+    const std::string name(to_string(key.second));
+    const auto add = [&](const Interval& all) {
+      out.spans.push_back({"communication", fmt::format("rank {} {}", key.first, name), name,
+                           all.first, all.second});
+    };
+    Interval all = intervals.front();
+    for (const Interval& next : intervals) {
+      if (next.first > all.second) {
+        add(all);
+        all = next;
+      }
+      all.second = std::max(all.second, next.second);
+    }
+    add(all);
   }
   return out;
 }

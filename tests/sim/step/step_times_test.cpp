@@ -305,6 +305,35 @@ TEST_F(WholeSteps, TwoBatchOverlapHidesCommunication) {
   EXPECT_EQ(both.ttft_s, both.time_s);
 }
 
+// The timeline of an executed step shows kernels one after the other, and communication as long as the
+// report says that rank 0 communicates: both are unions of the same intervals.
+TEST_F(WholeSteps, TimelineShowsKernelsAndCommunication) {
+  SimulateOptions options;
+  options.step_method = StepMethod::kExecuted;
+  options.timelines = true;
+  const SimulatedRun run = simulate(load({.overlap = "{micro_batches: 2}"}), options).front();
+  std::vector<std::pair<double, double>> kernels, transfers;
+  for (const auto& span : run.timeline.spans) {
+    if (span.track == "rank 0") kernels.emplace_back(span.begin_s, span.end_s);
+    if (span.track.starts_with("rank 0 ")) transfers.emplace_back(span.begin_s, span.end_s);
+  }
+  ASSERT_FALSE(kernels.empty());
+  ASSERT_FALSE(transfers.empty());
+  std::sort(kernels.begin(), kernels.end());
+  for (std::size_t i = 1; i < kernels.size(); ++i) {
+    EXPECT_GE(kernels[i].first, kernels[i - 1].second - 1e-12);
+  }
+  std::sort(transfers.begin(), transfers.end());
+  double sum = 0.0;
+  double until = 0.0;
+  for (const auto& [start, finish] : transfers) {
+    sum += std::max(0.0, finish - std::max(start, until));
+    until = std::max(until, finish);
+  }
+  // The report is of the rank that ends last; all ranks do the same here.
+  EXPECT_NEAR(sum, run.report.step->communication_s, 0.02 * sum);
+}
+
 // The example in the repository, and what is written of it: JSON that reads back to the same, and a table
 // whose columns have names of their own.
 TEST_F(WholeSteps, ExampleIsWrittenAndReadBack) {
