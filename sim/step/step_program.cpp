@@ -1,5 +1,7 @@
 #include "sim/step/step_program.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <numeric>
 
@@ -93,6 +95,11 @@ StepBuilder::StepBuilder(const StepSetup& setup)
 void StepBuilder::label(StepPart part) {
   builder_.label(Phase::kMlp);  // keeps the layers' labels in step
   part_.resize(builder_.program().num_ops(), part);
+}
+
+void StepBuilder::begin_work(StepWork work) {
+  work_.resize(builder_.program().num_ops(), static_cast<std::uint32_t>(works_.size() - 1));
+  works_.push_back(std::move(work));
 }
 
 std::uint32_t StepBuilder::both(std::uint32_t gpu, std::uint32_t first, std::uint32_t second) {
@@ -275,7 +282,9 @@ StepBuilder::Events StepBuilder::add_layer(std::uint32_t first_gpu, std::uint32_
 
 StepProgram StepBuilder::finish() && {
   label(StepPart::kWait);
-  return {std::move(builder_).finish().program, std::move(part_)};
+  begin_work({});
+  return {std::move(builder_).finish().program, std::move(part_), std::move(work_),
+          std::move(works_)};
 }
 
 // The whole step ---------------------------------------------------------------------------------
@@ -311,11 +320,13 @@ class WholeStep {
       layer_ends_.assign(stage_size_, {});
       parameters_.clear();
       Events ends;
+      builder_.begin_work({});
       if (trains() && setup_.step.overlap.gradient_reduction) gather_parameters(stage, {});
       for (std::uint32_t cell = 0; cell < stage_size_; cell += cell_) {
         const Events of_cell = run_stage(stage, cell);
         ends.insert(ends.end(), of_cell.begin(), of_cell.end());
       }
+      builder_.begin_work({});
       if (trains()) synchronise(stage, ends);
     }
     return std::move(builder_).finish();
@@ -332,7 +343,10 @@ class WholeStep {
   }
 
   void serve(std::uint32_t cell) {
-    for (std::uint32_t lane = 0; lane < setup_.step.overlap.micro_batches; ++lane) {
+    const std::uint32_t lanes = setup_.step.overlap.micro_batches;
+    for (std::uint32_t lane = 0; lane < lanes; ++lane) {
+      const std::string name = lanes > 1 ? fmt::format("half {}", lane + 1) : "";
+      builder_.begin_work({name, name});
       Events at_layer = builder_.add_kernels(cell, setup_.costs.embedding_s(false),
                                              StepPart::kEmbedding, builder_.start());
       for (const std::uint32_t layer : chunk_layers(setup_.model, setup_.step, 0)) {
@@ -415,8 +429,14 @@ class WholeStep {
                                builder_.both(pass.first_gpu, pass.now, host));
       pass.launched = host;
     }
+    begin_work(pass);
     add_ends(pass, true);
     return pass;
+  }
+
+  void begin_work(const PassUnderWay& pass) {
+    const char* const lane = pass.backward ? "backward" : "forward";
+    builder_.begin_work({lane, fmt::format("{} {}", lane, pass.micro_batch)});
   }
 
   // Embedding or LM head, where the pass begins or ends with them.
@@ -434,6 +454,7 @@ class WholeStep {
 
   void add_layer(PassUnderWay& pass, std::size_t idx) {
     if (idx >= pass.layers.size()) return;
+    begin_work(pass);
     if (!pass.backward && pass.micro_batch == 0 && !parameters_.empty()) {
       const Events& gathered = parameters_[pass.position + idx];
       const auto from = gathered.begin() + pass.cell;
@@ -450,6 +471,7 @@ class WholeStep {
 
   // The end of a pass, and the send of what it made.
   void close(PassUnderWay& pass) {
+    begin_work(pass);
     add_ends(pass, false);
     if (!pass.launched.empty()) {
       pass.now = builder_.both(pass.first_gpu, pass.now, pass.launched);

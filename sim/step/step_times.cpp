@@ -621,6 +621,10 @@ class Composition {
   std::uint64_t num_operations_ = 0;
 };
 
+std::string joined(std::string_view part, const std::string& pass) {
+  return pass.empty() ? std::string(part) : fmt::format("{} {}", part, pass);
+}
+
 // What the first ranks do: kernels on a track of their own, and for every kind of communication a track
 // with the times in which the rank sends or receives anything of it.
 Timeline rank_timeline(const StepProgram& block, const Execution& execution,
@@ -629,7 +633,8 @@ Timeline rank_timeline(const StepProgram& block, const Execution& execution,
   const std::uint32_t shown = std::min(num_ranks, kMostRanks);
   Timeline out;
   using Interval = std::pair<double, double>;
-  std::map<std::pair<std::uint32_t, StepPart>, std::vector<Interval>> transfers;
+  // By rank, part and pass.
+  std::map<std::tuple<std::uint32_t, StepPart, std::uint32_t>, std::vector<Interval>> transfers;
   for (std::size_t op = 0; op < block.program.num_ops(); ++op) {
     const StepPart part = block.part[op];
     if (part == StepPart::kWait) continue;
@@ -637,21 +642,25 @@ Timeline rank_timeline(const StepProgram& block, const Execution& execution,
     if (interval.second <= interval.first) continue;
     const std::uint32_t src = block.program.src[op];
     const std::uint32_t dst = block.program.dst[op];
+    const std::uint32_t work = block.work[op];
     if (computes(part)) {
       if (src >= shown) continue;
-      out.spans.push_back({"ranks", fmt::format("rank {}", src), std::string(to_string(part)),
-                           interval.first, interval.second});
+      out.spans.push_back({"ranks", fmt::format("rank {}", src),
+                           joined(to_string(part), block.works[work].name), interval.first,
+                           interval.second});
       continue;
     }
-    if (src < shown) transfers[{src, part}].push_back(interval);
-    if (dst < shown && dst != src) transfers[{dst, part}].push_back(interval);
+    if (src < shown) transfers[{src, part, work}].push_back(interval);
+    if (dst < shown && dst != src) transfers[{dst, part, work}].push_back(interval);
   }
   for (auto& [key, intervals] : transfers) {
     std::sort(intervals.begin(), intervals.end());
-    const std::string name(to_string(key.second));
+    const auto& [rank, part, work] = key;
+    const StepWork& pass = block.works[work];
+    const std::string track = fmt::format("rank {} {}", rank, joined(to_string(part), pass.lane));
+    const std::string name = joined(to_string(part), pass.name);
     const auto add = [&](const Interval& all) {
-      out.spans.push_back({"communication", fmt::format("rank {} {}", key.first, name), name,
-                           all.first, all.second});
+      out.spans.push_back({"communication", track, name, all.first, all.second});
     };
     Interval all = intervals.front();
     for (const Interval& next : intervals) {
