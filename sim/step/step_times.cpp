@@ -69,16 +69,20 @@ class Composition {
         cells_per_stage_(stage_size_ / cell_),
         num_parts_(parallel_.pp * parallel_.vp),
         classes_(cell_classes(network, parallel_.num_ranks() / cell_, cell_, options.changes)) {
-    slowness_.assign(parallel_.num_ranks() / cell_, 1.0);
-    for (const auto& [gpu, factor] : setup.slow) {
-      if (gpu / cell_ >= slowness_.size()) continue;
-      slowness_[gpu / cell_] = std::max(slowness_[gpu / cell_], factor);
-      if (factor <= slowest_) continue;
-      slowest_ = factor;
-      slowest_cell_ = gpu / cell_;
-    }
     for (std::uint32_t part = 0; part < num_parts_; ++part) {
       layers_.push_back(chunk_layers(setup.model, setup.step, part));
+    }
+    slowness_.assign(parallel_.num_ranks() / cell_, 1.0);
+    if (!setup.slow.empty()) {
+      const std::vector<double> loads = relative_loads();
+      for (const auto& [gpu, factor] : setup.slow) {
+        if (gpu / cell_ >= slowness_.size()) continue;
+        const double counts = factor * loads[gpu % cell_];
+        slowness_[gpu / cell_] = std::max(slowness_[gpu / cell_], counts);
+        if (counts <= slowest_) continue;
+        slowest_ = counts;
+        slowest_cell_ = gpu / cell_;
+      }
     }
   }
 
@@ -96,6 +100,31 @@ class Composition {
 
  private:
   [[nodiscard]] bool trains() const { return setup_.step.kind == StepKind::kTrain; }
+
+  // What the GPUs of a cell compute, of what the one with most to do computes. A slow GPU with few
+  // rows may be done before the others.
+  [[nodiscard]] std::vector<double> relative_loads() const {
+    std::vector<double> loads(cell_, 0.0);
+    for (const auto& layers : layers_) {
+      for (const std::uint32_t layer : layers) {
+        for (const bool backward : {false, true}) {
+          if (backward && !trains()) continue;
+          const LayerCosts& costs =
+              backward ? setup_.costs.backward(layer) : setup_.costs.forward(layer);
+          const double alike =
+              (costs.attention + costs.dense + costs.router + costs.shared + costs.recompute)
+                  .total.value;
+          for (std::uint32_t i = 0; i < cell_; ++i) {
+            loads[i] += alike;
+            if (!costs.experts_s.empty()) loads[i] += costs.experts_s[i % costs.experts_s.size()];
+          }
+        }
+      }
+    }
+    const double most = *std::max_element(loads.begin(), loads.end());
+    for (double& load : loads) load = most > 0.0 ? load / most : 1.0;
+    return loads;
+  }
 
   // Blocks ----------------------------------------------------------------------------------------
 
@@ -604,7 +633,9 @@ class Composition {
   PipelineShape shape_;
   std::uint32_t cell_, stage_size_, cells_per_stage_, num_parts_;
   CellClasses classes_;
-  std::vector<double> slowness_;  // [num_cells] of the slowest GPU of each
+  // [num_cells] how many times as long the GPU that is done last computes as one of full speed would
+  // that has most to do; at least 1.
+  std::vector<double> slowness_;
   double slowest_ = 1.0;
   std::uint32_t slowest_cell_ = 0;
   std::vector<std::vector<std::uint32_t>> layers_;  // [num_parts]
