@@ -567,19 +567,35 @@ SPAN_COLOURS = {"attention": "#4477AA", "dense_mlp": "#4477AA", "embedding": "#4
                 "experts": "#66AADD", "shared_experts": "#AADDEE", "notify": "#EE7733", "dispatch": "#EE7733", "combine": "#CC3311"}
 
 
+SPAN_LABELS = {"dense_mlp": "MLP", "permute": "rows", "shared_experts": "shared"}
+
+
+def joined_spans(spans: pd.DataFrame, gap: float) -> list[tuple[str, float, float]]:
+    """Spans in order of time as (part, begin, end), those of the same part that are less than `gap` apart as one."""
+    joined: list[tuple[str, float, float]] = []
+    for span in spans.sort_values("begin_s").itertuples():
+        part = span.name.split(" ")[0]
+        if joined and joined[-1][0] == part and span.begin_s - joined[-1][2] < gap:
+            joined[-1] = (part, joined[-1][1], max(joined[-1][2], span.end_s))
+        else:
+            joined.append((part, span.begin_s, span.end_s))
+    return joined
+
+
 def draw_timeline(axis, spans: pd.DataFrame, rows: list[tuple[str, str, str]], window: tuple[float, float], scale: float = 1e3):
     """Spans as boxes. `rows`: a label, the track it shows and the ending of the names that it takes
-    (so that one track of kernels may fall into a row per micro-batch)."""
+    (so that one track of kernels may fall into a row per micro-batch). Gaps below half a percent of the
+    window are not drawn."""
     begin, end = window
     for row, (_, track, ending) in enumerate(rows):
-        part = spans[spans["track"].str.fullmatch(track) & spans["name"].str.endswith(ending) & (spans["end_s"] > begin) & (spans["begin_s"] < end)]
-        for span in part.itertuples():
-            left, right = max(span.begin_s, begin), min(span.end_s, end)
-            name = span.name.split(" ")[0]
+        part = spans[(spans["track"] == track) & spans["name"].str.endswith(ending) & (spans["end_s"] > begin) & (spans["begin_s"] < end)]
+        for name, left, right in joined_spans(part, 0.005 * (end - begin)):
+            left, right = max(left, begin), min(right, end)
             colour = SPAN_COLOURS.get(name, "#BBBBBB")
-            axis.barh(row, (right - left) * scale, left=(left - begin) * scale, height=0.8, color=colour, edgecolor="white", linewidth=0.4)
-            if right - left > 0.06 * (end - begin):
-                axis.text(((left + right) / 2 - begin) * scale, row, name.replace("_", " "), ha="center", va="center", fontsize=6.5,
+            axis.barh(row, (right - left) * scale, left=(left - begin) * scale, height=0.8, color=colour, linewidth=0)
+            label = SPAN_LABELS.get(name, name)
+            if right - left > 0.0065 * len(label) * (end - begin):
+                axis.text(((left + right) / 2 - begin) * scale, row, label, ha="center", va="center", fontsize=6.5,
                           color=_ink(matplotlib.colors.to_rgb(colour)), clip_on=True)
     axis.set_yticks(range(len(rows)), [label for label, _, _ in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
