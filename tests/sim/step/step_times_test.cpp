@@ -19,7 +19,9 @@
 namespace coterie {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 
 // A small model of four layers whose parts all take some of the time on H100 nodes.
 constexpr const char* kModel = R"(
@@ -303,6 +305,43 @@ TEST_F(WholeSteps, TwoBatchOverlapHidesCommunication) {
   EXPECT_LT(both.exposed_communication_s, 0.6 * alone.exposed_communication_s);
   EXPECT_NEAR(run(c, StepMethod::kExecuted).time_s / both.time_s, 1.0, 0.02);
   EXPECT_EQ(both.ttft_s, both.time_s);
+}
+
+// B200's preset has fits of products and of no attention, as no measured table holds any; H100's has
+// both; a data sheet has none and says nothing.
+TEST_F(WholeSteps, WhatHasNoFitIsNamed) {
+  const auto warnings = [&](const char* topology) {
+    SimulateOptions options;
+    options.step_method = StepMethod::kComposed;
+    return simulate(load({.topology = topology}), options).front().report.warnings;
+  };
+  EXPECT_THAT(warnings("b200_rail_optimised"),
+              ElementsAre(HasSubstr("no fit of attention: they take the usual share")));
+  EXPECT_THAT(warnings("h100_rail_optimised"), IsEmpty());
+  EXPECT_THAT(warnings("{extends: a100_node, nodes: 1}"), IsEmpty());
+}
+
+// Prefill on one node, whose keys and values go to another one over NICs of which a GPU fills 46 GB/s: 8,192 tokens of
+// 2 * 4 * 128 values in BF16 and 4 layers are 67.1 MB per GPU, 1.459 ms. Half as many receivers take
+// twice as long. The step hides what it can: all but the last layer's quarter.
+TEST_F(WholeSteps, KeysAndValuesGoToTheDecodePool) {
+  Case c{.batch = "{tokens_per_gpu: 8192, sequence: 2048}", .kind = "prefill"};
+  const auto run_with = [&](int pool) {
+    c.extra = fmt::format("decode_pool: {}", pool);
+    SimulateOptions options;
+    options.step_method = StepMethod::kExecuted;
+    return simulate(load(c), options).front().report;
+  };
+  const RunReport equal = run_with(8);
+  const double kv_s = equal.provenance.at("step").at("kv_transfer_s").get<double>();
+  EXPECT_NEAR(kv_s, 8192.0 * 2 * 4 * 128 * 2 * 4 / 46e9, 0.02 * kv_s);
+  const StepReport& step = *equal.step;
+  const double hidden_s = 0.75 * step.time_s;
+  EXPECT_DOUBLE_EQ(*step.ttft_s, step.time_s + std::max(kv_s / 4.0, kv_s - hidden_s));
+  const RunReport half = run_with(4);
+  EXPECT_NEAR(half.provenance.at("step").at("kv_transfer_s").get<double>(), 2.0 * kv_s,
+              0.02 * kv_s);
+  EXPECT_EQ(half.step->time_s, step.time_s);
 }
 
 // The timeline of an executed step shows kernels one after the other, and communication as long as the
