@@ -208,12 +208,24 @@ CONDENSED = ["status", "error", "run", "num_gpus", "fanout_ranks", "fanout_nodes
              "time_s", "low_s", "high_s", "compute_s", "binding"]
 
 
+# And of a sweep over whole steps; `step_*_s` are the parts, which add up to run_time_s.
+CONDENSED_STEPS = ["status", "error", "run", "num_gpus", "run_time_s", "tokens_per_s_per_gpu", "communication_s",
+                   "exposed_communication_s"]
+
+
 def condense(source: Path, target: Path, header: list[str], drop: tuple[str, ...] = ()) -> pd.DataFrame:
-    """A sweep's table made small enough to commit: the columns of CONDENSED at four digits, the head's
+    """A sweep's table made small enough to commit: the columns of CONDENSED (of whole steps, CONDENSED_STEPS) at four digits, the head's
     lines as comments, and there what is equal in all rows. A trace's path becomes its stem."""
     table = one_layer(pd.read_csv(source))
-    table["compute_s"] = compute_s(table)
-    table["binding"] = binding(table)
+    steps = "step_kind" in table
+    columns = CONDENSED
+    if steps:
+        unused = ("step_time_s", "step_low_s", "step_high_s")
+        columns = CONDENSED_STEPS + [name for name in table if name.startswith("step_") and name.endswith("_s")
+                                     and name not in unused and table[name].abs().max() > 0.0]
+    else:
+        table["compute_s"] = compute_s(table)
+        table["binding"] = binding(table)
     axes = [name for name in table if name.startswith("set.") and "max_imbalance" not in name]
     if "set.trace.file" in axes:
         table["set.trace.file"] = table["set.trace.file"].map(lambda path: Path(path).stem)
@@ -221,7 +233,7 @@ def condense(source: Path, target: Path, header: list[str], drop: tuple[str, ...
         table = table.drop(columns=["status", "error"], errors="ignore")
     # Intervals are known only where the topology is calibrated.
     table = table.drop(columns=[name for name in ("low_s", "high_s") if name in table and (table[name].isna().all() or table[name].equals(table["time_s"]))])
-    table = table[[name for name in axes + CONDENSED if name in table and name not in drop]]
+    table = table[[name for name in axes + columns if name in table and name not in drop]]
     constant = [name for name in table if table[name].nunique(dropna=False) == 1]
     header = header + ["equal in all rows: " + ", ".join(f"{name} {table[name].iloc[0]}" for name in constant)] * bool(constant)
     table = table.drop(columns=constant)
@@ -230,6 +242,47 @@ def condense(source: Path, target: Path, header: list[str], drop: tuple[str, ...
         out.writelines(f"# {line}\n" for line in header)
         table.to_csv(out, index=False, float_format="%.4g")
     return table
+
+
+# ---------------------------------------------------------------------------------- whole steps
+
+
+# What the parts of a step are summed up to in figures, with colours: computation, then what is exposed.
+STEP_GROUPS = {
+    "attention and dense": (["embedding", "attention", "dense_mlp"], "#4477AA"),
+    "experts": (["experts", "shared_experts"], "#66AADD"),
+    "router and moving rows": (["router", "permute"], "#99BBCC"),
+    "optimizer": (["optimizer"], "#BBCCEE"),
+    "dispatch and combine": (["notify", "dispatch", "combine"], "#EE7733"),
+    "gradients and parameters": (["gradients", "parameters"], "#CC3311"),
+    "other communication": (["tensor", "pipeline"], "#EE99AA"),
+    "bubble": (["bubble"], "#BBBBBB"),
+    "waiting": (["wait"], "#DDDDDD"),
+}
+
+
+def step_groups(table: pd.DataFrame) -> pd.DataFrame:
+    """Seconds of each row's step by STEP_GROUPS; they add up to run_time_s."""
+    return pd.DataFrame({group: table[[f"step_{part}_s" for part in parts if f"step_{part}_s" in table]].sum(axis=1)
+                         for group, (parts, _) in STEP_GROUPS.items()})
+
+
+def read_timeline(path: Path) -> pd.DataFrame:
+    """The spans of a timeline that `coterie simulate` wrote: process, track, name, begin_s, end_s."""
+    events = json.loads(Path(path).read_text())["traceEvents"]
+    processes = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
+    tracks = {(event["pid"], event["tid"]): event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    spans = [(processes[event["pid"]], tracks[event["pid"], event["tid"]], event["name"], event["ts"] * 1e-6,
+              (event["ts"] + event["dur"]) * 1e-6) for event in events if event["ph"] == "X"]
+    return pd.DataFrame(spans, columns=["process", "track", "name", "begin_s", "end_s"]).sort_values("begin_s", ignore_index=True)
+
+
+def step_timeline(experiment: Path, overrides: dict | None = None) -> pd.DataFrame:
+    """Executes the one run of a step and reads its timeline."""
+    with tempfile.TemporaryDirectory() as folder:
+        sets = [part for key, value in (overrides or {}).items() for part in ("--set", f"{key}={value}")]
+        coterie("simulate", experiment, "-o", folder, "--step-method", "executed", *sets)
+        return read_timeline(next(Path(folder).glob("timeline-*.json")))
 
 
 # --------------------------------------------------------------------------------------- traces
@@ -485,6 +538,84 @@ def heat_map(axis, grid: pd.DataFrame, *, centre: float | None = None, low=None,
             axis.text(column, row, texts.iloc[row, column], ha="center", va="center", fontsize=7.5,
                       color=_ink(image.cmap(image.norm(value))))
     return image
+
+
+def waterfall(axis, groups: pd.Series, scale: float = 1.0, reach: float | None = None):
+    """Where a step's time goes: every group's bar begins where the one above ended; the last bar is all of it."""
+    groups = groups[groups > 0.002 * groups.sum()] * scale
+    total = groups.sum()
+    reach = reach or total
+    begin = 0.0
+    for row, (group, value) in enumerate(groups.items()):
+        axis.barh(row, value, left=begin, color=STEP_GROUPS[group][1], height=0.75)
+        right = begin + value + 0.17 * reach < 1.08 * reach
+        axis.text(begin + value + 0.01 * reach if right else begin - 0.01 * reach, row, f"{value:.3g} ({value / total:.0%})",
+                  va="center", ha="left" if right else "right", fontsize=7.5)
+        begin += value
+        axis.plot([begin, begin], [row + 0.375, row + 0.625], color="#888888", linewidth=0.6)
+    axis.barh(len(groups), total, color="#444444", height=0.75)
+    axis.text(0.01 * reach, len(groups), f"{total:.3g}", va="center", color="white", fontsize=8)
+    axis.set_yticks(range(len(groups) + 1), [*groups.index, "step"])
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1.08 * reach)
+    axis.grid(axis="y", visible=False)
+
+
+def stacked(axis, table: pd.DataFrame, x: str, scale: float = 1.0, share: bool = False):
+    """Bars of step_groups over the values of `x`; with `share`, of the whole step in percent."""
+    table = table.sort_values(x)
+    groups = step_groups(table)
+    if share:
+        groups = groups.div(groups.sum(axis=1), axis=0) * 100.0
+    below = np.zeros(len(table))
+    for group in groups:
+        values = groups[group].to_numpy() * (1.0 if share else scale)
+        axis.bar(range(len(table)), values, bottom=below, color=STEP_GROUPS[group][1], label=group, width=0.8)
+        below += values
+    axis.set_xticks(range(len(table)), [f"{value:,}" for value in table[x]], rotation=45, ha="right")
+    axis.grid(axis="x", visible=False)
+    return groups
+
+
+# Parts of a rank's timeline and their colours.
+SPAN_COLOURS = {"attention": "#4477AA", "dense_mlp": "#4477AA", "embedding": "#4477AA", "router": "#99BBCC", "permute": "#99BBCC",
+                "experts": "#66AADD", "shared_experts": "#AADDEE", "notify": "#EE7733", "dispatch": "#EE7733", "combine": "#CC3311"}
+
+
+SPAN_LABELS = {"dense_mlp": "MLP", "permute": "rows", "shared_experts": "shared"}
+
+
+def joined_spans(spans: pd.DataFrame, gap: float) -> list[tuple[str, float, float]]:
+    """Spans in order of time as (part, begin, end), those of the same part that are less than `gap` apart as one."""
+    joined: list[tuple[str, float, float]] = []
+    for span in spans.sort_values("begin_s").itertuples():
+        part = span.name.split(" ")[0]
+        if joined and joined[-1][0] == part and span.begin_s - joined[-1][2] < gap:
+            joined[-1] = (part, joined[-1][1], max(joined[-1][2], span.end_s))
+        else:
+            joined.append((part, span.begin_s, span.end_s))
+    return joined
+
+
+def draw_timeline(axis, spans: pd.DataFrame, rows: list[tuple[str, str, str]], window: tuple[float, float], scale: float = 1e3):
+    """Spans as boxes. `rows`: a label, the track it shows and the ending of the names that it takes
+    (so that one track of kernels may fall into a row per micro-batch). Gaps below half a percent of the
+    window are not drawn."""
+    begin, end = window
+    for row, (_, track, ending) in enumerate(rows):
+        part = spans[(spans["track"] == track) & spans["name"].str.endswith(ending) & (spans["end_s"] > begin) & (spans["begin_s"] < end)]
+        for name, left, right in joined_spans(part, 0.005 * (end - begin)):
+            left, right = max(left, begin), min(right, end)
+            colour = SPAN_COLOURS.get(name, "#BBBBBB")
+            axis.barh(row, (right - left) * scale, left=(left - begin) * scale, height=0.8, color=colour, linewidth=0)
+            label = SPAN_LABELS.get(name, name)
+            if right - left > 0.0065 * len(label) * (end - begin):
+                axis.text(((left + right) / 2 - begin) * scale, row, label, ha="center", va="center", fontsize=6.5,
+                          color=_ink(matplotlib.colors.to_rgb(colour)), clip_on=True)
+    axis.set_yticks(range(len(rows)), [label for label, _, _ in rows])
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_xlim(0, (end - begin) * scale)
+    axis.grid(axis="y", visible=False)
 
 
 def main() -> None:

@@ -143,6 +143,37 @@ class Drawing(unittest.TestCase):
         cf.plt.close(figure)
 
 
+class Steps(unittest.TestCase):
+    def test_groups_hold_every_part_of_a_step_once(self):
+        for name in ("steps_train", "steps_decode", "steps_v3"):
+            table = cf.read_sweep(cf.RESULTS / f"{name}.csv")
+            # Four digits per part.
+            np.testing.assert_allclose(cf.step_groups(table).sum(axis=1), table["run_time_s"], rtol=2e-3, err_msg=name)
+
+    def test_spans_of_a_part_join_over_small_gaps(self):
+        spans = pd.DataFrame({"name": ["permute half 1", "experts half 1", "permute half 1", "permute half 1", "permute half 1"],
+                              "begin_s": [0.0, 1.0, 2.0, 3.1, 9.0], "end_s": [1.0, 2.0, 3.0, 4.0, 9.5]})
+        self.assertEqual(cf.joined_spans(spans, 0.5), [("permute", 0.0, 1.0), ("experts", 1.0, 2.0), ("permute", 2.0, 4.0), ("permute", 9.0, 9.5)])
+
+    def test_timeline_holds_what_the_program_says_of_the_step(self):
+        spans = cf.step_timeline(cf.HERE / "sweeps" / "steps_timeline.yaml", {"step.batch.tokens_per_gpu": 2048})
+        with tempfile.TemporaryDirectory() as folder:
+            cf.coterie("simulate", cf.HERE / "sweeps" / "steps_timeline.yaml", "-o", folder, "--step-method", "executed", "--set", "step.batch.tokens_per_gpu=2048")
+            step = json.loads((Path(folder) / "results.json").read_text())["runs"][0]["step"]
+        kernels = spans[spans["track"] == "rank 0"]
+        self.assertAlmostEqual(spans["end_s"].max(), step["time_s"], delta=1e-9)
+        attention = kernels[kernels["name"] == "attention"]
+        self.assertEqual(len(attention), 27)  # layers
+        self.assertAlmostEqual((attention["end_s"] - attention["begin_s"]).sum(), dict(step["parts"])["attention"], delta=1e-9)
+
+    def test_a_waterfall_ends_at_the_step(self):
+        figure, axis = cf.plt.subplots()
+        cf.waterfall(axis, pd.Series({"experts": 2.0, "bubble": 1.0, "optimizer": 0.0}))
+        bars = [(bar.get_x(), bar.get_width()) for bar in axis.patches]
+        self.assertEqual(bars, [(0.0, 2.0), (2.0, 1.0), (0.0, 3.0)])
+        cf.plt.close(figure)
+
+
 class Notebooks(unittest.TestCase):
     def test_notebooks_are_committed_without_outputs(self):
         for path in cf.HERE.glob("*.ipynb"):

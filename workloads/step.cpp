@@ -243,6 +243,30 @@ void read_routing(const YamlValue& value, StepSpec& step) {
   step.routing = name == "trace" ? StepRouting::kTrace : StepRouting::kBalanced;
 }
 
+StepLaunch read_launch(const YamlValue& value) {
+  StepLaunch launch;
+  launch.per_kernel = kHostLaunch;
+  if (!value.is_map()) {
+    const std::string name = value.as_string();
+    if (name != "host" && name != "graph") {
+      throw value.error(value.excerpt(), "host, graph or {per_kernel: TIME, graphs: [PARTS]}");
+    }
+    if (name == "graph") launch.per_kernel = {};
+    return launch;
+  }
+  YamlMap map = value.as_map();
+  if (const auto given = map.optional("per_kernel")) launch.per_kernel = given->as_seconds();
+  if (const auto graphs = map.optional("graphs")) {
+    for (const YamlValue& part : graphs->as_list()) {
+      bool* const captured[]{&launch.graph_attention, &launch.graph_router,
+                             &launch.graph_preprocess};
+      *captured[part.as_choice({"attention", "router", "preprocess"})] = true;
+    }
+  }
+  map.finish();
+  return launch;
+}
+
 }  // namespace
 
 std::string to_string(StepKind kind) {
@@ -354,6 +378,7 @@ StepSpec read_step(const YamlValue& value, const ModelShape& model, std::uint32_
   if (const auto sharded = only_train("distributed_optimizer")) {
     step.distributed_optimizer = sharded->as_bool();
   }
+  if (const auto launch = only_train("launch")) step.launch = read_launch(*launch);
   if (const auto routing = map.optional("routing")) read_routing(*routing, step);
   if (const auto allowed = map.optional("allow_out_of_memory")) {
     step.allow_out_of_memory = allowed->as_bool();

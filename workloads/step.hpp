@@ -10,6 +10,7 @@
 //     recompute: none
 //     overlap: {micro_batches: 2, gradient_reduction: true, shared_expert: true}
 //     routing: balanced
+//     launch: host                     # graph | host | {per_kernel: 40 us, graphs: [attention]}
 
 #include <cstdint>
 #include <optional>
@@ -17,6 +18,7 @@
 #include <string_view>
 #include <vector>
 
+#include "core/units.hpp"
 #include "core/yaml.hpp"
 #include "workloads/model.hpp"
 
@@ -123,6 +125,20 @@ struct StepOverlap {
   bool shared_expert = false;       // shared experts beside dispatch and combine
 };
 
+// Train: what the host takes to launch kernels. Without CUDA graphs it launches them one by one, and
+// a pass of a micro-batch takes at least what it takes for all of them (`launch: host`). With graphs
+// of the whole step it takes nothing (`launch: graph`, the default). `graphs` names the parts of a
+// layer that are captured while the rest is not, each of which then is one launch per pass:
+// attention, router, preprocess (counts of rows and packing, before their dispatch).
+struct StepLaunch {
+  Seconds per_kernel;  // zero: graphs of the whole step
+  bool graph_attention = false;
+  bool graph_router = false;
+  bool graph_preprocess = false;
+};
+// Of `launch: host`: see sim/step/README.md, "What the host takes".
+inline constexpr Seconds kHostLaunch{45e-6};
+
 // Where the experts of a token come from.
 enum class StepRouting : std::uint8_t {
   kTrace,     // recorded layers, cycled by depth
@@ -141,6 +157,7 @@ struct StepSpec {
   StepOverlap overlap;
   StepRouting routing = StepRouting::kTrace;
   double routing_skew = 0.0;
+  StepLaunch launch;
   std::uint32_t mtp_layers = 0;  // train: multi-token prediction modules beside LM head and loss
   bool distributed_optimizer = true;  // shards the optimizer over dp (edp for experts)
   bool allow_out_of_memory = false;   // simulate although it does not fit

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
@@ -20,6 +21,7 @@
 #include "core/statistics.hpp"
 #include "core/table.hpp"
 #include "sim/calibrate/alltoall_fit.hpp"
+#include "sim/calibrate/collective_fit.hpp"
 #include "sim/calibrate/compare.hpp"
 #include "sim/calibrate/kernel_fit.hpp"
 #include "sim/calibrate/measurements.hpp"
@@ -53,6 +55,7 @@ struct FitArguments {
   std::string transport;
   std::vector<std::string> patterns;
   std::optional<std::uint32_t> ranks;
+  std::string collectives;
   std::string gemm, attention_prefill, attention_decode, mla_prefill, mla_decode;
   std::string base;
   std::string name;
@@ -400,13 +403,44 @@ void fit_step_operations(const FitArguments& arguments, Cluster& cluster) {
   fmt::print("\n{}", render(table));
 }
 
+// Costs of NCCL's collectives.
+void fit_collective_costs(const FitArguments& arguments, Cluster& cluster) {
+  const std::vector<CollectivePoint> points =
+      read_collective_points(arguments.collectives, arguments.machine);
+  const CollectiveFit fit = fit_collectives(cluster, points);
+  cluster.collectives = fit.parameters;
+  std::map<std::pair<CollectiveKind, std::uint32_t>, std::vector<double>> errors;
+  std::vector<double> all;
+  for (std::size_t i = 0; i < points.size(); ++i) {
+    all.push_back(std::abs(fit.held_out[i]));
+    errors[{points[i].kind, points[i].num_gpus}].push_back(all.back());
+  }
+  Table table{{"collective", "GPUs", "points", "left out: median", "90 % within"}, {}};
+  for (const auto& [key, list] : errors) {
+    table.rows.push_back({std::string(to_string(key.first)), std::to_string(key.second),
+                          std::to_string(list.size()), percent(median(list)),
+                          percent(quantile(list, 0.9))});
+  }
+  fmt::print("\n{}\n{}", render(table), collectives_text(fit.parameters));
+  for (const std::string& name : fit.undetermined) {
+    spdlog::warn("the measurements do not determine collectives.{}: it keeps its prior value",
+                 name);
+  }
+  set_provenance(cluster, "collectives",
+                 fmt::format("{} measured times of one scale-up domain{}; left out in four folds: "
+                             "median error {}, 90 percent within {}",
+                             points.size(), arguments.source.empty() ? "" : ", " + arguments.source,
+                             percent(median(all)), percent(quantile(all, 0.9))));
+}
+
 void fit(const FitArguments& arguments) {
   const bool operations = has_operations(operation_files(arguments));
   if (arguments.alltoall.empty() && arguments.mlp.empty() && arguments.rows.empty() &&
-      arguments.probe.empty() && !operations) {
-    throw InputError("calibrate fit", "no measurements",
-                     "--probe, --alltoall, --rows, --mlp, --gemm, --attention-prefill, "
-                     "--attention-decode, --mla-prefill or --mla-decode");
+      arguments.probe.empty() && arguments.collectives.empty() && !operations) {
+    throw InputError(
+        "calibrate fit", "no measurements",
+        "--probe, --alltoall, --rows, --mlp, --collectives, --gemm, --attention-prefill, "
+        "--attention-decode, --mla-prefill or --mla-decode");
   }
   if (!arguments.probe.empty() && !arguments.mlp.empty()) {
     throw InputError("calibrate fit", "--probe and --mlp", "one measurement of the expert MLP");
@@ -439,6 +473,7 @@ void fit(const FitArguments& arguments) {
   if (probe) fit_probe(arguments, *probe, cluster);
   if (!arguments.rows.empty()) fit_rows(arguments, cluster);
   if (!arguments.mlp.empty()) fit_expert_mlp(arguments, cluster);
+  if (!arguments.collectives.empty()) fit_collective_costs(arguments, cluster);
   if (operations) fit_step_operations(arguments, cluster);
   cluster.provenance.emplace_back("fitted_by", "coterie " + version());
   if (!arguments.name.empty()) cluster.name = arguments.name;
@@ -473,6 +508,9 @@ void add_fit_command(CLI::App& parent) {
                    "Fit to exchanges over as many ranks only, where a file has several counts")
       ->check(CLI::PositiveNumber);
   command->add_option("--mlp", arguments->mlp, "Latencies of the expert MLP: CSV");
+  command->add_option("--collectives", arguments->collectives,
+                      "Times of all-reduce, reduce-scatter and all-gather in one node: CSV "
+                      "(sim/calibrate/collective_fit.hpp lists the columns)");
   command->add_option("--gemm", arguments->gemm,
                       "Times of dense matrix products: CSV (needs --machine; "
                       "sim/step/operation_times.hpp lists the columns of this and the next four)");

@@ -285,7 +285,9 @@ std::uint32_t chunks_in_flight(const StepSpec& step, std::uint32_t stage) {
   const ParallelSizes& sizes = step.parallel;
   const std::uint32_t all = step.num_micro_batches() * sizes.vp;
   const std::uint32_t behind = sizes.pp - stage - 1;
-  const std::uint32_t warm_up = sizes.vp > 1 ? 2 * behind + (sizes.vp - 1) * sizes.pp : behind;
+  const bool paired = step.overlap.micro_batches > 1;
+  const std::uint32_t warm_up =
+      sizes.vp > 1 || paired ? 2 * behind + (sizes.vp - 1) * sizes.pp : behind;
   // Pairing a forward with another micro-batch's backward pass keeps one more.
   return std::min(all, warm_up + step.overlap.micro_batches);
 }

@@ -63,18 +63,20 @@ OperationCosts default_costs(const GpuModel& gpu, const std::string& kind) {
 
 // A calibrated kind, or what is nearest to it: MXFP8 takes the costs of FP8, grouped products those
 // of dense ones.
-OperationCosts costs_of(const GpuModel& gpu, const std::string& kind) {
-  const auto find = [&](const std::string& name) -> const OperationCosts* {
-    const auto found = gpu.operations.find(name);
-    return found == gpu.operations.end() ? nullptr : &found->second;
-  };
-  if (const OperationCosts* costs = find(kind)) return *costs;
+const OperationCosts* calibrated_costs(const GpuModel& gpu, const std::string& kind) {
+  const auto found = gpu.operations.find(kind);
+  if (found != gpu.operations.end()) return &found->second;
   if (kind == "product_mxfp8" || kind == "grouped_mxfp8") {
-    return costs_of(gpu, kind.substr(0, kind.find('_')) + "_fp8");
+    return calibrated_costs(gpu, kind.substr(0, kind.find('_')) + "_fp8");
   }
-  if (kind == "attention_mla") return costs_of(gpu, "attention");
-  if (kind.starts_with("grouped_")) return costs_of(gpu, "product_" + kind.substr(8));
-  return default_costs(gpu, kind);
+  if (kind == "attention_mla") return calibrated_costs(gpu, "attention");
+  if (kind.starts_with("grouped_")) return calibrated_costs(gpu, "product_" + kind.substr(8));
+  return nullptr;
+}
+
+OperationCosts costs_of(const GpuModel& gpu, const std::string& kind) {
+  const OperationCosts* const costs = calibrated_costs(gpu, kind);
+  return costs != nullptr ? *costs : default_costs(gpu, kind);
 }
 
 // The longer of both terms, rounded at their corner.
@@ -150,6 +152,18 @@ ComputeRate peak_rate(const GpuModel& gpu, Precision precision) {
 
 OperationTimes::OperationTimes(GpuModel gpu, std::shared_ptr<const OperationTables> tables)
     : gpu_(std::move(gpu)), tables_(std::move(tables)) {}
+
+std::set<std::string> kinds_without_fit(const GpuModel& gpu,
+                                        std::span<const ModelOperation> operations) {
+  std::set<std::string> out;
+  for (const ModelOperation& op : operations) {
+    if (op.kind == OperationKind::kMemoryBound || op.backward) continue;
+    if (op.kind == OperationKind::kGroupedProduct && gpu.mlp) continue;
+    const std::string kind = kind_of(op);
+    if (calibrated_costs(gpu, kind) == nullptr) out.insert(kind);
+  }
+  return out;
+}
 
 OperationTime OperationTimes::time(const ModelOperation& operation) const {
   if (operation.flops <= 0.0 && operation.bytes <= 0.0) return {};

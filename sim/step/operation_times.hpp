@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -68,6 +69,11 @@ class OperationTimes {
   GpuModel gpu_;
   std::shared_ptr<const OperationTables> tables_;
 };
+
+// Kinds of products and attention (forward) among `operations` that the topology has no fit for: they
+// take the usual shares of the data sheet's peak.
+std::set<std::string> kinds_without_fit(const GpuModel& gpu,
+                                        std::span<const ModelOperation> operations);
 
 // The data sheet's dense rate of a type: FP8 and MXFP8 share one; where the GPU has no such rate,
 // that of the next wider type. MXFP4 weights meet BF16 rows.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <numeric>
+#include <optional>
 #include <utility>
 
 namespace coterie {
@@ -19,7 +20,8 @@ struct Stage {
   ModelOperation op;
   bool weights = false;         // a product with trained weights: it has a weight gradient
   double backward_bytes = 0.0;  // of memory-bound ones; 0: no kernel in the backward pass
-  bool cheap = false;           // made again under selective recomputation
+  std::optional<std::uint32_t> backward_launches{};  // where they are not those of the forward pass
+  bool cheap = false;                                // made again under selective recomputation
 };
 using Stages = std::vector<Stage>;
 
@@ -61,9 +63,11 @@ class StageList {
                  std::uint64_t k) {
     const std::uint64_t all = std::accumulate(rows.begin(), rows.end(), std::uint64_t{0});
     // Serving dispatches quantised rows and quantises in the activation's kernel.
-    if (training_) quantise(name, d(all) * d(k));
+    const auto launches = training_ ? static_cast<std::uint32_t>(rows.size()) : 1U;
+    if (training_) quantise(name, d(all) * d(k), launches);
     Stage& stage = add(std::move(name), OperationKind::kGroupedProduct);
     ModelOperation& op = stage.op;
+    op.launches = launches;
     op.precision = types_.compute;
     op.n = n;
     op.k = k;
@@ -101,6 +105,20 @@ class StageList {
   void gated_activation(double values) {
     memory("activation", 3.0 * kBf16 * values, 5.0 * kBf16 * values).cheap = true;
   }
+  // The experts' biases, times each row's weight, onto the result of their second product: Megatron
+  // Core does so outside the product, expert by expert (TEGroupedMLP._apply_bias). Per value in
+  // bytes, BF16 rows in and out and FP32 between:
+  //
+  //   forward    bias * weight writes 4; the sum reads 2 + 4, writes 4; both per expert.
+  //              All rows joined: reads 4, writes 4; cast: reads 4, writes 2                      28
+  //   backward   cast: reads 2, writes 4. Per expert the rows' gradient is cast back (4 + 2), the
+  //              bias's multiplied and summed (4 + 4, 4), the weight's likewise (4 + 4, 4), the
+  //              bias's added to its sum. All rows joined: reads 2, writes 2                      40
+  void expert_bias(double values, std::uint32_t num_experts) {
+    Stage& stage = memory("expert bias", 28.0 * values, 40.0 * values);
+    stage.op.launches = 2 * num_experts + 2;
+    stage.backward_launches = 6 * num_experts + 2;
+  }
   // x + f(x); in the backward pass the two gradients add up.
   void residual(double values) { memory("residual", 3.0 * kBf16 * values, 3.0 * kBf16 * values); }
 
@@ -124,11 +142,11 @@ class StageList {
   // BF16 rows are read, quantised ones written. Training writes rows and columns apart, as the
   // weight gradient reads the other order; backward does the same to the gradient of the product's
   // result, which costs about as much.
-  void quantise(const std::string& name, double values) {
+  void quantise(const std::string& name, double values, std::uint32_t launches = 1) {
     if (!is_quantised(types_.compute)) return;
     const double copies = training_ ? 2.0 : 1.0;
     const double bytes = values * (kBf16 + copies * bytes_per_value(types_.compute));
-    memory(name + " quantisation", bytes, bytes);
+    memory(name + " quantisation", bytes, bytes).op.launches = launches;
   }
 
   ModelPart part_;
@@ -231,6 +249,7 @@ std::vector<ModelOperation> of_pass(const Stages& stages, const StepSpec& step, 
         list.push_back(stage->op);
         list.back().name += " gradient";
         list.back().bytes = stage->backward_bytes;
+        list.back().launches = stage->backward_launches.value_or(stage->op.launches);
         break;
     }
   }
@@ -343,6 +362,12 @@ double AttentionCall::pairs() const {
   return d(sequences) * per_sequence / cp;
 }
 
+std::uint64_t total_launches(std::span<const ModelOperation> operations) {
+  std::uint64_t sum = 0;
+  for (const ModelOperation& op : operations) sum += op.launches;
+  return sum;
+}
+
 double total_flops(std::span<const ModelOperation> operations) {
   double sum = 0.0;
   for (const ModelOperation& op : operations) sum += op.flops;
@@ -430,6 +455,9 @@ std::vector<ModelOperation> expert_operations(const ModelShape& model, const Ste
                model.hidden);
   list.gated_activation(d(all) * model.expert_intermediate);
   list.grouped("down product", rows, model.hidden, model.expert_intermediate);
+  if (model.expert_bias && step.kind == StepKind::kTrain) {
+    list.expert_bias(d(all) * model.hidden, static_cast<std::uint32_t>(rows.size()));
+  }
   return of_pass(std::move(list).take(), step, pass);
 }
 

@@ -87,7 +87,11 @@ struct ModelOperation {
   bool backward = false;    // kAttention: the gradient's five products instead of two
   double flops = 0.0;       // multiplications and additions
   double bytes = 0.0;       // read and written in device memory
+  // Kernels that the host launches for it without CUDA graphs. Products of experts in training, and
+  // the quantisation of their rows: one per expert, as Transformer Engine's grouped layers do.
+  std::uint32_t launches = 1;
 };
+std::uint64_t total_launches(std::span<const ModelOperation> operations);
 double total_flops(std::span<const ModelOperation> operations);
 double total_bytes(std::span<const ModelOperation> operations);
 

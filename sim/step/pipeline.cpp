@@ -20,7 +20,9 @@ std::uint32_t warm_up_passes(const PipelineShape& shape, std::uint32_t stage) {
   const std::uint32_t p = shape.num_stages;
   const std::uint32_t total = shape.num_micro_batches * shape.num_chunks;
   std::uint32_t passes = p - stage - 1;
-  if (shape.num_chunks > 1) passes = 2 * passes + (shape.num_chunks - 1) * p;
+  // A pass that goes round the pipeline and meets itself coming back half-way: with chunks, and in
+  // pairs, where a stage needs the gradients of one micro-batch when it begins the next one forward.
+  if (shape.num_chunks > 1 || shape.paired) passes = 2 * passes + (shape.num_chunks - 1) * p;
   if (shape.paired) ++passes;
   return std::min(passes, total);
 }

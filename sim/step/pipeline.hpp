@@ -26,8 +26,8 @@ struct PipelineShape {
   std::uint32_t num_chunks = 1;  // of a stage
   std::uint32_t num_micro_batches = 1;
   // A forward pass and the backward pass of another micro-batch run together, so that the
-  // communication of one hides under the computation of the other (1F1B with expert overlap). The
-  // last stage then needs one more forward pass ahead.
+  // communication of one hides under the computation of the other (1F1B with expert overlap). Stage
+  // s of p then is 2(p - s - 1) + 1 forward passes ahead, and (v - 1)p more with v chunks.
   bool paired = false;
   bool backward = true;  // false: forward passes alone (serving)
 };

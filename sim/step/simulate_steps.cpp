@@ -4,6 +4,8 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <optional>
+#include <set>
 
 #include "core/progress.hpp"
 #include "sim/step/memory.hpp"
@@ -43,6 +45,7 @@ class StepSimulation {
       prepare.cache = options_.cache;
       const PreparedRun prepared = prepare_run(experiment_, spec, parts_, prepare);
       out.report = run_header(experiment_, prepared);
+      if (const auto warning = fit_warning()) out.report.warnings.push_back(*warning);
       out.report.step = simulate(prepared, out);
     } catch (const Error& error) {
       out.report = failed_run(experiment_, spec, error.what());
@@ -99,6 +102,32 @@ class StepSimulation {
       }
     }
     return out;
+  }
+
+  // What of the step no measurement of this GPU stands behind. A topology without any fit is a data
+  // sheet, which says so itself.
+  [[nodiscard]] std::optional<std::string> fit_warning() const {
+    const GpuModel& gpu = experiment_.cluster.gpu;
+    if (gpu.operations.empty()) return std::nullopt;
+    std::set<std::string> kinds;
+    const auto add = [&](const std::vector<ModelOperation>& operations) {
+      kinds.merge(kinds_without_fit(gpu, operations));
+    };
+    const LayerWork work = layer_work(step_);
+    for (std::uint32_t layer = 0; layer < experiment_.model.num_layers; ++layer) {
+      const LayerOperations operations =
+          layer_operations(experiment_.model, step_, work, layer, Pass::kForward);
+      for (const auto* list :
+           {&operations.attention, &operations.dense_mlp, &operations.router, &operations.shared}) {
+        add(*list);
+      }
+    }
+    add(head_operations(experiment_.model, step_, work, Pass::kForward));
+    if (kinds.empty()) return std::nullopt;
+    return fmt::format(
+        "the topology has no fit of {}: they take the usual share of the data sheet's peak, as no "
+        "measurement of this GPU says (gpu.operations)",
+        fmt::join(kinds, ", "));
   }
 
   [[nodiscard]] StepReport simulate(const PreparedRun& run, SimulatedRun& out) const {

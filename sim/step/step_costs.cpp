@@ -17,6 +17,16 @@ constexpr std::array<std::string_view, kNumStepParts> kPartNames{
 // The operations of several passes of a list, one after the other.
 using List = std::vector<ModelOperation> LayerOperations::*;
 
+// Kernels of a MoE layer that move rows: counts, pack, dispatch, expand, merge, combine, sum. A graph
+// holds counts and pack together.
+constexpr std::uint32_t kRowKernels = 7;
+
+// Of each expert of the rank.
+std::vector<std::uint64_t> rows_of(const LayerPlan& plan, std::uint32_t rank) {
+  return {plan.rank_expert_tokens.begin() + plan.rank_expert_begin[rank],
+          plan.rank_expert_tokens.begin() + plan.rank_expert_begin[rank + 1]};
+}
+
 class LayerPricer {
  public:
   LayerPricer(const ModelShape& model, const StepSpec& step, const OperationTimes& times)
@@ -25,6 +35,7 @@ class LayerPricer {
   [[nodiscard]] LayerCosts price(std::uint32_t layer, std::span<const Pass> passes,
                                  const LayerPlan* plan) const {
     LayerCosts costs;
+    costs.host_s = host_s(layer, passes, plan);
     for (const Pass pass : passes) {
       const LayerOperations operations = layer_operations(model_, step_, work_, layer, pass);
       costs.attention = costs.attention + times_.time(operations.attention);
@@ -34,9 +45,7 @@ class LayerPricer {
     }
     if (plan == nullptr) return costs;
     for (std::uint32_t rank = 0; rank < plan->num_ranks; ++rank) {
-      const std::vector<std::uint64_t> rows(
-          plan->rank_expert_tokens.begin() + plan->rank_expert_begin[rank],
-          plan->rank_expert_tokens.begin() + plan->rank_expert_begin[rank + 1]);
+      const std::vector<std::uint64_t> rows = rows_of(*plan, rank);
       double seconds = 0.0;
       for (const Pass pass : passes) {
         seconds += times_.time(expert_operations(model_, step_, rows, pass)).total.value;
@@ -51,6 +60,73 @@ class LayerPricer {
         layer_operations(model_, step_, work_, layer, Pass::kRecompute);
     return times_.time(operations.attention) + times_.time(operations.dense_mlp) +
            times_.time(operations.router) + times_.time(operations.shared);
+  }
+
+  // A list's kernels of a pass. A graph holds those of all passes of a direction: one launch.
+  static std::uint64_t launches(std::span<const ModelOperation> operations, bool graph, Pass pass) {
+    if (!graph) return total_launches(operations);
+    return operations.empty() || pass == Pass::kBackwardWeight ? 0 : 1;
+  }
+
+  // Until the host has launched the layer's kernels, in these passes and on the rank with most.
+  [[nodiscard]] double host_s(std::uint32_t layer, std::span<const Pass> passes,
+                              const LayerPlan* plan) const {
+    const StepLaunch& launch = step_.launch;
+    const bool back = passes.front() != Pass::kForward;
+    const ParallelSizes& sizes = step_.parallel;
+    std::uint64_t sum = 0, most = 0;
+    for (const Pass pass : passes) {
+      const LayerOperations operations = layer_operations(model_, step_, work_, layer, pass);
+      sum += launches(operations.attention, launch.graph_attention, pass) +
+             launches(operations.router, launch.graph_router, pass) +
+             total_launches(operations.dense_mlp) + total_launches(operations.shared);
+      // A gather and a scatter around each part that tensor ranks share.
+      if (sizes.tp > 1 && pass != Pass::kBackwardWeight) {
+        sum +=
+            2 * ((operations.attention.empty() ? 0U : 1U) +
+                 (operations.dense_mlp.empty() ? 0U : 1U) + (operations.shared.empty() ? 0U : 1U));
+      }
+      if (sizes.cp > 1 && pass != Pass::kBackwardWeight) ++sum;
+    }
+    if (plan != nullptr) {
+      // Dispatch and combine, and counts (forward), pack, expand, merge and sum.
+      sum += kRowKernels - (back || launch.graph_preprocess ? 1 : 0);
+      for (std::uint32_t rank = 0; rank < plan->num_ranks; ++rank) {
+        std::uint64_t here = 0;
+        for (const Pass pass : passes) {
+          here += total_launches(expert_operations(model_, step_, rows_of(*plan, rank), pass));
+        }
+        most = std::max(most, here);
+      }
+    }
+    return static_cast<double>(sum + most) * launch.per_kernel.value;
+  }
+
+  [[nodiscard]] double recompute_host_s(std::uint32_t layer) const {
+    const LayerOperations operations =
+        layer_operations(model_, step_, work_, layer, Pass::kRecompute);
+    // What a graph holds is made again within it.
+    const std::uint64_t sum =
+        (step_.launch.graph_attention ? 0 : total_launches(operations.attention)) +
+        (step_.launch.graph_router ? 0 : total_launches(operations.router)) +
+        total_launches(operations.dense_mlp) + total_launches(operations.shared);
+    return static_cast<double>(sum) * step_.launch.per_kernel.value;
+  }
+
+  [[nodiscard]] double head_host_s(std::span<const Pass> passes) const {
+    std::uint64_t sum = 0;
+    for (const Pass pass : passes) {
+      sum += total_launches(head_operations(model_, step_, work_, pass));
+      sum += step_.mtp_layers * total_launches(mtp_operations(model_, step_, work_, pass));
+    }
+    return static_cast<double>(sum) * step_.launch.per_kernel.value;
+  }
+  [[nodiscard]] double embedding_host_s(std::span<const Pass> passes) const {
+    std::uint64_t sum = 0;
+    for (const Pass pass : passes) {
+      sum += total_launches(embedding_operations(model_, step_, work_, pass));
+    }
+    return static_cast<double>(sum) * step_.launch.per_kernel.value;
   }
 
   [[nodiscard]] double head_s(std::span<const Pass> passes) const {
@@ -112,10 +188,17 @@ StepCosts::StepCosts(const ModelShape& model, const StepSpec& step, const Operat
     backward.plan = plan;
     // Full recomputation runs the layer's forward pass again, communication included.
     backward.recompute_layer = step.recompute == Recompute::kFull;
-    if (step.recompute == Recompute::kSelective) backward.recompute = pricer.recompute(layer);
+    if (step.recompute == Recompute::kSelective) {
+      backward.recompute = pricer.recompute(layer);
+      backward.host_s += pricer.recompute_host_s(layer);
+    }
+    if (backward.recompute_layer) backward.host_s += forward_.back().host_s;
   }
   embedding_s_ = {pricer.embedding_s(kForward), trains ? pricer.embedding_s(kBackward) : 0.0};
   head_s_ = {pricer.head_s(kForward), trains ? pricer.head_s(kBackward) : 0.0};
+  embedding_host_s_ = {pricer.embedding_host_s(kForward),
+                       trains ? pricer.embedding_host_s(kBackward) : 0.0};
+  head_host_s_ = {pricer.head_host_s(kForward), trains ? pricer.head_host_s(kBackward) : 0.0};
   const LayerWork& work = pricer.work();
   activation_bytes = kBf16Bytes * model.hidden * static_cast<double>(work.own_tokens());
   tensor_bytes = kBf16Bytes * model.hidden * static_cast<double>(work.tokens());

@@ -35,7 +35,7 @@ enum class StepPart : std::uint8_t {
   kGradients,   // reduction
   kParameters,  // gathering
   kBubble,      // a pipeline stage without anything to do
-  kWait,        // nothing of the above: for slower ranks, or for a resource that is held
+  kWait,        // nothing of the above: for slower ranks, the host, or a resource that is held
 };
 inline constexpr std::size_t kNumStepParts = 17;
 std::string_view to_string(StepPart part);  // embedding, attention, ...
@@ -58,6 +58,8 @@ struct LayerCosts {
   // Made again before a backward pass: the kernels' time, and whether dispatch and combine run again.
   OperationTime recompute;
   bool recompute_layer = false;
+  // Until the host has launched all kernels of it, on the rank with most; zero with CUDA graphs.
+  double host_s = 0.0;
 };
 
 class StepCosts {
@@ -80,6 +82,11 @@ class StepCosts {
   // Of the first chunk, and of the last one with multi-token prediction.
   [[nodiscard]] double embedding_s(bool backward) const { return embedding_s_[backward ? 1 : 0]; }
   [[nodiscard]] double head_s(bool backward) const { return head_s_[backward ? 1 : 0]; }
+  // What the host takes to launch their kernels.
+  [[nodiscard]] double embedding_host_s(bool backward) const {
+    return embedding_host_s_[backward ? 1 : 0];
+  }
+  [[nodiscard]] double head_host_s(bool backward) const { return head_host_s_[backward ? 1 : 0]; }
 
   // Bytes of the activations of a micro-batch that one rank holds, in BF16: what a stage passes on.
   double activation_bytes = 0.0;
@@ -93,6 +100,7 @@ class StepCosts {
   std::vector<std::uint32_t> representative_;   // [num_classes] a layer of it
   std::vector<LayerCosts> forward_, backward_;  // [num_classes]
   std::array<double, 2> embedding_s_{}, head_s_{};
+  std::array<double, 2> embedding_host_s_{}, head_host_s_{};
 };
 
 }  // namespace coterie

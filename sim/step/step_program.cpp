@@ -1,5 +1,7 @@
 #include "sim/step/step_program.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <numeric>
 
@@ -55,6 +57,18 @@ PipelineShape pipeline_shape(const StepSpec& step) {
           .backward = trains};
 }
 
+double pass_host_s(const StepSetup& setup, std::uint32_t part, bool backward) {
+  const StepCosts& costs = setup.costs;
+  double seconds = 0.0;
+  for (const std::uint32_t layer : chunk_layers(setup.model, setup.step, part)) {
+    seconds += (backward ? costs.backward(layer) : costs.forward(layer)).host_s;
+  }
+  const ParallelSizes& parallel = setup.step.parallel;
+  if (part == 0) seconds += costs.embedding_host_s(backward);
+  if (part + 1 == parallel.pp * parallel.vp) seconds += costs.head_host_s(backward);
+  return seconds;
+}
+
 SyncBytes sync_bytes(const ModelShape& model, const StepSpec& step, std::uint32_t stage) {
   const StageParameters parameters = stage_parameters(model, step, stage);
   const double gradient = bytes_per_value(step.precision.gradients);
@@ -81,6 +95,11 @@ StepBuilder::StepBuilder(const StepSetup& setup)
 void StepBuilder::label(StepPart part) {
   builder_.label(Phase::kMlp);  // keeps the layers' labels in step
   part_.resize(builder_.program().num_ops(), part);
+}
+
+void StepBuilder::begin_work(StepWork work) {
+  work_.resize(builder_.program().num_ops(), static_cast<std::uint32_t>(works_.size() - 1));
+  works_.push_back(std::move(work));
 }
 
 std::uint32_t StepBuilder::both(std::uint32_t gpu, std::uint32_t first, std::uint32_t second) {
@@ -114,6 +133,16 @@ StepBuilder::Events StepBuilder::add_kernels(std::uint32_t first_gpu, double sec
   OperationTime time;
   time.total = Seconds{seconds};
   return kernels(first_gpu, time, part, enter);
+}
+
+StepBuilder::Events StepBuilder::add_host(std::uint32_t first_gpu, double seconds,
+                                          const Events& enter) {
+  const Events out = builder_.events(cell_);
+  for (std::uint32_t i = 0; i < cell_; ++i) {
+    builder_.program().add_compute(first_gpu + i, seconds, enter[i], std::span(&out[i], 1));
+  }
+  label(StepPart::kWait);
+  return out;
 }
 
 void StepBuilder::add_send(std::uint32_t src, std::uint32_t dst, std::uint32_t waits_for,
@@ -253,7 +282,9 @@ StepBuilder::Events StepBuilder::add_layer(std::uint32_t first_gpu, std::uint32_
 
 StepProgram StepBuilder::finish() && {
   label(StepPart::kWait);
-  return {std::move(builder_).finish().program, std::move(part_)};
+  begin_work({});
+  return {std::move(builder_).finish().program, std::move(part_), std::move(work_),
+          std::move(works_)};
 }
 
 // The whole step ---------------------------------------------------------------------------------
@@ -289,11 +320,13 @@ class WholeStep {
       layer_ends_.assign(stage_size_, {});
       parameters_.clear();
       Events ends;
+      builder_.begin_work({});
       if (trains() && setup_.step.overlap.gradient_reduction) gather_parameters(stage, {});
       for (std::uint32_t cell = 0; cell < stage_size_; cell += cell_) {
         const Events of_cell = run_stage(stage, cell);
         ends.insert(ends.end(), of_cell.begin(), of_cell.end());
       }
+      builder_.begin_work({});
       if (trains()) synchronise(stage, ends);
     }
     return std::move(builder_).finish();
@@ -310,7 +343,10 @@ class WholeStep {
   }
 
   void serve(std::uint32_t cell) {
-    for (std::uint32_t lane = 0; lane < setup_.step.overlap.micro_batches; ++lane) {
+    const std::uint32_t lanes = setup_.step.overlap.micro_batches;
+    for (std::uint32_t lane = 0; lane < lanes; ++lane) {
+      const std::string name = lanes > 1 ? fmt::format("half {}", lane + 1) : "";
+      builder_.begin_work({name, name});
       Events at_layer = builder_.add_kernels(cell, setup_.costs.embedding_s(false),
                                              StepPart::kEmbedding, builder_.start());
       for (const std::uint32_t layer : chunk_layers(setup_.model, setup_.step, 0)) {
@@ -323,68 +359,131 @@ class WholeStep {
   Events run_stage(std::uint32_t stage, std::uint32_t cell) {
     Events end = builder_.start();
     for (const PipelineSlot& slot : stage_slots(shape_, stage)) {
-      Events forward, backward;
-      if (slot.forward) forward = run_pass(stage, cell, *slot.forward, false, end);
-      if (slot.backward) backward = run_pass(stage, cell, *slot.backward, true, end);
-      if (slot.forward && slot.backward) {
-        end = builder_.both(stage * stage_size_ + cell, forward, backward);
-      } else {
-        end = slot.forward ? forward : backward;
+      // Both passes of a pair begin when what either needs is there.
+      Events begin = end;
+      if (slot.forward) begin = when_arrived(stage, cell, *slot.forward, false, begin);
+      if (slot.backward) begin = when_arrived(stage, cell, *slot.backward, true, begin);
+      Events host = begin;  // one host launches both
+      std::vector<PassUnderWay> passes;
+      if (slot.forward) passes.push_back(open(stage, cell, *slot.forward, false, begin, host));
+      if (slot.backward) passes.push_back(open(stage, cell, *slot.backward, true, begin, host));
+      std::size_t num_layers = 0;
+      for (const PassUnderWay& pass : passes) num_layers = std::max(num_layers, pass.layers.size());
+      for (std::size_t i = 0; i < num_layers; ++i) {
+        // A pair goes on layer by layer, as its kernels are launched.
+        if (passes.size() == 2) {
+          passes[0].now = passes[1].now =
+              builder_.both(passes[0].first_gpu, passes[0].now, passes[1].now);
+        }
+        for (PassUnderWay& pass : passes) add_layer(pass, i);
       }
+      for (PassUnderWay& pass : passes) close(pass);
+      end = passes.size() == 2 ? builder_.both(passes[0].first_gpu, passes[0].now, passes[1].now)
+                               : passes[0].now;
     }
     return end;
   }
 
-  // One chunk of one micro-batch in one direction, and the send of what it made.
-  Events run_pass(std::uint32_t stage, std::uint32_t cell, const ChunkPass& pass, bool backward,
-                  const Events& free) {
+  // What a pass gets from the stage before it is there, and the cell is free.
+  Events when_arrived(std::uint32_t stage, std::uint32_t cell, const ChunkPass& pass, bool backward,
+                      const Events& free) {
     const std::uint32_t part = pass.chunk * parallel_.pp + stage;
-    const std::uint32_t first_gpu = stage * stage_size_ + cell;
-    const bool first = part == 0;
-    const bool last = part + 1 == num_parts_;
-    Events now = free;
-    if (!(backward ? last : first)) {
-      const auto& arrived = backward ? arrived_backward_ : arrived_forward_;
-      const auto from =
-          arrived.begin() + static_cast<std::ptrdiff_t>(at(part, pass.micro_batch, cell));
-      now = builder_.both(first_gpu, now, Events(from, from + cell_));
+    if (part == (backward ? num_parts_ - 1 : 0)) return free;
+    const auto& arrived = backward ? arrived_backward_ : arrived_forward_;
+    const auto from =
+        arrived.begin() + static_cast<std::ptrdiff_t>(at(part, pass.micro_batch, cell));
+    return builder_.both(stage * stage_size_ + cell, free, Events(from, from + cell_));
+  }
+
+  // One chunk of one micro-batch in one direction, on a cell.
+  struct PassUnderWay {
+    std::uint32_t stage = 0;
+    std::uint32_t cell = 0;
+    std::uint32_t first_gpu = 0;
+    std::uint32_t part = 0;  // of the model
+    std::uint32_t micro_batch = 0;
+    bool backward = false;
+    std::vector<std::uint32_t> layers;  // in the order of the pass
+    std::size_t position = 0;           // of its first layer among the stage's
+    Events now;
+    Events launched;  // by the host; empty with CUDA graphs
+  };
+
+  // `host`: when the host is free to launch the pass, and then when it has.
+  PassUnderWay open(std::uint32_t stage, std::uint32_t cell, const ChunkPass& chunk, bool backward,
+                    Events now, Events& host) {
+    PassUnderWay pass{.stage = stage,
+                      .cell = cell,
+                      .first_gpu = stage * stage_size_ + cell,
+                      .part = chunk.chunk * parallel_.pp + stage,
+                      .micro_batch = chunk.micro_batch,
+                      .backward = backward,
+                      .layers = {},
+                      .position = first_layer(chunk.chunk, stage),
+                      .now = std::move(now),
+                      .launched = {}};
+    pass.layers = chunk_layers(setup_.model, setup_.step, pass.part);
+    if (backward) std::reverse(pass.layers.begin(), pass.layers.end());
+    if (const double launches_s = pass_host_s(setup_, pass.part, backward); launches_s > 0.0) {
+      host = builder_.add_host(pass.first_gpu, launches_s,
+                               builder_.both(pass.first_gpu, pass.now, host));
+      pass.launched = host;
     }
-    const auto ends = [&](bool at_start) {
-      if (first && (at_start != backward)) {
-        now = builder_.add_kernels(first_gpu, setup_.costs.embedding_s(backward),
-                                   StepPart::kEmbedding, now);
-      }
-      if (last && (at_start == backward)) {
-        now = builder_.add_kernels(first_gpu, setup_.costs.head_s(backward), StepPart::kEmbedding,
-                                   now);
-      }
+    begin_work(pass);
+    add_ends(pass, true);
+    return pass;
+  }
+
+  void begin_work(const PassUnderWay& pass) {
+    const char* const lane = pass.backward ? "backward" : "forward";
+    builder_.begin_work({lane, fmt::format("{} {}", lane, pass.micro_batch)});
+  }
+
+  // Embedding or LM head, where the pass begins or ends with them.
+  void add_ends(PassUnderWay& pass, bool at_start) {
+    const auto add = [&](double seconds) {
+      pass.now = builder_.add_kernels(pass.first_gpu, seconds, StepPart::kEmbedding, pass.now);
     };
-    ends(true);
-    std::vector<std::uint32_t> layers = chunk_layers(setup_.model, setup_.step, part);
-    if (backward) std::reverse(layers.begin(), layers.end());
-    std::size_t position = first_layer(pass.chunk, stage);
-    for (const std::uint32_t layer : layers) {
-      if (!backward && pass.micro_batch == 0 && !parameters_.empty()) {
-        Events gathered(cell_);
-        for (std::uint32_t i = 0; i < cell_; ++i) gathered[i] = parameters_[position][cell + i];
-        now = builder_.both(first_gpu, now, gathered);
-      }
-      now = builder_.add_layer(first_gpu, layer, backward, std::move(now));
-      if (backward && pass.micro_batch + 1 == shape_.num_micro_batches) {
-        for (std::uint32_t i = 0; i < cell_; ++i) layer_ends_[cell + i].push_back(now[i]);
-      }
-      ++position;
+    if (pass.part == 0 && at_start != pass.backward) {
+      add(setup_.costs.embedding_s(pass.backward));
     }
-    ends(false);
-    if (backward ? first : last) return now;
-    const std::uint32_t to = backward ? part - 1 : part + 1;
+    if (pass.part + 1 == num_parts_ && at_start == pass.backward) {
+      add(setup_.costs.head_s(pass.backward));
+    }
+  }
+
+  void add_layer(PassUnderWay& pass, std::size_t idx) {
+    if (idx >= pass.layers.size()) return;
+    begin_work(pass);
+    if (!pass.backward && pass.micro_batch == 0 && !parameters_.empty()) {
+      const Events& gathered = parameters_[pass.position + idx];
+      const auto from = gathered.begin() + pass.cell;
+      pass.now = builder_.both(pass.first_gpu, pass.now, Events(from, from + cell_));
+    }
+    pass.now =
+        builder_.add_layer(pass.first_gpu, pass.layers[idx], pass.backward, std::move(pass.now));
+    if (pass.backward && pass.micro_batch + 1 == shape_.num_micro_batches) {
+      for (std::uint32_t i = 0; i < cell_; ++i) {
+        layer_ends_[pass.cell + i].push_back(pass.now[i]);
+      }
+    }
+  }
+
+  // The end of a pass, and the send of what it made.
+  void close(PassUnderWay& pass) {
+    begin_work(pass);
+    add_ends(pass, false);
+    if (!pass.launched.empty()) {
+      pass.now = builder_.both(pass.first_gpu, pass.now, pass.launched);
+    }
+    if (pass.part == (pass.backward ? 0 : num_parts_ - 1)) return;
+    const std::uint32_t to = pass.backward ? pass.part - 1 : pass.part + 1;
     for (std::uint32_t i = 0; i < cell_; ++i) {
-      const std::uint32_t rank = cell + i;
+      const std::uint32_t rank = pass.cell + i;
       builder_.add_send(
-          stage * stage_size_ + rank, to % parallel_.pp * stage_size_ + rank, now[i],
-          (backward ? arrived_backward_ : arrived_forward_)[at(to, pass.micro_batch, rank)]);
+          pass.stage * stage_size_ + rank, to % parallel_.pp * stage_size_ + rank, pass.now[i],
+          (pass.backward ? arrived_backward_ : arrived_forward_)[at(to, pass.micro_batch, rank)]);
     }
-    return now;
   }
 
   // Layers of the stage's chunks before this one.

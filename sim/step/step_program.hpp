@@ -10,12 +10,16 @@
 //   forward    gather, attention, scatter -> router -> dispatch, experts, combine   shared experts
 //   backward   dispatch of gradients, experts, their way back -> router, attention  beside or after
 //
+// Without CUDA graphs the host launches the kernels of a pass while the GPU runs them, and begins
+// with the next pass when both are done: it needs the counts of rows that a MoE layer's GPUs exchange.
+//
 // Approximations: a GPU's kernels compete for its multiprocessors with communication kernels that
 // hold some, but their memory traffic does not slow transfers; all EP groups route the same rows.
 
 #include <cstdint>
 #include <map>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "sim/program/layer_program.hpp"
@@ -47,9 +51,21 @@ std::vector<std::uint32_t> chunk_layers(const ModelShape& model, const StepSpec&
                                         std::uint32_t part);
 PipelineShape pipeline_shape(const StepSpec& step);
 
+// What the host takes to launch the kernels of a pass of a chunk; zero with CUDA graphs.
+double pass_host_s(const StepSetup& setup, std::uint32_t part, bool backward);
+
+// The pass that operations belong to, for those who look at them: what runs one after the other
+// ("forward", "half 2"), and which of these it is ("forward 3"). Empty: no pass.
+struct StepWork {
+  std::string lane;
+  std::string name;
+};
+
 struct StepProgram {
   Program program;
-  std::vector<StepPart> part;  // [num_ops]
+  std::vector<StepPart> part;       // [num_ops]
+  std::vector<std::uint32_t> work;  // [num_ops] into `works`
+  std::vector<StepWork> works;
 };
 
 // Adds passes of layers, sends and collectives of groups. Events come and go by rank of a cell.
@@ -60,9 +76,13 @@ class StepBuilder {
   using Events = std::vector<std::uint32_t>;  // [GPUs of the cell]
 
   [[nodiscard]] Events start() const { return Events(cell_, kStartEvent); }
+  // What is added from now on belongs to `work`.
+  void begin_work(StepWork work);
   Events add_layer(std::uint32_t first_gpu, std::uint32_t layer, bool backward, Events enter);
   // `seconds` on every GPU of the cell.
   Events add_kernels(std::uint32_t first_gpu, double seconds, StepPart part, const Events& enter);
+  // The host of every GPU of the cell is busy for `seconds`, beside the GPU's kernels.
+  Events add_host(std::uint32_t first_gpu, double seconds, const Events& enter);
   void add_send(std::uint32_t src, std::uint32_t dst, std::uint32_t waits_for,
                 std::uint32_t arrived);
   // The event fires when every one of `gpus` has reached `enter[i]` and the collective is over.
@@ -89,6 +109,8 @@ class StepBuilder {
   std::uint32_t cell_;
   LayerProgramBuilder builder_;
   std::vector<StepPart> part_;
+  std::vector<std::uint32_t> work_;
+  std::vector<StepWork> works_{{}};
 };
 
 // The whole step of all ranks. Operations grow with GPUs, layers and micro-batches: for up to a few

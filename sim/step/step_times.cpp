@@ -69,16 +69,20 @@ class Composition {
         cells_per_stage_(stage_size_ / cell_),
         num_parts_(parallel_.pp * parallel_.vp),
         classes_(cell_classes(network, parallel_.num_ranks() / cell_, cell_, options.changes)) {
-    slowness_.assign(parallel_.num_ranks() / cell_, 1.0);
-    for (const auto& [gpu, factor] : setup.slow) {
-      if (gpu / cell_ >= slowness_.size()) continue;
-      slowness_[gpu / cell_] = std::max(slowness_[gpu / cell_], factor);
-      if (factor <= slowest_) continue;
-      slowest_ = factor;
-      slowest_cell_ = gpu / cell_;
-    }
     for (std::uint32_t part = 0; part < num_parts_; ++part) {
       layers_.push_back(chunk_layers(setup.model, setup.step, part));
+    }
+    slowness_.assign(parallel_.num_ranks() / cell_, 1.0);
+    if (!setup.slow.empty()) {
+      const std::vector<double> loads = relative_loads();
+      for (const auto& [gpu, factor] : setup.slow) {
+        if (gpu / cell_ >= slowness_.size()) continue;
+        const double counts = factor * loads[gpu % cell_];
+        slowness_[gpu / cell_] = std::max(slowness_[gpu / cell_], counts);
+        if (counts <= slowest_) continue;
+        slowest_ = counts;
+        slowest_cell_ = gpu / cell_;
+      }
     }
   }
 
@@ -96,6 +100,31 @@ class Composition {
 
  private:
   [[nodiscard]] bool trains() const { return setup_.step.kind == StepKind::kTrain; }
+
+  // What the GPUs of a cell compute, of what the one with most to do computes. A slow GPU with few
+  // rows may be done before the others.
+  [[nodiscard]] std::vector<double> relative_loads() const {
+    std::vector<double> loads(cell_, 0.0);
+    for (const auto& layers : layers_) {
+      for (const std::uint32_t layer : layers) {
+        for (const bool backward : {false, true}) {
+          if (backward && !trains()) continue;
+          const LayerCosts& costs =
+              backward ? setup_.costs.backward(layer) : setup_.costs.forward(layer);
+          const double alike =
+              (costs.attention + costs.dense + costs.router + costs.shared + costs.recompute)
+                  .total.value;
+          for (std::uint32_t i = 0; i < cell_; ++i) {
+            loads[i] += alike;
+            if (!costs.experts_s.empty()) loads[i] += costs.experts_s[i % costs.experts_s.size()];
+          }
+        }
+      }
+    }
+    const double most = *std::max_element(loads.begin(), loads.end());
+    for (double& load : loads) load = most > 0.0 ? load / most : 1.0;
+    return loads;
+  }
 
   // Blocks ----------------------------------------------------------------------------------------
 
@@ -164,6 +193,13 @@ class Composition {
       const Layer f = i < front.size() ? Layer(front[i]) : std::nullopt;
       const Layer b = i < back.size() ? Layer(back[back.size() - 1 - i]) : std::nullopt;
       sum += layer_block(cell, slow, f, b);
+    }
+    // One host launches the kernels of both; while it is behind, the GPU waits.
+    double host_s = forward ? pass_host_s(setup_, *forward, false) : 0.0;
+    if (backward) host_s += pass_host_s(setup_, *backward, true);
+    if (host_s > sum.time_s) {
+      sum.parts[static_cast<std::size_t>(StepPart::kWait)] += host_s - sum.time_s;
+      sum.time_s = host_s;
     }
     return sum;
   }
@@ -527,7 +563,13 @@ class Composition {
 
   // Long chains: what the layers beyond the simulated ones take is what those of the second half of
   // the simulated ones with experts took each.
-  BlockTimes serve_cell(std::uint32_t cell, bool slow) {
+  const BlockTimes& serve_cell(std::uint32_t cell, bool slow) {
+    const auto key = std::make_tuple(classes_.class_of[cell], classes_.position_of[cell], slow);
+    const auto found = served_.find(key);
+    if (found != served_.end()) return found->second;
+    return served_.emplace(key, simulate_serving(cell, slow)).first->second;
+  }
+  BlockTimes simulate_serving(std::uint32_t cell, bool slow) {
     const std::size_t all = layers_[0].size();
     const std::uint64_t cells = classes_.classes[classes_.class_of[cell]].first_gpus.size();
     // Hierarchical plans have many rounds of messages; all go there and back.
@@ -591,7 +633,9 @@ class Composition {
   PipelineShape shape_;
   std::uint32_t cell_, stage_size_, cells_per_stage_, num_parts_;
   CellClasses classes_;
-  std::vector<double> slowness_;  // [num_cells] of the slowest GPU of each
+  // [num_cells] how many times as long the GPU that is done last computes as one of full speed would
+  // that has most to do; at least 1.
+  std::vector<double> slowness_;
   double slowest_ = 1.0;
   std::uint32_t slowest_cell_ = 0;
   std::vector<std::vector<std::uint32_t>> layers_;  // [num_parts]
@@ -599,6 +643,7 @@ class Composition {
   std::map<BlockKey, BlockTimes> blocks_;
   using SlotKey = std::tuple<std::uint32_t, std::uint32_t, double, std::uint32_t, std::uint32_t>;
   std::map<SlotKey, BlockTimes> slots_;
+  std::map<std::tuple<std::uint32_t, std::uint32_t, bool>, BlockTimes> served_;
   std::vector<std::pair<double, double>> send_s_;  // [stage] to the next one, and back
   std::optional<std::pair<double, double>> round_;
   SyncTimes gradients_, parameters_;
@@ -607,20 +652,56 @@ class Composition {
   std::uint64_t num_operations_ = 0;
 };
 
-// The rank's parts as spans, computation and communication on tracks of their own.
+std::string joined(std::string_view part, const std::string& pass) {
+  return pass.empty() ? std::string(part) : fmt::format("{} {}", part, pass);
+}
+
+// What the first ranks do: kernels on a track of their own, and for every kind of communication a track
+// with the times in which the rank sends or receives anything of it.
 Timeline rank_timeline(const StepProgram& block, const Execution& execution,
                        std::uint32_t num_ranks) {
   constexpr std::uint32_t kMostRanks = 64;
+  const std::uint32_t shown = std::min(num_ranks, kMostRanks);
   Timeline out;
+  using Interval = std::pair<double, double>;
+  // By rank, part and pass.
+  std::map<std::tuple<std::uint32_t, StepPart, std::uint32_t>, std::vector<Interval>> transfers;
   for (std::size_t op = 0; op < block.program.num_ops(); ++op) {
     const StepPart part = block.part[op];
-    const std::uint32_t gpu = block.program.src[op];
-    if (gpu >= std::min(num_ranks, kMostRanks) || part == StepPart::kWait) continue;
-    if (execution.finish_s[op] <= execution.start_s[op]) continue;
+    if (part == StepPart::kWait) continue;
+    const Interval interval{execution.start_s[op], execution.finish_s[op]};
+    if (interval.second <= interval.first) continue;
+    const std::uint32_t src = block.program.src[op];
+    const std::uint32_t dst = block.program.dst[op];
+    const std::uint32_t work = block.work[op];
     if (computes(part)) {
-      out.spans.push_back({"ranks", fmt::format("rank {}", gpu), std::string(to_string(part)),
-                           execution.start_s[op], execution.finish_s[op]});
+      if (src >= shown) continue;
+      out.spans.push_back({"ranks", fmt::format("rank {}", src),
+                           joined(to_string(part), block.works[work].name), interval.first,
+                           interval.second});
+      continue;
     }
+    if (src < shown) transfers[{src, part, work}].push_back(interval);
+    if (dst < shown && dst != src) transfers[{dst, part, work}].push_back(interval);
+  }
+  for (auto& [key, intervals] : transfers) {
+    std::sort(intervals.begin(), intervals.end());
+    const auto& [rank, part, work] = key;
+    const StepWork& pass = block.works[work];
+    const std::string track = fmt::format("rank {} {}", rank, joined(to_string(part), pass.lane));
+    const std::string name = joined(to_string(part), pass.name);
+    const auto add = [&](const Interval& all) {
+      out.spans.push_back({"communication", track, name, all.first, all.second});
+    };
+    Interval all = intervals.front();
+    for (const Interval& next : intervals) {
+      if (next.first > all.second) {
+        add(all);
+        all = next;
+      }
+      all.second = std::max(all.second, next.second);
+    }
+    add(all);
   }
   return out;
 }

@@ -9,7 +9,8 @@
 //     at the same time; the reduction of all gradients and the gathering of all parameters, of all
 //     stages at the same time. Each distinct block is simulated once: layers of the same class, and
 //     cells that cannot be told apart (symmetry.hpp), are the same block.
-//  2. *Schedule*: a slot of a stage takes the sum of its blocks. Slots start as pipeline.hpp says.
+//  2. *Schedule*: a slot of a stage takes the sum of its blocks, or what the host takes to launch
+//     their kernels where that is longer. Slots start as pipeline.hpp says.
 //     Gradients follow the last backward pass layer by layer where they overlap; what both send at the
 //     same time delays both by as long.
 //

@@ -133,6 +133,11 @@ TEST(InFlight, IsThatOf1F1B) {
   step.parallel = {.pp = 4, .dp = 1};
   EXPECT_EQ(chunks_in_flight(step, 0), 4U);
   EXPECT_EQ(chunks_in_flight(step, 3), 1U);
+  // In pairs: 2 (p - s - 1) + 1 warm-up passes, and the one that runs beside a backward pass.
+  step.overlap.micro_batches = 2;
+  EXPECT_EQ(chunks_in_flight(step, 0), 8U);
+  EXPECT_EQ(chunks_in_flight(step, 3), 2U);
+  step.overlap.micro_batches = 1;
   step.train.global = 2;
   EXPECT_EQ(chunks_in_flight(step, 0), 2U);
   step.train.global = 8;

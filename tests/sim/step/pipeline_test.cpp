@@ -67,6 +67,21 @@ TEST(Pipeline, EveryPassOnce) {
   }
 }
 
+// Where every slot takes one unit, alone or in a pair, forward pass k of stage s runs in slot s + k and
+// its backward pass 2(p - s) - 1 slots later, so that m micro-batches end after m + 2p - 1 slots:
+// no stage waits between its first and its last slot but for its own turn.
+TEST(Pipeline, PairsFollowEachOtherWithoutGaps) {
+  const PipelineCosts unit{[](std::uint32_t, const PipelineSlot&) { return 1.0; },
+                           [](std::uint32_t, std::uint32_t, bool) { return 0.0; }};
+  for (const std::uint32_t p : {1U, 2U, 4U}) {
+    for (const std::uint32_t m : {8U, 32U}) {
+      const PipelineShape shape{.num_stages = p, .num_micro_batches = m, .paired = true};
+      EXPECT_DOUBLE_EQ(schedule_pipeline(shape, unit).makespan_s, m + 2.0 * p - 1.0)
+          << p << " stages, " << m << " micro-batches";
+    }
+  }
+}
+
 // Two stages, one micro-batch, a send of 0.5: forward 1 + 0.5 + 1, backward 2 + 0.5 + 2.
 TEST(Pipeline, SendsDelayTheNeighbour) {
   const PipelineTimes times = schedule_pipeline({.num_stages = 2}, costs(1.0, 2.0, 0.5));
