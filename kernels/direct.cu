@@ -46,8 +46,7 @@ __device__ inline void store_release(std::uint32_t* address, std::uint32_t value
 
 // [0] the epoch, [1] the blocks that are done.
 __device__ inline std::uint32_t* own_counters(const FlagChannel& c) {
-  return reinterpret_cast<std::uint32_t*>(c.flags[c.rank] +
-                                          counter_offset(c.num_ranks, c.channel));
+  return reinterpret_cast<std::uint32_t*>(c.flags[c.rank] + counter_offset(c.num_ranks, c.channel));
 }
 __device__ inline std::uint32_t* counts_at(const FlagChannel& c, std::uint32_t owner,
                                            std::uint32_t epoch, std::uint32_t from) {
@@ -135,10 +134,10 @@ __device__ inline void init_barrier(std::uint64_t* barrier) {
 }
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 __device__ inline void expect_bytes(std::uint64_t* barrier, std::uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                   shared_address(barrier)),
-               "r"(bytes)
-               : "memory");
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
 }
 __device__ inline void wait_barrier(std::uint64_t* barrier, std::uint32_t parity) {
   std::uint32_t done = 0;
@@ -228,8 +227,7 @@ struct ReceivedItems {
   }
   __device__ std::uint32_t row(std::uint32_t item, unsigned lane) const {
     const TransferBlock b = block(item);
-    const std::uint32_t word =
-        block_words(b, received.type, received.hidden)[item - b.row_begin];
+    const std::uint32_t word = block_words(b, received.type, received.hidden)[item - b.row_begin];
     return lane < word_num_copies(word) ? item_rows[b.copy_begin + word_copy_begin(word) + lane]
                                         : kNoRow;
   }
@@ -290,49 +288,62 @@ __device__ void copy_words(std::byte* to, const std::byte* from, std::size_t byt
   }
 }
 
-// A row of BF16 in shared memory to FP8 in its first half, and its scales behind the row; the
-// arithmetic is that of pack_fp8 (rows.cu). All lanes of a warp call it. A lane's 16 values become
-// 16 bytes further down, which the warp has read: output i lies at or before input i.
+// The two halves of a word of BF16, and the larger of two words, half by half.
+__device__ inline __nv_bfloat162 halves(std::uint32_t word) {
+  return *reinterpret_cast<const __nv_bfloat162*>(&word);
+}
+__device__ inline __nv_bfloat162 larger(__nv_bfloat162 a, __nv_bfloat162 b) {
+  return __hmax2(__habs2(a), __habs2(b));
+}
+// The largest magnitude of eight values.
+__device__ inline __nv_bfloat16 largest_of(uint4 v) {
+  const __nv_bfloat162 pair =
+      larger(larger(halves(v.x), halves(v.y)), larger(halves(v.z), halves(v.w)));
+  return __hmax(__low2bfloat16(pair), __high2bfloat16(pair));
+}
+__device__ inline uint2 quantise8(uint4 v, float scale) {
+  const float reciprocal = __frcp_rn(scale);
+  float x[8];
+  unpack8(v, x);
+#pragma unroll
+  for (float& value : x) value = divide(value, scale, reciprocal);
+  return make_uint2(quantise4(x[0], x[1], x[2], x[3]), quantise4(x[4], x[5], x[6], x[7]));
+}
+__device__ inline float scale_of(float largest) {
+  return largest >= kSmallestGroup ? divide(largest, kE4m3Max, 1.0F / kE4m3Max) : 1.0F;
+}
+
+// A row of BF16 in shared memory to FP8 in its first half, and its scales behind the row; the values
+// are those of pack_fp8 (rows.cu). All lanes of a warp call it. A lane takes eight values of each of
+// two runs of 256, so 16 lanes share a group of 128 and the maxima of two groups travel in one word.
+// What a run becomes lies at or before it, and the warp has read it by then.
 __device__ void quantise_row(std::byte* row, float* scales, std::uint32_t hidden) {
   const unsigned lane = threadIdx.x % 32;
-  const std::uint32_t num_vectors = hidden / 16;
-  // Eight lanes read 32 bytes each: the second four begin with their second half, so that all banks
-  // are busy.
-  const unsigned half = lane / 4 % 2;
-  for (std::uint32_t first = 0; first < num_vectors; first += 32) {
+  const std::uint32_t num_vectors = hidden / 8;
+  const auto* input = reinterpret_cast<const uint4*>(row);
+  auto* output = reinterpret_cast<uint2*>(row);
+  for (std::uint32_t first = 0; first < num_vectors; first += 64) {
     const std::uint32_t i = first + lane;
-    uint4 one{};
-    uint4 two{};
-    if (i < num_vectors) {
-      const auto* input = reinterpret_cast<const uint4*>(row) + 2 * i;
-      one = input[half];
-      two = input[1 - half];
-    }
-    float x[2][8];
-    unpack8(half == 0 ? one : two, x[0]);
-    unpack8(half == 0 ? two : one, x[1]);
-    float largest = 0.0F;
+    const std::uint32_t j = i + 32;
+    const uint4 one = i < num_vectors ? input[i] : uint4{};
+    const uint4 two = j < num_vectors ? input[j] : uint4{};
+    __nv_bfloat162 largest = __halves2bfloat162(largest_of(one), largest_of(two));
 #pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      largest = fmaxf(largest, fmaxf(fabsf(x[0][e]), fabsf(x[1][e])));
+    for (unsigned step = 1; step < 16; step *= 2) {
+      largest = __hmax2(largest, __shfl_xor_sync(kAllLanes, largest, step));
     }
-#pragma unroll
-    for (unsigned step = 1; step < 8; step *= 2) {
-      largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, step));
-    }
-    const float scale = largest >= kSmallestGroup ? largest / kE4m3Max : 1.0F;
-    const float reciprocal = 1.0F / scale;
-    std::uint32_t words[4];
-#pragma unroll
-    for (int w = 0; w < 4; ++w) {
-      const float* four = &x[w / 2][4 * (w % 2)];
-      words[w] = quantise4(divide(four[0], scale, reciprocal), divide(four[1], scale, reciprocal),
-                           divide(four[2], scale, reciprocal), divide(four[3], scale, reciprocal));
-    }
+    const float scale_one = scale_of(__low2float(largest));
+    const float scale_two = scale_of(__high2float(largest));
+    const uint2 first_bytes = quantise8(one, scale_one);
+    const uint2 second_bytes = quantise8(two, scale_two);
     __syncwarp();  // everybody has read
     if (i < num_vectors) {
-      reinterpret_cast<uint4*>(row)[i] = make_uint4(words[0], words[1], words[2], words[3]);
-      if (i % 8 == 0) scales[i / 8] = scale;
+      output[i] = first_bytes;
+      if (lane % 16 == 0) scales[i / 16] = scale_one;
+    }
+    if (j < num_vectors) {
+      output[j] = second_bytes;
+      if (lane % 16 == 0) scales[j / 16] = scale_two;
     }
   }
 }
@@ -353,8 +364,8 @@ __global__ void __launch_bounds__(kMaxRingWarps * 32)
   const std::uint32_t num_slots = launch.num_slots;
   std::byte* const ring = shared + std::size_t{warp} * num_slots * launch.slot_bytes;
   std::uint64_t* const full = barriers + warp * num_slots;
-  auto* const places = reinterpret_cast<Place*>(
-      shared + std::size_t{blockDim.x / 32} * num_slots * launch.slot_bytes);
+  auto* const places = reinterpret_cast<Place*>(shared + std::size_t{blockDim.x / 32} * num_slots *
+                                                             launch.slot_bytes);
 
   for (std::uint32_t p = threadIdx.x; p < blocks.num_dests; p += blockDim.x) {
     TransferBlock block = send_blocks[p];
@@ -405,16 +416,15 @@ __global__ void __launch_bounds__(kMaxRingWarps * 32)
       fence_shared_proxy();
       __syncwarp();
     }
-    if (row != kNoRow) {
+    if (row != kNoRow && (p != 0 || !blocks.own_in_place)) {
       const Place place = places[p];
       const std::size_t local = row - place.row_begin;
       store_bulk(place.values + local * launch.store_bytes, values, launch.store_bytes);
     }
     commit_stores();
     if (launch.type == RowType::kFp8) {
-      const float* scales = kQuantise
-                                ? reinterpret_cast<const float*>(values + launch.load_bytes)
-                                : items.scales(share.item(n));
+      const float* scales = kQuantise ? reinterpret_cast<const float*>(values + launch.load_bytes)
+                                      : items.scales(share.item(n));
       float* const own_scales =
           row == kNoRow ? nullptr
                         : places[p].scales + std::size_t{row - places[p].row_begin} * num_scales;
@@ -510,21 +520,21 @@ __global__ void __launch_bounds__(kMaxRingWarps * 32)
   std::uint32_t n = 0;
   std::uint32_t chunk = 0;
   std::uint32_t r = 0;
-  unsigned num_rows = 0;              // of the item, the addend included
-  const std::byte* from = nullptr;    // per lane: the row of the lane's number
+  unsigned num_rows = 0;            // of the item, the addend included
+  const std::byte* from = nullptr;  // per lane: the row of the lane's number
   std::uint32_t next_row = share.count > 0 ? items.row(share.item(0), lane) : kNoRow;
   const auto enter = [&] {
     const std::uint32_t row = next_row;
     if (n + 1 < share.count) next_row = items.row(share.item(n + 1), lane);
     const std::uint32_t p = find_block(blocks.num_dests, row, PlaceBegins{places});
-    from = row == kNoRow ? nullptr
-                         : places[p].values +
-                               std::size_t{row - places[p].row_begin} * launch.hidden * 2;
+    from = row == kNoRow
+               ? nullptr
+               : places[p].values + std::size_t{row - places[p].row_begin} * launch.hidden * 2;
     num_rows = static_cast<unsigned>(__popc(__ballot_sync(kAllLanes, row != kNoRow)));
     if (addend != nullptr) {
       if (lane == num_rows) {
-        from = reinterpret_cast<const std::byte*>(addend +
-                                                  std::size_t{share.item(n)} * launch.hidden);
+        from =
+            reinterpret_cast<const std::byte*>(addend + std::size_t{share.item(n)} * launch.hidden);
       }
       ++num_rows;
     }
@@ -534,9 +544,8 @@ __global__ void __launch_bounds__(kMaxRingWarps * 32)
     const auto* row = reinterpret_cast<const std::byte*>(
         __shfl_sync(kAllLanes, reinterpret_cast<unsigned long long>(from), static_cast<int>(r)));
     if (lane == 0) {
-      mark[slot] = static_cast<std::uint8_t>((r == 0 ? kFirst : 0) |
-                                             (r + 1 >= num_rows ? kLast : 0) |
-                                             (num_rows == 0 ? kEmpty : 0));
+      mark[slot] = static_cast<std::uint8_t>(
+          (r == 0 ? kFirst : 0) | (r + 1 >= num_rows ? kLast : 0) | (num_rows == 0 ? kEmpty : 0));
       const std::uint32_t bytes = num_rows == 0 ? 0 : chunk_values(chunk) * 2;
       expect_bytes(&full[slot], bytes);
       if (bytes > 0) {
@@ -558,8 +567,8 @@ __global__ void __launch_bounds__(kMaxRingWarps * 32)
   float sum[kPullVectors][8];
   // What is summed: item `m` of the share, and its chunk.
   for (std::uint32_t m = 0; m < share.count; ++m) {
-    auto* const output = reinterpret_cast<uint4*>(outputs + std::size_t{share.item(m)} *
-                                                                launch.hidden);
+    auto* const output =
+        reinterpret_cast<uint4*>(outputs + std::size_t{share.item(m)} * launch.hidden);
     for (std::uint32_t c = 0; c < launch.num_chunks; ++c) {
       const std::uint32_t num_vectors = chunk_values(c) / 8;
       std::uint8_t what = 0;
@@ -662,6 +671,11 @@ std::size_t shared_limit() {
   return static_cast<std::size_t>(bytes);
 }
 
+void check_room(std::size_t bytes) {
+  if (bytes + kStaticShared <= shared_limit()) return;
+  throw std::invalid_argument("direct: a ring that is larger than the shared memory of a block");
+}
+
 template <class Items, bool kQuantise>
 void launch_put(const Items& items, std::uint32_t num_items, RowType type, std::uint32_t hidden,
                 const SendIndex& index, const PutBlocks& blocks, const FlagChannel& channel,
@@ -679,9 +693,9 @@ void launch_put(const Items& items, std::uint32_t num_items, RowType type, std::
   launch.load_bytes = kQuantise ? 2 * hidden : launch.store_bytes;
   launch.hidden = hidden;
   launch.type = type;
-  const std::size_t bytes =
-      std::size_t{shape.num_warps} * shape.num_slots * launch.slot_bytes +
-      places_bytes(blocks.num_dests);
+  const std::size_t bytes = std::size_t{shape.num_warps} * shape.num_slots * launch.slot_bytes +
+                            places_bytes(blocks.num_dests);
+  check_room(bytes);
   allow_shared(reinterpret_cast<const void*>(&put_rows<Items, kQuantise>), bytes);
   launch_dependent(&put_rows<Items, kQuantise>, sms, shape.num_warps * 32, bytes, stream, items,
                    num_items, index.blocks, blocks, launch, channel);
@@ -703,6 +717,7 @@ void launch_pull(const Items& items, std::uint32_t num_items, std::uint32_t hidd
   launch.hidden = hidden;
   const std::size_t bytes = std::size_t{shape.num_warps} * shape.num_slots * launch.chunk * 2 +
                             places_bytes(blocks.num_dests);
+  check_room(bytes);
   allow_shared(reinterpret_cast<const void*>(&pull_rows<Items>), bytes);
   launch_dependent(&pull_rows<Items>, sms, shape.num_warps * 32, bytes, stream, items, num_items,
                    index.blocks, blocks, launch, addend, outputs);
@@ -716,12 +731,12 @@ RingShape put_ring(RowType type, std::uint32_t hidden, bool quantise, std::uint3
   const std::size_t room = shared_bytes > fixed ? shared_bytes - fixed : 0;
   const std::size_t slots = room / put_slot_bytes(hidden, type, quantise);
   // Quantising wants warps, moving wants rows in flight.
-  return quantise ? share_slots(slots, kMaxRingWarps, 1) : share_slots(slots, 5, 3);
+  return quantise ? share_slots(slots, kMaxRingWarps, 1) : share_slots(slots, 8, 2);
 }
 RingShape pull_ring(std::uint32_t hidden, std::uint32_t num_dests, std::size_t shared_bytes) {
   const std::size_t fixed = kStaticShared + places_bytes(num_dests);
   const std::size_t room = shared_bytes > fixed ? shared_bytes - fixed : 0;
-  return share_slots(room / (std::size_t{2} * pull_chunk(hidden)), 8, 4);
+  return share_slots(room / (std::size_t{2} * pull_chunk(hidden)), kMaxRingWarps, 3);
 }
 
 void synchronise(const FlagChannel& channel, const std::uint32_t* counts_out,

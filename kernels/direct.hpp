@@ -106,6 +106,8 @@ struct RingShape {
 struct PutBlocks {
   std::byte* const* data;
   std::uint32_t num_dests;
+  // BF16 tokens only: the values of the own rows are not copied; RowsInPlace tells where they are.
+  bool own_in_place = false;
 };
 
 // Dispatch of tokens. Values (and scales) of every row of every token's list to its place in the

@@ -193,9 +193,15 @@ __global__ void __launch_bounds__(kThreads)
     expand_rows(ReceivedRows received, const std::uint32_t* copy_slot, Bf16* expert_rows) {
   begin_kernel();
   const std::uint32_t hidden = received.hidden;
-  const TransferBlock block = block_of_row(received, blockIdx.x);
+  const std::uint32_t b =
+      find_block_uniform(received.num_blocks, blockIdx.x, RowBegins{received.blocks});
+  const TransferBlock block = received.blocks[b];
   const std::uint32_t local = blockIdx.x - block.row_begin;
   const std::byte* values = block.data + local * value_bytes(kType, hidden);
+  if (received.in_place.tokens != nullptr && b == received.in_place.block) {
+    values = static_cast<const std::byte*>(received.in_place.tokens) +
+             std::size_t{received.in_place.row_item[local]} * value_bytes(kType, hidden);
+  }
   const std::uint32_t num_vectors = hidden / 8;
   const std::uint32_t word = block_words(block, kType, hidden)[local];
   const std::uint32_t num_copies = word_num_copies(word);

@@ -11,7 +11,8 @@ namespace coterie::kernels {
 
 inline constexpr unsigned kAllLanes = 0xffffffffU;
 inline constexpr float kE4m3Max = 448.0F;
-inline constexpr float kSmallestGroup = 0x1p-100F;  // below, the scale is 1 and all is rounded to zero
+inline constexpr float kSmallestGroup =
+    0x1p-100F;  // below, the scale is 1 and all is rounded to zero
 
 // 16 bytes that are read once: do not keep them in L1.
 __device__ inline uint4 load_once(const uint4* address) {

@@ -152,9 +152,9 @@ struct DirectParameters {
 };
 
 // In the order in which the names are listed.
-using TransportParameters = std::variant<IdealParameters, NcclParameters, DeepepNormalParameters,
-                                         DeepepLowLatencyParameters, NvlinkOneSidedParameters,
-                                         DirectParameters>;
+using TransportParameters =
+    std::variant<IdealParameters, NcclParameters, DeepepNormalParameters,
+                 DeepepLowLatencyParameters, NvlinkOneSidedParameters, DirectParameters>;
 
 // "nccl".
 std::string_view transport_name(const TransportParameters& parameters);

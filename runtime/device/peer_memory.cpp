@@ -49,11 +49,11 @@ void PeerMemory::free_own() {
 
 std::string PeerMemory::allocate(cudaIpcMemHandle_t& handle) {
   std::byte*& own = regions_[group_.rank()];
-  std::string failure =
-      failure_of(cudaMalloc(reinterpret_cast<void**>(&own), size_), "cudaMalloc");
+  std::string failure = failure_of(cudaMalloc(reinterpret_cast<void**>(&own), size_), "cudaMalloc");
   if (failure.empty()) failure = failure_of(cudaMemset(own, 0, size_), "cudaMemset");
   if (failure.empty()) failure = failure_of(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
-  if (failure.empty()) failure = failure_of(cudaIpcGetMemHandle(&handle, own), "cudaIpcGetMemHandle");
+  if (failure.empty())
+    failure = failure_of(cudaIpcGetMemHandle(&handle, own), "cudaIpcGetMemHandle");
   return failure;
 }
 
@@ -77,8 +77,7 @@ void PeerMemory::agree(const std::string& stage, const std::string& failure) {
   const std::vector<std::string> failures = group_.all_gather(stage, failure);
   for (std::size_t r = 0; r < failures.size(); ++r) {
     if (failures[r].empty()) continue;
-    throw DeviceError(
-        fmt::format("{} of {} bytes on rank {}: {}", name_, size_, r, failures[r]));
+    throw DeviceError(fmt::format("{} of {} bytes on rank {}: {}", name_, size_, r, failures[r]));
   }
 }
 

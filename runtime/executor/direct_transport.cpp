@@ -99,8 +99,9 @@ std::vector<DirectPlace> places_for(const LayerShape& shape, const std::vector<R
             kernels::layout_blocks(round.recv, shape.dispatch, shape.mlp.hidden, nullptr);
         const TransferBlock& block = blocks[*source];
         const std::size_t row = std::size_t{round.recv_row_begin} + block.row_begin;
-        places.push_back({recv + static_cast<std::size_t>(block.data - static_cast<std::byte*>(nullptr)),
-                          region.hops[h].results + row * shape.mlp.hidden * sizeof(Bf16)});
+        places.push_back(
+            {recv + static_cast<std::size_t>(block.data - static_cast<std::byte*>(nullptr)),
+             region.hops[h].results + row * shape.mlp.hidden * sizeof(Bf16)});
         recv += kernels::blocks_bytes(round.recv, shape.dispatch, shape.mlp.hidden);
       }
     }
@@ -110,7 +111,8 @@ std::vector<DirectPlace> places_for(const LayerShape& shape, const std::vector<R
 
 DirectTransport::DirectTransport(ControlGroup& group, const RankEnvironment& environment,
                                  const GpuShare& share)
-    : group_(group), flags_(group, "flags of the transport direct"),
+    : group_(group),
+      flags_(group, "flags of the transport direct"),
       memory_(group, "buffers of the transport direct") {
   if (environment.num_local_ranks != environment.num_ranks) {
     throw InputError("transport direct",
@@ -152,6 +154,7 @@ DirectTransport::~DirectTransport() {
 void DirectTransport::place_buffers(const LayerShape& shape, const std::vector<RankLayout>& layouts,
                                     RunBuffers& buffers) {
   layers_.clear();
+  own_in_place_.clear();
   shape_ = shape;
   region_ = plan_region(shape, layouts);
   memory_.reserve(region_.num_bytes);
@@ -163,7 +166,7 @@ void DirectTransport::place_buffers(const LayerShape& shape, const std::vector<R
 }
 
 void DirectTransport::connect(const LayerShape& shape, const std::vector<RankLayout>& layouts,
-                              const RunBuffers& buffers, const std::vector<LayerTables>& tables,
+                              const std::vector<LayerTables>& tables,
                               const DirectOptions& options) {
   options_ = options;
   std::vector<std::string> to_each;
@@ -194,8 +197,7 @@ void DirectTransport::connect(const LayerShape& shape, const std::vector<RankLay
           const bool own = dest == group_.rank();
           blocks[r].push_back(own ? tables[l].hops[h].rounds[r].host_send[0].data
                                   : memory_.of(dest) + recv);
-          results[r].push_back(
-              reinterpret_cast<const Bf16*>(memory_.of(dest) + result));  // NOLINT
+          results[r].push_back(reinterpret_cast<const Bf16*>(memory_.of(dest) + result));  // NOLINT
         }
       }
       for (std::size_t r = 0; r < hop.rounds.size(); ++r) {
@@ -204,23 +206,17 @@ void DirectTransport::connect(const LayerShape& shape, const std::vector<RankLay
       layer.push_back(std::move(targets));
     }
     layers_.push_back(std::move(layer));
+    own_in_place_.push_back(keeps_own_rows(shape, layouts[l]));
   }
-  (void)buffers;
   group_.barrier("connection of the peer memory");
 }
 
 kernels::FlagChannel DirectTransport::channel(DirectStep step,
                                               const DeviceBuffer<std::uint32_t>& peers) const {
   const double deadline_s = group_.options().step_s + kDeviceGrace_s;
-  return {flag_regions_.data(),
-          peers.data(),
-          static_cast<std::uint32_t>(peers.size()),
-          group_.rank(),
-          group_.num_ranks(),
-          static_cast<std::uint32_t>(step),
-          kNumDirectSteps,
-          device_state_,
-          static_cast<std::uint64_t>(deadline_s * 1e9)};
+  return {flag_regions_.data(), peers.data(),       static_cast<std::uint32_t>(peers.size()),
+          group_.rank(),        group_.num_ranks(), static_cast<std::uint32_t>(step),
+          kNumDirectSteps,      device_state_,      static_cast<std::uint64_t>(deadline_s * 1e9)};
 }
 
 void DirectTransport::notify(const LayerTables& tables, cudaStream_t stream) {
@@ -234,7 +230,7 @@ void DirectTransport::dispatch(std::size_t layer_idx, std::uint32_t round, const
   const HopTargets& targets = hop(layer_idx, 0);
   const DeviceBuffer<std::byte*>& blocks = targets.rounds[round].blocks;
   kernels::put(tokens, routing, shape_.mlp.hidden, shape_.dispatch, index,
-               {blocks.data(), static_cast<std::uint32_t>(blocks.size())},
+               {blocks.data(), static_cast<std::uint32_t>(blocks.size()), own_in_place_[layer_idx]},
                channel(DirectStep::kDispatch, targets.peers), options_.sms, stream, put_shape);
 }
 
@@ -248,24 +244,22 @@ void DirectTransport::forward(std::size_t layer_idx, std::uint32_t round,
 }
 
 void DirectTransport::announce_results(std::size_t layer_idx, std::size_t h, cudaStream_t stream) {
-  kernels::synchronise(
-      channel(h == 0 ? DirectStep::kReadyCombine : DirectStep::kReadyGather,
-              hop(layer_idx, h).peers),
-      nullptr, nullptr, stream);
+  kernels::synchronise(channel(h == 0 ? DirectStep::kReadyCombine : DirectStep::kReadyGather,
+                               hop(layer_idx, h).peers),
+                       nullptr, nullptr, stream);
 }
 
 void DirectTransport::gather(std::size_t layer_idx, std::uint32_t round,
-                             const kernels::ReceivedRows& received,
-                             const kernels::SendIndex& index, Bf16* results, cudaStream_t stream) {
+                             const kernels::ReceivedRows& received, const kernels::SendIndex& index,
+                             Bf16* results, cudaStream_t stream) {
   const DeviceBuffer<const Bf16*>& rows = hop(layer_idx, 1).rounds[round].results;
   kernels::pull(received, index, {rows.data(), static_cast<std::uint32_t>(rows.size())}, results,
                 options_.sms, stream, pull_shape);
 }
 
 void DirectTransport::combine(std::size_t layer_idx, std::uint32_t round,
-                              const kernels::TokenRouting& routing,
-                              const kernels::SendIndex& index, Bf16* outputs, const Bf16* addend,
-                              cudaStream_t stream) {
+                              const kernels::TokenRouting& routing, const kernels::SendIndex& index,
+                              Bf16* outputs, const Bf16* addend, cudaStream_t stream) {
   const DeviceBuffer<const Bf16*>& rows = hop(layer_idx, 0).rounds[round].results;
   kernels::pull(routing, shape_.mlp.hidden, index,
                 {rows.data(), static_cast<std::uint32_t>(rows.size())}, outputs, addend,

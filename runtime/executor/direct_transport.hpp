@@ -76,8 +76,13 @@ class DirectTransport {
   // Collective, behind the tables of all layers (whose buffers place_buffers gave): exchanges the
   // places of the blocks.
   void connect(const LayerShape& shape, const std::vector<RankLayout>& layouts,
-               const RunBuffers& buffers, const std::vector<LayerTables>& tables,
-               const DirectOptions& options);
+               const std::vector<LayerTables>& tables, const DirectOptions& options);
+
+  // Whether the own rows of a layer stay among its tokens: BF16, one hop, one round.
+  [[nodiscard]] static bool keeps_own_rows(const LayerShape& shape, const RankLayout& layout) {
+    return shape.dispatch == kernels::RowType::kBf16 && layout.hops.size() == 1 &&
+           layout.num_rounds() == 1;
+  }
 
   // The exchanges, as the executor enqueues them.
   void notify(const LayerTables& tables, cudaStream_t stream);
@@ -92,8 +97,8 @@ class DirectTransport {
   void gather(std::size_t layer_idx, std::uint32_t round, const kernels::ReceivedRows& received,
               const kernels::SendIndex& index, kernels::Bf16* results, cudaStream_t stream);
   void combine(std::size_t layer_idx, std::uint32_t round, const kernels::TokenRouting& routing,
-               const kernels::SendIndex& index, kernels::Bf16* outputs,
-               const kernels::Bf16* addend, cudaStream_t stream);
+               const kernels::SendIndex& index, kernels::Bf16* outputs, const kernels::Bf16* addend,
+               cudaStream_t stream);
 
   // Waits until `event` has passed, at most the group's step deadline, in the group's current stage.
   // Throws PeerError with the group's verdict.
@@ -118,8 +123,8 @@ class DirectTransport {
   };
   using LayerTargets = std::vector<HopTargets>;
 
-  [[nodiscard]] kernels::FlagChannel channel(DirectStep step,
-                                             const kernels::DeviceBuffer<std::uint32_t>& peers) const;
+  [[nodiscard]] kernels::FlagChannel channel(
+      DirectStep step, const kernels::DeviceBuffer<std::uint32_t>& peers) const;
   [[nodiscard]] const HopTargets& hop(std::size_t layer_idx, std::size_t h) const {
     return layers_[layer_idx][h];
   }
@@ -137,6 +142,7 @@ class DirectTransport {
   kernels::DeviceBuffer<std::uint32_t> all_peers_;
   DirectRegion region_;
   std::vector<LayerTargets> layers_;
+  std::vector<bool> own_in_place_;  // parallel to layers_
 };
 
 }  // namespace coterie

@@ -87,7 +87,7 @@ class GpuExecutor final : public Executor {
       for (auto& stream : hop_streams_) stream.emplace();
     }
     if (is_direct()) {
-      direct_->connect(shape, layers_.layouts, buffers_, tables_, *layers_.direct);
+      direct_->connect(shape, layers_.layouts, tables_, *layers_.direct);
     } else if (two_hops && !second_communicator_) {
       second_communicator_.emplace(group_);
     }
@@ -190,18 +190,17 @@ class GpuExecutor final : public Executor {
     const auto version = [](int number) {
       return fmt::format("{}.{}", number / 1000, number % 1000 / 10);
     };
-    std::map<std::string, nlohmann::json> facts{
-            {"device", std::string(properties.name)},
-            {"num_gpus", share_.num_gpus},
-            {"ranks_per_gpu", share_.ranks_per_gpu},
-            {"mps", std::getenv("COTERIE_MPS") != nullptr},
-            {"driver", driver_version()},
-            {"cuda_driver_api", version(driver)},
-            {"cuda_toolkit", version(toolkit)},
-            {"nccl_version", nccl_version()},
-            {"expert_mlp", implementations(false)},
-            {"shared_experts", implementations(true)},
-            {"launcher", environment_.source}};
+    std::map<std::string, nlohmann::json> facts{{"device", std::string(properties.name)},
+                                                {"num_gpus", share_.num_gpus},
+                                                {"ranks_per_gpu", share_.ranks_per_gpu},
+                                                {"mps", std::getenv("COTERIE_MPS") != nullptr},
+                                                {"driver", driver_version()},
+                                                {"cuda_driver_api", version(driver)},
+                                                {"cuda_toolkit", version(toolkit)},
+                                                {"nccl_version", nccl_version()},
+                                                {"expert_mlp", implementations(false)},
+                                                {"shared_experts", implementations(true)},
+                                                {"launcher", environment_.source}};
     if (is_direct()) facts["direct_sms"] = direct_->sms();
     return facts;
   }
@@ -411,8 +410,10 @@ class GpuExecutor final : public Executor {
 
   void expand(const Work& work) {
     const LayerTables& tables = work.tables;
-    const kernels::ReceivedRows rows =
-        received(shape(), work.layout.hops.back(), tables.hops.back());
+    kernels::ReceivedRows rows = received(shape(), work.layout.hops.back(), tables.hops.back());
+    if (is_direct() && DirectTransport::keeps_own_rows(shape(), work.layout)) {
+      rows.in_place = own_rows_in_place(work.layout, tables, tokens_.data());
+    }
     kernels::build_receive_index(rows, tables.slot_local.data(),
                                  static_cast<std::uint32_t>(work.layout.local_experts.size()),
                                  {tables.copy_slot.data(), nullptr, tables.expert_begin.data()},
@@ -508,10 +509,10 @@ class GpuExecutor final : public Executor {
     const bool last_stage = step.stage + 1 == work.plan.stages.size();
     if (!last_stage || r == 0) direct_->announce_results(work.layer_idx, step.stage, stream);
     if (step.stage == 1) {
-      direct_->gather(work.layer_idx, r, arrived(), index,
-                      buffers_.hops[0].results.data() +
-                          work.layout.hops[0].rounds[r].recv_row_begin * hidden,
-                      stream);
+      direct_->gather(
+          work.layer_idx, r, arrived(), index,
+          buffers_.hops[0].results.data() + work.layout.hops[0].rounds[r].recv_row_begin * hidden,
+          stream);
       return;
     }
     const Bf16* const addend = work.tables.shared.outputs();

@@ -114,4 +114,8 @@ kernels::ReceivedRows received(const LayerShape& shape, const Hop& hop, const Ho
                                std::uint32_t round);
 kernels::ReceivedRows received(const LayerShape& shape, const Hop& hop, const HopTables& tables);
 
+// The own rows of a layer of one hop and one round, left among the tokens (kernels/layout.hpp).
+kernels::RowsInPlace own_rows_in_place(const RankLayout& layout, const LayerTables& tables,
+                                       const kernels::Bf16* tokens);
+
 }  // namespace coterie

@@ -59,10 +59,10 @@ class BenchLayer {
     if (planned.infeasible) throw InputError(*planned.infeasible);
     plan_ = planned.plans.front();
     if (plan_.stages.size() != 1 || plan_.num_rounds != 1) {
-      throw InputError(experiment.name + ": run " + experiment.runs.front().name,
-                       fmt::format("a plan of {} hops and {} rounds", plan_.stages.size(),
-                                   plan_.num_rounds),
-                       "one hop and one round (a larger chunk)");
+      throw InputError(
+          experiment.name + ": run " + experiment.runs.front().name,
+          fmt::format("a plan of {} hops and {} rounds", plan_.stages.size(), plan_.num_rounds),
+          "one hop and one round (a larger chunk)");
     }
     shape_.mlp = {experiment.model.hidden, kIntermediate};
     shape_.dispatch = experiment.dispatch_payload == PayloadType::kFp8 ? kernels::RowType::kFp8
@@ -74,7 +74,7 @@ class BenchLayer {
     tokens_ = DeviceBuffer<Bf16>(std::span<const Bf16>(
         make_tokens(shape_.seed, environment.rank, layout().num_tokens, shape_.mlp.hidden)));
     tables_.push_back(make_layer_tables(shape_, plan_, layout(), buffers_, tokens_.data()));
-    transport.connect(shape_, layouts_, buffers_, tables_, {});
+    transport.connect(shape_, layouts_, tables_, {});
     // Results are read as they stand; no experts run here.
     check_cuda(cudaMemset(buffers_.hops[0].results.data(), 0,
                           hop().num_recv_rows * std::size_t{shape_.mlp.hidden} * sizeof(Bf16)),
@@ -108,8 +108,7 @@ class BenchLayer {
     std::vector<std::vector<double>> spans(kNumSpans);
     for (std::uint32_t i = kUncounted; i < count; ++i) {
       for (std::size_t s = 0; s < kNumSpans; ++s) {
-        spans[s].push_back(
-            kernels::seconds_between(events_[i][2 * s], events_[i][2 * s + 1]));
+        spans[s].push_back(kernels::seconds_between(events_[i][2 * s], events_[i][2 * s + 1]));
       }
     }
     return spans;
@@ -150,7 +149,10 @@ class BenchLayer {
     });
     span([&] { transport_.dispatch(0, 0, tokens_.data(), routing, index, stream); });
     span([&] {
-      const kernels::ReceivedRows rows = received(shape_, hop(), first);
+      kernels::ReceivedRows rows = received(shape_, hop(), first);
+      if (DirectTransport::keeps_own_rows(shape_, layout())) {
+        rows.in_place = own_rows_in_place(layout(), tables, tokens_.data());
+      }
       kernels::build_receive_index(rows, tables.slot_local.data(),
                                    static_cast<std::uint32_t>(layout().local_experts.size()),
                                    {tables.copy_slot.data(), nullptr, tables.expert_begin.data()},
@@ -245,7 +247,9 @@ Table table_of(const json& entries) {
       return std::to_string(entry.at(key).get<std::uint64_t>());
     };
     std::vector<std::string> row{
-        number("hidden"), number("tokens_per_rank"), entry.at("payload").get<std::string>(),
+        number("hidden"),
+        number("tokens_per_rank"),
+        entry.at("payload").get<std::string>(),
         number("sms"),
         fmt::format("{}/{}", entry.value("put_ring", "-"), entry.value("pull_ring", "-")),
         number("remote_rows")};
