@@ -115,6 +115,14 @@ std::vector<TransferBlock> layout_blocks(std::span<const BlockCounts> counts, Ro
 // Size of a buffer for these blocks.
 std::size_t blocks_bytes(std::span<const BlockCounts> counts, RowType type, std::uint32_t hidden);
 
+// A rank's own rows that were not packed: the values of the rows of one block are still those of its
+// tokens, in BF16. Only `expand` reads values there; the block holds copies and row words as usual.
+struct RowsInPlace {
+  const void* tokens = nullptr;             // BF16 [num_tokens][hidden]; null: every block is whole
+  const std::uint32_t* row_item = nullptr;  // the token of each of the block's rows
+  std::uint32_t block = 0;                  // its number in the table
+};
+
 // Rows as a rank received them: one block per transfer (blocks without rows are allowed), in any
 // number of buffers, so a rank's own rows may stay where they were packed.
 struct ReceivedRows {
@@ -124,6 +132,7 @@ struct ReceivedRows {
   std::uint32_t num_copies;  // of all blocks
   RowType type;
   std::uint32_t hidden;
+  RowsInPlace in_place = {};
 };
 
 }  // namespace coterie::kernels

@@ -1,10 +1,9 @@
-#include <cuda_fp8.h>
-
 #include <algorithm>
 #include <stdexcept>
 
 #include "kernels/lookup.cuh"
 #include "kernels/rows.hpp"
+#include "kernels/values.cuh"
 
 // All kernels here: one block per row or item, grid = number of rows or items. The hardware's
 // scheduler then evens out tokens with many and with few destinations, which fixed shares of a
@@ -18,22 +17,6 @@ namespace coterie::kernels {
 namespace {
 
 constexpr unsigned kMaxThreads = 1024;
-constexpr unsigned kAllLanes = 0xffffffffU;
-constexpr float kE4m3Max = 448.0F;
-constexpr float kSmallestGroup = 0x1p-100F;  // below, the scale is 1 and all is rounded to zero
-
-// 16 bytes that are read once: do not keep them in L1.
-__device__ inline uint4 load_once(const uint4* address) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(address));
-  return v;
-}
-// Written once and not read again by this kernel: first to be evicted.
-__device__ inline void store_once(uint4* address, uint4 v) {
-  __stcs(address, v);
-}
 
 // First statement of every kernel: with programmatic dependent launch (lookup.cuh) its blocks are
 // in place when the kernel before it ends.
@@ -89,45 +72,6 @@ __device__ inline void store_rows(const uint4* input, std::uint32_t num_vectors,
       if (i < num_vectors) store_once(output + i, v);
     }
   }
-}
-
-// --- BF16 and FP8 -------------------------------------------------------------------------------
-
-__device__ inline float2 unpack(std::uint32_t pair) {
-  return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000U));
-}
-__device__ inline std::uint32_t pack_pair(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const std::uint32_t*>(&pair);
-}
-__device__ inline void unpack8(uint4 v, float (&x)[8]) {
-  const std::uint32_t words[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 pair = unpack(words[i]);
-    x[2 * i] = pair.x;
-    x[2 * i + 1] = pair.y;
-  }
-}
-__device__ inline uint4 pack8(const float (&x)[8]) {
-  return make_uint4(pack_pair(x[0], x[1]), pack_pair(x[2], x[3]), pack_pair(x[4], x[5]),
-                    pack_pair(x[6], x[7]));
-}
-// x / scale with one rounding, for normal numbers: a product with the reciprocal, corrected by the
-// residual (Markstein), at a third of the cost of a division.
-__device__ inline float divide(float x, float scale, float reciprocal) {
-  const float quotient = x * reciprocal;
-  return fmaf(fmaf(-quotient, scale, x), reciprocal, quotient);
-}
-__device__ inline std::uint32_t quantise4(float a, float b, float c, float d) {
-  const std::uint32_t low = __nv_cvt_float2_to_fp8x2(make_float2(a, b), __NV_SATFINITE, __NV_E4M3);
-  const std::uint32_t high = __nv_cvt_float2_to_fp8x2(make_float2(c, d), __NV_SATFINITE, __NV_E4M3);
-  return low | high << 16;
-}
-__device__ inline float2 dequantise2(std::uint32_t pair) {
-  const __half2_raw half =
-      __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(pair), __NV_E4M3);
-  return __half22float2(__half2(half));
 }
 
 // --- pack and forward ---------------------------------------------------------------------------
@@ -249,9 +193,15 @@ __global__ void __launch_bounds__(kThreads)
     expand_rows(ReceivedRows received, const std::uint32_t* copy_slot, Bf16* expert_rows) {
   begin_kernel();
   const std::uint32_t hidden = received.hidden;
-  const TransferBlock block = block_of_row(received, blockIdx.x);
+  const std::uint32_t b =
+      find_block_uniform(received.num_blocks, blockIdx.x, RowBegins{received.blocks});
+  const TransferBlock block = received.blocks[b];
   const std::uint32_t local = blockIdx.x - block.row_begin;
   const std::byte* values = block.data + local * value_bytes(kType, hidden);
+  if (received.in_place.tokens != nullptr && b == received.in_place.block) {
+    values = static_cast<const std::byte*>(received.in_place.tokens) +
+             std::size_t{received.in_place.row_item[local]} * value_bytes(kType, hidden);
+  }
   const std::uint32_t num_vectors = hidden / 8;
   const std::uint32_t word = block_words(block, kType, hidden)[local];
   const std::uint32_t num_copies = word_num_copies(word);

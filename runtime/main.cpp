@@ -15,6 +15,7 @@
 #include "kernels/cuda.hpp"
 #include "runtime/control/launcher.hpp"
 #include "runtime/device/communicator.hpp"
+#include "runtime/session/direct_bench.hpp"
 #include "runtime/session/probe.hpp"
 #include "runtime/session/run.hpp"
 
@@ -62,7 +63,40 @@ struct Commands {
   CLI::App* launch_app = nullptr;
   CLI::App* run_app = nullptr;
   CLI::App* probe_app = nullptr;
+  DirectBenchOptions bench;
+  CLI::App* bench_app = nullptr;
 };
+
+void add_bench_command(CLI::App& app, Commands& commands) {
+  DirectBenchOptions& bench = commands.bench;
+  commands.bench_app = app.add_subcommand(
+      "bench-direct",
+      "Measure the transport direct on recorded routing, beside the limits of wire and memory");
+  CLI::App& own = *commands.bench_app;
+  own.add_option("experiment", bench.experiment,
+                 "Experiment (YAML): its trace, ranks, first layer and first run")
+      ->required();
+  own.add_option("--json", bench.json, "File for all medians");
+  own.add_option("--set", commands.overrides, "KEY=VALUE, overrides a key (repeatable)");
+  own.add_option("--hidden", bench.hidden, "Values per row")->delimiter(',')->capture_default_str();
+  own.add_option("--tokens", bench.tokens, "Tokens per rank")
+      ->delimiter(',')
+      ->capture_default_str();
+  own.add_option("--sms", bench.sms, "Multiprocessors")
+      ->delimiter(',')
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1024));
+  own.add_option("--payloads", bench.payloads, "bf16, fp8")->delimiter(',')->capture_default_str();
+  own.add_option("--put-rings", bench.put_rings, "Rings to try, WARPSxSLOTS")->delimiter(',');
+  own.add_option("--pull-rings", bench.pull_rings, "Rings to try, WARPSxSLOTS")->delimiter(',');
+  own.add_option("--samples", bench.num_samples, "Samples of each")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 10000));
+  add_group_options(own, bench.group);
+  own.footer(
+      "Example:\n  coterie-runtime launch --ranks 2 -- bench-direct experiment.yaml --json "
+      "direct.json");
+}
 
 void add_commands(CLI::App& app, Commands& commands) {
   commands.launch_app = app.add_subcommand(
@@ -178,6 +212,7 @@ int run_program(int argc, char** argv) {
   });
   app.require_subcommand(1);
   add_commands(app, commands);
+  add_bench_command(app, commands);
   try {
     std::reverse(own.begin(), own.end());  // CLI11 takes vectors from the back
     app.parse(own);
@@ -201,6 +236,12 @@ int run_program(int argc, char** argv) {
       if (commands.run_app->count("--warmup") == 0) commands.run.num_warm_up = 0;
     }
     run_experiment(commands.run, environment);
+  } else if (commands.bench_app->parsed()) {
+    for (const std::string& text : commands.overrides) {
+      commands.bench.overrides.push_back(parse_override(text));
+    }
+    commands.bench.command = shell_quote(shown);
+    bench_direct(commands.bench, environment);
   } else {
     commands.probe.command = shell_quote(shown);
     run_probe(commands.probe, environment);

@@ -182,6 +182,13 @@ void visit_keys(Costs& costs,
   visit("port_bandwidth", costs.port_bandwidth);
 }
 
+template <class Costs, class Visitor>
+void visit_keys(Costs& costs,
+                Visitor& visit) requires std::is_same_v<std::remove_const_t<Costs>, DirectKernel> {
+  visit_keys(costs.put, visit);
+  visit("sm_bandwidth", costs.sm_bandwidth);
+}
+
 struct KeyReader {
   LayeredMap& map;
   void operator()(const char* key, Seconds& value, bool optional = false) const {
@@ -283,6 +290,13 @@ void read(LayeredMap& map, NvlinkOneSidedParameters& parameters) {
   parameters.combine = required_kernel<PutKernel>(map, "combine");
 }
 
+void read(LayeredMap& map, DirectParameters& parameters) {
+  parameters.sms = read_sms(map);
+  if (const auto notify = map.optional("notify")) parameters.notify = notify->as_seconds();
+  parameters.dispatch = required_kernel<DirectKernel>(map, "dispatch");
+  parameters.combine = required_kernel<DirectKernel>(map, "combine");
+}
+
 std::string text_of(const IdealParameters& /*parameters*/) {
   return {};
 }
@@ -314,8 +328,17 @@ std::string text_of(const NvlinkOneSidedParameters& parameters) {
          kernel_text("dispatch", parameters.dispatch) + kernel_text("combine", parameters.combine);
 }
 
+std::string text_of(const DirectParameters& parameters) {
+  std::string text = fmt::format("{}sms: {}\n", spaces(kIndent), parameters.sms);
+  if (parameters.notify) {
+    text += fmt::format("{}notify: {}\n", spaces(kIndent), exact(*parameters.notify));
+  }
+  return text + kernel_text("dispatch", parameters.dispatch) +
+         kernel_text("combine", parameters.combine);
+}
+
 constexpr std::array<std::string_view, std::variant_size_v<TransportParameters>> kNames{
-    "ideal", "nccl", "deepep_normal", "deepep_low_latency", "nvlink_one_sided"};
+    "ideal", "nccl", "deepep_normal", "deepep_low_latency", "nvlink_one_sided", "direct"};
 
 // One of each kind, in the variant's order.
 template <std::size_t... I>

@@ -137,9 +137,24 @@ struct NvlinkOneSidedParameters {
   PutKernel dispatch, combine;
 };
 
+// `direct`: the runtime's own one-sided kernels (kernels/direct.hpp), one put per (token, rank); combine
+// pulls and sums. A put or pull of a rank is limited by its multiprocessors, its rows and the port,
+// as PutKernel says; the time of a token on one multiprocessor grows with its bytes:
+// token + b / sm_bandwidth for rows of b bytes.
+struct DirectKernel {
+  PutKernel put;
+  Bandwidth sm_bandwidth;
+};
+struct DirectParameters {
+  std::uint32_t sms = 16;
+  std::optional<Seconds> notify;  // exchange of counts before a dispatch; absent: the overhead's
+  DirectKernel dispatch, combine;
+};
+
 // In the order in which the names are listed.
-using TransportParameters = std::variant<IdealParameters, NcclParameters, DeepepNormalParameters,
-                                         DeepepLowLatencyParameters, NvlinkOneSidedParameters>;
+using TransportParameters =
+    std::variant<IdealParameters, NcclParameters, DeepepNormalParameters,
+                 DeepepLowLatencyParameters, NvlinkOneSidedParameters, DirectParameters>;
 
 // "nccl".
 std::string_view transport_name(const TransportParameters& parameters);

@@ -28,8 +28,8 @@ GpuShare share_gpus(const RankEnvironment& environment) {
   share.num_gpus = kernels::num_gpus();
   if (share.num_gpus == 0) throw DeviceError("no CUDA device is visible to this process");
   const auto num_gpus = static_cast<std::uint32_t>(share.num_gpus);
-  share.device = static_cast<int>(environment.local_rank % num_gpus);
   share.ranks_per_gpu = (environment.num_local_ranks + num_gpus - 1) / num_gpus;
+  share.device = static_cast<int>(environment.local_rank / share.ranks_per_gpu);
   return share;
 }
 
@@ -37,7 +37,7 @@ void use_gpu(const GpuShare& share, const RankEnvironment& environment) {
   if (share.ranks_per_gpu > 1) {
     std::array<char, 256> host{};
     ::gethostname(host.data(), host.size() - 1);
-    const std::uint32_t turn = environment.local_rank / static_cast<std::uint32_t>(share.num_gpus);
+    const std::uint32_t turn = environment.local_rank % share.ranks_per_gpu;
     const std::string id = fmt::format("{}-{}-{}", host.data(), environment.job, turn);
     ::setenv("NCCL_HOSTID", id.c_str(), 0);
   }

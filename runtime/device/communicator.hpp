@@ -21,7 +21,7 @@ namespace coterie {
 // How the ranks of a machine share its GPUs.
 struct GpuShare {
   int num_gpus = 0;                 // visible on this machine
-  int device = 0;                   // of this rank: local rank modulo num_gpus
+  int device = 0;                   // of this rank: neighbours share, so that a GPU can be a node
   std::uint32_t ranks_per_gpu = 1;  // of the fullest GPU
 };
 // Throws DeviceError where no GPU is visible.

@@ -1,6 +1,6 @@
 #pragma once
-// What carries out the layers of a run on one rank: the GPU executor over NCCL, and the dry one,
-// which moves the same blocks over the control connection on machines without a GPU.
+// What carries out the layers of a run on one rank: the GPU executor over NCCL or over peer memory,
+// and the dry one, which moves the same blocks over the control connection on machines without a GPU.
 
 #include <cstdint>
 #include <map>
@@ -27,14 +27,20 @@ struct LayerShape {
   std::uint64_t seed = 0;
 };
 
+// The transport `direct`: one-sided kernels over peer memory (direct_transport.hpp).
+struct DirectOptions {
+  std::uint32_t sms = 16;  // multiprocessors that each of its kernels may use
+};
+
 // The layers of a run, in sequence. The plans must outlive their use.
 struct RunLayers {
   LayerShape shape;
+  std::optional<DirectOptions> direct;  // absent: NCCL moves the rows
   std::vector<const LayerPlan*> plans;
   std::vector<RankLayout> layouts;  // parallel to plans
 };
 RunLayers make_run_layers(const LayerShape& shape, const std::vector<LayerPlan>& plans,
-                          std::uint32_t rank);
+                          std::uint32_t rank, const std::optional<DirectOptions>& direct = {});
 
 // When a phase ran on this rank, seconds from the start of its layer. Phases that the policy does
 // not have are missing.

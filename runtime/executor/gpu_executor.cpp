@@ -21,6 +21,11 @@
 //   gather    results of the second hop back, summed per received row
 //   combine   results of the first hop back
 //   sum       one row per token, with the shared experts'
+//
+// With the transport `direct` the same steps, in the same order and on the same streams, are kernels
+// over peer memory (direct_transport.hpp): pack builds the index alone, dispatch reads the tokens and
+// writes their rows where they belong, and combine fetches the results and sums them, so that sum
+// has nothing left to do.
 
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
@@ -36,6 +41,7 @@
 #include "runtime/device/errors.hpp"
 #include "runtime/device/gate.hpp"
 #include "runtime/device/nvml.hpp"
+#include "runtime/executor/direct_transport.hpp"
 #include "runtime/executor/executor.hpp"
 #include "runtime/executor/gpu_tables.hpp"
 #include "runtime/executor/reference.hpp"
@@ -55,7 +61,6 @@ class GpuExecutor final : public Executor {
     group_.set_stage("selection of the GPU");
     use_gpu(share_, environment);
     main_.emplace();
-    communicator_.emplace(group);
   }
 
   void load(RunLayers layers) override {
@@ -65,6 +70,7 @@ class GpuExecutor final : public Executor {
     layers_ = std::move(layers);
     const LayerShape& shape = layers_.shape;
     for (const RankLayout& layout : layers_.layouts) buffers_.need(shape, layout);
+    prepare_transport();
     buffers_.allocate();
     const std::uint32_t num_tokens = layers_.layouts.front().num_tokens;
     if (tokens_.size() != std::size_t{num_tokens} * shape.mlp.hidden) {
@@ -77,9 +83,13 @@ class GpuExecutor final : public Executor {
                                           tokens_.data()));
       two_hops = two_hops || layers_.layouts[i].hops.size() > 1;
     }
-    if (two_hops && !second_communicator_) {
-      second_communicator_.emplace(group_);
+    if (two_hops && !hop_streams_[0]) {
       for (auto& stream : hop_streams_) stream.emplace();
+    }
+    if (is_direct()) {
+      direct_->connect(shape, layers_.layouts, tables_, *layers_.direct);
+    } else if (two_hops && !second_communicator_) {
+      second_communicator_.emplace(group_);
     }
     check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
   }
@@ -105,7 +115,7 @@ class GpuExecutor final : public Executor {
       for (const PhaseMarks& marks : tables_[i].phases) {
         group_.watch_stage(fmt::format("{} of layer {} in {}", to_string(marks.phase),
                                        layers_.plans[i]->layer, name));
-        communicator_->wait_for(marks.end);
+        wait_for(marks.end);
       }
     }
     std::vector<LayerTimes> times;
@@ -167,7 +177,7 @@ class GpuExecutor final : public Executor {
 
   void finish() override {
     if (second_communicator_) second_communicator_->finish();
-    communicator_->finish();
+    if (communicator_) communicator_->finish();
   }
 
   [[nodiscard]] std::map<std::string, nlohmann::json> facts() const override {
@@ -180,17 +190,19 @@ class GpuExecutor final : public Executor {
     const auto version = [](int number) {
       return fmt::format("{}.{}", number / 1000, number % 1000 / 10);
     };
-    return {{"device", std::string(properties.name)},
-            {"num_gpus", share_.num_gpus},
-            {"ranks_per_gpu", share_.ranks_per_gpu},
-            {"mps", std::getenv("COTERIE_MPS") != nullptr},
-            {"driver", driver_version()},
-            {"cuda_driver_api", version(driver)},
-            {"cuda_toolkit", version(toolkit)},
-            {"nccl_version", nccl_version()},
-            {"expert_mlp", implementations(false)},
-            {"shared_experts", implementations(true)},
-            {"launcher", environment_.source}};
+    std::map<std::string, nlohmann::json> facts{{"device", std::string(properties.name)},
+                                                {"num_gpus", share_.num_gpus},
+                                                {"ranks_per_gpu", share_.ranks_per_gpu},
+                                                {"mps", std::getenv("COTERIE_MPS") != nullptr},
+                                                {"driver", driver_version()},
+                                                {"cuda_driver_api", version(driver)},
+                                                {"cuda_toolkit", version(toolkit)},
+                                                {"nccl_version", nccl_version()},
+                                                {"expert_mlp", implementations(false)},
+                                                {"shared_experts", implementations(true)},
+                                                {"launcher", environment_.source}};
+    if (is_direct()) facts["direct_sms"] = direct_->sms();
+    return facts;
   }
 
  private:
@@ -200,6 +212,7 @@ class GpuExecutor final : public Executor {
     const RankLayout& layout;
     LayerTables& tables;
     std::vector<Step> steps;
+    std::size_t layer_idx = 0;
 
     [[nodiscard]] bool two_hops() const { return layout.hops.size() > 1; }
     [[nodiscard]] const kernels::Event& arrived(const Step& step) const {
@@ -207,6 +220,29 @@ class GpuExecutor final : public Executor {
       return tables.arrived[static_cast<std::size_t>(at)];
     }
   };
+
+  // Whether the loaded layers move over peer memory.
+  [[nodiscard]] bool is_direct() const { return layers_.direct.has_value(); }
+  // Makes what carries the rows, where the runs before did without; collective.
+  void prepare_transport() {
+    if (!is_direct()) {
+      for (HopBuffers& hop : buffers_.hops) {
+        hop.recv.place(nullptr);
+        hop.results.place(nullptr);
+      }
+      if (!communicator_) communicator_.emplace(group_);
+      return;
+    }
+    if (!direct_) direct_.emplace(group_, environment_, share_);
+    direct_->place_buffers(layers_.shape, layers_.layouts, buffers_);
+  }
+  void wait_for(const kernels::Event& event) {
+    if (is_direct()) {
+      direct_->wait_for(event);
+    } else {
+      communicator_->wait_for(event);
+    }
+  }
 
   [[nodiscard]] const LayerShape& shape() const { return layers_.shape; }
   [[nodiscard]] cudaStream_t main() const { return main_->get(); }
@@ -238,6 +274,7 @@ class GpuExecutor final : public Executor {
   // Exchanges ------------------------------------------------------------------------------------
 
   void exchange_counts(const LayerTables& tables) {
+    if (is_direct()) return direct_->notify(tables, main());
     std::vector<Message> sends;
     std::vector<Message> receives;
     for (std::uint32_t r = 0; r < environment_.num_ranks; ++r) {
@@ -306,6 +343,15 @@ class GpuExecutor final : public Executor {
 
   // Phases ---------------------------------------------------------------------------------------
 
+  // The routing of the tokens of a round.
+  static kernels::TokenRouting routing_of(const Work& work, std::uint32_t r) {
+    const std::size_t first = work.layout.round_begin[r];
+    const std::uint32_t num_topk = work.layout.num_topk;
+    return {work.tables.token_slots.data() + first * num_topk,
+            work.tables.token_weights.data() + first * num_topk,
+            static_cast<std::uint32_t>(work.layout.round_begin[r + 1] - first), num_topk};
+  }
+
   // All rounds: their rows leave one after the other.
   void pack(const Work& work) {
     const Hop& hop = work.layout.hops.front();
@@ -317,33 +363,36 @@ class GpuExecutor final : public Executor {
       const std::size_t first = work.layout.round_begin[r];
       const auto num_tokens = static_cast<std::uint32_t>(work.layout.round_begin[r + 1] - first);
       if (num_tokens == 0) continue;
-      const kernels::TokenRouting routing{work.tables.token_slots.data() + first * num_topk,
-                                          work.tables.token_weights.data() + first * num_topk,
-                                          num_tokens, num_topk};
-      kernels::build_send_index(routing,
+      kernels::build_send_index(routing_of(work, r),
                                 {tables.slot_dest.data(), work.layout.num_slots(), num_dests,
                                  hop.first_dest, work.layout.policy == DispatchPolicy::kStandard},
                                 shape().dispatch, hidden, tables.rounds[r].send_buffer,
                                 tables.rounds[r].index, buffers_.workspace.data(), main());
+      if (is_direct()) continue;  // the values go straight to where they belong
       kernels::pack(tokens_.data() + first * hidden, num_tokens, num_topk, hidden, shape().dispatch,
                     tables.rounds[r].index, num_dests, main());
     }
   }
 
-  // What a relay received in a round, into the blocks of the second hop.
-  void forward(const Work& work, std::uint32_t r) {
+  // Of what a relay received in a round: which blocks of the second hop it goes to.
+  void build_forward_index(const Work& work, std::uint32_t r) {
     const Hop& hop = work.layout.hops[1];
     const HopTables& tables = work.tables.hops[1];
-    if (work.layout.hops[0].rounds[r].num_recv_rows == 0) return;
     const auto num_dests = static_cast<std::uint32_t>(hop.send_ranks.size());
-    const kernels::ReceivedRows arrived =
-        received(shape(), work.layout.hops[0], work.tables.hops[0], r);
     kernels::build_forward_index(
-        arrived,
+        received(shape(), work.layout.hops[0], work.tables.hops[0], r),
         {tables.slot_dest.data(), work.layout.num_slots(), num_dests, hop.first_dest, false},
         tables.rounds[r].send_buffer, tables.rounds[r].index, buffers_.workspace.data(),
         stream_of(work, 1));
-    kernels::forward(arrived, tables.rounds[r].index, num_dests, stream_of(work, 1));
+  }
+  // What a relay received in a round, into the blocks of the second hop.
+  void forward(const Work& work, std::uint32_t r) {
+    if (work.layout.hops[0].rounds[r].num_recv_rows == 0) return;
+    build_forward_index(work, r);
+    kernels::forward(received(shape(), work.layout.hops[0], work.tables.hops[0], r),
+                     work.tables.hops[1].rounds[r].index,
+                     static_cast<std::uint32_t>(work.layout.hops[1].send_ranks.size()),
+                     stream_of(work, 1));
   }
 
   // The results that the second hop brought back in a round, one per row that the first had brought.
@@ -361,8 +410,10 @@ class GpuExecutor final : public Executor {
 
   void expand(const Work& work) {
     const LayerTables& tables = work.tables;
-    const kernels::ReceivedRows rows =
-        received(shape(), work.layout.hops.back(), tables.hops.back());
+    kernels::ReceivedRows rows = received(shape(), work.layout.hops.back(), tables.hops.back());
+    if (is_direct() && DirectTransport::keeps_own_rows(shape(), work.layout)) {
+      rows.in_place = own_rows_in_place(work.layout, tables, tokens_.data());
+    }
     kernels::build_receive_index(rows, tables.slot_local.data(),
                                  static_cast<std::uint32_t>(work.layout.local_experts.size()),
                                  {tables.copy_slot.data(), nullptr, tables.expert_begin.data()},
@@ -377,6 +428,7 @@ class GpuExecutor final : public Executor {
   }
 
   void sum(const Work& work) {
+    if (is_direct()) return;
     const Hop& hop = work.layout.hops.front();
     const std::size_t hidden = shape().mlp.hidden;
     for (std::uint32_t r = 0; r < work.layout.num_rounds(); ++r) {
@@ -420,7 +472,9 @@ class GpuExecutor final : public Executor {
       announce(phase, work.plan.layer);
       marks.begin.record(stream);
     }
-    if (step.direction == Direction::kDispatch) {
+    if (is_direct()) {
+      enqueue_direct(work, step);
+    } else if (step.direction == Direction::kDispatch) {
       if (step.stage == 1) forward(work, step.round);
       exchange_blocks(work, step.stage, step.round);
     } else {
@@ -429,6 +483,42 @@ class GpuExecutor final : public Executor {
     }
     work.tables.arrived[step_idx].record(stream);
     if (ends) marks.end.record(stream);
+  }
+
+  // The same step over peer memory.
+  void enqueue_direct(const Work& work, const Step& step) {
+    const std::uint32_t r = step.round;
+    const cudaStream_t stream = stream_of(work, step.stage);
+    const kernels::SendIndex& index = work.tables.hops[step.stage].rounds[r].index;
+    const std::size_t first = work.layout.round_begin[r];
+    const std::size_t hidden = shape().mlp.hidden;
+    const auto arrived = [&] {
+      return received(shape(), work.layout.hops[0], work.tables.hops[0], r);
+    };
+    if (step.direction == Direction::kDispatch) {
+      if (step.stage == 0) {
+        direct_->dispatch(work.layer_idx, r, tokens_.data() + first * hidden, routing_of(work, r),
+                          index, stream);
+      } else {
+        build_forward_index(work, r);
+        direct_->forward(work.layer_idx, r, arrived(), index, stream);
+      }
+      return;
+    }
+    // The experts' results of all rounds were merged at once.
+    const bool last_stage = step.stage + 1 == work.plan.stages.size();
+    if (!last_stage || r == 0) direct_->announce_results(work.layer_idx, step.stage, stream);
+    if (step.stage == 1) {
+      direct_->gather(
+          work.layer_idx, r, arrived(), index,
+          buffers_.hops[0].results.data() + work.layout.hops[0].rounds[r].recv_row_begin * hidden,
+          stream);
+      return;
+    }
+    const Bf16* const addend = work.tables.shared.outputs();
+    direct_->combine(work.layer_idx, r, routing_of(work, r), index,
+                     work.tables.output.data() + first * hidden,
+                     addend == nullptr ? nullptr : addend + first * hidden, stream);
   }
 
   void enqueue_steps(const Work& work, Direction direction) {
@@ -440,7 +530,7 @@ class GpuExecutor final : public Executor {
   // `may_fail`: pass the fault points, where the other ranks wait for this one inside NCCL.
   void enqueue_layer(std::size_t layer_idx, bool may_fail) {
     const Work work{*layers_.plans[layer_idx], layers_.layouts[layer_idx], tables_[layer_idx],
-                    plan_steps(*layers_.plans[layer_idx])};
+                    plan_steps(*layers_.plans[layer_idx]), layer_idx};
     const auto on_main = [&](Phase phase, const auto& body) {
       PhaseMarks& marks = work.tables.marks(phase);
       marks.begin.record(main());
@@ -481,6 +571,7 @@ class GpuExecutor final : public Executor {
   RunBuffers buffers_;
   DeviceBuffer<Bf16> tokens_;
   std::vector<LayerTables> tables_;
+  std::optional<DirectTransport> direct_;
   // The last members go first: an abort ends the device's work before its memory goes, and the gate
   // opens before the abort waits for the stream.
   std::optional<Communicator> communicator_;

@@ -187,4 +187,10 @@ kernels::ReceivedRows received(const LayerShape& shape, const Hop& hop, const Ho
           shape.mlp.hidden};
 }
 
+kernels::RowsInPlace own_rows_in_place(const RankLayout& layout, const LayerTables& tables,
+                                       const kernels::Bf16* tokens) {
+  return {tokens, tables.hops.front().row_item.data(),
+          static_cast<std::uint32_t>(layout.hops.front().recv_self)};
+}
+
 }  // namespace coterie

@@ -23,22 +23,29 @@
 
 namespace coterie {
 
-// A buffer that several layers use in turn: grows to the largest request.
+// A buffer that several layers use in turn: grows to the largest request, unless it has been given
+// its place in memory that somebody else owns.
 template <class T>
 class SharedBuffer {
  public:
   void need(std::size_t size) { size_ = std::max(size_, size); }
   // Allocates what was asked for since the last call, if that is more than there is.
   void allocate() {
-    if (size_ > buffer_.size()) {
+    if (placed_ == nullptr && size_ > buffer_.size()) {
       buffer_ = kernels::DeviceBuffer<T>();
       buffer_ = kernels::DeviceBuffer<T>(size_);
     }
   }
-  [[nodiscard]] T* data() const { return buffer_.data(); }
+  // Null: its own memory again.
+  void place(T* data) {
+    placed_ = data;
+    if (placed_ != nullptr) buffer_ = kernels::DeviceBuffer<T>();
+  }
+  [[nodiscard]] T* data() const { return placed_ != nullptr ? placed_ : buffer_.data(); }
 
  private:
   std::size_t size_ = 0;
+  T* placed_ = nullptr;
   kernels::DeviceBuffer<T> buffer_;
 };
 
@@ -106,5 +113,9 @@ LayerTables make_layer_tables(const LayerShape& shape, const LayerPlan& plan,
 kernels::ReceivedRows received(const LayerShape& shape, const Hop& hop, const HopTables& tables,
                                std::uint32_t round);
 kernels::ReceivedRows received(const LayerShape& shape, const Hop& hop, const HopTables& tables);
+
+// The own rows of a layer of one hop and one round, left among the tokens (kernels/layout.hpp).
+kernels::RowsInPlace own_rows_in_place(const RankLayout& layout, const LayerTables& tables,
+                                       const kernels::Bf16* tokens);
 
 }  // namespace coterie

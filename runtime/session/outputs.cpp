@@ -10,14 +10,15 @@
 #include "core/json.hpp"
 #include "core/result_table.hpp"
 #include "core/results.hpp"
+#include "runtime/session/transport.hpp"
 #include "workloads/run_report.hpp"
 
 namespace coterie {
 namespace {
 
-void label(RunReport& report) {
+void label(const Experiment& experiment, const RunSpec& spec, RunReport& report) {
   report.kind = kMeasured;
-  report.engine = report.transport = "nccl";
+  report.engine = report.transport = executed_transport(experiment.transport_of(spec));
 }
 
 double worst_error(const RunReport& report, const char* key) {
@@ -50,7 +51,7 @@ RunReport measured_run(const RunOptions& options, const Experiment& experiment,
                        const PlannedRun& planned, const RunCheck& check, const Executor& executor) {
   const PreparedRun& prepared = planned.prepared;
   RunReport report = run_header(experiment, prepared);
-  label(report);
+  label(experiment, prepared.spec, report);
   for (auto& [key, value] : executor.facts()) report.provenance[key] = value;
   report.provenance["command"] = options.command;
   report.provenance["enqueued_ahead"] = true;  // see Gate
@@ -77,7 +78,7 @@ RunReport measured_run(const RunOptions& options, const Experiment& experiment,
 RunReport infeasible_run(const Experiment& experiment, const RunSpec& spec,
                          const std::string& sentence) {
   RunReport report = failed_run(experiment, spec, sentence);
-  label(report);
+  label(experiment, spec, report);
   return report;
 }
 

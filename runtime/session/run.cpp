@@ -15,6 +15,7 @@
 #include "runtime/session/measure.hpp"
 #include "runtime/session/outputs.hpp"
 #include "runtime/session/planning.hpp"
+#include "runtime/session/transport.hpp"
 #include "runtime/session/verification.hpp"
 #include "topologies/network.hpp"
 #include "workloads/prepare.hpp"
@@ -79,7 +80,8 @@ class Session {
     spec.policy = DispatchPolicy::kStandard;
     const PlannedRun planned = plan_run(experiment_, spec, trace_, group_);
     if (planned.infeasible) throw InputError(*planned.infeasible);
-    executor_.load(make_run_layers(shape_, planned.plans, group_.rank()));
+    executor_.load(make_run_layers(shape_, planned.plans, group_.rank(),
+                                   chosen_direct(experiment_.cluster, experiment_.transport)));
     executor_.iterate(Iteration::kVerification, 0);
     verifier_.keep_baseline(planned);
   }
@@ -90,7 +92,9 @@ class Session {
       return {infeasible_run(experiment_, spec, *planned.infeasible), ExitCode::kBadInput};
     }
     if (group_.rank() == 0) spdlog::info("run {}: loading", spec.name);
-    executor_.load(make_run_layers(shape_, planned.plans, group_.rank()));
+    executor_.load(
+        make_run_layers(shape_, planned.plans, group_.rank(),
+                        chosen_direct(experiment_.cluster, experiment_.transport_of(spec))));
     executor_.iterate(Iteration::kVerification, 0);
     const RunCheck check = verifier_.verify(planned);
     const std::vector<RankTimes> ranks = measure(spec, !check.failure);
@@ -149,6 +153,10 @@ void check_experiment(const Experiment& experiment, const RankEnvironment& envir
   if (experiment.combine_payload != PayloadType::kBf16) {
     throw InputError(where + ": payload.combine", to_string(experiment.combine_payload),
                      "bf16, the type in which the kernels return results");
+  }
+  (void)chosen_direct(experiment.cluster, experiment.transport);
+  for (const RunSpec& run : experiment.runs) {
+    (void)chosen_direct(experiment.cluster, experiment.transport_of(run));
   }
   const std::uint32_t unit =
       experiment.dispatch_payload == PayloadType::kFp8 ? kernels::kScaleGroup : 8;

@@ -14,5 +14,6 @@ std::unique_ptr<Transport> make(const Cluster& cluster, const DeepepNormalParame
 std::unique_ptr<Transport> make(const Cluster& cluster,
                                 const DeepepLowLatencyParameters& parameters);
 std::unique_ptr<Transport> make(const Cluster& cluster, const NvlinkOneSidedParameters& parameters);
+std::unique_ptr<Transport> make(const Cluster& cluster, const DirectParameters& parameters);
 
 }  // namespace coterie

@@ -46,6 +46,51 @@ TEST_F(Gpu, AllPoliciesAgreeWithTheReferenceAndEachOther) {
   }
 }
 
+// The transport direct carries the same rows by the same plan, and sums them in the same order: its
+// output is that of the reference within the same tolerance, and that of `standard` over NCCL to the
+// bit where it is `standard` too.
+TEST_F(Gpu, DirectMovesWhatNcclMoves) {
+  for (const char* payload : {"bf16", "fp8"}) {
+    const Outcome outcome =
+        shell(fmt::format("{} launch --ranks 4 -- run experiment.yaml -o out --iterations 3 "
+                          "--warmup 1 --set payload.dispatch={} --set transport=direct",
+                          program(), payload));
+    ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+    const Results results = read_results(folder_ / "out/results.json");
+    ASSERT_EQ(results.runs.size(), 4U);
+    for (const RunReport& run : results.runs) {
+      EXPECT_EQ(run.transport, "direct");
+      EXPECT_EQ(run.provenance.at("direct_sms"), 16);
+      for (const auto& layer : run.provenance.at("correctness").at("layers")) {
+        EXPECT_LT(layer.at("reference_error").get<double>(), 1e-2);
+        EXPECT_LT(layer.at("standard_contiguous_error").get<double>(), 1e-2);
+      }
+    }
+    for (const auto& layer : results.runs[0].provenance.at("correctness").at("layers")) {
+      EXPECT_EQ(layer.at("standard_contiguous_error").get<double>(), 0.0);
+    }
+  }
+}
+
+TEST_F(Gpu, ARankThatDiesAtAnyStageEndsTheOthersOverPeerMemoryToo) {
+  for (const char* point : {"dispatch", "combine", "in-flight"}) {
+    for (const char* action : {"kill", "stop", "hang"}) {
+      const std::string fault = fmt::format("2:{}:{}", point, action);
+      const Outcome outcome =
+          shell(fmt::format("timeout 60 {} launch --ranks 4 -- run experiment.yaml -o out2 "
+                            "--iterations 3 --warmup 1 --deadline 6 --silence 3 "
+                            "--set transport=direct",
+                            program()),
+                {{"COTERIE_FAULT", fault}});
+      EXPECT_EQ(outcome.exit_code, 3) << fault << ": " << outcome.err;
+      EXPECT_THAT(outcome.err, HasSubstr("rank 2")) << fault;
+      EXPECT_EQ(num_error_lines(outcome.err), 1U) << fault << ": " << outcome.err;
+      EXPECT_LT(outcome.seconds, 40.0);
+      EXPECT_FALSE(std::filesystem::exists(folder_ / "out2/results.json"));
+    }
+  }
+}
+
 // "dispatch": the others wait inside NCCL for a rank that never sends. "in-flight": its kernels and
 // NCCL's threads go while they are at work.
 TEST_F(Gpu, ARankThatDiesAtAnyStageEndsTheOthers) {
