@@ -219,7 +219,9 @@ int run_program(int argc, char** argv) {
   } catch (const CLI::Success& success) {
     return app.exit(success);  // --help, --version
   } catch (const CLI::ParseError& error) {
-    throw InputError(std::string(error.what()) + " (see coterie-runtime --help)");
+    std::string words = "coterie-runtime";
+    for (const CLI::App* command : app.get_subcommands()) words += " " + command->get_name();
+    throw InputError(fmt::format("{} (see {} --help)", error.what(), words));
   }
   if (commands.launch_app->parsed()) return run_launcher(commands);
 

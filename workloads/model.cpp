@@ -48,6 +48,19 @@ std::vector<std::uint32_t> read_layers(const YamlValue& value, std::uint32_t num
   return layers;
 }
 
+// Names all the keys that a model lacks, not only the first.
+void require(const YamlValue& document, YamlMap& map) {
+  std::vector<std::string> missing;
+  for (const char* key :
+       {"schema_version", "name", "description", "num_layers", "moe_layers", "hidden",
+        "expert_intermediate", "num_experts", "num_topk", "num_shared_experts"}) {
+    if (!map.optional(key)) missing.push_back(fmt::format("\"{}\"", key));
+  }
+  if (missing.size() > 1) {
+    throw document.error(fmt::format("no keys {}", fmt::join(missing, ", ")), "them to be given");
+  }
+}
+
 AttentionShape read_attention(const YamlValue& value, std::uint32_t num_layers) {
   constexpr std::int64_t kMaxDim = 1 << 16;
   YamlMap map = value.as_map();
@@ -212,6 +225,7 @@ ParameterCounts count_parameters(const ModelShape& model) {
 ModelShape read_model(const YamlValue& document) {
   YamlMap map = document.as_map();
   ModelShape model;
+  require(document, map);
   (void)map.required("schema_version").as_integer(1, 1);
   model.name = map.required("name").as_string();
   model.description = map.required("description").as_string();

@@ -180,22 +180,31 @@ const LayerPlan& find_layer(const DispatchPlan& plan, const ExportArguments& arg
                    fmt::format("a layer of {}", arguments.plan.string()));
 }
 
+// The format that the name of the output says, where none is given.
+std::string format_of(const ExportArguments& arguments) {
+  if (!arguments.format.empty()) return arguments.format;
+  const std::string extension = arguments.output.extension().string();
+  if (extension == ".cm") return "htsim";
+  return extension == ".goal" ? "goal" : "matrix";
+}
+
 void run_export(const ExportArguments& arguments) {
+  const std::string format = format_of(arguments);
   const DispatchPlan plan = read_plan(arguments.plan);
   if (plan.layers.empty()) throw InputError(arguments.plan.string(), "no layers", "at least one");
   const LayerPlan& layer = find_layer(plan, arguments);
   const Direction direction =
       arguments.direction == "dispatch" ? Direction::kDispatch : Direction::kCombine;
-  if (arguments.unit != "B" && arguments.format != "matrix") {
+  if (arguments.unit != "B" && format != "matrix") {
     throw InputError("--unit", arguments.unit, "B: only the matrix format has another unit");
   }
   std::string text;
-  if (arguments.format == "goal") {
+  if (format == "goal") {
     text = format_goal(layer, direction, plan.sizes());
   } else {
     const TrafficMatrix traffic = stage_traffic(layer, arguments.stage, direction, plan.sizes());
-    text = arguments.format == "htsim" ? format_htsim(traffic)
-                                       : format_matrix(traffic, arguments.unit == "KiB" ? 1024 : 1);
+    text = format == "htsim" ? format_htsim(traffic)
+                             : format_matrix(traffic, arguments.unit == "KiB" ? 1024 : 1);
   }
   if (arguments.output.empty()) {
     fmt::print("{}", text);
@@ -209,8 +218,10 @@ void add_export(CLI::App& plan) {
   CLI::App* command = plan.add_subcommand(
       "export", "Writes a plan's traffic in the format of other simulators and benchmarks");
   command->add_option("PLAN", arguments->plan, "A plan file")->required();
-  command->add_option("--format", arguments->format, "matrix, htsim or goal")
-      ->required()
+  command
+      ->add_option("--format", arguments->format,
+                   "matrix, htsim or goal; default: the name of the output says so (.cm is htsim, "
+                   ".goal is goal), else matrix")
       ->check(CLI::IsMember({"matrix", "htsim", "goal"}));
   command->add_option("--layer", arguments->layer, "Layer number, where the plan has several");
   command->add_option("--stage", arguments->stage,

@@ -83,6 +83,13 @@ TEST_F(PlanCommand, ExportWritesTheFormats) {
   EXPECT_EQ(out().substr(0, 23), "Nodes 4\nConnections 7\n0");
   EXPECT_EQ(run("export a.plan --format goal"), 0);
   EXPECT_EQ(out().substr(0, 12), "num_ranks 4\n");
+  // The name of the output says the format where no option does.
+  EXPECT_EQ(run("export a.plan -o a.cm"), 0);
+  EXPECT_EQ(read_file(folder_ / "a.cm").substr(0, 7), "Nodes 4");
+  EXPECT_EQ(run("export a.plan -o a.goal"), 0);
+  EXPECT_EQ(read_file(folder_ / "a.goal").substr(0, 12), "num_ranks 4\n");
+  EXPECT_EQ(run("export a.plan"), 0);
+  EXPECT_EQ(out(), "268 276 276 268\n0 0 0 0\n268 0 268 268\n276 268 0 0\n");
 }
 
 }  // namespace

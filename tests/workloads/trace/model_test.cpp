@@ -130,6 +130,19 @@ TEST(MultiTokenPrediction, CompletesTheCheckpoint) {
               0.1e9);
 }
 
+TEST(ModelFiles, NameAllTheKeysTheyLack) {
+  try {
+    (void)read_model(parse_yaml("schema_version: 1\nname: m\nhidden: 64\nnum_topk: 2\n", "m.yaml"));
+    FAIL() << "accepted";
+  } catch (const InputError& error) {
+    EXPECT_STREQ(
+        error.what(),
+        "m.yaml:1:1: found no keys \"description\", \"num_layers\", \"moe_layers\", "
+        "\"expert_intermediate\", \"num_experts\", \"num_shared_experts\", expected them to be "
+        "given");
+  }
+}
+
 struct BadModel {
   const char* name;
   const char* override_;
