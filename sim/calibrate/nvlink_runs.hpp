@@ -3,6 +3,7 @@
 // probe of the same machine and from nothing else.
 
 #include <filesystem>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -24,11 +25,17 @@ struct NvlinkRuns {
   // Pairs of runs of one report that differ by more than twice their samples' deviations together, how
   // many the prediction orders alike, and how many of their ratios it gives within three points.
   std::size_t num_pairs = 0, num_right = 0, num_close = 0;
-  // Layers, and those that lie within the interval that their prediction carries.
-  std::size_t num_layers = 0, num_inside = 0;
+  // Standard deviation of every layer's samples over its time; and of every point of a section (by its
+  // title) that has several starts, the difference of the longest and the shortest over their median.
+  std::vector<double> deviations;
+  std::map<std::string, std::vector<double>> starts;
 };
 
-// `folders`: each with curves_epN.json, topology_epN.yaml and reports/*.json, one machine per folder.
+// `folders`, one machine each, with
+//   curves_epN.json, topology_epN.yaml   a probe
+//   epN_hHIDDEN.yaml                     experiments: what was run; trace, tokens and payload say the reports
+//   reports/NAME-startI.json             what coterie-runtime wrote; starts of one NAME count together
+//   placements/                          files that reports name in provenance.placement_file
 // `traces` holds what the reports name (TRACE.moet, or TRACE.npz). Throws InputError for reports whose
 // plans are not those of the prediction. Deterministic.
 NvlinkRuns predict_nvlink_runs(const std::vector<std::filesystem::path>& folders,

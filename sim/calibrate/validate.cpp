@@ -494,6 +494,15 @@ ErrorSummary summarise(const std::vector<ValidationPoint>& points) {
   summary.within_10 =
       static_cast<double>(std::upper_bound(errors.begin(), errors.end(), 0.10) - errors.begin()) /
       static_cast<double>(n);
+  std::vector<double> widths;
+  std::size_t num_covered = 0;
+  for (const ValidationPoint& point : points) {
+    if (!point.relative) return summary;
+    widths.push_back(*point.relative);
+    num_covered += point.is_covered() ? 1 : 0;
+  }
+  summary.covered = static_cast<double>(num_covered) / static_cast<double>(n);
+  summary.relative = median(std::move(widths));
   return summary;
 }
 
@@ -701,13 +710,28 @@ std::string target_cells(const ValidationSection& section) {
   return fmt::format(" {} | {} |", cell(section.target_median), cell(section.target_worst));
 }
 
+// With what the intervals hold, where predictions carry some.
 std::string groups_table(const ValidationSection& section) {
   std::map<std::string, std::vector<ValidationPoint>> groups;
   for (const ValidationPoint& point : section.points) groups[point.group].push_back(point);
-  if (groups.size() < 2) return "";
-  std::string text =
-      "| group | points | median error | worst error | within 10 % |\n|---|---|---|---|---|\n";
-  for (const auto& [group, points] : groups) text += summary_row(group, points) + "\n";
+  const bool intervals = summarise(section.points).covered.has_value();
+  if (groups.size() < 2 && !intervals) return "";
+  std::string text = "| group | points | median error | worst error | within 10 % |";
+  std::string line = "|---|---|---|---|---|";
+  if (intervals) {
+    text += " within interval | interval, median |";
+    line += "---|---|";
+  }
+  text += "\n" + line + "\n";
+  for (const auto& [group, points] : groups) {
+    text += summary_row(group, points);
+    const ErrorSummary summary = summarise(points);
+    if (intervals) {
+      text +=
+          fmt::format(" {} | +-{} |", share_text(*summary.covered), share_text(*summary.relative));
+    }
+    text += "\n";
+  }
   return text + "\n";
 }
 

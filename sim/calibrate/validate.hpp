@@ -2,6 +2,7 @@
 // Validation: what calibrated models say about measurements that their fit never saw. All errors
 // are signed and relative: predicted / measured - 1.
 
+#include <cmath>
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -18,7 +19,13 @@ struct ValidationPoint {
   double measured_s = 0.0;
   double predicted_s = 0.0;
   double size_bytes = 0.0;  // of all-to-alls: what a rank sends; zero elsewhere
+  // Half width of the interval that the prediction carries, over predicted_s. The point itself had no
+  // part in it.
+  std::optional<double> relative = std::nullopt;
   [[nodiscard]] double error() const { return predicted_s / measured_s - 1.0; }
+  [[nodiscard]] bool is_covered() const {
+    return std::abs(measured_s / predicted_s - 1.0) <= relative.value_or(0.0);
+  }
 };
 
 // One protocol: what was left out of the fit, and how the points fared.
@@ -37,6 +44,8 @@ struct ErrorSummary {
   double median = 0.0;
   double worst = 0.0;
   double within_10 = 0.0;  // share of points within 10 percent
+  // Share of points within their intervals, and the median half width of these; absent unless all have one.
+  std::optional<double> covered, relative;
 };
 ErrorSummary summarise(const std::vector<ValidationPoint>& points);
 

@@ -540,8 +540,9 @@ struct ValidateArguments {
   std::string data = data_folder("measurements");
   std::string runs = "runtime/results/h200_shared";
   std::string traces = data_folder("traces/deepseek-v2-lite-esft");
-  std::vector<std::string> nvlink_runs{"runtime/results/h200_nvlink_2",
-                                       "runtime/results/h200_nvlink_4"};
+  std::vector<std::string> nvlink_runs{
+      "runtime/results/h200_nvlink_2", "runtime/results/h200_nvlink_4",
+      "runtime/results/h100_nvlink_2", "runtime/results/h100_nvlink_4"};
   std::vector<std::string> presets;
   std::string output;
   std::string points;
@@ -712,7 +713,8 @@ void add_validate_command(CLI::App& app) {
       ->capture_default_str();
   command
       ->add_option("--nvlink-runs", arguments->nvlink_runs,
-                   "Folders of a probe and of reports over NVLink (repeatable)")
+                   "Folders of a probe, experiments and reports over NVLink (repeatable; "
+                   "sim/calibrate/nvlink_runs.hpp lists their files)")
       ->capture_default_str();
   command
       ->add_option("--traces", arguments->traces,

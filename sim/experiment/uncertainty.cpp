@@ -1,24 +1,24 @@
 #include "sim/experiment/uncertainty.hpp"
 
 #include <algorithm>
+#include <cmath>
 
 #include "core/metrics.hpp"
 
 namespace coterie {
 namespace {
 
+bool is_link(Part part) {
+  return part == Part::kNotify || part == Part::kDispatch || part == Part::kCombine;
+}
+
+bool is_mlp(Part part) {
+  return part == Part::kMlp || part == Part::kWait;
+}
+
 const std::vector<UncertaintyStep>& scale_of(const Uncertainty& scales, Part part, bool network) {
-  switch (part) {
-    case Part::kNotify:
-    case Part::kDispatch:
-    case Part::kCombine:
-      return network ? scales.network : scales.scale_up;
-    case Part::kMlp:
-    case Part::kWait:
-      return scales.mlp;
-    default:
-      return scales.kernels;
-  }
+  if (is_link(part)) return network ? scales.network : scales.scale_up;
+  return is_mlp(part) ? scales.mlp : scales.kernels;
 }
 
 bool has_scales(const Uncertainty& scales) {
@@ -57,14 +57,24 @@ std::optional<double> layer_uncertainty(const Cluster& cluster, const LayerRepor
   const std::map<std::string, double> parts = part_uncertainties(cluster, layer);
   const std::optional<CriticalRank> critical = critical_rank(layer);
   if (parts.empty() || layer.time_s <= 0.0) return cluster.relative_uncertainty;
-  double off_s = 0.0;
+  // Parts of one fit (links; MLP and the wait for it) are off together, those of different fits each in
+  // its own direction.
+  double links_s = 0.0, mlp_s = 0.0, sum_of_squares = 0.0;
   for (std::size_t i = 0; i < kNumParts; ++i) {
     const auto part = static_cast<Part>(i);
-    if (const auto found = parts.find(to_string(part)); found != parts.end()) {
-      off_s += critical->parts[part] * found->second;
+    const auto found = parts.find(to_string(part));
+    if (found == parts.end()) continue;
+    const double off_s = critical->parts[part] * found->second;
+    if (is_link(part)) {
+      links_s += off_s;
+    } else if (is_mlp(part)) {
+      mlp_s += off_s;
+    } else {
+      sum_of_squares += off_s * off_s;
     }
   }
-  return off_s / layer.time_s;
+  sum_of_squares += links_s * links_s + mlp_s * mlp_s;
+  return std::sqrt(sum_of_squares) / layer.time_s;
 }
 
 std::optional<double> traffic_uncertainty(const Cluster& cluster, double time_s, bool network) {

@@ -16,10 +16,11 @@ namespace coterie {
 double relative_at(const std::vector<UncertaintyStep>& scale, double time_s, double otherwise);
 
 // Half-width of the interval of a whole layer, as a share of its time. Every part of its critical rank
-// may be off by its own scale; they add up, as if all were off in the same direction. Dispatch, combine
-// and notify count as links (of the slowest tier that the layer uses), the wait for others as MLP, what
-// else runs as kernels. Absent where the cluster has neither scales nor a relative_uncertainty; the
-// latter alone where the layer's phases are not known.
+// may be off by its own scale. Dispatch, combine and notify count as links (of the slowest tier that the
+// layer uses), the wait for others as MLP; what else runs are kernels, one fit each. Parts of one fit add
+// up, as they are off in the same direction; fits are independent, so that their squares add up. Absent
+// where the cluster has neither scales nor a relative_uncertainty; the latter alone where the layer's
+// phases are not known.
 std::optional<double> layer_uncertainty(const Cluster& cluster, const LayerReport& layer);
 
 // The scales that the parts of the critical rank fall in, by the part's name ("dispatch", "mlp"), those

@@ -66,8 +66,10 @@ TEST(UncertaintyScale, IsAnOrderStatisticOfFewPoints) {
   EXPECT_EQ(uncertainty_scale(drawn_points(1, 24)).size(), 2U);
 }
 
-// 30 us of dispatch within 20 percent, 60 us of MLP within 5, 10 us of pack within 10: 6 + 3 + 1 of 100.
-TEST(LayerUncertainty, AddsUpThePartsOfTheCriticalRank) {
+// 20 us of dispatch and 10 us of combine within 20 percent are off together, 6 us; 50 us of MLP within 5
+// and 10 us of waiting for another's, 3 us; 10 us of pack within 10 percent, 1 us. The three are fitted
+// each on its own: sqrt(36 + 9 + 1) of 100 us.
+TEST(LayerUncertainty, AddsUpPartsOfOneFitAndSquaresOfDifferentOnes) {
   Cluster cluster;
   cluster.uncertainty.scale_up = {{Seconds{50e-6}, 0.2}, {std::nullopt, 0.01}};
   cluster.uncertainty.mlp = {{std::nullopt, 0.05}};
@@ -82,10 +84,12 @@ TEST(LayerUncertainty, AddsUpThePartsOfTheCriticalRank) {
     layer.phases.push_back(times);
   };
   phase(Phase::kPack, 0.0, 10e-6);
-  phase(Phase::kDispatch, 10e-6, 40e-6);
-  phase(Phase::kExpand, 40e-6, 40e-6);
-  phase(Phase::kMlp, 40e-6, 100e-6);
-  EXPECT_NEAR(layer_uncertainty(cluster, layer).value(), 0.10, 1e-9);
+  phase(Phase::kDispatch, 10e-6, 30e-6);
+  phase(Phase::kExpand, 30e-6, 30e-6);
+  phase(Phase::kMlp, 30e-6, 80e-6);
+  phase(Phase::kMerge, 80e-6, 80e-6);
+  phase(Phase::kCombine, 90e-6, 100e-6);
+  EXPECT_NEAR(layer_uncertainty(cluster, layer).value(), std::sqrt(46.0) / 100.0, 1e-9);
   // Without scales, or without phases, the one number of the cluster.
   cluster.relative_uncertainty = 0.3;
   EXPECT_DOUBLE_EQ(layer_uncertainty(cluster, LayerReport{}).value(), 0.3);
