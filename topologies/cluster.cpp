@@ -79,20 +79,45 @@ LayeredMap open_layers(const Source& top) {
   }
 }
 
+ComputeRate positive_rate(const YamlValue& value) {
+  const ComputeRate rate = value.as_compute_rate();
+  if (rate.value <= 0.0) throw value.error(value.excerpt(), "a rate above zero");
+  return rate;
+}
+
+MlpTile read_mlp_tile(const YamlValue& value) {
+  YamlMap map = value.as_map();
+  MlpTile tile;
+  tile.rows = static_cast<std::uint32_t>(map.required("rows").as_integer(1, 4096));
+  tile.compute_rate = positive_rate(map.required("compute_rate"));
+  map.finish();
+  return tile;
+}
+
 MlpCosts read_mlp_costs(const YamlValue& value) {
   YamlMap map = value.as_map();
   MlpCosts costs;
   costs.launch = map.required("launch").as_seconds();
   costs.weight_bandwidth = positive_bandwidth(map.required("weight_bandwidth"));
-  const YamlValue rate = map.required("compute_rate");
-  costs.compute_rate = rate.as_compute_rate();
-  if (costs.compute_rate.value <= 0.0) throw rate.error(rate.excerpt(), "a rate above zero");
+  costs.compute_rate = positive_rate(map.required("compute_rate"));
   costs.batch_bandwidth = positive_bandwidth(map.required("batch_bandwidth"));
   costs.tile_padding = map.required("tile_padding").as_number(0.0, 4096.0);
   costs.sharpness = map.required("sharpness").as_number(1.0, 100.0);
   if (const auto tile = map.optional("tile_rows")) {
     costs.tile_rows = static_cast<std::uint32_t>(tile->as_integer(1, 4096));
   }
+  if (const auto tiles = map.optional("tiles")) {
+    for (const YamlValue& item : tiles->as_list()) costs.tiles.push_back(read_mlp_tile(item));
+    const auto rises = [](const MlpTile& a, const MlpTile& b) { return a.rows >= b.rows; };
+    if (std::adjacent_find(costs.tiles.begin(), costs.tiles.end(), rises) != costs.tiles.end()) {
+      throw tiles->error("tiles whose rows do not rise", "each of more rows than the one before");
+    }
+    if (costs.tile_rows > 1) throw tiles->error("tiles beside tile_rows", "one of both");
+  }
+  if (const auto depth = map.optional("tile_depth")) {
+    costs.tile_depth = depth->as_number(0.0, 65536.0);
+  }
+  if (const auto reads = map.optional("reads_rows")) costs.reads_rows = reads->as_bool();
   map.finish();
   return costs;
 }

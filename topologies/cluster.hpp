@@ -30,21 +30,35 @@ namespace coterie {
 enum class Tier : std::uint8_t { kLocal, kScaleUp, kNetwork };
 std::string to_string(Tier tier);  // local, scale_up, network
 
-// A calibrated grouped expert MLP of one rank, in BF16, summed over the experts with tokens:
-//   launch + sum_e ((weights / weight_bandwidth)^q
-//                   + ((tokens_e + tile_padding) * flops per token / compute_rate)^q)^(1/q)
-//          + batch_copies * 2 * hidden / batch_bandwidth
-// Tiles compute whole rows of tokens: tile_rows and the padding say what is computed in vain. batch_copies are the
-// (token, expert) pairs of the whole EP group, for kernels that touch all of them wherever they are
-// served; with a dispatch before the kernel there are none.
+// A shape of tile that a grouped product may use: it computes whole tiles of so many rows.
+struct MlpTile {
+  std::uint32_t rows = 1;
+  ComputeRate compute_rate;
+};
+
+// A calibrated grouped expert MLP of one rank, in BF16, with the tile that takes least, of
+//   launch + sum_e ((bytes_e / weight_bandwidth)^q + (flops_e / compute_rate)^q)^(1/q)
+//          + batch_copies * bytes of a row / batch_bandwidth
+// over the experts e with tokens:
+//   flops_e  of tokens_e rounded up to whole tiles, and tile_padding more. A product of n columns over k
+//            values counts 2 * n * (k + tile_depth) per row: a tile begins and ends as slowly as it
+//            multiplies tile_depth values
+//   bytes_e  weights, and where reads_rows the rows of all products: 2 * (2 * hidden + 3 * intermediate)
+//            bytes of a row, without what stays in registers and caches
+// batch_copies are the (token, expert) pairs of the whole EP group, for kernels that touch all of them
+// wherever they are served; with a dispatch before the kernel there are none.
 struct MlpCosts {
   Seconds launch;
   Bandwidth weight_bandwidth;
   ComputeRate compute_rate;
   Bandwidth batch_bandwidth;
   double tile_padding = 0.0;
-  std::uint32_t tile_rows = 1;  // tokens_e counts as the next multiple of it
+  std::uint32_t tile_rows = 1;  // of the one tile of compute_rate, where `tiles` is empty
   double sharpness = 2.0;       // q >= 1: how sharply the larger of the two terms wins
+  // In ascending order of rows; compute_rate is then the highest of theirs.
+  std::vector<MlpTile> tiles;
+  double tile_depth = 0.0;
+  bool reads_rows = false;
 };
 
 // A calibrated kernel that moves rows, with the kernel that builds its index where it has one:

@@ -49,6 +49,13 @@ std::string mlp_text(const char* key, const std::optional<MlpCosts>& mlp) {
       key, exact(mlp->launch), exact(mlp->weight_bandwidth), exact(mlp->compute_rate),
       exact(mlp->batch_bandwidth), mlp->tile_padding, mlp->sharpness);
   if (mlp->tile_rows > 1) text += fmt::format("    tile_rows: {}\n", mlp->tile_rows);
+  if (!mlp->tiles.empty()) text += "    tiles:\n";
+  for (const MlpTile& tile : mlp->tiles) {
+    text += fmt::format("      - {{rows: {}, compute_rate: {}}}\n", tile.rows,
+                        exact(tile.compute_rate));
+  }
+  if (mlp->tile_depth > 0.0) text += fmt::format("    tile_depth: {}\n", mlp->tile_depth);
+  if (mlp->reads_rows) text += "    reads_rows: true\n";
   return text;
 }
 

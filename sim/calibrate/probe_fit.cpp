@@ -14,6 +14,7 @@
 #include "core/file.hpp"
 #include "core/json.hpp"
 #include "core/statistics.hpp"
+#include "sim/calibrate/mlp_fit.hpp"
 #include "sim/calibrate/optimiser.hpp"
 #include "sim/calibrate/uncertainty_scale.hpp"
 #include "sim/program/kernels.hpp"
@@ -350,40 +351,35 @@ CostsFit<MlpCosts> fit_grouped_mlp(const std::vector<GroupedMlpPoint>& points,
   check_enough(points, "fit of the expert MLP");
   std::vector<FitParameter> parameters{{"launch", std::log(20e-6), 2.0},
                                        {"weight_bandwidth", std::log(options.memory_rate), 1.0},
-                                       {"compute_rate", std::log(0.7 * options.peak), 1.0},
                                        {"sharpness", std::log(2.0), 1.0}};
-  if (!options.dense) parameters.push_back({"tile_padding", std::log(16.0), 2.0});
-  std::uint32_t tile_rows = 1;
-  const auto make = [&options, &tile_rows](std::span<const double> p) {
+  if (options.tile_rows.empty()) {
+    parameters.push_back({"compute_rate", std::log(0.7 * options.peak), 1.0});
+  } else {
+    parameters.push_back({"tile_depth", std::log(200.0), 1.0});
+    add_tile_rates(options.tile_rows, 0.9 * options.peak, parameters);
+  }
+  const auto make = [&options](std::span<const double> p) {
     MlpCosts costs;
-    costs.tile_rows = tile_rows;
     costs.launch = {std::exp(p[0])};
     costs.weight_bandwidth = {std::exp(p[1])};
-    costs.compute_rate = {std::exp(p[2])};
-    costs.sharpness = 1.0 + std::exp(p[3]);
-    costs.tile_padding = options.dense ? 0.0 : std::exp(p[4]);
+    costs.sharpness = 1.0 + std::exp(p[2]);
+    costs.reads_rows = true;
+    if (options.tile_rows.empty()) {
+      costs.compute_rate = {std::exp(p[3])};
+    } else {
+      costs.tile_depth = std::exp(p[3]);
+    }
+    if (!options.tile_rows.empty()) set_tile_rates(options.tile_rows, p.subspan(4), costs);
     // No kernel here touches rows of other ranks: whatever is written, it counts nothing.
     costs.batch_bandwidth = {options.memory_rate};
     return costs;
   };
-  const auto fit = [&](const std::vector<GroupedMlpPoint>& some) {
-    CostsFit<MlpCosts> best;
-    double least = std::numeric_limits<double>::infinity();
-    for (const std::uint32_t height : options.tile_rows) {
-      tile_rows = height;
-      CostsFit<MlpCosts> found = solve_for<MlpCosts>(some, parameters, make, grouped_mlp_s);
-      double error = 0.0;
-      for (const GroupedMlpPoint& point : some) {
-        error += std::abs(std::log(grouped_mlp_s(found.costs, point) / point.time_s));
-      }
-      if (error < least) {
-        least = error;
-        best = std::move(found);
-      }
-    }
-    return best;
-  };
-  return fit_in_folds<MlpCosts>(points, fit, grouped_mlp_s);
+  return fit_in_folds<MlpCosts>(
+      points,
+      [&](const std::vector<GroupedMlpPoint>& some) {
+        return solve_for<MlpCosts>(some, parameters, make, grouped_mlp_s);
+      },
+      grouped_mlp_s);
 }
 
 GpuFit fit_gpu(const Cluster& cluster, const GpuProbe& probe) {
@@ -421,11 +417,10 @@ GpuFit fit_gpu(const Cluster& cluster, const GpuProbe& probe) {
     out.parts.push_back({name, points.size(), std::move(fit.undetermined), std::move(fit.held_out),
                          times_of(points)});
   };
-  mlp("mlp", probe.mlp, {gpu.bf16_peak.value, memory_rate, false, {1, 64, 128, 256}}, gpu.mlp);
-  mlp("mlp_fp8", probe.mlp_fp8, {gpu.fp8_peak.value, 2.0 * memory_rate, false, {1, 64, 128, 256}},
-      gpu.mlp_fp8);
-  mlp("shared_mlp", probe.shared_mlp, {gpu.bf16_peak.value, memory_rate, true, {1}},
-      gpu.shared_mlp);
+  // The heights of the runtime's tiles.
+  mlp("mlp", probe.mlp, {gpu.bf16_peak.value, memory_rate, {64, 128, 256}}, gpu.mlp);
+  mlp("mlp_fp8", probe.mlp_fp8, {gpu.fp8_peak.value, 2.0 * memory_rate, {64, 128}}, gpu.mlp_fp8);
+  mlp("shared_mlp", probe.shared_mlp, {gpu.bf16_peak.value, memory_rate, {}}, gpu.shared_mlp);
   out.cluster.overheads.notify = {probe.notify_s};
   return out;
 }

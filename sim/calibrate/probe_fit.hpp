@@ -74,15 +74,14 @@ struct CostsFit {
 // At least eight points. `memory_rate`: what the memory reaches, bytes per second. Throws
 // InputError for fewer. Deterministic, like all fits here.
 CostsFit<KernelCosts> fit_row_kernel(const std::vector<KernelPoint>& points, double memory_rate);
-// At least eight points. `peak`: FLOP/s. A single dense product has no tiles of its own to pad:
-// `dense` keeps the padding at zero. Weights count as BF16: of FP8 ones the fitted bandwidth is
+// At least eight points. `peak`: FLOP/s. Weights count as BF16: of FP8 ones the fitted bandwidth is
 // twice what the memory moves.
 struct MlpFitOptions {
   double peak = 0.0;
   double memory_rate = 0.0;
-  bool dense = false;
-  // Heights of tiles to choose from, by the error over all points.
-  std::vector<std::uint32_t> tile_rows{1};
+  // Heights of the tiles that the kernel chooses from, ascending: each gets a rate, and all together a
+  // depth. Empty: a single dense product, whose library pads nothing that shows.
+  std::vector<std::uint32_t> tile_rows{};
 };
 CostsFit<MlpCosts> fit_grouped_mlp(const std::vector<GroupedMlpPoint>& points,
                                    const MlpFitOptions& options);

@@ -162,9 +162,9 @@ void fit_links(const FitArguments& arguments, bool is_skeleton, Cluster& cluster
 
 void fit_expert_mlp(const FitArguments& arguments, Cluster& cluster) {
   const std::vector<MlpPoint> points = read_mlp(arguments.mlp);
-  if (points.size() < 6) {
+  if (points.size() < 8) {
     throw InputError(arguments.mlp, fmt::format("{} points", points.size()),
-                     "at least six, one for each parameter");
+                     "at least eight, one for each parameter");
   }
   const MlpFit fit = fit_mlp(points);
   for (const std::string& name : fit.undetermined) {
@@ -180,11 +180,9 @@ void fit_expert_mlp(const FitArguments& arguments, Cluster& cluster) {
     errors.push_back(std::abs(mlp_time_s(fit.costs, point) / point.time_s - 1.0));
   }
   std::sort(errors.begin(), errors.end());
-  fmt::print(
-      "\nexpert MLP: launch {}, weights at {}, {}, {:.0f} tokens of padding; median error {}\n",
-      format_seconds(fit.costs.launch), format_bandwidth(fit.costs.weight_bandwidth),
-      format_compute_rate(fit.costs.compute_rate), fit.costs.tile_padding,
-      percent(errors[errors.size() / 2]));
+  fmt::print("\nexpert MLP: launch {}, weights at {}, {} in the highest tiles; median error {}\n",
+             format_seconds(fit.costs.launch), format_bandwidth(fit.costs.weight_bandwidth),
+             format_compute_rate(fit.costs.compute_rate), percent(errors[errors.size() / 2]));
   cluster.gpu.mlp = fit.costs;
   cluster.provenance.emplace_back(
       "expert_mlp",

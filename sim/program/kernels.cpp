@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <utility>
 #include <vector>
 
 #include <fmt/format.h>
@@ -23,24 +25,93 @@ Seconds copy_time(const GpuModel& gpu, double bytes) {
   return gpu.kernel_launch + Seconds{bytes / memory_rate(gpu)};
 }
 
+namespace {
+
+GroupedProducts mlp_products(double hidden, double intermediate) {
+  return {3.0 * hidden * intermediate, 2.0 * intermediate + hidden,
+          3.0 * intermediate + 2.0 * hidden};
+}
+
+double rows_of(const ExpertRows& expert) {
+  return expert.rows;
+}
+double rows_of(std::uint64_t rows) {
+  return static_cast<double>(rows);
+}
+double experts_of(const ExpertRows& expert) {
+  return expert.experts;
+}
+double experts_of(std::uint64_t /*rows*/) {
+  return 1.0;
+}
+
+template <class Expert>
+double with_tile_s(const MlpCosts& costs, const MlpTile& tile, const GroupedProducts& products,
+                   std::span<const Expert> experts) {
+  const double q = costs.sharpness;
+  const double weights_s = products.weights * products.weight_bytes / costs.weight_bandwidth.value;
+  const double row_s =
+      costs.reads_rows ? products.row_values * kBf16Bytes / costs.weight_bandwidth.value : 0.0;
+  const double flops = 2.0 * (products.weights + products.columns * costs.tile_depth);
+  const double token_s = flops / tile.compute_rate.value;
+  double seconds = 0.0;
+  for (const Expert& expert : experts) {
+    const double rows = rows_of(expert);
+    if (rows <= 0.0) continue;
+    const double computed = std::ceil(rows / tile.rows) * tile.rows;
+    const double compute_s = (computed + costs.tile_padding) * token_s;
+    const double memory_s = weights_s + rows * row_s;
+    const double larger = std::max(memory_s, compute_s);
+    seconds += experts_of(expert) * larger *
+               std::pow(1.0 + std::pow(std::min(memory_s, compute_s) / larger, q), 1.0 / q);
+  }
+  return seconds;
+}
+
+template <class Expert>
+Seconds best_tile_time(const MlpCosts& costs, const GroupedProducts& products,
+                       std::span<const Expert> experts) {
+  if (costs.tiles.empty()) {
+    return {with_tile_s(costs, {costs.tile_rows, costs.compute_rate}, products, experts)};
+  }
+  double least_s = std::numeric_limits<double>::infinity();
+  for (const MlpTile& tile : costs.tiles) {
+    least_s = std::min(least_s, with_tile_s(costs, tile, products, experts));
+  }
+  return {least_s};
+}
+
+template <class Expert>
+Seconds whole_mlp_time(const MlpCosts& costs, double hidden, double intermediate,
+                       std::span<const Expert> experts, double batch_copies) {
+  const GroupedProducts products = mlp_products(hidden, intermediate);
+  const Seconds time = best_tile_time(costs, products, experts);
+  if (time.value == 0.0 && batch_copies == 0.0) return {};
+  return costs.launch + time +
+         Seconds{batch_copies * products.row_values * kBf16Bytes / costs.batch_bandwidth.value};
+}
+
+}  // namespace
+
+Seconds grouped_products_time(const MlpCosts& costs, const GroupedProducts& products,
+                              std::span<const std::uint64_t> expert_rows) {
+  return best_tile_time(costs, products, expert_rows);
+}
+
+MlpCosts with_faster_products(MlpCosts costs, double factor) {
+  costs.compute_rate = costs.compute_rate * factor;
+  for (MlpTile& tile : costs.tiles) tile.compute_rate = tile.compute_rate * factor;
+  return costs;
+}
+
+Seconds mean_mlp_time(const MlpCosts& costs, double hidden, double intermediate,
+                      std::span<const ExpertRows> experts, double batch_copies) {
+  return whole_mlp_time(costs, hidden, intermediate, experts, batch_copies);
+}
+
 Seconds calibrated_mlp_time(const MlpCosts& costs, double hidden, double intermediate,
                             std::span<const std::uint64_t> expert_tokens, double batch_copies) {
-  const double q = costs.sharpness;
-  const double weights_s = 3.0 * hidden * intermediate * kBf16Bytes / costs.weight_bandwidth.value;
-  const double token_s = 6.0 * hidden * intermediate / costs.compute_rate.value;
-  double seconds = 0.0;
-  for (const std::uint64_t count : expert_tokens) {
-    if (count == 0) continue;
-    const std::uint64_t tiles = (count + costs.tile_rows - 1) / costs.tile_rows;
-    const auto computed = static_cast<double>(tiles * costs.tile_rows);
-    const double compute_s = (computed + costs.tile_padding) * token_s;
-    const double larger = std::max(weights_s, compute_s);
-    seconds +=
-        larger * std::pow(1.0 + std::pow(std::min(weights_s, compute_s) / larger, q), 1.0 / q);
-  }
-  if (seconds == 0.0 && batch_copies == 0.0) return {};
-  return costs.launch + Seconds{seconds} +
-         Seconds{batch_copies * kBf16Bytes * hidden / costs.batch_bandwidth.value};
+  return whole_mlp_time(costs, hidden, intermediate, expert_tokens, batch_copies);
 }
 
 Seconds mlp_time(const GpuModel& gpu, const MlpShape& shape,
@@ -52,8 +123,8 @@ Seconds mlp_time(const GpuModel& gpu, const MlpShape& shape,
   if (gpu.mlp) {
     MlpCosts costs = *gpu.mlp;
     if (fp8) {
+      costs = with_faster_products(std::move(costs), gpu.fp8_peak / gpu.bf16_peak);
       costs.weight_bandwidth = costs.weight_bandwidth * 2.0;
-      costs.compute_rate = costs.compute_rate * (gpu.fp8_peak / gpu.bf16_peak);
     }
     return calibrated_mlp_time(costs, shape.hidden, shape.intermediate, expert_tokens, 0.0);
   }

@@ -95,7 +95,26 @@ class GpuResources {
   bool streams_on_ = false;
 };
 
+// What grouped products compute for a row of an expert, summed over the products of n columns over k
+// values: n * k, n, and n + k. An MLP's gate, up and down are {3 h i, 2 i + h, 3 i + 2 h}.
+struct GroupedProducts {
+  double weights = 0.0, columns = 0.0, row_values = 0.0;
+  double weight_bytes = 2.0;  // of a value
+};
+// So many experts have so many rows; means over draws need not be whole.
+struct ExpertRows {
+  double rows = 0.0;
+  double experts = 1.0;
+};
+// The sum over the experts in the formula of MlpCosts, by its best tile.
+Seconds grouped_products_time(const MlpCosts& costs, const GroupedProducts& products,
+                              std::span<const std::uint64_t> expert_rows);
+// All tiles that much faster.
+MlpCosts with_faster_products(MlpCosts costs, double factor);
+
 // The formula of MlpCosts, in BF16.
+Seconds mean_mlp_time(const MlpCosts& costs, double hidden, double intermediate,
+                      std::span<const ExpertRows> experts, double batch_copies);
 Seconds calibrated_mlp_time(const MlpCosts& costs, double hidden, double intermediate,
                             std::span<const std::uint64_t> expert_tokens, double batch_copies);
 

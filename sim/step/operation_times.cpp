@@ -5,7 +5,9 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <utility>
 
+#include "sim/program/kernels.hpp"
 #include "sim/step/operation_tables.hpp"
 
 namespace coterie {
@@ -110,19 +112,12 @@ std::optional<OperationTime> calibrated_grouped(const GpuModel& gpu, const Model
       op.precision != Precision::kBf16) {
     costs = *gpu.mlp_fp8;
   } else if (op.precision != Precision::kBf16) {
-    costs.compute_rate = costs.compute_rate * scale;
+    costs = with_faster_products(std::move(costs), scale);
     weight_bytes = bytes_per_value(op.precision);
   }
-  const double q = costs.sharpness;
-  const double values = static_cast<double>(op.n) * static_cast<double>(op.k);
-  double body = 0.0;
-  for (const std::uint64_t rows : op.rows) {
-    if (rows == 0) continue;
-    const std::uint64_t tiles = (rows + costs.tile_rows - 1) / costs.tile_rows;
-    const double padded = static_cast<double>(tiles) * costs.tile_rows + costs.tile_padding;
-    body += blend(values * weight_bytes / costs.weight_bandwidth.value,
-                  2.0 * values * padded / costs.compute_rate.value, q);
-  }
+  const auto n = static_cast<double>(op.n);
+  const auto k = static_cast<double>(op.k);
+  const double body = grouped_products_time(costs, {n * k, n, n + k, weight_bytes}, op.rows).value;
   OperationTime time;
   time.launch = costs.launch / 2.0;
   time.total = {time.launch.value + body};

@@ -256,7 +256,9 @@ TEST(ProbeFit, FindsTheMlpThatWroteThePoints) {
   known.weight_bandwidth = {4.1e12};
   known.compute_rate = {6.5e14};
   known.batch_bandwidth = {1e12};
-  known.tile_padding = 30.0;
+  known.tiles = {{64, {4e14}}, {256, {6.5e14}}};
+  known.tile_depth = 150.0;
+  known.reads_rows = true;
   known.sharpness = 2.5;
   std::vector<GroupedMlpPoint> points;
   for (const double hidden : {2048.0, 7168.0}) {
@@ -268,17 +270,22 @@ TEST(ProbeFit, FindsTheMlpThatWroteThePoints) {
       }
     }
   }
-  const auto fit = fit_grouped_mlp(points, {9.89e14, kMemoryRate, false, {1, 128}});
+  const auto fit = fit_grouped_mlp(points, {9.89e14, kMemoryRate, {64, 256}});
   EXPECT_NEAR(fit.costs.weight_bandwidth.value / 4.1e12, 1.0, 0.02);
-  EXPECT_NEAR(fit.costs.compute_rate.value / 6.5e14, 1.0, 0.02);
-  EXPECT_EQ(fit.costs.tile_rows, 1U);
-  EXPECT_NEAR(fit.costs.tile_padding, 30.0, 3.0);
+  ASSERT_EQ(fit.costs.tiles.size(), 2U);
+  EXPECT_NEAR(fit.costs.tiles[0].compute_rate.value / 4e14, 1.0, 0.05);
+  EXPECT_NEAR(fit.costs.tiles[1].compute_rate.value / 6.5e14, 1.0, 0.02);
+  EXPECT_EQ(fit.costs.compute_rate.value, fit.costs.tiles[1].compute_rate.value);
+  EXPECT_NEAR(fit.costs.tile_depth / 150.0, 1.0, 0.1);
   for (const double error : fit.held_out) EXPECT_LT(std::abs(error), 0.03);
 }
 
 TEST(ProbeFit, TopologyFileReadsBackTheSame) {
-  const MlpCosts mlp{{25e-6}, {4.1e12}, {6.5e14}, {1e12}, 30.0, 128, 2.5};
+  const MlpCosts mlp{{25e-6}, {4.1e12}, {6.5e14}, {1e12}, 30.0, 128, 2.5, {}, 0.0, false};
   Cluster cluster = load_cluster("h200_node");
+  cluster.gpu.mlp = {{25e-6}, {4.1e12}, {6.5e14}, {1e12},
+                     0.0,     1,        2.5,      {{64, {4e14}}, {256, {6.5e14}}},
+                     150.0,   true};
   cluster.gpu.mlp_fp8 = mlp;
   cluster.gpu.shared_mlp = mlp;
   cluster.gpu.kernels =
@@ -294,6 +301,11 @@ TEST(ProbeFit, TopologyFileReadsBackTheSame) {
   EXPECT_DOUBLE_EQ(back.gpu.kernels->gather.bandwidth.value, 5e12);
   EXPECT_DOUBLE_EQ(back.gpu.mlp_fp8->tile_padding, 30.0);
   EXPECT_EQ(back.gpu.shared_mlp->tile_rows, 128U);
+  ASSERT_EQ(back.gpu.mlp->tiles.size(), 2U);
+  EXPECT_EQ(back.gpu.mlp->tiles[1].rows, 256U);
+  EXPECT_DOUBLE_EQ(back.gpu.mlp->tiles[0].compute_rate.value, 4e14);
+  EXPECT_DOUBLE_EQ(back.gpu.mlp->tile_depth, 150.0);
+  EXPECT_TRUE(back.gpu.mlp->reads_rows);
   EXPECT_DOUBLE_EQ(back.gpu.kernels->gap.value, 3e-6);
   EXPECT_DOUBLE_EQ(back.gpu.kernels->forward.copy.value, 2e-6);
   EXPECT_DOUBLE_EQ(back.gpu.kernels->own_copy->bandwidth.value, 7e12);
@@ -317,7 +329,7 @@ TEST(ProbeFit, TopologyFileReadsBackTheSame) {
 
 TEST(SharedMlp, IsOneDenseProductWhereCalibrated) {
   GpuModel gpu = load_cluster("h200_node").gpu;
-  gpu.shared_mlp = MlpCosts{{10e-6}, {4e12}, {5e14}, {1e12}, 0.0, 1, 50.0};
+  gpu.shared_mlp = MlpCosts{{10e-6}, {4e12}, {5e14}, {1e12}, 0.0, 1, 50.0, {}, 0.0, false};
   // 6 * 4096 tokens * 2048 * (2 * 1408) / 5e14 = 283.5 us, far above the weights' 8.7 us.
   EXPECT_NEAR(shared_mlp_time(gpu, {2048, 1408, PayloadType::kBf16}, 2, 4096).value, 293.5e-6,
               1e-7);
