@@ -209,15 +209,18 @@ std::vector<Counts> group_limited_loads(const MlpPoint& point) {
   };
   if (point.load == "balanced") {
     // Token t wants t, t + 32, t + 64 and so on; few tokens are spread over the 32.
-    Counts counts(point.num_experts, 0);
+    Counts counts(point.num_experts, 0), starts(point.num_experts, 0);
     const std::uint64_t stride = point.num_experts / point.topk;
     for (std::uint64_t token = 0; token < num_tokens; ++token) {
-      const std::uint64_t first = num_tokens >= stride ? token : token * stride / num_tokens;
+      ++starts[(num_tokens >= stride ? token : token * stride / num_tokens) % point.num_experts];
+    }
+    for (std::uint64_t first = 0; first < point.num_experts; ++first) {
+      if (starts[first] == 0) continue;
       std::vector<std::size_t> experts;
       for (std::uint64_t i = 0; i < point.topk; ++i) {
         experts.push_back((first + i * stride) % point.num_experts);
       }
-      route_in_groups(experts, 1, counts);
+      route_in_groups(experts, starts[first], counts);
     }
     first_rank(std::move(counts));
     return draws;
