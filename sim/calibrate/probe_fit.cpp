@@ -241,6 +241,7 @@ GpuProbe parse_gpu_probe(const std::string& text, const std::string& name) {
   }
   const Entry header(document, name);
   GpuProbe probe;
+  if (document.contains("machine")) probe.machine = header.text("machine");
   probe.device = header.text("device");
   probe.num_ranks = static_cast<std::uint32_t>(header.positive("num_ranks"));
   read_part(document, name, "notify", [&](const Entry& entry) {

@@ -31,6 +31,7 @@ struct GroupedMlpPoint {
 
 // The parts of a probe that describe the GPUs.
 struct GpuProbe {
+  std::string machine;  // as the probe was told; empty where it does not say
   std::string device;
   std::uint32_t num_ranks = 0;
   // By phase, BF16 and FP8 together. `sum` is measured without and with shared experts.

@@ -111,6 +111,21 @@ PhaseVolumes alike(const RowExchange& exchange, double rows, double away, double
   return volumes;
 }
 
+// A kernel that sends a token to a rank once has no more rows for it than tokens: those of the source in
+// a dispatch, of the destination in a combine. The low-latency kernels send one per expert.
+void check_tokens(const PointTable& table, std::size_t row, const RowExchange& exchange) {
+  if (exchange.transport == "deepep_low_latency") return;
+  for (std::uint32_t src = 0; src < exchange.num_ranks; ++src) {
+    for (std::uint32_t dst = 0; dst < exchange.num_ranks; ++dst) {
+      if (exchange.rows[src][dst] <= exchange.tokens_per_rank) continue;
+      throw InputError(
+          table.place(row, "rows_src_dst"),
+          fmt::format("{} rows from rank {} to rank {}", exchange.rows[src][dst], src, dst),
+          fmt::format("at most one for each of {} tokens_per_rank", exchange.tokens_per_rank));
+    }
+  }
+}
+
 void add_given(const PointTable& table, std::size_t row, std::vector<RowExchange>& out) {
   RowExchange exchange;
   const std::string direction = table.text(row, "direction");
@@ -126,6 +141,7 @@ void add_given(const PointTable& table, std::size_t row, std::vector<RowExchange
   exchange.row_bytes = table.positive(row, "row_bytes");
   exchange.tokens_per_rank = table.positive(row, "tokens_per_rank");
   exchange.rows = read_rows(table, row, exchange.num_ranks);
+  check_tokens(table, row, exchange);
   exchange.volumes = volumes_of(exchange);
   exchange.time_s = table.positive(row, "time_us") * 1e-6;
   exchange.name = describe(exchange);

@@ -191,6 +191,14 @@ void fit_expert_mlp(const FitArguments& arguments, Cluster& cluster) {
                   points.size(), percent(errors[errors.size() / 2]), percent(errors.back())));
 }
 
+// One-sided kernels fill the GPU, whatever their table says of it.
+void check_sms(const std::string& path, const RowExchange& exchange, const Cluster& cluster) {
+  if (exchange.transport == "nvlink_one_sided" || exchange.sms <= cluster.gpu.num_sms) return;
+  throw InputError(
+      path, fmt::format("{}", exchange.name),
+      fmt::format("at most the {} multiprocessors of a {}", cluster.gpu.num_sms, cluster.gpu.name));
+}
+
 // The exchanges of the files that --transport, --machine, --ranks and --pattern leave. Those inside a node
 // of more ranks than the cluster has GPUs are of another machine.
 std::vector<RowExchange> chosen_exchanges(const FitArguments& arguments, const Cluster& cluster) {
@@ -211,6 +219,7 @@ std::vector<RowExchange> chosen_exchanges(const FitArguments& arguments, const C
         continue;
       }
       if (arguments.ranks && exchange.num_ranks != *arguments.ranks) continue;
+      check_sms(path, exchange, cluster);
       patterns.insert(exchange.pattern);
       const auto& wanted = arguments.patterns;
       if (!wanted.empty() &&
@@ -252,9 +261,28 @@ void put_transport(Cluster& cluster, const TransportParameters& parameters) {
   cluster.transports.push_back(parameters);
 }
 
+// A probe says what one machine does: neither all-to-alls nor a skeleton of another fit it.
+void check_one_machine(const FitArguments& arguments, const GpuProbe& probe,
+                       const std::optional<std::string>& skeleton_of, const Cluster& cluster) {
+  const auto other = [&](const std::string& where, const std::string& found) {
+    throw InputError(where, found,
+                     fmt::format("the machine of --probe {}, {}", arguments.probe, probe.machine));
+  };
+  if (!arguments.machine.empty() && arguments.machine != probe.machine) {
+    other("--machine", fmt::format("\"{}\"", arguments.machine));
+  }
+  if (skeleton_of && *skeleton_of != probe.machine) {
+    other("--base " + arguments.base, fmt::format("the skeleton of machine {}", *skeleton_of));
+  }
+  if (probe.num_ranks > cluster.num_gpus()) {
+    throw InputError(
+        arguments.probe, fmt::format("a probe of {} ranks", probe.num_ranks),
+        fmt::format("at most the {} GPUs of --base {}", cluster.num_gpus(), arguments.base));
+  }
+}
+
 // Kernels, expert MLP and notify of a whole probe.
-void fit_probe(const FitArguments& arguments, Cluster& cluster) {
-  const GpuProbe probe = read_gpu_probe(arguments.probe);
+void fit_probe(const FitArguments& arguments, const GpuProbe& probe, Cluster& cluster) {
   // On PCIe and over sockets other links bind than those of a rank or a pair.
   if (cluster.scale_up && cluster.scale_up->kind == ScaleUpKind::kNvlink) {
     set_pattern_rates(read_pattern_rates(arguments.probe), cluster);
@@ -388,9 +416,15 @@ void fit(const FitArguments& arguments) {
   const bool calibrated = std::any_of(cluster.provenance.begin(), cluster.provenance.end(),
                                       [](const auto& entry) { return entry.first == "base"; });
   // Which probe wrote it, a skeleton says by its machine.
-  const bool is_skeleton =
-      !calibrated && std::any_of(cluster.provenance.begin(), cluster.provenance.end(),
-                                 [](const auto& entry) { return entry.first == "machine"; });
+  std::optional<std::string> skeleton_of;
+  for (const auto& [key, text] : cluster.provenance) {
+    if (key == "machine" && !calibrated) skeleton_of = text;
+  }
+  std::optional<GpuProbe> probe;
+  if (!arguments.probe.empty()) {
+    probe = read_gpu_probe(arguments.probe);
+    check_one_machine(arguments, *probe, skeleton_of, cluster);
+  }
   if (calibrated) {
     std::erase_if(cluster.provenance, [](const auto& entry) { return entry.first == "fitted_by"; });
   } else {
@@ -400,9 +434,9 @@ void fit(const FitArguments& arguments) {
   if (!arguments.source.empty() && !calibrated) {
     cluster.provenance.emplace_back("source", arguments.source);
   }
-  if (!arguments.alltoall.empty()) fit_links(arguments, is_skeleton, cluster);
+  if (!arguments.alltoall.empty()) fit_links(arguments, skeleton_of.has_value(), cluster);
   // After the links, whose fit takes an empty exchange for the notify step.
-  if (!arguments.probe.empty()) fit_probe(arguments, cluster);
+  if (probe) fit_probe(arguments, *probe, cluster);
   if (!arguments.rows.empty()) fit_rows(arguments, cluster);
   if (!arguments.mlp.empty()) fit_expert_mlp(arguments, cluster);
   if (operations) fit_step_operations(arguments, cluster);

@@ -39,6 +39,19 @@ std::string command_words(const CLI::App& app) {
   return words;
 }
 
+// CLI11 prints the bounds of "above zero" with all digits of the largest double.
+std::string readable(std::string message) {
+  const std::string range = " not in range ";
+  const std::size_t begin = message.find(range);
+  if (begin == std::string::npos ||
+      message.find(" to 17976931348623157", begin) == std::string::npos) {
+    return message;
+  }
+  const std::size_t value = message.find("Value ");
+  return message.substr(0, value) + "found " + message.substr(value + 6, begin - value - 6) +
+         ", expected a positive number";
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -71,7 +84,8 @@ int main(int argc, char** argv) {
     } catch (const CLI::Success& success) {
       return app.exit(success);  // --help, --version
     } catch (const CLI::ParseError& error) {
-      throw InputError(fmt::format("{} (see {} --help)", error.what(), command_words(app)));
+      throw InputError(
+          fmt::format("{} (see {} --help)", readable(error.what()), command_words(app)));
     }
     return static_cast<int>(ExitCode::kOk);
   });
