@@ -266,7 +266,7 @@ ValidationSection mlp_section(const std::vector<MlpPoint>& all) {
 ValidationSection mlp_shapes(const std::vector<MlpPoint>& all, const std::string& title) {
   ValidationSection section{title,
                             "Per machine, type of the products and kernel: fitted on the other "
-                            "model shapes (evenly spaced points where there are more than 240), "
+                            "model shapes (evenly spaced points where there are more than 160), "
                             "predicted on every fourth point of the one left out, for each.",
                             {},
                             0.08,
@@ -293,7 +293,7 @@ ValidationSection mlp_shapes(const std::vector<MlpPoint>& all, const std::string
         if (shape(point) != left_out) training.push_back(point);
       }
       // A few parameters need no thousands of points.
-      constexpr std::size_t kEnough = 240;
+      constexpr std::size_t kEnough = 160;
       const std::size_t stride = (training.size() + kEnough - 1) / kEnough;
       std::vector<MlpPoint> some;
       for (std::size_t i = 0; i < training.size(); i += stride) some.push_back(training[i]);
