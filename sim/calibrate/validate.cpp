@@ -114,7 +114,8 @@ std::map<std::pair<std::string, std::uint32_t>, Curve> curves(
 
 // What needs no model: straight lines in log-log between the neighbouring sizes, level before the
 // first and at constant bandwidth after the last.
-std::string interpolation_finding(const std::vector<AllToAllPoint>& all) {
+std::string interpolation_finding(const std::vector<AllToAllPoint>& all,
+                                  const std::vector<ValidationPoint>& fitted) {
   std::vector<ValidationPoint> points;
   for (const auto& [key, curve] : curves(all)) {
     const std::vector<std::pair<double, double>> at(curve.begin(), curve.end());
@@ -129,14 +130,30 @@ std::string interpolation_finding(const std::vector<AllToAllPoint>& all) {
             std::log(at[i].first / at[i - 1].first) / std::log(at[i + 1].first / at[i - 1].first);
         time_s = at[i - 1].second * std::pow(at[i + 1].second / at[i - 1].second, share);
       }
-      points.push_back({key.first, "", at[i].second, time_s});
+      points.push_back({key.first, size_name(key.second, at[i].first), at[i].second, time_s});
     }
   }
   const ErrorSummary summary = summarise(points);
+  // What they make of the points that the fit misses by most.
+  std::vector<ValidationPoint> worst = fitted;
+  std::erase_if(worst, [](const auto& point) { return point.size_bytes < 65536.0; });
+  std::stable_sort(worst.begin(), worst.end(), [](const auto& a, const auto& b) {
+    return std::abs(a.error()) > std::abs(b.error());
+  });
+  worst.resize(std::min<std::size_t>(worst.size(), 3));
+  std::vector<std::string> of_worst;
+  for (const ValidationPoint& missed : worst) {
+    for (const ValidationPoint& point : points) {
+      if (point.group != missed.group || point.name != missed.name) continue;
+      of_worst.push_back(fmt::format("{:+.0f} %", 100.0 * point.error()));
+    }
+  }
   return fmt::format(
       "For comparison, straight lines in log-log between the two neighbouring sizes have a median "
-      "error of {:.1f} % and a worst of {:.0f} % on the same points.",
-      100.0 * summary.median, 100.0 * summary.worst);
+      "error of {:.1f} % and a worst of {:.0f} % on the same points, and {} on the three that are "
+      "furthest off from 64 KiB on: these boxes without NVLink change their slope there within a "
+      "factor of four of the size, and the sizes around do not show where.",
+      100.0 * summary.median, 100.0 * summary.worst, fmt::join(of_worst, ", "));
 }
 
 // For times t1 > t2 at sizes s1 < s2 a curve that never falls is off by at least sqrt(t1 / t2) - 1
@@ -184,7 +201,7 @@ ValidationSection alltoall_sizes(const std::vector<AllToAllPoint>& all) {
           section.points);
     }
   }
-  section.finding = interpolation_finding(all) + " " + monotone_finding(all);
+  section.finding = interpolation_finding(all, section.points) + " " + monotone_finding(all);
   return section;
 }
 
