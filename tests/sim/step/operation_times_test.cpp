@@ -78,7 +78,7 @@ TEST(Roofline, NamesWhatBindsIt) {
 // Grouped products of a calibrated expert MLP add up to what the MLP's formula says.
 TEST(Grouped, AddUpToTheCalibratedMlp) {
   GpuModel gpu = h100();
-  gpu.mlp = MlpCosts{{10e-6}, {2e12}, {600e12}, {1e12}, 16.0, 1, 1.5};
+  gpu.mlp = MlpCosts{{10e-6}, {2e12}, {600e12}, {1e12}, 16.0, 1, 1.5, {}, 0.0, false};
   const OperationTimes times(gpu);
   ModelOperation up, down;
   up.kind = down.kind = OperationKind::kGroupedProduct;
