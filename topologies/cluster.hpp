@@ -36,7 +36,7 @@ struct MlpTile {
   ComputeRate compute_rate;
 };
 
-// A calibrated grouped expert MLP of one rank, in BF16, with the tile that takes least, of
+// A calibrated grouped expert MLP of one rank, in BF16, with the tile whose larger terms are least:
 //   launch + sum_e ((bytes_e / weight_bandwidth)^q + (flops_e / compute_rate)^q)^(1/q)
 //          + batch_copies * bytes of a row / batch_bandwidth
 // over the experts e with tokens:

@@ -187,8 +187,8 @@ void fit_expert_mlp(const FitArguments& arguments, Cluster& cluster) {
              format_seconds(fit.costs.launch), format_bandwidth(fit.costs.weight_bandwidth),
              format_compute_rate(fit.costs.compute_rate), percent(errors[errors.size() / 2]));
   cluster.gpu.mlp = fit.costs;
-  cluster.provenance.emplace_back(
-      "expert_mlp",
+  set_provenance(
+      cluster, "expert_mlp",
       fmt::format("{} latencies of grouped expert MLPs in BF16; median error of the "
                   "fit {}, worst {}",
                   points.size(), percent(errors[errors.size() / 2]), percent(errors.back())));

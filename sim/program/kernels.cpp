@@ -45,25 +45,22 @@ double experts_of(std::uint64_t /*rows*/) {
   return 1.0;
 }
 
-template <class Expert>
-double with_tile_s(const MlpCosts& costs, const MlpTile& tile, const GroupedProducts& products,
-                   std::span<const Expert> experts) {
-  const double q = costs.sharpness;
-  const double weights_s = products.weights * products.weight_bytes / costs.weight_bandwidth.value;
-  const double row_s =
-      costs.reads_rows ? products.row_values * kBf16Bytes / costs.weight_bandwidth.value : 0.0;
+// What the experts e of one tile take: memory_s(e) and compute_s(e), for `sum` to add up.
+template <class Expert, class Sum>
+double over_experts(const MlpCosts& costs, const MlpTile& tile, const GroupedProducts& products,
+                    std::span<const Expert> experts, const Sum& sum) {
+  const double bandwidth = costs.weight_bandwidth.value;
+  const double weights_s = products.weights * products.weight_bytes / bandwidth;
+  const double row_s = costs.reads_rows ? products.row_values * kBf16Bytes / bandwidth : 0.0;
   const double flops = 2.0 * (products.weights + products.columns * costs.tile_depth);
   const double token_s = flops / tile.compute_rate.value;
+  const double tile_rows = tile.rows;
   double seconds = 0.0;
   for (const Expert& expert : experts) {
     const double rows = rows_of(expert);
     if (rows <= 0.0) continue;
-    const double computed = std::ceil(rows / tile.rows) * tile.rows;
-    const double compute_s = (computed + costs.tile_padding) * token_s;
-    const double memory_s = weights_s + rows * row_s;
-    const double larger = std::max(memory_s, compute_s);
-    seconds += experts_of(expert) * larger *
-               std::pow(1.0 + std::pow(std::min(memory_s, compute_s) / larger, q), 1.0 / q);
+    const double computed = std::ceil(rows / tile_rows) * tile_rows + costs.tile_padding;
+    seconds += experts_of(expert) * sum(weights_s + rows * row_s, computed * token_s);
   }
   return seconds;
 }
@@ -71,14 +68,22 @@ double with_tile_s(const MlpCosts& costs, const MlpTile& tile, const GroupedProd
 template <class Expert>
 Seconds best_tile_time(const MlpCosts& costs, const GroupedProducts& products,
                        std::span<const Expert> experts) {
-  if (costs.tiles.empty()) {
-    return {with_tile_s(costs, {costs.tile_rows, costs.compute_rate}, products, experts)};
-  }
+  MlpTile best{costs.tile_rows, costs.compute_rate};
   double least_s = std::numeric_limits<double>::infinity();
   for (const MlpTile& tile : costs.tiles) {
-    least_s = std::min(least_s, with_tile_s(costs, tile, products, experts));
+    const auto larger = [](double memory_s, double compute_s) {
+      return std::max(memory_s, compute_s);
+    };
+    const double time_s = over_experts(costs, tile, products, experts, larger);
+    if (time_s >= least_s) continue;
+    least_s = time_s;
+    best = tile;
   }
-  return {least_s};
+  const double q = costs.sharpness;
+  return {over_experts(costs, best, products, experts, [q](double memory_s, double compute_s) {
+    const auto [smaller, larger] = std::minmax(memory_s, compute_s);
+    return larger * std::pow(1.0 + std::pow(smaller / larger, q), 1.0 / q);
+  })};
 }
 
 template <class Expert>

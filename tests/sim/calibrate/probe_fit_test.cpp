@@ -263,7 +263,7 @@ TEST(ProbeFit, FindsTheMlpThatWroteThePoints) {
   std::vector<GroupedMlpPoint> points;
   for (const double hidden : {2048.0, 7168.0}) {
     for (const std::size_t experts : {8, 16, 32}) {
-      for (std::uint64_t rows = 1; rows <= 4096; rows *= 4) {
+      for (std::uint64_t rows = 1; rows <= 4096; rows *= 2) {
         points.push_back({hidden, 1408, std::vector<std::uint64_t>(experts, rows), 0.0});
         points.back().time_s =
             calibrated_mlp_time(known, hidden, 1408, points.back().expert_rows, 0.0).value;

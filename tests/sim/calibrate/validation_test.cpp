@@ -53,6 +53,8 @@ TEST_F(ValidationFile, AgreesWithTheCommand) {
                            " --runs " COTERIE_SOURCE_DIR "/runtime/results/h200_shared" +
                            " --nvlink-runs " COTERIE_SOURCE_DIR "/runtime/results/h200_nvlink_2" +
                            " --nvlink-runs " COTERIE_SOURCE_DIR "/runtime/results/h200_nvlink_4" +
+                           " --nvlink-runs " COTERIE_SOURCE_DIR "/runtime/results/h100_nvlink_2" +
+                           " --nvlink-runs " COTERIE_SOURCE_DIR "/runtime/results/h100_nvlink_4" +
                            " -o now.md --points now.csv");
   ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
   const auto committed = table_rows(read_file(COTERIE_SOURCE_DIR "/VALIDATION.md"));
@@ -94,6 +96,23 @@ TEST_F(ValidationFile, MissingMeasurementsAreNamedAndSkipped) {
     EXPECT_THAT(outcome.err, ::testing::HasSubstr(std::string("skipped: no file ") + file));
   }
   EXPECT_THAT(outcome.out, ::testing::HasSubstr("incast of 8 nodes"));
+}
+
+// A folder of runs must say what was run: its experiments, and one probe with its skeleton.
+TEST_F(ValidationFile, RefusesNvlinkFoldersThatAreNotWhole) {
+  make_folder(folder_ / "work" / "traces");
+  put("traces/law.moet", "");
+  const std::string source = COTERIE_SOURCE_DIR "/runtime/results/h100_nvlink_4/";
+  const std::string report = "reports/law-h2048-t128-fp8-ep4-start1.json";
+  put("h100/" + report, read_file(source + report));
+  const std::string command =
+      "validate --data none --runs none --traces traces --nvlink-runs h100 --preset star";
+  EXPECT_THAT(run(command).err, ::testing::HasSubstr("0 files of curves, 0 of topologies"));
+  put("h100/curves_ep4.json", read_file(source + "curves_ep4.json"));
+  put("h100/topology_ep4.yaml", read_file(source + "topology_ep4.yaml"));
+  const auto outcome = run(command);
+  EXPECT_EQ(outcome.exit_code, 2);
+  EXPECT_THAT(outcome.err, ::testing::HasSubstr("h100/ep4_h2048.yaml"));
 }
 
 // Reports without the runs of each other, and a folder without reports.

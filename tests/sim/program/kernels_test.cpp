@@ -47,7 +47,7 @@ TEST(KernelCosts, Fp8HalvesTheWeightsAndDoublesTheRate) {
 // Weights of one expert: 3 * 500 * 10 * 2 = 30000 B at 10 B/ns, 3000 ns. A token: 30000 flop at 30
 // flop/ns, 1000 ns. With two rows of padding two tokens count as four: 4000 ns. At a sharpness of 2
 // the two add up like the sides of a right triangle: 5000 ns, and once more for the next expert.
-// 100 copies of the batch: 100 * 2 * 500 B at 50 B/ns, 2000 ns. The launch: 700 ns.
+// 100 copies of the batch: 100 * 2 * (2 * 500 + 3 * 10) B at 50 B/ns, 4120 ns. The launch: 700 ns.
 TEST(KernelCosts, ACalibratedMlpCountsPaddingAndBatch) {
   MlpCosts costs;
   costs.launch = Seconds{700e-9};
@@ -58,7 +58,7 @@ TEST(KernelCosts, ACalibratedMlpCountsPaddingAndBatch) {
   costs.sharpness = 2.0;
   const std::vector<std::uint64_t> tokens{2, 0, 2};
   EXPECT_EQ(nanoseconds(calibrated_mlp_time(costs, 500, 10, tokens, 100.0).value),
-            700 + 2 * 5000 + 2000);
+            700 + 2 * 5000 + 4120);
   EXPECT_EQ(calibrated_mlp_time(costs, 500, 10, {}, 0.0).value, 0.0);
 
   // On a GPU that carries these costs they replace the roofline; a dispatched batch has no copies.
@@ -69,6 +69,33 @@ TEST(KernelCosts, ACalibratedMlpCountsPaddingAndBatch) {
   // FP8 reads the weights in half the time, 1500 ns, and multiplies at twice the rate, 2000 ns:
   // together 2500.
   EXPECT_EQ(nanoseconds(mlp_time(gpu, {500, 10, PayloadType::kFp8}, tokens).value), 700 + 2 * 2500);
+}
+
+// One expert of 500 * 10, sharpness so high that the larger term alone counts, weights of 30000 B at 1000
+// B/ns (30 ns). Three rows are one tile of 4 (at 40 flop/ns) or of 16 (at 120): 4 * 30000 / 40 = 3000 ns
+// against 4000. Twelve rows are three tiles of 4 (9000 ns) or one of 16. A tile depth of 4 values counts
+// 2 * 4 * (2 * 10 + 500) = 4160 flop more per row: 4 * 34160 / 40 = 3416 ns. Rows move 2 * (2 * 500 + 3 * 10)
+// = 2060 B each, once asked for: at 1 B/ns with the weights 30000 + 3 * 2060 ns.
+TEST(KernelCosts, ACalibratedMlpTakesItsBestTile) {
+  MlpCosts costs;
+  costs.weight_bandwidth = Bandwidth{1000e9};
+  costs.batch_bandwidth = Bandwidth{1e9};
+  costs.sharpness = 100.0;
+  costs.tiles = {{4, ComputeRate{40e9}}, {16, ComputeRate{120e9}}};
+  const auto time = [&](std::uint64_t rows) {
+    const std::uint64_t experts[]{rows};
+    return nanoseconds(calibrated_mlp_time(costs, 500, 10, experts, 0.0).value);
+  };
+  EXPECT_EQ(time(3), 3000);
+  EXPECT_EQ(time(12), 4000);
+  costs.tile_depth = 4.0;
+  EXPECT_EQ(time(3), 3416);
+  costs.reads_rows = true;
+  costs.weight_bandwidth = Bandwidth{1e9};
+  EXPECT_EQ(time(3), 30000 + 3 * 2060);
+  // As many experts as a mean over draws has.
+  const ExpertRows half[]{{3.0, 0.5}};
+  EXPECT_EQ(nanoseconds(mean_mlp_time(costs, 500, 10, half, 0.0).value), (30000 + 3 * 2060) / 2);
 }
 
 // When the kernels that `add` adds end, on two GPUs; all are ready at the start.
