@@ -77,7 +77,7 @@ struct FlowStats {
 };
 
 struct FlowOptions {
-  double relative_precision = kFlowDefaultPrecision;  // 0: solve at every event
+  double relative_precision = kFlowDefaultPrecision;  // 0: exact at every event
   // With a precision above zero, rates are nevertheless exact while at most exact_flows flows are
   // active: what that costs in the whole program, as rates set anew. Zero: never.
   double exact_visits = kFlowExactVisits;

@@ -16,6 +16,8 @@ namespace {
 constexpr double kTie = 1e-12;
 // Levels that differ by less are the same: setting them again would only add rounding errors.
 constexpr double kSameLevel = 1e-14;
+// In settled_: unequal to all sums of rates.
+constexpr double kUnsettled = -kNever;
 // taken_ is a sum of many differences; it is summed up anew after so many updates.
 constexpr std::uint32_t kUpdatesUntilSum = 256;
 // All is filled anew if one in kManyChanged links, and more than a few, changed at once, or when moving links has taken the
@@ -48,6 +50,7 @@ std::uint32_t BottleneckOrder::add_link(double capacity, bool is_cap) {
   links_.back().capacity = capacity;
   links_.back().is_cap = is_cap;
   taken_.push_back(0.0);
+  settled_.push_back(kUnsettled);
   limit_.push_back(is_cap ? kNever : limit_of(capacity));
   level_.push_back(is_cap ? capacity : 0.0);
   pos_.push_back(kNone);
@@ -60,6 +63,7 @@ std::uint32_t BottleneckOrder::add_link(double capacity, bool is_cap) {
 }
 
 void BottleneckOrder::mark_changed(std::uint32_t link) {
+  settled_[link] = kUnsettled;
   if (links_[link].changed) return;
   links_[link].changed = true;
   changed_.push_back(link);
@@ -277,6 +281,7 @@ void BottleneckOrder::note_idle(std::uint32_t link) {
 }
 
 void BottleneckOrder::append(std::uint32_t link) {
+  settled_[link] = kUnsettled;
   pos_[link] = static_cast<std::uint32_t>(order_.size());
   order_.push_back(link);
   peak_.push_back(0.0);
@@ -324,6 +329,7 @@ void BottleneckOrder::give(std::uint32_t slot, std::uint32_t to) {
     left = std::max(0.0, links_[from].finishes[flow.place].work - links_[from].work);
     erase_finish(from, flow.place);
     touch(from);
+    settled_[from] = kUnsettled;
   }
   for (Hop& hop : hops(slot)) {
     Link& link = links_[hop.link];
@@ -339,6 +345,7 @@ void BottleneckOrder::give(std::uint32_t slot, std::uint32_t to) {
       taken_[hop.link] += new_rate - old_rate;
     }
   }
+  settled_[to] = kUnsettled;
   flow.bottleneck = to;
   push_finish(to, {links_[to].work + left, slot});
   touch(to);
@@ -497,8 +504,12 @@ bool BottleneckOrder::walk(std::uint32_t at) {
   for (;;) {
     while (at < order_.size()) {
       const std::uint32_t link_id = order_[at];
-      Link& link = links_[link_id];
       const double before = at > 0 ? peak_[at - 1] : 0.0;
+      if (taken_[link_id] == settled_[link_id] && level_[link_id] >= before) {
+        peak_[at++] = level_[link_id];  // nothing happened to it
+        continue;
+      }
+      Link& link = links_[link_id];
       bool out_of_order = false;
       if (link.own == 0 && !link.is_cap) {
         if (!overloaded(link_id)) {
@@ -515,7 +526,10 @@ bool BottleneckOrder::walk(std::uint32_t at) {
             continue;
         }
         out_of_order = level < before * (1.0 - kTie);
-        if (!out_of_order) set_level(link_id, level);
+        if (!out_of_order) {
+          settled_[link_id] = taken_[link_id];
+          set_level(link_id, level);
+        }
       }
       if (out_of_order) {
         const std::uint32_t to = advance(at);
@@ -526,16 +540,9 @@ bool BottleneckOrder::walk(std::uint32_t at) {
       peak_[at] = std::max(before, level_[link_id]);
       ++at;
     }
-    std::size_t num_idle = 0;
     for (const std::uint32_t link : idle_) {
       if (overloaded(link) && pos_[link] == kNone) append(link);
-      if (pos_[link] == kNone && !links_[link].slots.empty()) {
-        idle_[num_idle++] = link;
-      } else {
-        links_[link].listed_idle = false;
-      }
     }
-    idle_.resize(num_idle);
     if (at == order_.size()) return true;
   }
 }
@@ -550,12 +557,15 @@ double BottleneckOrder::sum_of_others(const Link& link) const {
   return sum;
 }
 
-// Of all links with flows.
+// Of all links with flows; forgets those in idle_ that have none or are in the order.
 void BottleneckOrder::sum_taken() {
   updates_until_sum_ = kUpdatesUntilSum;
-  for (const std::vector<std::uint32_t>& links : {std::cref(order_), std::cref(idle_)}) {
-    for (const std::uint32_t link : links) taken_[link] = sum_of_others(links_[link]);
-  }
+  std::erase_if(idle_, [&](std::uint32_t link) {
+    links_[link].listed_idle = pos_[link] == kNone && !links_[link].slots.empty();
+    return !links_[link].listed_idle;
+  });
+  for (const std::uint32_t link : order_) taken_[link] = sum_of_others(links_[link]);
+  for (const std::uint32_t link : idle_) taken_[link] = sum_of_others(links_[link]);
 }
 
 // Progressive filling of all links.

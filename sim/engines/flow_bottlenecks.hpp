@@ -194,8 +194,9 @@ class BottleneckOrder {
   std::uint32_t num_others_;  // max_hops_ - 1, at least 1
   std::vector<Link> links_;   // then caps
   std::vector<double> taken_;
-  std::vector<double> limit_;  // of taken_: the capacity and a margin for rounding
-  std::vector<double> level_;  // rate of the link's own flows that taken_ counts with
+  std::vector<double> settled_;  // taken_ that the level was computed from, or less than any
+  std::vector<double> limit_;    // of taken_: the capacity and a margin for rounding
+  std::vector<double> level_;    // rate of the link's own flows that taken_ counts with
   std::map<double, std::uint32_t> caps_;
   std::vector<Flow> flows_;  // [slot]
   std::vector<Hop> hops_;    // [slot * max_hops_]

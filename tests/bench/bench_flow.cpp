@@ -258,7 +258,7 @@ void exact(const Options& options) {
     double last_s = 0.0;
     double last_n = 0.0;
     for (const std::uint32_t num_ranks : {64U, 128U, 256U, 512U, 1024U}) {
-      if (num_ranks > (options.huge ? 1024U : options.quick ? 128U : 512U)) continue;
+      if (num_ranks > (options.huge ? 1024U : options.quick ? 128U : 256U)) continue;
       const FlowCase item{"star", rules, num_ranks, Pattern::kLogNormal};
       const Network network = make_network(item);
       const Program program = *testing::make_program(item, network, COTERIE_DATA);
