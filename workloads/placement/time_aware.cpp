@@ -18,6 +18,7 @@ namespace {
 
 constexpr std::uint64_t kMaxEvaluations = 400'000;  // of swaps, beyond the first descents
 constexpr std::uint32_t kKicks = 40;
+constexpr double kEvenCap = 1.05;  // of a start that is as even as balance alone
 constexpr double kHopeless = 1.1;  // times the least cost by the rates: not worth a prediction
 
 PartOf parts_of(const RankExperts& placement, std::uint32_t num_experts) {
@@ -160,6 +161,11 @@ RankExperts place_time_aware(const LayerTask& layer) {
   candidates.push_back(place_by(place_load_balanced, seen, std::nullopt));
   if (layer.request.ranks_per_node < layer.request.num_ranks) {
     candidates.push_back(place_by(place_collaboration_two_level, seen, std::nullopt));
+  }
+  try {
+    candidates.push_back(place_by(place_collaboration_refined, seen, kEvenCap));
+  } catch (const InputError&) {
+    // A cap that cannot be met is none of the caller's.
   }
 
   const TokenSample sample(steps.experts, layer.num_topk, layer.num_experts);
