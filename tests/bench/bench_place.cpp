@@ -3,11 +3,13 @@
 //   bench_place [--traces DIR] [--ranks 4,8,16,32,64] [--layers N] [--python PYTHON]
 //               [--only TEXT] [--no-times] [--speed]
 //
-// One table: every strategy, and the partitioners Mt-KaHyPar and METIS where PYTHON (default
-// python3) has the packages mtkahypar and pymetis, on the recorded traces below DIR (default: the
-// developer's data, see README.md), of which N layers (default 6) spread over the model are taken.
-// Learnt on even sequences, measured on odd ones, means over layers. `load_balanced` is EPLB's
-// algorithm. `from optimal` is what separates the training part's fan-out from its lower bound
+// A table per trace and number of ranks: every strategy, and the partitioners Mt-KaHyPar and METIS
+// where PYTHON (default python3) has the packages mtkahypar and pymetis (partition_peers.py runs
+// them), on the recorded traces below DIR (default: the developer's data, see README.md), of which N
+// layers (default 6) spread over the model are taken. Learnt on even sequences, measured on odd ones,
+// means over layers. `load_balanced` is EPLB's algorithm. `train` and `eval` are fan-out, distinct
+// ranks per token, on the two parts, `load` that of the fullest rank over the mean on the evaluated
+// one. `from optimal` is what separates the training part's fan-out from its lower bound
 // (fan_out_bound.hpp), with as many slots and no cap. Seconds are those of learning all the layers on
 // two threads.
 //
@@ -275,9 +277,7 @@ void add_rows(const Options& options, const RecordedParts& set, const std::strin
       options.times ? timed_on(model, num_ranks) : std::vector<TimedOn>{};
   const auto add_missing = [&](const std::string& name, const std::string& why) {
     std::vector<std::string> row(table.header.size(), "-");
-    row[0] = set.name;
-    row[1] = std::to_string(num_ranks);
-    row[2] = name;
+    row[0] = name;
     row.back() = why;
     table.rows.push_back(std::move(row));
   };
@@ -296,10 +296,7 @@ void add_rows(const Options& options, const RecordedParts& set, const std::strin
                        double least) {
     const Measured train = measure(set.training, placement);
     const Measured eval = measure(set.evaluated, placement);
-    std::vector<std::string> row = {set.name,
-                                    std::to_string(num_ranks),
-                                    name,
-                                    fmt::format("{:.3f}", train.mean_fan_out),
+    std::vector<std::string> row = {name, fmt::format("{:.3f}", train.mean_fan_out),
                                     fmt::format("{:.3f}", eval.mean_fan_out),
                                     fmt::format("{:.2f}", eval.mean_load)};
     for (const TimedOn& cluster : clusters) {
@@ -341,8 +338,7 @@ void add_rows(const Options& options, const RecordedParts& set, const std::strin
 }
 
 void bench_quality(const Options& options) {
-  std::vector<std::string> header = {"trace",         "ranks",        "placement",
-                                     "train fan-out", "eval fan-out", "load"};
+  std::vector<std::string> header = {"placement", "train", "eval", "load"};
   if (options.times) header.insert(header.end(), {"rails ms", "NVL72 ms"});
   header.insert(header.end(), {"seconds", "from optimal"});
   for (const auto& [folder, name, model] :
@@ -358,7 +354,7 @@ void bench_quality(const Options& options) {
       if (ranks > set->training.num_experts) continue;
       Table table{header, {}};
       add_rows(options, *set, model, ranks, table);
-      fmt::print("{}\n", render(table));
+      fmt::print("{}, {} ranks\n\n{}\n", name, ranks, render(table));
       std::fflush(stdout);
     }
   }

@@ -402,6 +402,14 @@ RankExperts place_with_replicas(const LayerTask& layer, RankExperts (*place)(con
   });
   if (locality) attempt([&] { return GreedyReplicas(layer, place(layer)).run(); });
   if (capped) {
+    // Replicas for what is balanced without them: a cap that holds without replicas mostly holds with.
+    if (locality) {
+      attempt([&] {
+        return GreedyReplicas(layer,
+                              balance_jointly(layer.load, request.num_ranks, 0, request.seed))
+            .run();
+      });
+    }
     attempt([&] {
       return balance_jointly(layer.load, request.num_ranks, request.num_replicas, request.seed);
     });

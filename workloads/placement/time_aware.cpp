@@ -18,6 +18,8 @@ namespace {
 
 constexpr std::uint64_t kMaxEvaluations = 400'000;  // of swaps, beyond the first descents
 constexpr std::uint32_t kKicks = 40;
+constexpr double kEvenCap = 1.05;  // of a start that is as even as balance alone
+constexpr double kHopeless = 1.1;  // times the least cost by the rates: not worth a prediction
 
 PartOf parts_of(const RankExperts& placement, std::uint32_t num_experts) {
   PartOf parts(num_experts, 0);
@@ -160,6 +162,11 @@ RankExperts place_time_aware(const LayerTask& layer) {
   if (layer.request.ranks_per_node < layer.request.num_ranks) {
     candidates.push_back(place_by(place_collaboration_two_level, seen, std::nullopt));
   }
+  try {
+    candidates.push_back(place_by(place_collaboration_refined, seen, kEvenCap));
+  } catch (const InputError&) {
+    // A cap that cannot be met is none of the caller's.
+  }
 
   const TokenSample sample(steps.experts, layer.num_topk, layer.num_experts);
   TimeTask task{sample, steps.load, cost};
@@ -183,7 +190,11 @@ RankExperts place_time_aware(const LayerTask& layer) {
   refine_time(task, {kMaxEvaluations, kKicks, seed}, parts);
   std::vector<RankExperts> judged{to_rank_experts(parts, cost.num_ranks),
                                   to_rank_experts(found[1].parts, cost.num_ranks)};
-  judged.insert(judged.end(), candidates.begin(), candidates.end());
+  const double most_s = kHopeless * layer_cost_s(task, parts);
+  for (RankExperts& candidate : candidates) {
+    if (layer_cost_s(task, parts_of(candidate, layer.num_experts)) > most_s) continue;
+    judged.push_back(std::move(candidate));
+  }
   return fastest(layer, routing, std::move(judged));
 }
 
