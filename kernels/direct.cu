@@ -47,7 +47,7 @@ __device__ inline void store_release(std::uint32_t* address, std::uint32_t value
   asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
 
-// [0] the epoch, [1] the blocks that are done.
+// [0] the epoch, [1] the blocks that are done, [2] whether a wait has failed.
 __device__ inline std::uint32_t* own_counters(const FlagChannel& c) {
   return reinterpret_cast<std::uint32_t*>(c.flags[c.rank] + counter_offset(c.num_ranks, c.channel));
 }
@@ -73,12 +73,15 @@ __device__ inline void await(const FlagChannel& c, std::uint32_t peer, std::uint
     volatile WaitState* state = c.state;
     if (state->stop != 0) return;
     if (now - start < c.deadline_ns) continue;
-    if (atomicCAS_system(&c.state->fault, 0U, 1U) == 0U) {
+    // One thread tells; the lock is in device memory, since atomics on the host's are not for every
+    // machine.
+    if (atomicExch(own_counters(c) + 2, 1U) == 0U) {
       state->channel = c.channel;
       state->peer = peer;
       state->epoch = epoch;
       state->seen = seen;
       __threadfence_system();
+      state->fault = 1;
     }
     state->stop = 1;
     return;
@@ -318,35 +321,47 @@ __device__ inline float scale_of(float largest) {
 
 // A row of BF16 in shared memory to FP8 in its first half, and its scales behind the row; the values
 // are those of pack_fp8 (rows.cu). All lanes of a warp call it. A lane takes eight values of each of
-// two runs of 256, so 16 lanes share a group of 128 and the maxima of two groups travel in one word.
+// four runs of 256, so 16 lanes share a group of 128 and the maxima of two groups travel in one word.
 // What a run becomes lies at or before it, and the warp has read it by then.
 __device__ void quantise_row(std::byte* row, float* scales, std::uint32_t hidden) {
   const unsigned lane = threadIdx.x % 32;
   const std::uint32_t num_vectors = hidden / 8;
   const auto* input = reinterpret_cast<const uint4*>(row);
   auto* output = reinterpret_cast<uint2*>(row);
-  for (std::uint32_t first = 0; first < num_vectors; first += 64) {
-    const std::uint32_t i = first + lane;
-    const std::uint32_t j = i + 32;
-    const uint4 one = i < num_vectors ? input[i] : uint4{};
-    const uint4 two = j < num_vectors ? input[j] : uint4{};
-    __nv_bfloat162 largest = __halves2bfloat162(largest_of(one), largest_of(two));
+  constexpr unsigned kRuns = 4;
+  for (std::uint32_t first = 0; first < num_vectors; first += 32 * kRuns) {
+    uint4 v[kRuns];
+#pragma unroll
+    for (unsigned r = 0; r < kRuns; ++r) {
+      const std::uint32_t i = first + 32 * r + lane;
+      v[r] = i < num_vectors ? input[i] : uint4{};
+    }
+    __nv_bfloat162 largest[kRuns / 2];
+#pragma unroll
+    for (unsigned r = 0; r < kRuns; r += 2) {
+      largest[r / 2] = __halves2bfloat162(largest_of(v[r]), largest_of(v[r + 1]));
+    }
 #pragma unroll
     for (unsigned step = 1; step < 16; step *= 2) {
-      largest = __hmax2(largest, __shfl_xor_sync(kAllLanes, largest, step));
+#pragma unroll
+      for (__nv_bfloat162& pair : largest) {
+        pair = __hmax2(pair, __shfl_xor_sync(kAllLanes, pair, step));
+      }
     }
-    const float scale_one = scale_of(__low2float(largest));
-    const float scale_two = scale_of(__high2float(largest));
-    const uint2 first_bytes = quantise8(one, scale_one);
-    const uint2 second_bytes = quantise8(two, scale_two);
+    float scale[kRuns];
+    uint2 bytes[kRuns];
+#pragma unroll
+    for (unsigned r = 0; r < kRuns; ++r) {
+      scale[r] = scale_of(r % 2 == 0 ? __low2float(largest[r / 2]) : __high2float(largest[r / 2]));
+      bytes[r] = quantise8(v[r], scale[r]);
+    }
     __syncwarp();  // everybody has read
-    if (i < num_vectors) {
-      output[i] = first_bytes;
-      if (lane % 16 == 0) scales[i / 16] = scale_one;
-    }
-    if (j < num_vectors) {
-      output[j] = second_bytes;
-      if (lane % 16 == 0) scales[j / 16] = scale_two;
+#pragma unroll
+    for (unsigned r = 0; r < kRuns; ++r) {
+      const std::uint32_t i = first + 32 * r + lane;
+      if (i >= num_vectors) continue;
+      output[i] = bytes[r];
+      if (lane % 16 == 0) scales[i / 16] = scale[r];
     }
   }
 }

@@ -42,7 +42,7 @@ namespace coterie::kernels {
 // Pinned host memory that the device sees: how a wait ended that should not have.
 struct WaitState {
   std::uint32_t stop;     // set by the host, and by the device with a fault: no wait goes on
-  std::uint32_t fault;    // 1: a wait passed its deadline; the rest says which
+  std::uint32_t fault;    // 1: a wait passed its deadline; the rest says which (of one at least)
   std::uint32_t channel;  // in which step
   std::uint32_t peer;     // for which rank
   std::uint32_t epoch;    // the epoch that was waited for
