@@ -83,7 +83,8 @@ class Scheduler {
             Need& latest) const {
     if (!from) return false;
     const SlotTime& sender = out_.slots[*from];
-    const double send_s = sender.stage == stage ? 0.0 : costs_.send_s(sender.stage, stage, forward);
+    const double send_s =
+        sender.stage == stage ? 0.0 : costs_.send_s(sender.stage, stage, forward, sender.finish_s);
     if (const double time_s = sender.finish_s + send_s; time_s > latest.time_s) {
       latest = {time_s, from};
     }
@@ -107,7 +108,7 @@ class Scheduler {
     }
     item.start_s = latest.time_s;
     item.waited_for = latest.slot;
-    item.finish_s = item.start_s + costs_.slot_s(item.stage, item.slot);
+    item.finish_s = item.start_s + costs_.slot_s(item.stage, item.slot, item.start_s);
     if (const auto& pass = item.slot.forward) forward_[at(item.stage, *pass)] = idx;
     if (const auto& pass = item.slot.backward) backward_[at(item.stage, *pass)] = idx;
     return true;

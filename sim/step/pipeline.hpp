@@ -59,11 +59,11 @@ struct SlotTime {
 };
 
 struct PipelineCosts {
-  // How long a slot takes on a stage once everything is there.
-  std::function<double(std::uint32_t stage, const PipelineSlot& slot)> slot_s;
+  // How long a slot takes on a stage that starts at a time, when everything is there.
+  std::function<double(std::uint32_t stage, const PipelineSlot& slot, double start_s)> slot_s;
   // How long activations (forward) or gradients take from a stage to its neighbour. A stage does not
   // wait for its sends.
-  std::function<double(std::uint32_t from, std::uint32_t to, bool forward)> send_s;
+  std::function<double(std::uint32_t from, std::uint32_t to, bool forward, double start_s)> send_s;
 };
 
 struct PipelineTimes {

@@ -56,6 +56,60 @@ struct SyncTimes {
   double network_bytes = 0.0;
 };
 
+// A time of the step in which no link changes, from `begin_s` to the next one's.
+struct Epoch {
+  double begin_s = 0.0;
+  StepOptions options;  // whose changes, all at zero, are the links of this epoch
+};
+
+// What a link that has failed still carries of its bandwidth: what crosses it makes no progress.
+constexpr double kFailedShare = 1e-6;
+
+std::vector<Epoch> epochs_of(const Network& network, const StepOptions& options) {
+  std::vector<double> begins{0.0};
+  for (const CapacityChange& change : options.changes) begins.push_back(change.time_s);
+  std::sort(begins.begin(), begins.end());
+  begins.erase(std::unique(begins.begin(), begins.end()), begins.end());
+  std::vector<CapacityChange> changes = options.changes;
+  std::stable_sort(changes.begin(), changes.end(),
+                   [](const auto& a, const auto& b) { return a.time_s < b.time_s; });
+  std::vector<Epoch> epochs;
+  for (const double begin_s : begins) {
+    std::map<std::uint32_t, double> capacity;
+    for (const CapacityChange& change : changes) {
+      if (change.time_s > begin_s) break;
+      capacity[change.link] =
+          std::max(change.capacity, kFailedShare * network.links()[change.link].bandwidth.value);
+    }
+    Epoch epoch{begin_s, options};
+    epoch.options.changes.clear();
+    for (const auto& [link, bandwidth] : capacity) {
+      epoch.options.changes.push_back({0.0, link, bandwidth});
+    }
+    epochs.push_back(std::move(epoch));
+  }
+  return epochs;
+}
+
+// For the comparison of cells: every changed link has a capacity of its own that stands for all that
+// happens to it, so that only links with the same history are alike.
+std::vector<CapacityChange> marked_links(const Network& network, const StepOptions& options) {
+  std::map<std::uint32_t, std::vector<std::pair<double, double>>> histories;
+  for (const CapacityChange& change : options.changes) {
+    histories[change.link].emplace_back(
+        change.time_s, change.capacity / network.links()[change.link].bandwidth.value);
+  }
+  std::map<std::vector<std::pair<double, double>>, double> marks;
+  std::vector<CapacityChange> out;
+  for (auto& [link, history] : histories) {
+    history.emplace_back(-1.0, network.links()[link].bandwidth.value);
+    const double mark =
+        marks.try_emplace(history, -1.0 - static_cast<double>(marks.size())).first->second;
+    out.push_back({0.0, link, mark});
+  }
+  return out;
+}
+
 class Composition {
  public:
   Composition(const StepSetup& setup, const Network& network, const StepOptions& options)
@@ -68,7 +122,9 @@ class Composition {
         stage_size_(stage_gpus(parallel_)),
         cells_per_stage_(stage_size_ / cell_),
         num_parts_(parallel_.pp * parallel_.vp),
-        classes_(cell_classes(network, parallel_.num_ranks() / cell_, cell_, options.changes)) {
+        epochs_(epochs_of(network, options)),
+        classes_(cell_classes(network, parallel_.num_ranks() / cell_, cell_,
+                              marked_links(network, options))) {
     for (std::uint32_t part = 0; part < num_parts_; ++part) {
       layers_.push_back(chunk_layers(setup.model, setup.step, part));
     }
@@ -88,12 +144,9 @@ class Composition {
 
   StepTimes run() {
     if (setup_.step.kind != StepKind::kTrain && parallel_.pp == 1) return serve();
-    for (std::uint32_t stage = 0; stage + 1 < parallel_.pp; ++stage) {
-      send_s_.push_back({send_s(stage, stage + 1), send_s(stage + 1, stage)});
-    }
     if (trains()) {
-      gradients_ = sync(true);
-      if (setup_.step.distributed_optimizer) parameters_ = sync(false);
+      gradients_ = synced(true);
+      if (setup_.step.distributed_optimizer) parameters_ = synced(false);
     }
     return schedule();
   }
@@ -126,6 +179,52 @@ class Composition {
     return loads;
   }
 
+  // Epochs ----------------------------------------------------------------------------------------
+
+  // What begins at `start_s` and takes of() with the links as they are in an epoch: of every epoch
+  // that it lives through it does as much as the epoch has time for.
+  template <class Of>
+  BlockTimes through(double start_s, const Of& of) {
+    BlockTimes sum;
+    double left = 1.0;
+    for (std::size_t e = 0;; ++e) {
+      const bool last = e + 1 == epochs_.size();
+      if (!last && start_s >= epochs_[e + 1].begin_s) continue;
+      epoch_ = e;
+      const BlockTimes here = of();
+      epoch_ = 0;
+      if (last || start_s + left * here.time_s <= epochs_[e + 1].begin_s) {
+        return sum += here * left;
+      }
+      const double share = (epochs_[e + 1].begin_s - start_s) / here.time_s;
+      sum += here * share;
+      left -= share;
+      start_s = epochs_[e + 1].begin_s;
+    }
+  }
+  template <class Of>
+  double duration_s(double start_s, const Of& of) {
+    return through(start_s,
+                   [&] {
+                     BlockTimes times;
+                     times.time_s = of();
+                     return times;
+                   })
+        .time_s;
+  }
+
+  BlockTimes slot_from(std::uint32_t cell, std::uint32_t stage, const PipelineSlot& slot,
+                       double start_s) {
+    return through(start_s, [&] { return slot_times(cell, stage, slot); });
+  }
+
+  const SyncTimes& synced(bool gradients) {
+    const std::pair key{gradients, epoch_};
+    const auto found = synced_.find(key);
+    if (found != synced_.end()) return found->second;
+    return synced_.emplace(key, sync(gradients)).first->second;
+  }
+
   // Blocks ----------------------------------------------------------------------------------------
 
   // Executes a block on the component that stands for a class of cells and measures one of them.
@@ -144,7 +243,8 @@ class Composition {
     }
     StepBuilder builder(setup);
     for (const std::uint32_t first : cells.first_gpus) add(builder, first);
-    const Executed executed = execute(std::move(builder).finish(), network_, options_);
+    const Executed executed =
+        execute(std::move(builder).finish(), network_, epochs_[epoch_].options);
     ++num_blocks_;
     num_operations_ += executed.block.program.num_ops();
     return measure_block(executed.block, executed.execution, setup_.cluster,
@@ -158,7 +258,7 @@ class Composition {
       return layer ? static_cast<int>(setup_.costs.layer_class(*layer)) : -1;
     };
     const auto key = std::make_tuple(classes_.class_of[cell], classes_.position_of[cell], slow,
-                                     class_of(forward), class_of(backward));
+                                     class_of(forward), class_of(backward), epoch_);
     const auto found = blocks_.find(key);
     if (found != blocks_.end()) return found->second;
     const BlockTimes times = block(cell, slow, [&](StepBuilder& builder, std::uint32_t first) {
@@ -215,7 +315,7 @@ class Composition {
     const auto backward = part_of(slot.backward);
     const auto key =
         std::make_tuple(classes_.class_of[cell], classes_.position_of[cell], slowness_[cell],
-                        forward.value_or(num_parts_), backward.value_or(num_parts_));
+                        forward.value_or(num_parts_), backward.value_or(num_parts_), epoch_);
     const auto found = slots_.find(key);
     if (found != slots_.end()) return found->second;
     BlockTimes times = slot_block(cell, false, forward, backward);
@@ -233,7 +333,8 @@ class Composition {
     for (std::uint32_t rank = 0; rank < stage_size_; ++rank) {
       builder.add_send(from * stage_size_ + rank, to * stage_size_ + rank, kStartEvent, arrived);
     }
-    const Executed executed = execute(std::move(builder).finish(), network_, options_);
+    const Executed executed =
+        execute(std::move(builder).finish(), network_, epochs_[epoch_].options);
     ++num_blocks_;
     num_operations_ += executed.block.program.num_ops();
     return executed.execution.makespan_s;
@@ -265,7 +366,8 @@ class Composition {
       run(parallel_.ep, gradients ? bytes.expert_gradients : bytes.expert_parameters);
       end_op.push_back(builder.program().num_ops());
     }
-    const Executed executed = execute(std::move(builder).finish(), network_, options_);
+    const Executed executed =
+        execute(std::move(builder).finish(), network_, epochs_[epoch_].options);
     ++num_blocks_;
     num_operations_ += executed.block.program.num_ops();
     std::size_t op = 0;
@@ -298,20 +400,21 @@ class Composition {
       out.cells.push_back(cell_of(stage, idx));
     }
     const PipelineCosts costs{
-        [&](std::uint32_t stage, const PipelineSlot& slot) {
-          return slot_times(out.cells[stage], stage, slot).time_s;
+        [&](std::uint32_t stage, const PipelineSlot& slot, double start_s) {
+          return slot_from(out.cells[stage], stage, slot, start_s).time_s;
         },
-        [&](std::uint32_t from, std::uint32_t to, bool /*forward*/) { return hop_s(from, to); }};
+        [&](std::uint32_t from, std::uint32_t to, bool /*forward*/, double start_s) {
+          return duration_s(start_s, [&] { return hop_s(from, to); });
+        }};
     out.times = schedule_pipeline(shape_, costs);
     return out;
   }
 
-  // Chunks that go round the pipeline come from the last stage to the first.
   double hop_s(std::uint32_t from, std::uint32_t to) {
-    if (from + 1 == to) return send_s_[from].first;
-    if (to + 1 == from) return send_s_[to].second;
-    if (!round_) round_ = std::pair{send_s(parallel_.pp - 1, 0), send_s(0, parallel_.pp - 1)};
-    return from > to ? round_->first : round_->second;
+    const auto key = std::make_tuple(from, to, epoch_);
+    const auto found = send_s_.find(key);
+    if (found != send_s_.end()) return found->second;
+    return send_s_.emplace(key, send_s(from, to)).first->second;
   }
 
   // What a stage ends with, relative to the start of the step.
@@ -330,9 +433,11 @@ class Composition {
     const std::size_t last = pipeline.times.first[stage + 1];
     end.passes_s = slots[last - 1].finish_s;
     if (!trains()) return end;
-    const double sync_s = gradients_.stage_s[stage];
+    const auto reduction_s = [&](double start_s) {
+      return duration_s(start_s, [&] { return synced(true).stage_s[stage]; });
+    };
     if (!setup_.step.overlap.gradient_reduction) {
-      end.gradients_s = end.passes_s + sync_s;
+      end.gradients_s = end.passes_s + reduction_s(end.passes_s);
       return end;
     }
     std::vector<double> ready;
@@ -348,8 +453,10 @@ class Composition {
                         span_s * static_cast<double>(layer) / static_cast<double>(num));
       }
       passes_s += span_s;
-      communication_s += slot_times(pipeline.cells[stage], stage, slots[i].slot).communication_s;
+      communication_s +=
+          slot_from(pipeline.cells[stage], stage, slots[i].slot, slots[i].start_s).communication_s;
     }
+    const double sync_s = ready.empty() ? 0.0 : reduction_s(ready.front());
     double free_s = 0.0;
     double beside_s = 0.0;  // that it works before the passes end
     for (const double ready_s : ready) {
@@ -417,7 +524,7 @@ class Composition {
       if (trains()) {
         finish_s += setup_.optimizer_s * slowest_;
         if (!setup_.step.overlap.gradient_reduction && !parameters_.stage_s.empty()) {
-          finish_s += parameters_.stage_s[stage];
+          finish_s += duration_s(finish_s, [&] { return synced(false).stage_s[stage]; });
         }
       }
       if (finish_s > end_s) {
@@ -435,7 +542,7 @@ class Composition {
     BlockTimes sum;
     const auto& times = pipeline.times;
     for (std::size_t i = times.first[stage]; i < times.first[stage + 1]; ++i) {
-      sum += slot_times(pipeline.cells[stage], stage, times.slots[i].slot);
+      sum += slot_from(pipeline.cells[stage], stage, times.slots[i].slot, times.slots[i].start_s);
     }
     return sum;
   }
@@ -564,7 +671,8 @@ class Composition {
   // Long chains: what the layers beyond the simulated ones take is what those of the second half of
   // the simulated ones with experts took each.
   const BlockTimes& serve_cell(std::uint32_t cell, bool slow) {
-    const auto key = std::make_tuple(classes_.class_of[cell], classes_.position_of[cell], slow);
+    const auto key =
+        std::make_tuple(classes_.class_of[cell], classes_.position_of[cell], slow, epoch_);
     const auto found = served_.find(key);
     if (found != served_.end()) return found->second;
     return served_.emplace(key, simulate_serving(cell, slow)).first->second;
@@ -601,11 +709,11 @@ class Composition {
       const auto key =
           std::make_tuple(classes_.class_of[cell], classes_.position_of[cell], slowness_[cell]);
       if (known.contains(key)) continue;
-      BlockTimes times = serve_cell(cell, false);
-      if (slowness_[cell] > 1.0) {
+      const BlockTimes times = through(0.0, [&] {
+        if (slowness_[cell] <= 1.0) return serve_cell(cell, false);
         const double share = (slowness_[cell] - 1.0) / (slowest_ - 1.0);
-        times = times * (1.0 - share) + serve_cell(cell, true) * share;
-      }
+        return serve_cell(cell, false) * (1.0 - share) + serve_cell(cell, true) * share;
+      });
       if (times.time_s > slowest.time_s) slowest = times;
       known.emplace(key, times);
     }
@@ -632,6 +740,8 @@ class Composition {
   const ParallelSizes& parallel_;
   PipelineShape shape_;
   std::uint32_t cell_, stage_size_, cells_per_stage_, num_parts_;
+  std::vector<Epoch> epochs_;
+  std::size_t epoch_ = 0;  // in which blocks are simulated
   CellClasses classes_;
   // [num_cells] how many times as long the GPU that is done last computes as one of full speed would
   // that has most to do; at least 1.
@@ -639,14 +749,15 @@ class Composition {
   double slowest_ = 1.0;
   std::uint32_t slowest_cell_ = 0;
   std::vector<std::vector<std::uint32_t>> layers_;  // [num_parts]
-  using BlockKey = std::tuple<std::uint32_t, std::uint32_t, bool, int, int>;
+  using BlockKey = std::tuple<std::uint32_t, std::uint32_t, bool, int, int, std::size_t>;
   std::map<BlockKey, BlockTimes> blocks_;
-  using SlotKey = std::tuple<std::uint32_t, std::uint32_t, double, std::uint32_t, std::uint32_t>;
+  using SlotKey =
+      std::tuple<std::uint32_t, std::uint32_t, double, std::uint32_t, std::uint32_t, std::size_t>;
   std::map<SlotKey, BlockTimes> slots_;
-  std::map<std::tuple<std::uint32_t, std::uint32_t, bool>, BlockTimes> served_;
-  std::vector<std::pair<double, double>> send_s_;  // [stage] to the next one, and back
-  std::optional<std::pair<double, double>> round_;
-  SyncTimes gradients_, parameters_;
+  std::map<std::tuple<std::uint32_t, std::uint32_t, bool, std::size_t>, BlockTimes> served_;
+  std::map<std::tuple<std::uint32_t, std::uint32_t, std::size_t>, double> send_s_;
+  std::map<std::pair<bool, std::size_t>, SyncTimes> synced_;
+  SyncTimes gradients_, parameters_;  // with the links as at the start
   std::vector<CriticalSegment> path_;
   std::uint64_t num_blocks_ = 0;
   std::uint64_t num_operations_ = 0;
@@ -743,11 +854,6 @@ StepTimes execute_step(const StepSetup& setup, const Network& network, const Ste
 
 StepTimes compose_step(const StepSetup& setup, const Network& network, const StepOptions& options) {
   expect_times(options.engine);
-  for (const CapacityChange& change : options.changes) {
-    if (change.time_s == 0.0) continue;
-    throw InputError("disturbances", "links that change during a step that is composed of blocks",
-                     "disturbances of the whole step, or the method executed");
-  }
   return Composition(setup, network, options).run();
 }
 

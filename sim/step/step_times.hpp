@@ -14,6 +14,10 @@
 //     Gradients follow the last backward pass layer by layer where they overlap; what both send at the
 //     same time delays both by as long.
 //
+// Where links change during the step, blocks are simulated with the links of every *epoch* between two
+// changes, and a slot, send or reduction that lives through several does of each as much as its time
+// allows. While a link is down, what crosses it makes no progress, its kernels included.
+//
 // What this assumes, and full execution does not: the ranks of a cell meet at the end of every layer
 // (rather than at its dispatch), blocks of different kinds do not share links, and sends between stages
 // meet no other traffic. Tests compare both on up to 64 GPUs.
@@ -62,7 +66,7 @@ struct StepOptions {
   std::string engine = "flow";
   std::optional<double> relative_precision;
   bool timeline = false;
-  // Links that have another capacity from a time on. Composed steps take those from zero on alone.
+  // Links that have another capacity from a time on.
   std::vector<CapacityChange> changes;
 };
 

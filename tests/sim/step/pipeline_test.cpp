@@ -12,10 +12,10 @@ namespace coterie {
 namespace {
 
 PipelineCosts costs(double forward_s, double backward_s, double send_s = 0.0) {
-  return {[=](std::uint32_t, const PipelineSlot& slot) {
+  return {[=](std::uint32_t, const PipelineSlot& slot, double) {
             return (slot.forward ? forward_s : 0.0) + (slot.backward ? backward_s : 0.0);
           },
-          [=](std::uint32_t, std::uint32_t, bool) { return send_s; }};
+          [=](std::uint32_t, std::uint32_t, bool, double) { return send_s; }};
 }
 
 // Stage 1 of 3 with 4 micro-batches: one forward pass ahead, then pairs, then what is left.
@@ -71,8 +71,8 @@ TEST(Pipeline, EveryPassOnce) {
 // its backward pass 2(p - s) - 1 slots later, so that m micro-batches end after m + 2p - 1 slots:
 // no stage waits between its first and its last slot but for its own turn.
 TEST(Pipeline, PairsFollowEachOtherWithoutGaps) {
-  const PipelineCosts unit{[](std::uint32_t, const PipelineSlot&) { return 1.0; },
-                           [](std::uint32_t, std::uint32_t, bool) { return 0.0; }};
+  const PipelineCosts unit{[](std::uint32_t, const PipelineSlot&, double) { return 1.0; },
+                           [](std::uint32_t, std::uint32_t, bool, double) { return 0.0; }};
   for (const std::uint32_t p : {1U, 2U, 4U}) {
     for (const std::uint32_t m : {8U, 32U}) {
       const PipelineShape shape{.num_stages = p, .num_micro_batches = m, .paired = true};
