@@ -307,8 +307,16 @@ __device__ inline __nv_bfloat16 largest_of(uint4 v) {
       larger(larger(halves(v.x), halves(v.y)), larger(halves(v.z), halves(v.w)));
   return __hmax(__low2bfloat16(pair), __high2bfloat16(pair));
 }
+// 1 / scale for a scale of quantise_row, which is far from the ends of the range: the approximation
+// and one step of Newton's. The exact reciprocal has a branch, which would keep the compiler from
+// working on several groups at once.
+__device__ inline float reciprocal_of(float scale) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(scale));
+  return fmaf(fmaf(-scale, r, 1.0F), r, r);
+}
 __device__ inline uint2 quantise8(uint4 v, float scale) {
-  const float reciprocal = __frcp_rn(scale);
+  const float reciprocal = reciprocal_of(scale);
   float x[8];
   unpack8(v, x);
 #pragma unroll
