@@ -82,7 +82,7 @@ const Case kRefused[] = {
       "--set engine: found \"ns3\", expected one of simgrid, flow, bound"}},
     {"unknown_run",
      {simulate("-o out --run best"), "found no run \"best\", expected one of standard, dedup,"}},
-    {"no_jobs", {simulate("-o out --jobs 0"), "--jobs: found 0, expected a positive number"}},
+    {"no_jobs", {simulate("-o out --jobs 0"), "--jobs: Value 0 not in range"}},
     {"coarse_precision", {simulate("-o out --precision 2"), "--precision: Value 2 not in range"}},
     {"set_without_value", {simulate("-o out --set seed"), "seed"}},
     {"set_unknown_key", {simulate("-o out --set rank=4"), "found unknown key \"rank\""}},
