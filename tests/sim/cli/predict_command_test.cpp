@@ -132,6 +132,7 @@ TEST_F(PredictCommand, RefusesTransportsThatDoNotFit) {
       {kernels,
        "--row-bytes: found none, expected the bytes of a row, which transport "
        "deepep_normal counts"},
+      {kernels + " --row-bytes 0", "--row-bytes: found 0, expected a positive number"},
       {kernels + " --row-bytes 700",
        "found 100000 B from rank 0 to rank 0, expected whole rows of --row-bytes 700 B"},
       {kernels + " --row-bytes 1000 --set transport.sms=12",
