@@ -526,9 +526,8 @@ std::string spread_finding(const std::vector<ValidationPoint>& points,
   };
   return fmt::format(
       "Errors follow the scatter of the samples (half of what lies between their tenth and "
-      "ninetieth "
-      "percentile, over the median). Up to 2 %: {}. 2 to 10 %: {}. Above: {}; most of these are of "
-      "128 and 512 tokens, where the table holds times that fall with the number of tokens.",
+      "ninetieth percentile, over the median). Up to 2 %: {}. 2 to 10 %: {}. Above: {}; most of "
+      "these are of few tokens.",
       within(0.0, 0.02), within(0.02, 0.10), within(0.10, 1e9));
 }
 
