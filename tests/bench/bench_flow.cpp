@@ -285,6 +285,7 @@ void exact(const Options& options) {
           fmt::format("{:.2f}", peak_gib())};
       if (num_ranks <= (options.quick ? 128U : 256U)) {
         flow.relative_precision = 1e-12;
+        flow.exact_visits = 0.0;
         Execution solved;
         const double solved_s =
             time_s(1, RUSAGE_SELF, [&] { solved = simulate_flows(program, routes, flow); });
