@@ -18,6 +18,9 @@ constexpr double kTie = 1e-12;
 constexpr double kSameLevel = 1e-14;
 // In settled_: unequal to all sums of rates.
 constexpr double kUnsettled = -kNever;
+// A rate that is so many times another leaves, when it comes and goes, too much rounding in the sums
+// that the other is computed from: then all is filled anew. (Links "without a limit" have 1e30 B/s.)
+constexpr double kManyTimes = 1e6;
 // taken_ is a sum of many differences; it is summed up anew after so many updates.
 constexpr std::uint32_t kUpdatesUntilSum = 256;
 // All is filled anew if one in kManyChanged links, and more than a few, changed at once, or when moving links has taken the
@@ -320,12 +323,14 @@ void BottleneckOrder::give(std::uint32_t slot, std::uint32_t to) {
   Flow& flow = flows_[slot];
   const std::uint32_t from = flow.bottleneck;
   const double new_rate = level_[to];
+  largest_rate_ = std::max(largest_rate_, new_rate);
   double old_rate = 0.0;
   double left = flow.left;
   bring_to_now(to);
   if (from != kNone) {
     bring_to_now(from);
     old_rate = level_[from];
+    largest_rate_ = std::max(largest_rate_, old_rate);
     left = std::max(0.0, links_[from].finishes[flow.place].work - links_[from].work);
     erase_finish(from, flow.place);
     touch(from);
@@ -362,9 +367,10 @@ void BottleneckOrder::set_level(std::uint32_t link_id, double level) {
   const double change = level - level_[link_id];
   if (std::abs(change) <= kSameLevel * level) return;
   bring_to_now(link_id);
+  const Link& link = links_[link_id];
+  if (link.own > 0) largest_rate_ = std::max({largest_rate_, level, level_[link_id]});
   level_[link_id] = level;
   touch(link_id);
-  const Link& link = links_[link_id];
   num_set_rates_ += link.own;
   double* const taken = taken_.data();
   link.others.read([&](const auto* other, auto none) {
@@ -660,9 +666,21 @@ void BottleneckOrder::refill() {
   sum_taken();
 }
 
+// Whether rates that this update added and took away are too large for sums beside the smallest.
+bool BottleneckOrder::lost_digits() const {
+  for (const std::uint32_t link : order_) {
+    if (links_[link].own > 0 && largest_rate_ > kManyTimes * level_[link] &&
+        links_[link].capacity > 0.0) {
+      return true;
+    }
+  }
+  return false;
+}
+
 void BottleneckOrder::update(double now) {
   now_ = now;
   scanned_ = 0;
+  largest_rate_ = 0.0;
   bool done = false;
   if (changed_.size() <= std::max<std::size_t>(kFewChanged, order_.size() / kManyChanged)) {
     if (updates_until_sum_ == 0) sum_taken();
@@ -674,7 +692,7 @@ void BottleneckOrder::update(double now) {
     }
     auto at = static_cast<std::uint32_t>(order_.size());
     for (const std::uint32_t link : changed_) at = std::min(at, pos_[link]);
-    done = walk(at);
+    done = walk(at) && !lost_digits();
   }
   if (!done) refill();
   started_.clear();

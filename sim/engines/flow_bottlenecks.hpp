@@ -187,6 +187,7 @@ class BottleneckOrder {
   std::uint32_t advance(std::uint32_t at);
   [[nodiscard]] double sum_of_others(const Link& link) const;
   void sum_taken();
+  [[nodiscard]] bool lost_digits() const;
   void refill();
 
   std::uint32_t max_hops_;
@@ -197,6 +198,7 @@ class BottleneckOrder {
   std::vector<double> settled_;  // taken_ that the level was computed from, or less than any
   std::vector<double> limit_;    // of taken_: the capacity and a margin for rounding
   std::vector<double> level_;    // rate of the link's own flows that taken_ counts with
+  double largest_rate_ = 0.0;    // of the flows whose rate this update changed, before or after
   std::map<double, std::uint32_t> caps_;
   std::vector<Flow> flows_;  // [slot]
   std::vector<Hop> hops_;    // [slot * max_hops_]

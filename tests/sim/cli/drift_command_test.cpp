@@ -86,7 +86,8 @@ TEST_F(DriftCommand, TimesMovesOnTheCluster) {
   if (gain > 0.0) {
     EXPECT_NEAR(periodic["break_even_steps"], double(periodic["move_s"]) / gain, 1e-6);
   }
-  EXPECT_THAT(run(drift_ + "--topology h100_node").out, AllOf(HasSubstr("break even"), HasSubstr("beside steps us")));
+  EXPECT_THAT(run(drift_ + "--topology h100_node").out,
+              AllOf(HasSubstr("break even"), HasSubstr("beside steps us")));
 }
 
 // Every token tells the same, so that all draws of the 64 even tokens reach 1 rank per token. Fewer

@@ -193,6 +193,24 @@ TEST(FlowBottlenecks, KnowRoutesThatCrossALinkTwice) {
   }
 }
 
+// A link "without a limit" beside others: what its own flow gets must not round away what theirs is
+// computed from. Three flows share 1e9 B/s.
+TEST(FlowBottlenecks, StandLinksWithoutALimit) {
+  const std::vector<double> capacity{1e30, 1e9, 1e9, 1e9};
+  BottleneckOrder order(capacity, 3, 0);
+  const std::vector<std::vector<std::uint32_t>> routes{{0}, {3, 1, 0}, {2, 1, 0}, {1, 0}};
+  for (std::uint32_t slot = 0; slot < routes.size(); ++slot) {
+    order.start(slot, routes[slot], 200e3, kUnlimited);
+  }
+  order.update(0.0);
+  EXPECT_EQ(order.end_next(), 0U);
+  order.update(0.0);
+  for (std::uint32_t slot = 1; slot < routes.size(); ++slot) {
+    EXPECT_NEAR(order.rate(slot), 1e9 / 3.0, 1.0);
+  }
+  EXPECT_NEAR(order.next_finish_s(), 600e-6, 1e-12);
+}
+
 // More links than two bytes can tell apart.
 TEST(FlowBottlenecks, ManyLinksChangeNothing) {
   expect_exact({.num_idle = flow::LinkList::kMostSmall}, 1, 40);
