@@ -40,6 +40,15 @@ completions() {
 [ "$(completions coterie trace imp)" = import ] || fail "trace imp<TAB> gave $(completions coterie trace imp)"
 completions coterie simulate --no-t | grep -qx -- --no-timelines || fail "simulate --no-t<TAB> lacks --no-timelines"
 
+if command -v zsh >/dev/null; then
+  for offer in "coterie simul=simulate" "coterie trace imp=import" "coterie simulate --no-t=--no-timelines"; do
+    rm -f "$prefix/offered"
+    timeout 60 zsh -f "$source/tests/packaging/complete.zsh" "$prefix/share/zsh/vendor-completions" "$prefix/bin" \
+      "${offer%=*}" "$prefix/offered" >/dev/null 2>&1 || true
+    grep -qx -- "${offer##*=}" "$prefix/offered" || fail "zsh: ${offer%=*}<TAB> lacks ${offer##*=}"
+  done
+fi
+
 # The example links the library, and says what the program says.
 "$cmake" -S "$prefix/share/doc/coterie/example" -B "$folder/example" -DCMAKE_PREFIX_PATH="$prefix" \
   -DCMAKE_CXX_FLAGS=-Werror >"$folder/log" 2>&1 || { cat "$folder/log"; fail "find_package(coterie)"; }
