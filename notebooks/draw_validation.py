@@ -61,7 +61,7 @@ def draw_scatter(by_part, name, size, measured):
         for style, group in zip(cf.SERIES_STYLES, ranks):
             points = [point for point in section["points"] if point["group"] == group]
             axis.plot([p["measured_s"] * 1e3 for p in points], [p["predicted_s"] * 1e3 for p in points], color=style["color"], marker=style["marker"],
-                      markersize=4, linestyle="", label=group, rasterized=len(points) > 200)  # thousands of markers make a large SVG
+                      markersize=4, linestyle="", label=group, rasterized=len(section["points"]) > 400)  # thousands of markers make a large SVG
         error = statistics.median(abs(point["error"]) for point in section["points"])
         axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel=measured, title=f"{part}: median error {100 * error:.1f} %")
         for line in (axis.xaxis, axis.yaxis):
