@@ -283,17 +283,24 @@ ValidationSection mlp_section(const std::vector<MlpPoint>& all) {
   return section;
 }
 
+// The errors of the points whose number `keep` accepts, in words.
+template <class Keep>
+std::string errors_where(const std::vector<ValidationPoint>& points, const Keep& keep) {
+  std::vector<ValidationPoint> some;
+  for (std::size_t i = 0; i < points.size(); ++i) {
+    if (keep(i)) some.push_back(points[i]);
+  }
+  const ErrorSummary summary = summarise(some);
+  return fmt::format("{} points, median error {:.1f} %, worst {:.0f} %", summary.num_points,
+                     100.0 * summary.median, 100.0 * summary.worst);
+}
+
 // What few tokens and single experts do to the errors of left-out shapes.
 std::string few_tokens_finding(const std::vector<ValidationPoint>& points,
                                const std::vector<double>& tokens) {
   const auto within = [&](double least, double most) {
-    std::vector<ValidationPoint> some;
-    for (std::size_t i = 0; i < points.size(); ++i) {
-      if (tokens[i] >= least && tokens[i] <= most) some.push_back(points[i]);
-    }
-    const ErrorSummary summary = summarise(some);
-    return fmt::format("{} points, median error {:.1f} %, worst {:.0f} %", summary.num_points,
-                       100.0 * summary.median, 100.0 * summary.worst);
+    return errors_where(points,
+                        [&](std::size_t i) { return tokens[i] >= least && tokens[i] <= most; });
   };
   return fmt::format(
       "Batches of up to 4 tokens: {}; the table does not say which experts they hit, and a rank "
@@ -516,13 +523,8 @@ Cluster shared_gpus(std::uint32_t num_ranks, std::uint32_t num_gpus) {
 std::string spread_finding(const std::vector<ValidationPoint>& points,
                            const std::vector<double>& spreads) {
   const auto within = [&](double least, double most) {
-    std::vector<ValidationPoint> some;
-    for (std::size_t i = 0; i < points.size(); ++i) {
-      if (spreads[i] >= least && spreads[i] < most) some.push_back(points[i]);
-    }
-    const ErrorSummary summary = summarise(some);
-    return fmt::format("{} points, median error {:.1f} %, worst {:.0f} %", summary.num_points,
-                       100.0 * summary.median, 100.0 * summary.worst);
+    return errors_where(points,
+                        [&](std::size_t i) { return spreads[i] >= least && spreads[i] < most; });
   };
   return fmt::format(
       "Errors follow the scatter of the samples (half of what lies between their tenth and "

@@ -23,6 +23,13 @@ class Gpu : public RuntimeFixture {
 
 // The tolerances are those of runtime/session/run.hpp; the errors come from BF16 rounding, so they
 // must not be zero where the summation order differs.
+void expect_correct(const RunReport& run) {
+  for (const auto& layer : run.provenance.at("correctness").at("layers")) {
+    EXPECT_LT(layer.at("reference_error").get<double>(), 1e-2);
+    EXPECT_LT(layer.at("standard_contiguous_error").get<double>(), 1e-2);
+  }
+}
+
 TEST_F(Gpu, AllPoliciesAgreeWithTheReferenceAndEachOther) {
   for (const char* payload : {"bf16", "fp8"}) {
     const Outcome outcome =
@@ -37,10 +44,7 @@ TEST_F(Gpu, AllPoliciesAgreeWithTheReferenceAndEachOther) {
       ASSERT_EQ(run.layers.size(), 2U);
       EXPECT_EQ(run.layers[0].samples_s.size(), 3U);
       EXPECT_GT(run.layers[0].time_s, 0.0);
-      for (const auto& layer : run.provenance.at("correctness").at("layers")) {
-        EXPECT_LT(layer.at("reference_error").get<double>(), 1e-2);
-        EXPECT_LT(layer.at("standard_contiguous_error").get<double>(), 1e-2);
-      }
+      expect_correct(run);
       EXPECT_TRUE(std::filesystem::exists(folder_ / ("out/timeline-" + run.name + ".json")));
     }
   }
@@ -61,10 +65,7 @@ TEST_F(Gpu, DirectMovesWhatNcclMoves) {
     for (const RunReport& run : results.runs) {
       EXPECT_EQ(run.transport, "direct");
       EXPECT_EQ(run.provenance.at("direct_sms"), 16);
-      for (const auto& layer : run.provenance.at("correctness").at("layers")) {
-        EXPECT_LT(layer.at("reference_error").get<double>(), 1e-2);
-        EXPECT_LT(layer.at("standard_contiguous_error").get<double>(), 1e-2);
-      }
+      expect_correct(run);
     }
     for (const auto& layer : results.runs[0].provenance.at("correctness").at("layers")) {
       EXPECT_EQ(layer.at("standard_contiguous_error").get<double>(), 0.0);
