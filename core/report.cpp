@@ -316,6 +316,7 @@ json to_json(const RunReport& report) {
       {"payload", {{"dispatch", report.dispatch_payload}, {"combine", report.combine_payload}}},
       {"time_s", report.time_s()},
       {"provenance", report.provenance}};
+  if (report.expert_type) out["precision"] = {{"experts", *report.expert_type}};
   write_if(out, "weight_lost", report.weight_lost);
   write_if(out, "top1_changed", report.top1_changed);
   write_if(out, "token_repeats", report.token_repeats);
@@ -350,6 +351,9 @@ RunReport report_from_json(const json& document, const std::string& where) {
     }
     document.at("payload").at("dispatch").get_to(report.dispatch_payload);
     document.at("payload").at("combine").get_to(report.combine_payload);
+    if (document.contains("precision")) {
+      report.expert_type = document.at("precision").at("experts").get<std::string>();
+    }
     read_if(document, "provenance", report.provenance);
     read_if(document, "weight_lost", report.weight_lost);
     read_if(document, "top1_changed", report.top1_changed);

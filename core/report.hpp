@@ -117,6 +117,7 @@ struct RunReport {
   std::uint32_t tokens_per_rank = 0;  // the largest over the ranks
   std::string dispatch_payload;       // bf16 or fp8
   std::string combine_payload;
+  std::optional<std::string> expert_type;  // bf16 or fp8, where the experiment says it
   std::vector<LayerReport> layers;
   std::optional<StepReport> step;  // then there are no layers
   // Pruned routing: share of router weight lost and how often the top-1 expert changed.

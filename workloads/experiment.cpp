@@ -279,6 +279,15 @@ void read_settings(YamlMap& map, Experiment& experiment) {
     }
     types.finish();
   }
+  if (const auto precision = map.optional("precision")) {
+    if (experiment.step) {
+      throw precision->error("a precision beside the step's",
+                             "it in the step: `step: {precision: {experts: fp8}}`");
+    }
+    YamlMap types = precision->as_map();
+    experiment.expert_type = read_payload(types.required("experts"));
+    types.finish();
+  }
   if (const auto chunk = map.optional("chunk")) {
     experiment.chunk = chunk->as_bytes();
     if (experiment.chunk.value < 1) throw chunk->error(chunk->excerpt(), "at least 1 B");

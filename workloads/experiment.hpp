@@ -56,6 +56,9 @@ struct Experiment {
   std::vector<std::uint32_t> layers;  // layer numbers; empty: all of the trace
   PayloadType dispatch_payload = PayloadType::kBf16;
   PayloadType combine_payload = PayloadType::kBf16;
+  // Key `precision: {experts: bf16}`: the type of both factors of the routed experts' products. Absent:
+  // that of the rows as the experts get them (sim/program/kernels.hpp, expert_payload).
+  std::optional<PayloadType> expert_type;
   Bytes chunk{1 << 20};       // hierarchical: about what one rank sends to another in a round
   TransportChoice transport;  // how rows move, unless a run says otherwise; unchecked
   std::string engine;         // simgrid, flow or bound

@@ -23,6 +23,7 @@ RunReport common_header(const Experiment& experiment, const RunSpec& spec) {
   report.num_groups = experiment.num_groups;
   report.dispatch_payload = to_string(experiment.dispatch_payload);
   report.combine_payload = to_string(experiment.combine_payload);
+  if (experiment.expert_type) report.expert_type = to_string(*experiment.expert_type);
   report.provenance["version"] = version();
   report.provenance["experiment"] = experiment.name;
   report.provenance["seed"] = experiment.seed;

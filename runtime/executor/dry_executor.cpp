@@ -290,8 +290,8 @@ class DryExecutor final : public Executor {
         requests.push_back(std::move(request));
       }
     }
-    std::vector<Values> results =
-        reference_outputs(layers_.shape.mlp, layers_.shape.seed, run.plan.layer, requests);
+    std::vector<Values> results = reference_outputs(
+        layers_.shape.mlp, layers_.shape.seed, run.plan.layer, requests, layers_.shape.experts);
     auto next = results.begin();
     for (std::size_t r = 0; r < run.received[run.last()].size(); ++r) {
       const auto end = next + static_cast<std::ptrdiff_t>(run.received[run.last()][r].size());

@@ -24,6 +24,8 @@ struct LayerShape {
   kernels::MlpShape mlp{0, 0};
   std::uint32_t shared_intermediate = 0;  // of all shared experts together; 0 without
   kernels::RowType dispatch = kernels::RowType::kBf16;
+  // Of the routed experts' products; the shared ones compute in BF16.
+  kernels::GemmType experts = kernels::GemmType::kBf16;
   std::uint64_t seed = 0;
 };
 

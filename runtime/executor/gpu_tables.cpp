@@ -156,7 +156,8 @@ LayerTables make_layer_tables(const LayerShape& shape, const LayerPlan& plan,
   tables.output.fill_bytes(0xff);
 
   tables.mlp.emplace(shape.mlp, shape.seed, plan.layer, layout.local_experts,
-                     std::max(layout.hops.back().num_recv_copies, 1U));
+                     std::max(layout.hops.back().num_recv_copies, 1U),
+                     kernels::MlpOptions{kernels::GemmMethod::kAuto, shape.experts, std::nullopt});
   tables.mlp->prepare(layout.expert_begin, buffers.expert_in.data(), buffers.expert_out.data());
   tables.shared = SharedExperts(shape, plan.layer, tokens, layout.num_tokens);
 

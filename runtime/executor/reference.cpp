@@ -23,21 +23,43 @@ std::vector<kernels::Bf16> make_tokens(std::uint64_t seed, std::uint32_t rank,
   return tokens;
 }
 
+namespace {
+
+float round_to_bf16(float value) {
+  return __bfloat162float(__float2bfloat16(value));
+}
+
+// `num_rows` rows of `width` values each, `stride` values apart.
+struct Tile {
+  float* values;
+  std::size_t num_rows, width, stride;
+};
+
+// Leaves what e4m3 with one scale for the whole tile makes of its values.
+void through_e4m3(const Tile& tile) {
+  constexpr float kLargestE4m3 = 448.0F;
+  const auto each = [&](const auto& act) {
+    for (std::size_t row = 0; row < tile.num_rows; ++row) {
+      for (std::size_t i = 0; i < tile.width; ++i) act(tile.values[row * tile.stride + i]);
+    }
+  };
+  float largest = 0.0F;
+  each([&](float value) { largest = std::max(largest, std::fabs(value)); });
+  const float scale = largest > 0.0F ? largest / kLargestE4m3 : 1.0F;
+  each([&](float& value) { value = static_cast<float>(__nv_fp8_e4m3(value / scale)) * scale; });
+}
+
+}  // namespace
+
 std::vector<float> wire_values(std::span<const kernels::Bf16> row, kernels::RowType type) {
   std::vector<float> values(row.size());
   for (std::size_t i = 0; i < row.size(); ++i) values[i] = __bfloat162float(row[i]);
   if (type == kernels::RowType::kBf16) return values;
-  constexpr float kLargestE4m3 = 448.0F;
   for (std::size_t begin = 0; begin < values.size(); begin += kernels::kScaleGroup) {
     const std::size_t end = std::min<std::size_t>(begin + kernels::kScaleGroup, values.size());
-    float largest = 0.0F;
-    for (std::size_t i = begin; i < end; ++i) largest = std::max(largest, std::fabs(values[i]));
-    const float scale = largest > 0.0F ? largest / kLargestE4m3 : 1.0F;
-    for (std::size_t i = begin; i < end; ++i) {
-      const __nv_fp8_e4m3 quantised(values[i] / scale);
-      // The receiver expands to BF16.
-      values[i] = __bfloat162float(__float2bfloat16(static_cast<float>(quantised) * scale));
-    }
+    through_e4m3({&values[begin], 1, end - begin, 0});
+    // The receiver expands to BF16.
+    for (std::size_t i = begin; i < end; ++i) values[i] = round_to_bf16(values[i]);
   }
   return values;
 }
@@ -53,6 +75,16 @@ std::vector<float> draw_matrix(const kernels::MlpShape& shape, std::uint64_t see
         __float2bfloat16(kernels::expert_weight(shape, seed, layer, expert, matrix, i)));
   }
   return values;
+}
+
+// The whole matrix, one scale per tile of `num_rows` rows and 128 columns.
+void through_e4m3(std::vector<float>& matrix, std::size_t columns, std::size_t num_rows) {
+  constexpr std::size_t kBlock = kernels::kGemmScaleBlock;
+  for (std::size_t begin = 0; begin < matrix.size(); begin += num_rows * columns) {
+    for (std::size_t column = 0; column < columns; column += kBlock) {
+      through_e4m3({&matrix[begin + column], num_rows, kBlock, columns});
+    }
+  }
 }
 
 float dot(const float* a, const float* b, std::size_t size) {
@@ -72,7 +104,9 @@ float dot(const float* a, const float* b, std::size_t size) {
 
 std::vector<std::vector<float>> reference_outputs(const kernels::MlpShape& shape,
                                                   std::uint64_t seed, std::uint32_t layer,
-                                                  std::span<const TokenRequest> requests) {
+                                                  std::span<const TokenRequest> requests,
+                                                  kernels::GemmType type) {
+  const bool fp8 = type == kernels::GemmType::kFp8;
   std::vector<std::vector<float>> outputs(requests.size(), std::vector<float>(shape.hidden, 0.0F));
   std::map<std::uint32_t, std::vector<std::pair<std::size_t, float>>> uses;  // by expert
   for (std::size_t i = 0; i < requests.size(); ++i) {
@@ -81,17 +115,32 @@ std::vector<std::vector<float>> reference_outputs(const kernels::MlpShape& shape
     }
   }
   for (const auto& [expert, users] : uses) {
-    const std::vector<float> gate = draw_matrix(shape, seed, layer, expert, 0);
-    const std::vector<float> up = draw_matrix(shape, seed, layer, expert, 1);
-    const std::vector<float> down = draw_matrix(shape, seed, layer, expert, 2);
+    std::vector<float> gate = draw_matrix(shape, seed, layer, expert, 0);
+    std::vector<float> up = draw_matrix(shape, seed, layer, expert, 1);
+    std::vector<float> down = draw_matrix(shape, seed, layer, expert, 2);
+    if (fp8) {
+      through_e4m3(gate, shape.hidden, kernels::kGemmScaleBlock);
+      through_e4m3(up, shape.hidden, kernels::kGemmScaleBlock);
+      through_e4m3(down, shape.intermediate, kernels::kGemmScaleBlock);
+    }
     std::vector<float> activated(shape.intermediate);
     for (const auto& [request, weight] : users) {
+      std::vector<float> quantised;
       const float* x = requests[request].values.data();
-      for (std::size_t i = 0; i < shape.intermediate; ++i) {
-        const float g = dot(&gate[i * shape.hidden], x, shape.hidden);
-        const float u = dot(&up[i * shape.hidden], x, shape.hidden);
-        activated[i] = g / (1.0F + std::exp(-g)) * u;
+      if (fp8) {
+        quantised = requests[request].values;
+        through_e4m3(quantised, quantised.size(), 1);
+        x = quantised.data();
       }
+      for (std::size_t i = 0; i < shape.intermediate; ++i) {
+        float g = dot(&gate[i * shape.hidden], x, shape.hidden);
+        float u = dot(&up[i * shape.hidden], x, shape.hidden);
+        // e4m3 is so coarse that what is rounded before it must be rounded as the device does.
+        if (fp8) g = round_to_bf16(g), u = round_to_bf16(u);
+        activated[i] = g / (1.0F + std::exp(-g)) * u;
+        if (fp8) activated[i] = round_to_bf16(activated[i]);
+      }
+      if (fp8) through_e4m3(activated, activated.size(), 1);
       for (std::size_t h = 0; h < shape.hidden; ++h) {
         outputs[request][h] +=
             weight * dot(&down[h * shape.intermediate], activated.data(), shape.intermediate);

@@ -26,10 +26,12 @@ struct TokenRequest {
 };
 
 // outputs[i] = sum over the experts e of request i of weight * MLP_e(values). Draws each expert's
-// weights once.
-std::vector<std::vector<float>> reference_outputs(const kernels::MlpShape& shape,
-                                                  std::uint64_t seed, std::uint32_t layer,
-                                                  std::span<const TokenRequest> requests);
+// weights once. FP8: both factors of every product go through e4m3, rows with one scale per 128
+// values, weights with one per 128 x 128 (kernels/mlp_kernels.hpp); hidden and intermediate are then
+// multiples of 128.
+std::vector<std::vector<float>> reference_outputs(
+    const kernels::MlpShape& shape, std::uint64_t seed, std::uint32_t layer,
+    std::span<const TokenRequest> requests, kernels::GemmType type = kernels::GemmType::kBf16);
 
 // Squared norms of a difference and of what it is compared with; sums over ranks add up.
 struct ErrorNorm {

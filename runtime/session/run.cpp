@@ -36,6 +36,8 @@ LayerShape layer_shape(const Experiment& experiment) {
   shape.shared_intermediate = model.num_shared_experts * model.shared_intermediate;
   shape.dispatch = experiment.dispatch_payload == PayloadType::kFp8 ? kernels::RowType::kFp8
                                                                     : kernels::RowType::kBf16;
+  shape.experts = experiment.expert_type == PayloadType::kFp8 ? kernels::GemmType::kFp8
+                                                              : kernels::GemmType::kBf16;
   shape.seed = experiment.seed;
   return shape;
 }
@@ -43,13 +45,15 @@ LayerShape layer_shape(const Experiment& experiment) {
 // The sizes at which a dry run checks plans, schedules and blocks in seconds. The plans stay those
 // of the full size, their rounds included. Hidden keeps one FP8 scale; both are multiples of 8.
 constexpr std::uint32_t kDryHidden = kernels::kScaleGroup;
-constexpr std::uint32_t kDryIntermediate = 64;
+constexpr std::uint32_t kDryIntermediate = 64;  // FP8 experts: one block of their scales
 
 LayerShape reduced_shape(const Experiment& experiment) {
   const ModelShape& model = experiment.model;
   LayerShape shape = layer_shape(experiment);
   shape.mlp.hidden = std::min(model.hidden, kDryHidden);
-  shape.mlp.intermediate = std::min(model.expert_intermediate, kDryIntermediate);
+  shape.mlp.intermediate = std::min(
+      model.expert_intermediate,
+      shape.experts == kernels::GemmType::kFp8 ? kernels::kGemmScaleBlock : kDryIntermediate);
   shape.shared_intermediate =
       model.num_shared_experts * std::min(model.shared_intermediate, kDryIntermediate);
   return shape;
@@ -158,13 +162,15 @@ void check_experiment(const Experiment& experiment, const RankEnvironment& envir
   for (const RunSpec& run : experiment.runs) {
     (void)chosen_direct(experiment.cluster, experiment.transport_of(run));
   }
+  const bool fp8_experts = experiment.expert_type == PayloadType::kFp8;
   const std::uint32_t unit =
-      experiment.dispatch_payload == PayloadType::kFp8 ? kernels::kScaleGroup : 8;
-  if (experiment.model.hidden % unit != 0 || experiment.model.expert_intermediate % 8 != 0) {
+      fp8_experts || experiment.dispatch_payload == PayloadType::kFp8 ? kernels::kScaleGroup : 8;
+  const std::uint32_t inner = fp8_experts ? kernels::kGemmScaleBlock : 8;
+  if (experiment.model.hidden % unit != 0 || experiment.model.expert_intermediate % inner != 0) {
     throw InputError(where + ": model",
                      fmt::format("hidden {} and expert_intermediate {}", experiment.model.hidden,
                                  experiment.model.expert_intermediate),
-                     fmt::format("multiples of {} and 8", unit));
+                     fmt::format("multiples of {} and {}", unit, inner));
   }
 }
 
@@ -206,6 +212,11 @@ void run_experiment(const RunOptions& options, const RankEnvironment& environmen
     fault_point(environment.rank, "init");
     const std::unique_ptr<Executor> executor =
         options.dry_run ? make_dry_executor(group) : make_gpu_executor(group, environment);
+    if (!options.dry_run && experiment.expert_type == PayloadType::kFp8 &&
+        !kernels::grouped_gemm_available()) {
+      throw InputError(experiment.name + ": precision.experts", "fp8",
+                       "bf16: FP8 products need CUTLASS at build time and compute capability 9.0");
+    }
     Session session(options, experiment, group, *executor);
     if (environment.rank == 0) announce_size(experiment, session.shape());
     session.run_baseline();

@@ -76,7 +76,8 @@ Verifier::Samples Verifier::sample(const PlannedRun& planned) {
       }
       requests.push_back(std::move(request));
     }
-    samples.outputs.push_back(reference_outputs(shape_.mlp, shape_.seed, layer.layer, requests));
+    samples.outputs.push_back(
+        reference_outputs(shape_.mlp, shape_.seed, layer.layer, requests, shape_.experts));
     add_shared_outputs(shape_, layer.layer, own_rows, samples.outputs.back());
   }
   return samples;

@@ -74,15 +74,14 @@ Experiment experiment_of(const fs::path& folder, const Results& report, const fs
   const std::string hidden = first.provenance.at("hidden").dump();
   const std::string intermediate = first.provenance.at("expert_intermediate").dump();
   const fs::path file = folder / fmt::format("ep{}_h{}.yaml", first.num_ranks, hidden);
-  Experiment experiment =
-      load_experiment(file,
-                      {{"topology.extends", topology.string()},
-                       {"trace.file", trace.string()},
-                       {"tokens_per_rank", std::to_string(first.tokens_per_rank)},
-                       {"payload.dispatch", first.dispatch_payload},
-                       {"payload.combine", first.combine_payload},
-                       {"engine", "flow"}},
-                      EffectiveYaml::kLeaveOut);
+  std::vector<Override> as_run{{"topology.extends", topology.string()},
+                               {"trace.file", trace.string()},
+                               {"tokens_per_rank", std::to_string(first.tokens_per_rank)},
+                               {"payload.dispatch", first.dispatch_payload},
+                               {"payload.combine", first.combine_payload},
+                               {"engine", "flow"}};
+  if (first.expert_type) as_run.push_back({"precision.experts", *first.expert_type});
+  Experiment experiment = load_experiment(file, as_run, EffectiveYaml::kLeaveOut);
   if (std::to_string(experiment.model.hidden) != hidden ||
       std::to_string(experiment.model.expert_intermediate) != intermediate) {
     throw InputError(file.string(),

@@ -221,6 +221,7 @@ class PredictedTimes : public LayerTimes {
         to_string(setup_.combine_payload), setup_.chunk.value, static_cast<int>(setup_.deal),
         setup_.tokens_per_rank.value_or(0), setup_.training_tokens,
         setup_.transport.name.value_or(""), setup_.transport.settings.size()));
+    if (setup_.expert_type) hash.add(to_string(*setup_.expert_type));
     for (const Override& setting : setup_.transport.settings) {
       hash.add(setting.key + "=" + setting.value);
     }
@@ -366,7 +367,7 @@ class PredictedTimes : public LayerTimes {
     const LayerSetup setup{std::span(&plan, 1),
                            {row_payload(setup_.dispatch_payload, setup_.model.hidden),
                             row_payload(setup_.combine_payload, setup_.model.hidden)},
-                           LayerKernels{setup_.model, setup_.dispatch_payload},
+                           LayerKernels{setup_.model, setup_.dispatch_payload, setup_.expert_type},
                            setup_.transport,
                            {}};
     return build_layer(setup, setup_.cluster);
@@ -579,8 +580,8 @@ class PredictedTimes : public LayerTimes {
 
   void set_expert_times(double copy_s) {
     const std::unique_ptr<Transport> transport = make_transport(setup_.cluster, setup_.transport);
-    mlp_type_ =
-        expert_payload(setup_.cluster.gpu, transport->moves_tokens(), setup_.dispatch_payload);
+    mlp_type_ = expert_payload(setup_.cluster.gpu, transport->moves_tokens(),
+                               setup_.dispatch_payload, setup_.expert_type);
     const MlpShape shape{setup_.model.hidden, setup_.model.expert_intermediate, mlp_type_};
     const std::array<std::uint64_t, 2> two{1000, 1000};
     launches_s_ =
@@ -662,6 +663,7 @@ std::shared_ptr<const LayerTimes> layer_times_of(const Experiment& experiment, c
   setup.transport = experiment.transport_of(run);
   setup.dispatch_payload = experiment.dispatch_payload;
   setup.combine_payload = experiment.combine_payload;
+  setup.expert_type = experiment.expert_type;
   setup.chunk = experiment.chunk;
   setup.deal = experiment.deal;
   setup.tokens_per_rank = experiment.tokens_per_rank;

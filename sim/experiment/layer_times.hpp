@@ -25,6 +25,7 @@ struct LayerTimesSetup {
   TransportChoice transport;
   PayloadType dispatch_payload = PayloadType::kBf16;
   PayloadType combine_payload = PayloadType::kBf16;
+  std::optional<PayloadType> expert_type;  // of Experiment
   Bytes chunk{1 << 20};
   SequenceDeal deal = SequenceDeal::kRoundRobin;
   std::optional<std::uint32_t> tokens_per_rank;  // absent: every token of the routing once

@@ -55,7 +55,7 @@ MoveBesideSteps move_beside_steps(const LayerTimesSetup& setup, const Network& n
   const LayerSetup layer{{},
                          {row_payload(setup.dispatch_payload, setup.model.hidden),
                           row_payload(setup.combine_payload, setup.model.hidden)},
-                         LayerKernels{setup.model, setup.dispatch_payload},
+                         LayerKernels{setup.model, setup.dispatch_payload, setup.expert_type},
                          setup.transport,
                          {}};
   const auto run = [&](std::uint32_t num_steps, bool moving) {

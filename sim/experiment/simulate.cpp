@@ -270,12 +270,13 @@ class Simulation {
     const double shift_s =
         ready_s.empty() ? 0.0 : -*std::max_element(ready_s.begin(), ready_s.end());
     const std::uint32_t hidden = experiment_.model.hidden;
-    const LayerSetup setup{*plans,
-                           {row_payload(experiment_.dispatch_payload, hidden),
-                            row_payload(experiment_.combine_payload, hidden)},
-                           LayerKernels{experiment_.model, experiment_.dispatch_payload},
-                           experiment_.transport_of(run.spec),
-                           ready_s};
+    const LayerSetup setup{
+        *plans,
+        {row_payload(experiment_.dispatch_payload, hidden),
+         row_payload(experiment_.combine_payload, hidden)},
+        LayerKernels{experiment_.model, experiment_.dispatch_payload, experiment_.expert_type},
+        experiment_.transport_of(run.spec),
+        ready_s};
     const LayerProgram program = build_layer(setup, experiment_.cluster);
     const ResolvedProgram resolved = resolve(program.program, network_);
     EngineOptions engine;

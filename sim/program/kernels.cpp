@@ -153,8 +153,9 @@ Seconds mlp_time(const GpuModel& gpu, const MlpShape& shape,
   return kMlpLaunches * gpu.kernel_launch + Seconds{seconds};
 }
 
-PayloadType expert_payload(const GpuModel& gpu, bool transport_moves_tokens,
-                           PayloadType dispatched) {
+PayloadType expert_payload(const GpuModel& gpu, bool transport_moves_tokens, PayloadType dispatched,
+                           std::optional<PayloadType> asked) {
+  if (asked) return *asked;
   return gpu.kernels && !transport_moves_tokens ? PayloadType::kBf16 : dispatched;
 }
 

@@ -35,10 +35,11 @@ struct MlpShape {
 Seconds mlp_time(const GpuModel& gpu, const MlpShape& shape,
                  std::span<const std::uint64_t> expert_tokens);
 
-// What the experts compute in: the type of the dispatched rows, or BF16 where the runtime's calibrated
-// kernels expand them (RowKernels; a transport whose kernels move the tokens goes without those).
-PayloadType expert_payload(const GpuModel& gpu, bool transport_moves_tokens,
-                           PayloadType dispatched);
+// What the experts compute in: what was `asked` for, else the type of the dispatched rows, or BF16 where
+// the runtime's calibrated kernels expand them (RowKernels; a transport whose kernels move the tokens
+// goes without those).
+PayloadType expert_payload(const GpuModel& gpu, bool transport_moves_tokens, PayloadType dispatched,
+                           std::optional<PayloadType> asked = {});
 
 // The shared experts of a model, which see all `num_tokens` tokens of a rank: one dense product of all
 // of them in BF16 where the GPU has a calibrated shared_mlp, else as many experts of mlp_time.

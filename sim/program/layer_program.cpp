@@ -254,8 +254,9 @@ class GroupBuilder {
       } else if (has_kernels()) {
         // The routed experts this rank hosts, and the shared ones, whole, for its own tokens.
         const ModelShape& model = setup_.kernels->model;
-        const PayloadType type = expert_payload(cluster_.gpu, out_.transport().moves_tokens(),
-                                                setup_.kernels->dispatch_payload);
+        const PayloadType type =
+            expert_payload(cluster_.gpu, out_.transport().moves_tokens(),
+                           setup_.kernels->dispatch_payload, setup_.kernels->experts);
         tokens.assign(plan_.rank_expert_tokens.begin() + plan_.rank_expert_begin[rank],
                       plan_.rank_expert_tokens.begin() + plan_.rank_expert_begin[rank + 1]);
         duration = mlp_time(cluster_.gpu, {model.hidden, model.expert_intermediate, type}, tokens);

@@ -30,6 +30,7 @@ namespace coterie {
 struct LayerKernels {
   const ModelShape& model;
   PayloadType dispatch_payload = PayloadType::kBf16;
+  std::optional<PayloadType> experts = {};  // what the experts multiply in; absent: as they get it
 };
 
 struct LayerSetup {

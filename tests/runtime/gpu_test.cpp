@@ -6,6 +6,7 @@
 
 #include "core/results.hpp"
 #include "kernels/cuda.hpp"
+#include "kernels/grouped_gemm.hpp"
 #include "tests/runtime/fixture.hpp"
 
 namespace coterie {
@@ -47,6 +48,22 @@ TEST_F(Gpu, AllPoliciesAgreeWithTheReferenceAndEachOther) {
       expect_correct(run);
       EXPECT_TRUE(std::filesystem::exists(folder_ / ("out/timeline-" + run.name + ".json")));
     }
+  }
+}
+
+TEST_F(Gpu, Fp8ExpertsAgreeWithTheirReference) {
+  if (!kernels::grouped_gemm_available()) GTEST_SKIP() << "FP8 products need CUTLASS and sm_90";
+  const Outcome outcome =
+      shell(fmt::format("{} launch --ranks 4 -- run experiment.yaml -o out --iterations 3 "
+                        "--warmup 1 --set payload.dispatch=fp8 --set precision.experts=fp8 "
+                        "--set model.hidden=256 --set model.expert_intermediate=256",
+                        program()));
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  const Results results = read_results(folder_ / "out/results.json");
+  ASSERT_EQ(results.runs.size(), 4U);
+  for (const RunReport& run : results.runs) {
+    EXPECT_EQ(run.expert_type, "fp8");
+    expect_correct(run);
   }
 }
 

@@ -130,6 +130,16 @@ TEST_F(Program, Fp8AndUnevenTokensAreExactToo) {
   EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
 }
 
+// The reduced intermediate of FP8 experts holds one block of their scales.
+TEST_F(Program, Fp8ExpertsAreExactToo) {
+  write_experiment(4, 256, 256);
+  const Outcome outcome = shell(
+      fmt::format("{} launch --ranks 4 -- {} --set precision.experts=fp8", program(), kDryRun));
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  const auto document = nlohmann::json::parse(read_file(folder_ / "out/dry_run.json"));
+  EXPECT_EQ(document.at("size").at("expert_intermediate"), 128);
+}
+
 // One wrong value on one rank: every run is reported as failed, nothing is timed, code 4.
 TEST_F(Program, WrongOutputIsRefused) {
   const Outcome outcome = shell(fmt::format("{} launch --ranks 4 -- {}", program(), kDryRun),
@@ -184,6 +194,8 @@ TEST_F(Program, BadInputIsOneSentenceAndCode2) {
        {"launch --ranks 3 -- run experiment.yaml -o out --dry-run",
         "launch --ranks 4 -- run missing.yaml -o out --dry-run",
         "launch --ranks 4 -- run experiment.yaml -o out --dry-run --set payload.combine=fp8",
+        "launch --ranks 4 -- run experiment.yaml -o out --dry-run --set precision.experts=fp8 "
+        "--set model.expert_intermediate=72",
         "launch --ranks 4", "launch --ranks 4 --mps maybe -- run experiment.yaml -o out",
         "run experiment.yaml -o out --dry-run --layers 99",
         "launch --ranks 4 -- run experiment.yaml -o out --full-size"}) {

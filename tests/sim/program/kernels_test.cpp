@@ -12,6 +12,20 @@
 namespace coterie::testing {
 namespace {
 
+// What was asked for, whoever moves the rows; else what they are expanded to, or what they are.
+TEST(ExpertPayload, IsWhatTheExperimentSaysOrWhatTheRowsAre) {
+  GpuModel plain;
+  GpuModel expanding;
+  expanding.kernels.emplace();
+  const PayloadType bf16 = PayloadType::kBf16;
+  const PayloadType fp8 = PayloadType::kFp8;
+  EXPECT_EQ(expert_payload(plain, false, fp8), fp8);
+  EXPECT_EQ(expert_payload(expanding, false, fp8), bf16);
+  EXPECT_EQ(expert_payload(expanding, true, fp8), fp8);
+  EXPECT_EQ(expert_payload(expanding, false, bf16, fp8), fp8);
+  EXPECT_EQ(expert_payload(plain, false, fp8, bf16), bf16);
+}
+
 TEST(KernelCosts, ACopyIsItsLaunchAndItsBytes) {
   // 4000 B at 10 B/ns after 500 ns.
   EXPECT_EQ(nanoseconds(copy_time(small_gpu(), 4000.0).value), 900);

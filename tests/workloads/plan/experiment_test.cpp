@@ -93,6 +93,11 @@ TEST_F(ExperimentFile, HoldsWhatItSays) {
   EXPECT_EQ(experiment.runs[2].num_replicas, 8u);
 }
 
+TEST_F(ExperimentFile, SaysWhatTheExpertsMultiplyIn) {
+  EXPECT_EQ(load(kGood).expert_type, std::nullopt);
+  EXPECT_EQ(load(kGood, {"precision.experts=fp8"}).expert_type, PayloadType::kFp8);
+}
+
 TEST_F(ExperimentFile, OverridesReachTheTopologyAndTheModel) {
   const Experiment experiment =
       load(kGood, {"ranks=4", "topology.gpus_per_node=4", "model.hidden=512",
@@ -318,9 +323,8 @@ const Malformed kMalformed[] = {
      "e.yaml:1:1: found no key \"schema_version\", expected it to be given"},
     {"unknown_key", "ranks: 8", "ranks: 8\nrank: 8",
      "e.yaml:6:1: found unknown key \"rank\", expected one of chunk, deal, decode_pool, "
-     "disturbances, engine, groups, layers, model, name, payload, ranks, runs, schema_version, "
-     "seed, "
-     "step, tokens_per_rank, topology, trace, transport"},
+     "disturbances, engine, groups, layers, model, name, payload, precision, ranks, runs, "
+     "schema_version, seed, step, tokens_per_rank, topology, trace, transport"},
     {"key_twice", "ranks: 8", "ranks: 8\nranks: 4",
      "e.yaml:6:1: found a second key \"ranks\", expected each key once"},
     {"unknown_topology", "h100_node", "h9000",
@@ -444,6 +448,11 @@ const Malformed kMalformed[] = {
      "e.yaml:8:8: key \"chunk\": found \"0 B\", expected at least 1 B"},
     {"chunk_in_seconds", "engine: bound", "chunk: 3 us",
      "e.yaml:8:8: key \"chunk\": found \"3 us\", expected a size with its unit, such as \"4 KiB\""},
+    {"precision", "payload: {dispatch: fp8, combine: bf16}", "precision: {experts: mxfp4}",
+     "e.yaml:7:22: key \"precision.experts\": found \"mxfp4\", expected one of bf16, fp8"},
+    {"precision_key", "payload: {dispatch: fp8, combine: bf16}",
+     "precision: {experts: fp8, router: fp8}",
+     "e.yaml:7:27: key \"precision\": found unknown key \"router\", expected one of experts"},
     {"payload_not_a_map", "payload: {dispatch: fp8, combine: bf16}", "payload: fp8",
      "e.yaml:7:10: key \"payload\": found \"fp8\", expected a map of keys and values"},
     {"imbalance_below_one", "dispatch: hierarchical", "dispatch: hierarchical, max_imbalance: 0.5",
