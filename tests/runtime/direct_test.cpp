@@ -15,25 +15,14 @@ namespace {
 
 using testing::HasSubstr;
 
-constexpr std::uint32_t kRanks = 8;
-
-LayerPlan plan_of(DispatchPolicy policy) {
-  const Routing routing = small_routing();
-  PlacementRequest request;
-  request.strategy = "contiguous";
-  request.num_ranks = kRanks;
-  request.ranks_per_node = 4;
-  const Placement placement = make_placement(routing, request);
-  const RankTokens tokens = deal_tokens(routing, kRanks, 50, SequenceDeal::kRoundRobin);
-  return make_plan(routing, 1, placement.layers[1], tokens, {policy, 4, PlanDetail::kRows, 9});
-}
+constexpr std::uint32_t kRanks = kSmallRanks;
 
 class DirectPlaces : public testing::TestWithParam<DispatchPolicy> {};
 
 // What a rank tells each sender are pieces of its own region that hold exactly the sender's block and
 // its results, and no two of them share a byte.
 TEST_P(DirectPlaces, AreDisjointPiecesOfTheRegion) {
-  const LayerPlan plan = plan_of(GetParam());
+  const LayerPlan plan = small_plan(GetParam());
   LayerShape shape;
   shape.mlp = {256, 64};
   for (const kernels::RowType type : {kernels::RowType::kBf16, kernels::RowType::kFp8}) {

@@ -13,6 +13,8 @@
 
 #include "core/file.hpp"
 #include "core/random.hpp"
+#include "workloads/placement/placement.hpp"
+#include "workloads/plan/plan.hpp"
 #include "workloads/trace/moet.hpp"
 
 namespace coterie {
@@ -46,6 +48,21 @@ inline Routing small_routing() {
     }
   }
   return routing;
+}
+
+// Layer 2 of it on 8 ranks in two nodes, 50 tokens each, 9 rows per round.
+inline constexpr std::uint32_t kSmallRanks = 8;
+inline LayerPlan small_plan(DispatchPolicy policy, const std::string& strategy = "contiguous",
+                            std::uint32_t num_replicas = 0) {
+  const Routing routing = small_routing();
+  PlacementRequest request;
+  request.strategy = strategy;
+  request.num_ranks = kSmallRanks;
+  request.ranks_per_node = 4;
+  request.num_replicas = num_replicas;
+  const Placement placement = make_placement(routing, request);
+  const RankTokens tokens = deal_tokens(routing, kSmallRanks, 50, SequenceDeal::kRoundRobin);
+  return make_plan(routing, 1, placement.layers[1], tokens, {policy, 4, PlanDetail::kRows, 9});
 }
 
 struct Outcome {

@@ -11,26 +11,13 @@
 namespace coterie {
 namespace {
 
-constexpr std::uint32_t kRanks = 8;
+constexpr std::uint32_t kRanks = kSmallRanks;
 constexpr std::uint32_t kHidden = 256;
-
-LayerPlan plan_of(DispatchPolicy policy, const std::string& strategy,
-                  std::uint32_t num_replicas = 0) {
-  const Routing routing = small_routing();
-  PlacementRequest request;
-  request.strategy = strategy;
-  request.num_ranks = kRanks;
-  request.ranks_per_node = 4;
-  request.num_replicas = num_replicas;
-  const Placement placement = make_placement(routing, request);
-  const RankTokens tokens = deal_tokens(routing, kRanks, 50, SequenceDeal::kRoundRobin);
-  return make_plan(routing, 1, placement.layers[1], tokens, {policy, 4, PlanDetail::kRows, 9});
-}
 
 class Layouts : public testing::TestWithParam<DispatchPolicy> {};
 
 TEST_P(Layouts, SendersAndReceiversAgree) {
-  const LayerPlan plan = plan_of(GetParam(), "contiguous");
+  const LayerPlan plan = small_plan(GetParam());
   std::vector<RankLayout> layouts;
   for (std::uint32_t rank = 0; rank < kRanks; ++rank) {
     layouts.push_back(make_rank_layout(plan, rank));
@@ -57,7 +44,7 @@ TEST_P(Layouts, SendersAndReceiversAgree) {
 
 // The wire format counts what plans count (payload.hpp): payload, 4 bytes per row, 8 per copy.
 TEST_P(Layouts, BlocksHoldThePlansBytes) {
-  const LayerPlan plan = plan_of(GetParam(), "contiguous");
+  const LayerPlan plan = small_plan(GetParam());
   for (const auto& [payload, type] : {std::pair{PayloadType::kBf16, kernels::RowType::kBf16},
                                       std::pair{PayloadType::kFp8, kernels::RowType::kFp8}}) {
     const PayloadSizes sizes{row_payload(payload, kHidden), row_payload(payload, kHidden)};
@@ -81,7 +68,7 @@ TEST_P(Layouts, BlocksHoldThePlansBytes) {
 }
 
 TEST_P(Layouts, EveryCopyGoesToAHostOfItsExpert) {
-  const LayerPlan plan = plan_of(GetParam(), "contiguous");
+  const LayerPlan plan = small_plan(GetParam());
   for (std::uint32_t rank = 0; rank < kRanks; ++rank) {
     const RankLayout layout = make_rank_layout(plan, rank);
     for (std::size_t i = 0; i < layout.token_slots.size(); ++i) {
@@ -100,7 +87,7 @@ INSTANTIATE_TEST_SUITE_P(Policies, Layouts,
 // Two replicas of an expert are two slots; which one serves a copy is the plan's choice, and both
 // are used where both stand.
 TEST(Layout, ReplicasAreSlotsOfTheirOwn) {
-  const LayerPlan plan = plan_of(DispatchPolicy::kDedup, "load_balanced", 8);
+  const LayerPlan plan = small_plan(DispatchPolicy::kDedup, "load_balanced", 8);
   const RankLayout layout = make_rank_layout(plan, 3);
   EXPECT_EQ(layout.num_slots(), 24U);
   for (std::size_t i = 0; i < layout.token_slots.size(); ++i) {
@@ -110,7 +97,7 @@ TEST(Layout, ReplicasAreSlotsOfTheirOwn) {
 }
 
 TEST(Layout, ADifferenceBetweenDeviceAndPlanIsFound) {
-  const LayerPlan plan = plan_of(DispatchPolicy::kDedup, "contiguous");
+  const LayerPlan plan = small_plan(DispatchPolicy::kDedup);
   const RankLayout layout = make_rank_layout(plan, 2);
   std::vector<std::uint32_t> items;
   std::vector<std::uint32_t> masks;
@@ -143,7 +130,7 @@ TEST(Layout, PlansOfCountsAndHalfNodesAreRefused) {
   const LayerPlan counts = make_plan(routing, 0, placement.layers[0], tokens,
                                      {DispatchPolicy::kDedup, 4, PlanDetail::kCounts});
   EXPECT_THROW((void)make_rank_layout(counts, 0), InputError);
-  LayerPlan half = plan_of(DispatchPolicy::kHierarchical, "contiguous");
+  LayerPlan half = small_plan(DispatchPolicy::kHierarchical);
   half.ranks_per_node = 3;  // two nodes and a part of one
   EXPECT_THROW((void)make_rank_layout(half, 0), InputError);
 }

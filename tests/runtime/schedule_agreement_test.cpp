@@ -19,19 +19,8 @@
 namespace coterie {
 namespace {
 
-constexpr std::uint32_t kRanks = 8;
+constexpr std::uint32_t kRanks = kSmallRanks;
 constexpr std::uint32_t kHidden = 64;
-
-LayerPlan plan_of(DispatchPolicy policy) {
-  const Routing routing = small_routing();
-  PlacementRequest request;
-  request.strategy = "collaboration";
-  request.num_ranks = kRanks;
-  request.ranks_per_node = 4;
-  const Placement placement = make_placement(routing, request);
-  const RankTokens tokens = deal_tokens(routing, kRanks, 40, SequenceDeal::kRoundRobin);
-  return make_plan(routing, 1, placement.layers[1], tokens, {policy, 4, PlanDetail::kRows, 9});
-}
 
 // A message as both sides can name it; rows that stay on their rank are left out.
 struct Sent {
@@ -204,7 +193,7 @@ Trace simulator_trace(const LayerPlan& plan) {
 class Schedules : public testing::TestWithParam<DispatchPolicy> {};
 
 TEST_P(Schedules, TheRuntimeDoesWhatTheSimulatorSays) {
-  const LayerPlan plan = plan_of(GetParam());
+  const LayerPlan plan = small_plan(GetParam(), "collaboration");
   if (GetParam() == DispatchPolicy::kHierarchical) {
     ASSERT_GT(plan.num_rounds, 2U);
   }
