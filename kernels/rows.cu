@@ -99,8 +99,8 @@ __global__ void __launch_bounds__(kMaxThreads)
 }
 
 // scale[row][g] = max |x[token][g*128 .. +127]| / 448 (1 where that maximum is below 2^-100),
-// values[row][i] = e4m3(x[token][i] / scale[row][i/128]). A thread holds 16 values, so a group is 8
-// lanes. Grid: one block per token; block: pass_threads(hidden / 16).
+// values[row][i] = e4m3(x[token][i] * (1 / scale[row][i/128])). A thread holds 16 values, so a group
+// is 8 lanes. Grid: one block per token; block: pass_threads(hidden / 16).
 __global__ void __launch_bounds__(kMaxThreads)
     pack_fp8(const Bf16* tokens, std::uint32_t num_topk, std::uint32_t hidden, SendRows rows) {
   begin_kernel();
@@ -120,26 +120,23 @@ __global__ void __launch_bounds__(kMaxThreads)
       num_rows = row_places(rows.item_rows + std::size_t{blockIdx.x} * num_topk, num_topk,
                             rows.blocks, rows.num_blocks, RowType::kFp8, hidden, place);
     }
+    // The largest magnitude of the group, in both halves of the word.
+    std::uint32_t both = largest_of(v[0], v[1]);
+#pragma unroll
+    for (unsigned step = 1; step < 8; step *= 2) {
+      both = larger(both, __shfl_xor_sync(kAllLanes, both, step));
+    }
+    const float scale = scale_of(unpack(both & 0x7fff7fffU).x);
+    const float reciprocal = reciprocal_of(scale);
     float x[2][8];
     unpack8(v[0], x[0]);
     unpack8(v[1], x[1]);
-    float largest = 0.0F;
-#pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      largest = fmaxf(largest, fmaxf(fabsf(x[0][e]), fabsf(x[1][e])));
-    }
-#pragma unroll
-    for (unsigned step = 1; step < 8; step *= 2) {
-      largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, step));
-    }
-    const float scale = largest >= kSmallestGroup ? largest / kE4m3Max : 1.0F;
-    const float reciprocal = 1.0F / scale;
     std::uint32_t words[4];
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
       const float* four = &x[w / 2][4 * (w % 2)];
-      words[w] = quantise4(divide(four[0], scale, reciprocal), divide(four[1], scale, reciprocal),
-                           divide(four[2], scale, reciprocal), divide(four[3], scale, reciprocal));
+      words[w] = quantise4(four[0] * reciprocal, four[1] * reciprocal, four[2] * reciprocal,
+                           four[3] * reciprocal);
     }
     for (unsigned r = 0; r < num_rows; ++r) {
       auto* output = reinterpret_cast<uint4*>(values_of(place, r));

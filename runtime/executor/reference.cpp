@@ -34,7 +34,7 @@ std::vector<float> wire_values(std::span<const kernels::Bf16> row, kernels::RowT
     for (std::size_t i = begin; i < end; ++i) largest = std::max(largest, std::fabs(values[i]));
     const float scale = largest > 0.0F ? largest / kLargestE4m3 : 1.0F;
     for (std::size_t i = begin; i < end; ++i) {
-      const __nv_fp8_e4m3 quantised(values[i] / scale);
+      const __nv_fp8_e4m3 quantised(values[i] * (1.0F / scale));
       // The receiver expands to BF16.
       values[i] = __bfloat162float(__float2bfloat16(static_cast<float>(quantised) * scale));
     }
