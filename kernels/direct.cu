@@ -542,10 +542,12 @@ __global__ void __launch_bounds__(kMaxQuantiseWarps * 32)
     advance(ahead);
   };
   std::uint32_t slot = 0;
+  std::uint32_t row = kNoRow;  // this lane's, of the unit's item
   const auto work = [&](const StepValues& values) {
     std::byte* const output = ring + std::size_t{slot} * launch.slot_bytes;
     float* const scales = reinterpret_cast<float*>(output + num_steps * kStepValues);
     if (now.step == now.first) {
+      row = items.row(now.item, lane);
       // The slot must have been read by the stores of the unit before, and by the lanes.
       if (launch.num_slots > 1) {
         await_stores_read<1>();
@@ -558,7 +560,6 @@ __global__ void __launch_bounds__(kMaxQuantiseWarps * 32)
                   scales + 8 * (now.step - now.first));
     if (now.step + 1 == now.end) {
       fence_shared_proxy();
-      const std::uint32_t row = items.row(now.item, lane);
       __syncwarp();
       const std::uint32_t p = find_block(blocks.num_dests, row, PlaceBegins{places});
       const std::uint32_t first = now.first * kStepValues;
