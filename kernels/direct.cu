@@ -2,10 +2,11 @@
 //
 // Order of memory. What a rank writes into peer memory by bulk copies is complete for the thread that
 // issued them after cp.async.bulk.wait_group 0; plain stores are in the order of the thread. Each
-// block then fences at system scope and counts itself done; the last one, having seen all counts,
-// fences again and stores the epoch into the peers' flags with release at system scope. The receiver
-// loads the flag with acquire at system scope in one block, and whatever reads the rows is a later
-// kernel of its stream.
+// block then fences at the scope of the GPU and counts itself done; the last one, having seen all
+// counts, fences likewise and stores the epoch into the peers' flags with release at system scope,
+// which covers what it has seen of the other blocks (releases are cumulative). The receiver loads the
+// flag with acquire at system scope in one block, and whatever reads the rows is a later kernel of
+// its stream.
 
 #include <algorithm>
 #include <stdexcept>
@@ -88,8 +89,8 @@ __device__ inline void await(const FlagChannel& c, std::uint32_t peer, std::uint
   }
 }
 
-// The end of a step: tells the peers, then waits for them. All threads of one block call it, after
-// everything that the step wrote has been fenced at system scope and the block has synchronised.
+// The end of a step: tells the peers, then waits for them. All threads of one block call it, after the
+// block has synchronised with everything that the step wrote: the release makes it known.
 __device__ inline void announce_and_await(const FlagChannel& c, std::uint32_t epoch) {
   for (std::uint32_t i = threadIdx.x; i < c.num_peers; i += blockDim.x) {
     store_release(reinterpret_cast<std::uint32_t*>(c.flags[c.peers[i]] +
@@ -116,7 +117,6 @@ __global__ void __launch_bounds__(kSyncThreads)
       theirs[1] = counts_out[2 * peer + 1];
     }
   }
-  __threadfence_system();
   __syncthreads();
   announce_and_await(c, epoch);
   if (counts_out != nullptr) {
@@ -263,10 +263,15 @@ struct PlaceBegins {
 
 // --- put ----------------------------------------------------------------------------------------
 
+constexpr std::uint32_t kMaxQuantiseWarps = 24;
+constexpr std::uint32_t kStepValues = 1024;  // that a warp quantises at once
+COTERIE_HOST_DEVICE constexpr std::uint32_t steps_of(std::uint32_t hidden) {
+  return (hidden + kStepValues - 1) / kStepValues;
+}
+
 struct PutLaunch {
   std::uint32_t num_slots;   // per warp
   std::uint32_t slot_bytes;  // a row, and its scales where they are made here
-  std::uint32_t load_bytes;  // of a row as it comes
   std::uint32_t store_bytes;
   std::uint32_t hidden;
   RowType type;
@@ -274,10 +279,9 @@ struct PutLaunch {
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 
-// Plain copy of words that lie alike at both ends, by all threads of the grid.
-__device__ void copy_words(std::byte* to, const std::byte* from, std::size_t bytes) {
-  const std::size_t thread = blockIdx.x * std::size_t{blockDim.x} + threadIdx.x;
-  const std::size_t num_threads = std::size_t{gridDim.x} * blockDim.x;
+// Plain copy of words that lie alike at both ends, by `num_threads` threads of which this is one.
+__device__ void copy_words(std::byte* to, const std::byte* from, std::size_t bytes,
+                           std::size_t thread, std::size_t num_threads) {
   const std::size_t head = min(bytes, (16 - reinterpret_cast<std::uintptr_t>(from) % 16) % 16);
   const std::size_t num_vectors = (bytes - head) / 16;
   const auto* vectors_from = reinterpret_cast<const uint4*>(from + head);
@@ -294,96 +298,73 @@ __device__ void copy_words(std::byte* to, const std::byte* from, std::size_t byt
   }
 }
 
-// The two halves of a word of BF16, and the larger of two words, half by half.
-__device__ inline __nv_bfloat162 halves(std::uint32_t word) {
-  return *reinterpret_cast<const __nv_bfloat162*>(&word);
-}
-__device__ inline __nv_bfloat162 larger(__nv_bfloat162 a, __nv_bfloat162 b) {
-  return __hmax2(__habs2(a), __habs2(b));
-}
-// The largest magnitude of eight values.
-__device__ inline __nv_bfloat16 largest_of(uint4 v) {
-  const __nv_bfloat162 pair =
-      larger(larger(halves(v.x), halves(v.y)), larger(halves(v.z), halves(v.w)));
-  return __hmax(__low2bfloat16(pair), __high2bfloat16(pair));
-}
-// 1 / scale for a scale of quantise_row, which is far from the ends of the range: the approximation
-// and one step of Newton's. The exact reciprocal has a branch, which would keep the compiler from
-// working on several groups at once.
-__device__ inline float reciprocal_of(float scale) {
-  float r;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(scale));
-  return fmaf(fmaf(-scale, r, 1.0F), r, r);
-}
-__device__ inline uint2 quantise8(uint4 v, float scale) {
-  const float reciprocal = reciprocal_of(scale);
-  float x[8];
-  unpack8(v, x);
-#pragma unroll
-  for (float& value : x) value = divide(value, scale, reciprocal);
-  return make_uint2(quantise4(x[0], x[1], x[2], x[3]), quantise4(x[4], x[5], x[6], x[7]));
-}
-__device__ inline float scale_of(float largest) {
-  return largest >= kSmallestGroup ? divide(largest, kE4m3Max, 1.0F / kE4m3Max) : 1.0F;
-}
-
-// A row of BF16 in shared memory to FP8 in its first half, and its scales behind the row; the values
-// are those of pack_fp8 (rows.cu). All lanes of a warp call it. A lane takes eight values of each of
-// four runs of 256, so 16 lanes share a group of 128 and the maxima of two groups travel in one word.
-// What a run becomes lies at or before it, and the warp has read it by then.
-__device__ void quantise_row(std::byte* row, float* scales, std::uint32_t hidden) {
-  const unsigned lane = threadIdx.x % 32;
-  const std::uint32_t num_vectors = hidden / 8;
-  const auto* input = reinterpret_cast<const uint4*>(row);
-  auto* output = reinterpret_cast<uint2*>(row);
-  constexpr unsigned kRuns = 4;
-  for (std::uint32_t first = 0; first < num_vectors; first += 32 * kRuns) {
-    uint4 v[kRuns];
-#pragma unroll
-    for (unsigned r = 0; r < kRuns; ++r) {
-      const std::uint32_t i = first + 32 * r + lane;
-      v[r] = i < num_vectors ? input[i] : uint4{};
-    }
-    __nv_bfloat162 largest[kRuns / 2];
-#pragma unroll
-    for (unsigned r = 0; r < kRuns; r += 2) {
-      largest[r / 2] = __halves2bfloat162(largest_of(v[r]), largest_of(v[r + 1]));
-    }
-#pragma unroll
-    for (unsigned step = 1; step < 16; step *= 2) {
-#pragma unroll
-      for (__nv_bfloat162& pair : largest) {
-        pair = __hmax2(pair, __shfl_xor_sync(kAllLanes, pair, step));
-      }
-    }
-    float scale[kRuns];
-    uint2 bytes[kRuns];
-#pragma unroll
-    for (unsigned r = 0; r < kRuns; ++r) {
-      scale[r] = scale_of(r % 2 == 0 ? __low2float(largest[r / 2]) : __high2float(largest[r / 2]));
-      bytes[r] = quantise8(v[r], scale[r]);
-    }
-    __syncwarp();  // everybody has read
-#pragma unroll
-    for (unsigned r = 0; r < kRuns; ++r) {
-      const std::uint32_t i = first + 32 * r + lane;
-      if (i >= num_vectors) continue;
-      output[i] = bytes[r];
-      if (lane % 16 == 0) scales[i / 16] = scale[r];
-    }
+// Copies and row words of the blocks that go to others. The warps of the grid are dealt to the
+// destinations in turn, so that the destinations do not wait for each other.
+__device__ void copy_lists(const TransferBlock* send_blocks, const PutBlocks& blocks, RowType type,
+                           std::uint32_t hidden) {
+  const std::uint32_t num_others = blocks.num_dests - 1;
+  if (num_others == 0) return;
+  const std::uint32_t num_warps = gridDim.x * (blockDim.x / 32);
+  const std::uint32_t warp = blockIdx.x + gridDim.x * (threadIdx.x / 32);
+  for (std::uint32_t other = warp % num_others; other < num_others; other += num_warps) {
+    const std::uint32_t p = other + 1;
+    const TransferBlock block = send_blocks[p];
+    if (block.num_rows == 0) continue;
+    const std::size_t copies = copies_offset(type, hidden, block.num_rows);
+    const std::size_t words = words_offset(type, hidden, block.num_rows, block.num_copies);
+    const std::uint32_t members =
+        num_warps > num_others ? (num_warps - 1 - other) / num_others + 1 : 1;
+    const std::size_t thread = warp / num_others * 32 + threadIdx.x % 32;
+    std::byte* const to = blocks.data[p];
+    copy_words(to + copies, block.data + copies, std::size_t{8} * block.num_copies, thread,
+               std::size_t{members} * 32);
+    copy_words(to + words, block.data + words, std::size_t{4} * block.num_rows, thread,
+               std::size_t{members} * 32);
   }
 }
+
+__device__ void fill_places(Place* places, const TransferBlock* send_blocks,
+                            const PutBlocks& blocks, const PutLaunch& launch) {
+  for (std::uint32_t p = threadIdx.x; p < blocks.num_dests; p += blockDim.x) {
+    TransferBlock block = send_blocks[p];
+    block.data = blocks.data[p];
+    places[p] = {block.data, block_scales(block, launch.type, launch.hidden), block.row_begin};
+  }
+}
+
+// The end of a put, by all threads of all blocks.
+__device__ void finish_put(const FlagChannel& channel) {
+  __shared__ bool last;
+  await_stores();
+  fence_proxy();
+  __threadfence();
+  __syncthreads();
+  std::uint32_t* const counters = own_counters(channel);
+  if (threadIdx.x == 0) {
+    last = atomicAdd(counters + 1, 1U) == gridDim.x - 1;
+    __threadfence();
+  }
+  __syncthreads();
+  if (!last) return;
+  const std::uint32_t epoch = counters[0] + 1;
+  __syncthreads();
+  announce_and_await(channel, epoch);
+  if (threadIdx.x == 0) {
+    counters[0] = epoch;
+    counters[1] = 0;
+  }
+}
+
 #endif
 
 // Grid: at most `sms` blocks. Shared memory: the rings of the warps, then the places.
-template <class Items, bool kQuantise>
+template <class Items>
 __global__ void __launch_bounds__(kMaxRingWarps * 32)
     put_rows(Items items, std::uint32_t num_items, const TransferBlock* send_blocks,
              PutBlocks blocks, PutLaunch launch, FlagChannel channel) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) std::byte shared[];
   __shared__ std::uint64_t barriers[kMaxRingSlots];
-  __shared__ bool last;
   wait_for_previous_launch();
   const unsigned lane = threadIdx.x % 32;
   const unsigned warp = threadIdx.x / 32;
@@ -393,11 +374,7 @@ __global__ void __launch_bounds__(kMaxRingWarps * 32)
   auto* const places = reinterpret_cast<Place*>(shared + std::size_t{blockDim.x / 32} * num_slots *
                                                              launch.slot_bytes);
 
-  for (std::uint32_t p = threadIdx.x; p < blocks.num_dests; p += blockDim.x) {
-    TransferBlock block = send_blocks[p];
-    block.data = blocks.data[p];
-    places[p] = {block.data, block_scales(block, launch.type, launch.hidden), block.row_begin};
-  }
+  fill_places(places, send_blocks, blocks, launch);
   if (lane == 0) {
     for (std::uint32_t s = 0; s < num_slots; ++s) init_barrier(&full[s]);
     fence_shared_proxy();
@@ -410,23 +387,16 @@ __global__ void __launch_bounds__(kMaxRingWarps * 32)
     const std::byte* from = items.source(share.item(n));
     if (lane == 0) {
       const std::uint32_t slot = n % num_slots;
-      expect_bytes(&full[slot], launch.load_bytes);
-      load_bulk(ring + std::size_t{slot} * launch.slot_bytes, from, launch.load_bytes, &full[slot]);
+      expect_bytes(&full[slot], launch.store_bytes);
+      load_bulk(ring + std::size_t{slot} * launch.slot_bytes, from, launch.store_bytes,
+                &full[slot]);
     }
   };
   for (std::uint32_t n = 0; n < min(ahead, share.count); ++n) load(n);
   std::uint32_t next_row = share.count > 0 ? items.row(share.item(0), lane) : kNoRow;
 
-  // Copies and row words of the blocks that go to others, while the first rows are on their way.
-  for (std::uint32_t p = 1; p < blocks.num_dests; ++p) {
-    const TransferBlock block = send_blocks[p];
-    if (block.num_rows == 0) continue;
-    const std::size_t copies = copies_offset(launch.type, launch.hidden, block.num_rows);
-    const std::size_t words =
-        words_offset(launch.type, launch.hidden, block.num_rows, block.num_copies);
-    copy_words(blocks.data[p] + copies, block.data + copies, std::size_t{8} * block.num_copies);
-    copy_words(blocks.data[p] + words, block.data + words, std::size_t{4} * block.num_rows);
-  }
+  // While the first rows are on their way.
+  copy_lists(send_blocks, blocks, launch.type, launch.hidden);
 
   const std::uint32_t num_scales = launch.hidden / kScaleGroup;
   for (std::uint32_t n = 0; n < share.count; ++n) {
@@ -437,11 +407,6 @@ __global__ void __launch_bounds__(kMaxRingWarps * 32)
     const std::uint32_t p = find_block(blocks.num_dests, row, PlaceBegins{places});
     const auto num_rows = static_cast<unsigned>(__popc(__ballot_sync(kAllLanes, row != kNoRow)));
     wait_barrier(&full[slot], n / num_slots % 2);
-    if constexpr (kQuantise) {
-      quantise_row(values, reinterpret_cast<float*>(values + launch.load_bytes), launch.hidden);
-      fence_shared_proxy();
-      __syncwarp();
-    }
     if (row != kNoRow && (p != 0 || !blocks.own_in_place)) {
       const Place place = places[p];
       const std::size_t local = row - place.row_begin;
@@ -449,8 +414,7 @@ __global__ void __launch_bounds__(kMaxRingWarps * 32)
     }
     commit_stores();
     if (launch.type == RowType::kFp8) {
-      const float* scales = kQuantise ? reinterpret_cast<const float*>(values + launch.load_bytes)
-                                      : items.scales(share.item(n));
+      const float* scales = items.scales(share.item(n));
       float* const own_scales =
           row == kNoRow ? nullptr
                         : places[p].scales + std::size_t{row - places[p].row_begin} * num_scales;
@@ -460,8 +424,7 @@ __global__ void __launch_bounds__(kMaxRingWarps * 32)
         for (std::uint32_t i = lane; i < num_scales; i += 32) to[i] = scales[i];
       }
     }
-    // The slot of the next load must have been read by its stores (and, where scales are made here,
-    // by the lanes).
+    // The slot of the next load must have been read by its stores.
     const std::uint32_t next = n + ahead;
     if (next < share.count) {
       if (num_slots > 1) {
@@ -469,28 +432,169 @@ __global__ void __launch_bounds__(kMaxRingWarps * 32)
       } else {
         await_stores_read<0>();
       }
-      if constexpr (kQuantise) fence_shared_proxy();
       __syncwarp();
       load(next);
     }
   }
 
-  await_stores();
-  fence_proxy();
-  __threadfence_system();
-  __syncthreads();
-  std::uint32_t* const counters = own_counters(channel);
-  if (threadIdx.x == 0) last = atomicAdd(counters + 1, 1U) == gridDim.x - 1;
-  __syncthreads();
-  if (!last) return;
-  __threadfence_system();
-  const std::uint32_t epoch = counters[0] + 1;
-  __syncthreads();
-  announce_and_await(channel, epoch);
-  if (threadIdx.x == 0) {
-    counters[0] = epoch;
-    counters[1] = 0;
+  finish_put(channel);
+#endif
+}
+
+// --- put, quantised -------------------------------------------------------------------------------
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+
+__device__ inline uint2 quantise8(uint4 v, float reciprocal) {
+  float x[8];
+  unpack8(v, x);
+#pragma unroll
+  for (float& value : x) value *= reciprocal;
+  return make_uint2(quantise4(x[0], x[1], x[2], x[3]), quantise4(x[4], x[5], x[6], x[7]));
+}
+
+// A warp's step: 1,024 values of a row, two runs of 512. A lane has 16 neighbouring values of each,
+// so eight lanes share a group of 128, and the maxima of the two runs travel in one word.
+constexpr std::uint32_t kRuns = 2;
+struct StepValues {
+  uint4 v[kRuns][2];
+};
+__device__ inline StepValues load_step(const uint4* row, std::uint32_t step, std::uint32_t hidden) {
+  StepValues values;
+  const unsigned lane = threadIdx.x % 32;
+#pragma unroll
+  for (unsigned r = 0; r < kRuns; ++r) {
+    const std::uint32_t first = step * kStepValues + 512 * r + 16 * lane;
+    const bool inside = first < hidden;
+    values.v[r][0] = inside ? __ldg(row + first / 8) : uint4{};
+    values.v[r][1] = inside ? __ldg(row + first / 8 + 1) : uint4{};
   }
+  return values;
+}
+// The step's values and scales, as pack_fp8 (rows.cu) makes them, into shared memory.
+__device__ inline void quantise_step(const StepValues& values, std::byte* output, float* scales) {
+  const unsigned lane = threadIdx.x % 32;
+  std::uint32_t largest = __byte_perm(largest_of(values.v[0][0], values.v[0][1]),
+                                      largest_of(values.v[1][0], values.v[1][1]), 0x7610);
+#pragma unroll
+  for (unsigned step = 1; step < 8; step *= 2) {
+    largest = larger(largest, __shfl_xor_sync(kAllLanes, largest, step));
+  }
+  const float2 of_runs = unpack(largest & 0x7fff7fffU);
+#pragma unroll
+  for (unsigned r = 0; r < kRuns; ++r) {
+    const float scale = scale_of(r == 0 ? of_runs.x : of_runs.y);
+    const float reciprocal = reciprocal_of(scale);
+    const uint2 low = quantise8(values.v[r][0], reciprocal);
+    const uint2 high = quantise8(values.v[r][1], reciprocal);
+    reinterpret_cast<uint4*>(output)[32 * r + lane] = make_uint4(low.x, low.y, high.x, high.y);
+    if (lane % 8 == 0) scales[4 * r + lane / 8] = scale;
+  }
+}
+#endif
+
+// The same as put_rows for BF16 tokens that leave as FP8. Values go from memory to registers, one
+// step ahead of the work, and only what leaves is staged in shared memory. A warp's unit of work is
+// one of `num_parts` parts of a row: whole rows where there are enough of them for all warps.
+// Grid: at most `sms` blocks. Shared memory: the slots of the warps, then the places.
+__global__ void __launch_bounds__(kMaxQuantiseWarps * 32)
+    put_quantised(TokenItems items, std::uint32_t num_items, std::uint32_t num_parts,
+                  const TransferBlock* send_blocks, PutBlocks blocks, PutLaunch launch,
+                  FlagChannel channel) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  extern __shared__ __align__(128) std::byte shared[];
+  wait_for_previous_launch();
+  const unsigned lane = threadIdx.x % 32;
+  const unsigned warp = threadIdx.x / 32;
+  std::byte* const ring = shared + std::size_t{warp} * launch.num_slots * launch.slot_bytes;
+  auto* const places = reinterpret_cast<Place*>(shared + std::size_t{blockDim.x / 32} *
+                                                             launch.num_slots * launch.slot_bytes);
+  fill_places(places, send_blocks, blocks, launch);
+  __syncthreads();
+
+  const std::uint32_t num_steps = steps_of(launch.hidden);
+  const Share share(num_items * num_parts);
+  // Where the next load is, and where the work is: unit of the share, and step of the row.
+  struct Cursor {
+    std::uint32_t n = 0, item = 0, step = 0, first = 0, end = 0;
+  };
+  const auto enter = [&](Cursor& at) {
+    if (at.n >= share.count) return;
+    const std::uint32_t unit = share.item(at.n);
+    at.item = num_parts == 1 ? unit : unit / num_parts;
+    const std::uint32_t part = unit - at.item * num_parts;
+    at.step = at.first = part * num_steps / num_parts;
+    at.end = (part + 1) * num_steps / num_parts;
+  };
+  const auto advance = [&](Cursor& at) {
+    if (++at.step < at.end) return;
+    ++at.n;
+    enter(at);
+  };
+  Cursor ahead;
+  Cursor now;
+  enter(ahead);
+  enter(now);
+  const auto load = [&](StepValues& values) {
+    if (ahead.n >= share.count) return;
+    values = load_step(reinterpret_cast<const uint4*>(items.source(ahead.item)), ahead.step,
+                       launch.hidden);
+    advance(ahead);
+  };
+  std::uint32_t slot = 0;
+  std::uint32_t row = kNoRow;  // this lane's, of the unit's item
+  const auto work = [&](const StepValues& values) {
+    std::byte* const output = ring + std::size_t{slot} * launch.slot_bytes;
+    float* const scales = reinterpret_cast<float*>(output + num_steps * kStepValues);
+    if (now.step == now.first) {
+      row = items.row(now.item, lane);
+      // The slot must have been read by the stores of the unit before, and by the lanes.
+      if (launch.num_slots > 1) {
+        await_stores_read<1>();
+      } else {
+        await_stores_read<0>();
+      }
+      __syncwarp();
+    }
+    quantise_step(values, output + (now.step - now.first) * kStepValues,
+                  scales + 8 * (now.step - now.first));
+    if (now.step + 1 == now.end) {
+      fence_shared_proxy();
+      __syncwarp();
+      const std::uint32_t p = find_block(blocks.num_dests, row, PlaceBegins{places});
+      const std::uint32_t first = now.first * kStepValues;
+      const std::uint32_t num_values = min(launch.hidden, now.end * kStepValues) - first;
+      float* to_scales = nullptr;
+      if (row != kNoRow) {
+        const Place place = places[p];
+        const std::size_t local = row - place.row_begin;
+        store_bulk(place.values + local * launch.hidden + first, output, num_values);
+        to_scales = place.scales + local * (launch.hidden / kScaleGroup) + first / kScaleGroup;
+      }
+      commit_stores();
+      const auto num_rows = static_cast<unsigned>(__popc(__ballot_sync(kAllLanes, row != kNoRow)));
+      for (unsigned r = 0; r < num_rows; ++r) {
+        auto* to = reinterpret_cast<float*>(
+            __shfl_sync(kAllLanes, reinterpret_cast<unsigned long long>(to_scales), r));
+        for (std::uint32_t i = lane; i < num_values / kScaleGroup; i += 32) to[i] = scales[i];
+      }
+      if (++slot == launch.num_slots) slot = 0;
+    }
+    advance(now);
+  };
+  StepValues even{};
+  StepValues odd{};
+  load(even);
+  // While the first values are on their way.
+  copy_lists(send_blocks, blocks, launch.type, launch.hidden);
+  while (now.n < share.count) {
+    load(odd);
+    work(even);
+    if (now.n >= share.count) break;
+    load(even);
+    work(odd);
+  }
+  finish_put(channel);
 #endif
 }
 
@@ -648,9 +752,10 @@ std::size_t places_bytes(std::uint32_t num_dests) {
 constexpr std::size_t kStaticShared = 1024;  // barriers, marks, and what the system keeps
 
 std::uint32_t put_slot_bytes(std::uint32_t hidden, RowType type, bool quantise) {
-  const std::size_t row = quantise ? std::size_t{2} * hidden : value_bytes(type, hidden);
-  const std::size_t scales = quantise ? std::size_t{4} * (hidden / kScaleGroup) : 0;
-  return static_cast<std::uint32_t>(round_up(row + scales, 128));
+  // Whole steps, each with the scales of its eight groups.
+  const std::size_t row =
+      quantise ? std::size_t{steps_of(hidden)} * (kStepValues + 8 * 4) : value_bytes(type, hidden);
+  return static_cast<std::uint32_t>(round_up(row, 128));
 }
 
 std::uint32_t pull_chunk(std::uint32_t hidden) {
@@ -663,8 +768,7 @@ RingShape share_slots(std::size_t slots, std::uint32_t warps, std::uint32_t leas
   if (slots == 0) throw std::invalid_argument("direct: a row does not fit into shared memory");
   slots = std::min<std::size_t>(slots, kMaxRingSlots);
   RingShape shape;
-  shape.num_warps = static_cast<std::uint32_t>(
-      std::clamp<std::size_t>(slots / least, 1, std::min(warps, kMaxRingWarps)));
+  shape.num_warps = static_cast<std::uint32_t>(std::clamp<std::size_t>(slots / least, 1, warps));
   shape.num_slots = static_cast<std::uint32_t>(slots / shape.num_warps);
   return shape;
 }
@@ -681,10 +785,11 @@ void check_launch_arguments(std::uint32_t num_dests, std::uint32_t sms) {
   }
   if (sms == 0) throw std::invalid_argument("direct: sms must be at least 1");
 }
-void check_ring(const RingShape& shape) {
-  if (shape.num_warps == 0 || shape.num_warps > kMaxRingWarps || shape.num_slots == 0 ||
+void check_ring(const RingShape& shape, std::uint32_t max_warps = kMaxRingWarps) {
+  if (shape.num_warps == 0 || shape.num_warps > max_warps || shape.num_slots == 0 ||
       shape.num_warps * shape.num_slots > kMaxRingSlots) {
-    throw std::invalid_argument("direct: a ring of 1 to 16 warps and 1 to 64 slots in all");
+    throw std::invalid_argument(
+        "direct: a ring of 1 to 16 warps (24 where rows are quantised) and 1 to 64 slots in all");
   }
 }
 
@@ -702,29 +807,52 @@ void check_room(std::size_t bytes) {
   throw std::invalid_argument("direct: a ring that is larger than the shared memory of a block");
 }
 
-template <class Items, bool kQuantise>
+// What both kernels of put are launched with.
+struct PutSetup {
+  PutLaunch launch{};
+  RingShape shape;
+  std::size_t shared_bytes = 0;
+};
+PutSetup set_up_put(RowType type, std::uint32_t hidden, bool quantise, std::uint32_t num_dests,
+                    std::uint32_t sms, RingShape shape) {
+  check_hidden(type, hidden);
+  check_launch_arguments(num_dests, sms);
+  if (shape.num_warps == 0) shape = put_ring(type, hidden, quantise, num_dests, shared_limit());
+  check_ring(shape, quantise ? kMaxQuantiseWarps : kMaxRingWarps);
+  PutSetup setup;
+  setup.shape = shape;
+  setup.launch.num_slots = shape.num_slots;
+  setup.launch.slot_bytes = put_slot_bytes(hidden, type, quantise);
+  setup.launch.store_bytes = static_cast<std::uint32_t>(value_bytes(type, hidden));
+  setup.launch.hidden = hidden;
+  setup.launch.type = type;
+  setup.shared_bytes = std::size_t{shape.num_warps} * shape.num_slots * setup.launch.slot_bytes +
+                       places_bytes(num_dests);
+  check_room(setup.shared_bytes);
+  return setup;
+}
+
+template <class Items>
 void launch_put(const Items& items, std::uint32_t num_items, RowType type, std::uint32_t hidden,
                 const SendIndex& index, const PutBlocks& blocks, const FlagChannel& channel,
-                std::uint32_t sms, cudaStream_t stream, RingShape shape) {
-  check_hidden(type, hidden);
-  check_launch_arguments(blocks.num_dests, sms);
-  if (shape.num_warps == 0) {
-    shape = put_ring(type, hidden, kQuantise, blocks.num_dests, shared_limit());
-  }
-  check_ring(shape);
-  PutLaunch launch{};
-  launch.num_slots = shape.num_slots;
-  launch.slot_bytes = put_slot_bytes(hidden, type, kQuantise);
-  launch.store_bytes = static_cast<std::uint32_t>(value_bytes(type, hidden));
-  launch.load_bytes = kQuantise ? 2 * hidden : launch.store_bytes;
-  launch.hidden = hidden;
-  launch.type = type;
-  const std::size_t bytes = std::size_t{shape.num_warps} * shape.num_slots * launch.slot_bytes +
-                            places_bytes(blocks.num_dests);
-  check_room(bytes);
-  allow_shared(reinterpret_cast<const void*>(&put_rows<Items, kQuantise>), bytes);
-  launch_dependent(&put_rows<Items, kQuantise>, sms, shape.num_warps * 32, bytes, stream, items,
-                   num_items, index.blocks, blocks, launch, channel);
+                std::uint32_t sms, cudaStream_t stream, const RingShape& shape) {
+  const PutSetup setup = set_up_put(type, hidden, false, blocks.num_dests, sms, shape);
+  allow_shared(reinterpret_cast<const void*>(&put_rows<Items>), setup.shared_bytes);
+  launch_dependent(&put_rows<Items>, sms, setup.shape.num_warps * 32, setup.shared_bytes, stream,
+                   items, num_items, index.blocks, blocks, setup.launch, channel);
+}
+
+void launch_put_quantised(const TokenItems& items, std::uint32_t num_items, std::uint32_t hidden,
+                          const SendIndex& index, const PutBlocks& blocks,
+                          const FlagChannel& channel, std::uint32_t sms, cudaStream_t stream,
+                          const RingShape& shape) {
+  const PutSetup setup = set_up_put(RowType::kFp8, hidden, true, blocks.num_dests, sms, shape);
+  const std::uint32_t num_warps = sms * setup.shape.num_warps;
+  const std::uint32_t num_parts =
+      std::clamp((num_warps + 1) / std::max(num_items, 1U), 1U, steps_of(hidden));
+  allow_shared(reinterpret_cast<const void*>(&put_quantised), setup.shared_bytes);
+  launch_dependent(&put_quantised, sms, setup.shape.num_warps * 32, setup.shared_bytes, stream,
+                   items, num_items, num_parts, index.blocks, blocks, setup.launch, channel);
 }
 
 template <class Items>
@@ -756,8 +884,11 @@ RingShape put_ring(RowType type, std::uint32_t hidden, bool quantise, std::uint3
   const std::size_t fixed = kStaticShared + places_bytes(num_dests);
   const std::size_t room = shared_bytes > fixed ? shared_bytes - fixed : 0;
   const std::size_t slots = room / put_slot_bytes(hidden, type, quantise);
-  // Quantising wants warps, moving wants rows in flight.
-  return quantise ? share_slots(slots, kMaxRingWarps, 1) : share_slots(slots, 8, 2);
+  if (!quantise) return share_slots(slots, 8, 2);
+  // Quantising wants warps; what a warp does while its row is read for its store is little.
+  RingShape shape = share_slots(slots, kMaxQuantiseWarps, 1);
+  shape.num_slots = std::min(shape.num_slots, 2U);
+  return shape;
 }
 RingShape pull_ring(std::uint32_t hidden, std::uint32_t num_dests, std::size_t shared_bytes) {
   const std::size_t fixed = kStaticShared + places_bytes(num_dests);
@@ -782,20 +913,18 @@ void put(const Bf16* tokens, const TokenRouting& routing, std::uint32_t hidden, 
   const TokenItems items{reinterpret_cast<const std::byte*>(tokens), index.item_rows,
                          routing.num_tokens, routing.num_topk, 2 * hidden};
   if (type == RowType::kBf16) {
-    launch_put<TokenItems, false>(items, routing.num_tokens, type, hidden, index, blocks, channel,
-                                  sms, stream, shape);
+    launch_put(items, routing.num_tokens, type, hidden, index, blocks, channel, sms, stream, shape);
   } else {
-    launch_put<TokenItems, true>(items, routing.num_tokens, type, hidden, index, blocks, channel,
-                                 sms, stream, shape);
+    launch_put_quantised(items, routing.num_tokens, hidden, index, blocks, channel, sms, stream,
+                         shape);
   }
 }
 
 void put(const ReceivedRows& received, const SendIndex& index, const PutBlocks& blocks,
          const FlagChannel& channel, std::uint32_t sms, cudaStream_t stream,
          const RingShape& shape) {
-  launch_put<ReceivedItems, false>(ReceivedItems{received, index.item_rows}, received.num_rows,
-                                   received.type, received.hidden, index, blocks, channel, sms,
-                                   stream, shape);
+  launch_put(ReceivedItems{received, index.item_rows}, received.num_rows, received.type,
+             received.hidden, index, blocks, channel, sms, stream, shape);
 }
 
 void pull(const TokenRouting& routing, std::uint32_t hidden, const SendIndex& index,

@@ -79,23 +79,15 @@ __device__ inline float largest_of(const float2& pair, float largest) {
 __device__ inline float scale_for(float largest) {
   return largest >= 0x1p-100F ? largest / kLargestE4m3 : 1.0F;  // as pack() does
 }
-// x / scale with one rounding, for normal numbers: a product with the reciprocal, corrected by the
-// residual (Markstein), at a third of the cost of a division.
-__device__ inline float divide(float x, float scale, float reciprocal) {
-  const float quotient = x * reciprocal;
-  return fmaf(fmaf(-quotient, scale, x), reciprocal, quotient);
-}
-__device__ inline std::uint32_t quantise2(const float2& pair, float scale, float reciprocal) {
-  return __nv_cvt_float2_to_fp8x2(
-      make_float2(divide(pair.x, scale, reciprocal), divide(pair.y, scale, reciprocal)),
-      __NV_SATFINITE, __NV_E4M3);
+__device__ inline std::uint32_t quantise2(const float2& pair, float reciprocal) {
+  return __nv_cvt_float2_to_fp8x2(make_float2(pair.x * reciprocal, pair.y * reciprocal),
+                                  __NV_SATFINITE, __NV_E4M3);
 }
 __device__ inline uint2 quantise8(const uint4& eight, float scale) {
   const float reciprocal = 1.0F / scale;
-  return make_uint2(quantise2(unpack(eight.x), scale, reciprocal) |
-                        quantise2(unpack(eight.y), scale, reciprocal) << 16,
-                    quantise2(unpack(eight.z), scale, reciprocal) |
-                        quantise2(unpack(eight.w), scale, reciprocal) << 16);
+  return make_uint2(
+      quantise2(unpack(eight.x), reciprocal) | quantise2(unpack(eight.y), reciprocal) << 16,
+      quantise2(unpack(eight.z), reciprocal) | quantise2(unpack(eight.w), reciprocal) << 16);
 }
 
 // The expert that slot `row` belongs to: the last e with begin[e] <= row.

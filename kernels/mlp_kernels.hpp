@@ -30,7 +30,7 @@ struct SlotRows {
 void activate(const Bf16* gate_up, Bf16* activated, std::uint32_t intermediate,
               const SlotRows& rows, cudaStream_t stream);
 
-// FP8: q[r][i] = e4m3(v[r][i] / s), s the largest magnitude of its 128 values over 448 (1 where
+// FP8: q[r][i] = e4m3(v[r][i] * (1 / s)), s the largest magnitude of its 128 values over 448 (1 where
 // that magnitude is below 2^-100), written for expert e as [width / 128][rows of e] from begin[e] *
 // width / 128 on. v = x, or the activation of gate_up rounded to BF16. width % 128 == 0.
 void quantise_rows(const Bf16* x, E4m3* q, float* scales, std::uint32_t width, const SlotRows& rows,
@@ -38,7 +38,7 @@ void quantise_rows(const Bf16* x, E4m3* q, float* scales, std::uint32_t width, c
 void activate_fp8(const Bf16* gate_up, E4m3* q, float* scales, std::uint32_t intermediate,
                   const SlotRows& rows, cudaStream_t stream);
 
-// q[r][c] = e4m3(w[r][c] / s) with one s per 128 x 128 block, as above; scales[c / 128][r / 128].
+// q[r][c] = e4m3(w[r][c] * (1 / s)) with one s per 128 x 128 block, as above; scales[c / 128][r / 128].
 // n, k: multiples of 128; w and q are [n][k].
 void quantise_weights(const Bf16* w, E4m3* q, float* scales, std::uint32_t n, std::uint32_t k,
                       cudaStream_t stream);

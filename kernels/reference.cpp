@@ -82,7 +82,8 @@ QuantisedRow quantise(std::span<const float> row) {
     for (const float value : group) largest = std::max(largest, std::abs(value));
     const float scale = largest >= std::ldexp(1.0F, -100) ? largest / 448.0F : 1.0F;
     result.scales.push_back(scale);
-    for (const float value : group) result.values.push_back(to_e4m3(value / scale));
+    const float reciprocal = 1.0F / scale;
+    for (const float value : group) result.values.push_back(to_e4m3(value * reciprocal));
   }
   return result;
 }

@@ -28,6 +28,7 @@ struct QuantisedRow {
   std::vector<std::uint8_t> values;  // [hidden]
   std::vector<float> scales;         // [hidden / 128]
 };
+// As pack() says (rows.hpp).
 QuantisedRow quantise(std::span<const float> row);
 std::vector<float> dequantise(const QuantisedRow& row);  // rounded to BF16
 

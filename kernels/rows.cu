@@ -2,6 +2,7 @@
 #include <stdexcept>
 
 #include "kernels/lookup.cuh"
+#include "kernels/row_places.cuh"
 #include "kernels/rows.hpp"
 #include "kernels/values.cuh"
 
@@ -25,42 +26,6 @@ __device__ inline void begin_kernel() {
   start_dependent_launch();
 }
 
-// --- where a row lies ---------------------------------------------------------------------------
-
-struct RowPlace {
-  std::byte* values;
-  float* scales;
-};
-__device__ inline RowPlace place_of(const TransferBlock& block, RowType type, std::uint32_t hidden,
-                                    std::uint32_t row) {
-  const std::uint32_t local = row - block.row_begin;
-  return {block.data + local * value_bytes(type, hidden),
-          block_scales(block, type, hidden) + std::size_t{local} * (hidden / kScaleGroup)};
-}
-
-__device__ inline TransferBlock block_of_row(const ReceivedRows& received, std::uint32_t row) {
-  return received.blocks[find_block_uniform(received.num_blocks, row, RowBegins{received.blocks})];
-}
-
-// The places of an item's rows, one per lane; returns how many.
-__device__ inline unsigned row_places(const std::uint32_t* list, std::uint32_t length,
-                                      const TransferBlock* blocks, std::uint32_t num_blocks,
-                                      RowType type, std::uint32_t hidden, RowPlace& place) {
-  const unsigned lane = threadIdx.x % 32;
-  const std::uint32_t row = lane < length ? list[lane] : kNoRow;
-  const std::uint32_t b = find_block(num_blocks, row, RowBegins{blocks});
-  if (row != kNoRow) place = place_of(blocks[b], type, hidden, row);
-  return static_cast<unsigned>(__popc(__ballot_sync(kAllLanes, row != kNoRow)));
-}
-__device__ inline std::byte* values_of(const RowPlace& place, unsigned lane) {
-  return reinterpret_cast<std::byte*>(
-      __shfl_sync(kAllLanes, reinterpret_cast<unsigned long long>(place.values), lane));
-}
-__device__ inline float* scales_of(const RowPlace& place, unsigned lane) {
-  return reinterpret_cast<float*>(
-      __shfl_sync(kAllLanes, reinterpret_cast<unsigned long long>(place.scales), lane));
-}
-
 // Writes a row's vectors to all its places; `v` is this thread's first. All threads call it.
 __device__ inline void store_rows(const uint4* input, std::uint32_t num_vectors, uint4 v,
                                   unsigned num_rows, const RowPlace& place) {
@@ -75,12 +40,6 @@ __device__ inline void store_rows(const uint4* input, std::uint32_t num_vectors,
 }
 
 // --- pack and forward ---------------------------------------------------------------------------
-
-struct SendRows {
-  const std::uint32_t* item_rows;
-  const TransferBlock* blocks;
-  std::uint32_t num_blocks;
-};
 
 // values[row] = x[token], BF16. Grid: one block per token; block: pass_threads(hidden / 8).
 __global__ void __launch_bounds__(kMaxThreads)
@@ -99,8 +58,8 @@ __global__ void __launch_bounds__(kMaxThreads)
 }
 
 // scale[row][g] = max |x[token][g*128 .. +127]| / 448 (1 where that maximum is below 2^-100),
-// values[row][i] = e4m3(x[token][i] / scale[row][i/128]). A thread holds 16 values, so a group is 8
-// lanes. Grid: one block per token; block: pass_threads(hidden / 16).
+// values[row][i] = e4m3(x[token][i] * (1 / scale[row][i/128])). A thread holds 16 values, so a group
+// is 8 lanes. Grid: one block per token; block: pass_threads(hidden / 16).
 __global__ void __launch_bounds__(kMaxThreads)
     pack_fp8(const Bf16* tokens, std::uint32_t num_topk, std::uint32_t hidden, SendRows rows) {
   begin_kernel();
@@ -120,26 +79,23 @@ __global__ void __launch_bounds__(kMaxThreads)
       num_rows = row_places(rows.item_rows + std::size_t{blockIdx.x} * num_topk, num_topk,
                             rows.blocks, rows.num_blocks, RowType::kFp8, hidden, place);
     }
+    // The largest magnitude of the group, in both halves of the word.
+    std::uint32_t both = largest_of(v[0], v[1]);
+#pragma unroll
+    for (unsigned step = 1; step < 8; step *= 2) {
+      both = larger(both, __shfl_xor_sync(kAllLanes, both, step));
+    }
+    const float scale = scale_of(unpack(both & 0x7fff7fffU).x);
+    const float reciprocal = reciprocal_of(scale);
     float x[2][8];
     unpack8(v[0], x[0]);
     unpack8(v[1], x[1]);
-    float largest = 0.0F;
-#pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      largest = fmaxf(largest, fmaxf(fabsf(x[0][e]), fabsf(x[1][e])));
-    }
-#pragma unroll
-    for (unsigned step = 1; step < 8; step *= 2) {
-      largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, step));
-    }
-    const float scale = largest >= kSmallestGroup ? largest / kE4m3Max : 1.0F;
-    const float reciprocal = 1.0F / scale;
     std::uint32_t words[4];
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
       const float* four = &x[w / 2][4 * (w % 2)];
-      words[w] = quantise4(divide(four[0], scale, reciprocal), divide(four[1], scale, reciprocal),
-                           divide(four[2], scale, reciprocal), divide(four[3], scale, reciprocal));
+      words[w] = quantise4(four[0] * reciprocal, four[1] * reciprocal, four[2] * reciprocal,
+                           four[3] * reciprocal);
     }
     for (unsigned r = 0; r < num_rows; ++r) {
       auto* output = reinterpret_cast<uint4*>(values_of(place, r));

@@ -23,8 +23,9 @@
 namespace coterie::kernels {
 
 // values[row][:] = x[item][:] for every row of every item's list; BF16 as it is, FP8 as
-// q = e4m3(x / s), s = max |x| over the group of 128 / 448, or 1 where that maximum is below
-// 2^-100 (such a group becomes zeros: a scale needs a reciprocal).
+// q = e4m3(x * (1 / s)), s = max |x| over the group of 128 / 448, or 1 where that maximum is below
+// 2^-100 (such a group becomes zeros: a scale needs a reciprocal); every operation in float, rounded
+// once.
 // `tokens` is [num_tokens][hidden]; `index` comes from build_send_index with the same type and
 // hidden. Each token is read (and quantised) once and written once per row.
 void pack(const Bf16* tokens, std::uint32_t num_tokens, std::uint32_t num_topk,

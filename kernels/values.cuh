@@ -53,6 +53,35 @@ __device__ inline float divide(float x, float scale, float reciprocal) {
   const float quotient = x * reciprocal;
   return fmaf(fmaf(-quotient, scale, x), reciprocal, quotient);
 }
+// The larger magnitudes of two words of two BF16, half by half, with signs that mean nothing.
+__device__ inline std::uint32_t larger(std::uint32_t a, std::uint32_t b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 860
+  std::uint32_t larger;
+  asm("max.xorsign.abs.bf16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
+  return larger;
+#else
+  return __vmaxu2(a & 0x7fff7fffU, b & 0x7fff7fffU);  // magnitudes ascend as integers do
+#endif
+}
+// The largest magnitude of 16 values, in both halves, likewise.
+__device__ inline std::uint32_t largest_of(uint4 v, uint4 w) {
+  const std::uint32_t pair = larger(larger(larger(v.x, v.y), larger(v.z, v.w)),
+                                    larger(larger(w.x, w.y), larger(w.z, w.w)));
+  return larger(pair, __funnelshift_l(pair, pair, 16));
+}
+// 1 / scale, rounded once, for a scale of scale_of, which is far from the ends of the range: the
+// approximation and one step of Newton's (Markstein: exact but for a significand of ones alone, and
+// a BF16 over 448 has none). The library's reciprocal has a branch, which would keep the compiler
+// from working on several groups at once.
+__device__ inline float reciprocal_of(float scale) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(scale));
+  return fmaf(fmaf(-scale, r, 1.0F), r, r);
+}
+// The scale of a group of 128 (kScaleGroup) whose largest magnitude this is.
+__device__ inline float scale_of(float largest) {
+  return largest >= kSmallestGroup ? divide(largest, kE4m3Max, 1.0F / kE4m3Max) : 1.0F;
+}
 __device__ inline std::uint32_t quantise4(float a, float b, float c, float d) {
   const std::uint32_t low = __nv_cvt_float2_to_fp8x2(make_float2(a, b), __NV_SATFINITE, __NV_E4M3);
   const std::uint32_t high = __nv_cvt_float2_to_fp8x2(make_float2(c, d), __NV_SATFINITE, __NV_E4M3);

@@ -152,7 +152,7 @@ void add_commands(CLI::App& app, Commands& commands) {
       "out --set ranks=8");
 
   commands.probe_app = app.add_subcommand(
-      "probe", "Measure this machine: exchanges, kernels, expert MLP, overlap, over sizes");
+      "probe", "Measure this machine: exchanges, kernels, expert MLP, overlap, direct, over sizes");
   commands.probe_app->add_option("-o,--output", commands.probe.output, "Folder for the results")
       ->required();
   commands.probe_app
@@ -165,7 +165,7 @@ void add_commands(CLI::App& app, Commands& commands) {
   commands.probe_app
       ->add_option("--parts", commands.probe.parts,
                    "Only these, comma-separated: communication, notify, kernels, expert_mlp, "
-                   "overlap")
+                   "overlap, direct")
       ->delimiter(',');
   commands.probe_app->add_flag("--append", commands.probe.append,
                                "Add a start to what the folder holds; without it only what is "

@@ -362,7 +362,8 @@ class GpuExecutor final : public Executor {
     for (std::uint32_t r = 0; r < work.layout.num_rounds(); ++r) {
       const std::size_t first = work.layout.round_begin[r];
       const auto num_tokens = static_cast<std::uint32_t>(work.layout.round_begin[r + 1] - first);
-      if (num_tokens == 0) continue;
+      // The one-sided kernels read the tables of blocks also where there is nothing to send.
+      if (num_tokens == 0 && !is_direct()) continue;
       kernels::build_send_index(routing_of(work, r),
                                 {tables.slot_dest.data(), work.layout.num_slots(), num_dests,
                                  hop.first_dest, work.layout.policy == DispatchPolicy::kStandard},

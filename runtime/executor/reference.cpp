@@ -46,7 +46,9 @@ void through_e4m3(const Tile& tile) {
   float largest = 0.0F;
   each([&](float value) { largest = std::max(largest, std::fabs(value)); });
   const float scale = largest > 0.0F ? largest / kLargestE4m3 : 1.0F;
-  each([&](float& value) { value = static_cast<float>(__nv_fp8_e4m3(value / scale)) * scale; });
+  const float reciprocal = 1.0F / scale;
+  each(
+      [&](float& value) { value = static_cast<float>(__nv_fp8_e4m3(value * reciprocal)) * scale; });
 }
 
 }  // namespace

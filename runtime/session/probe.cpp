@@ -23,6 +23,7 @@
 #include "runtime/device/communicator.hpp"
 #include "runtime/device/errors.hpp"
 #include "runtime/device/nvml.hpp"
+#include "runtime/executor/direct_transport.hpp"
 #include "runtime/session/probe/file.hpp"
 #include "runtime/session/probe/parts.hpp"
 #include "runtime/session/probe/plan.hpp"
@@ -43,6 +44,15 @@ std::string link_kind(const GpuShare& share) {
              "cudaDeviceGetPCIBusId");
   if (has_nvlink(bus_id.data())) return "nvlink";
   return "pcie";
+}
+
+// Whether the transport direct can run: all ranks on one machine, GPUs with bulk copies.
+bool can_use_direct(const RankEnvironment& environment, const GpuShare& share) {
+  int major = 0;
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, share.device),
+             "cudaDeviceGetAttribute");
+  return environment.num_ranks > 1 && environment.num_local_ranks == environment.num_ranks &&
+         major >= 9;
 }
 
 std::string host_name() {
@@ -84,7 +94,8 @@ json make_header(const ProbeOptions& options, const RankEnvironment& environment
           {"mps", std::getenv("COTERIE_MPS") != nullptr},
           {"link_kind", facts.link_kind},
           {"max_bytes", options.max_bytes},
-          {"transports", json::array({"nccl"})},
+          {"transports", can_use_direct(environment, share) ? json::array({"nccl", "direct"})
+                                                            : json::array({"nccl"})},
           {"cutlass", kernels::cutlass_version()},
           {"version", version()},
           {"command", options.command},
@@ -127,6 +138,8 @@ std::vector<ProbePoint> measure_part(ProbeTools& tools, const ProbePlan& plan, P
       return probe_expert_mlp(tools, plan.expert_mlp);
     case ProbePart::kOverlap:
       return probe_overlap(tools, plan.overlap);
+    case ProbePart::kDirect:
+      return probe_direct(tools, plan.direct);
   }
   throw std::logic_error("no such part");
 }
@@ -172,6 +185,7 @@ void write_skeleton(const ProbeOptions& options, const json& document, ProbeFact
 // Rank 0's answers to what all ranks must do alike.
 struct Agreement {
   bool fp8_products = false;
+  bool direct = false;
   std::uint32_t ranks_per_gpu = 1;
   std::vector<ProbePart> parts;
 };
@@ -179,11 +193,13 @@ struct Agreement {
 Agreement agree(const ProbeOptions& options, const RankEnvironment& environment,
                 ControlGroup& group, const Agreement& mine, const json& document) {
   ProbeSetting setting{environment.num_ranks, environment.num_local_ranks, mine.ranks_per_gpu,
-                       options.max_bytes, mine.fp8_products};
+                       options.max_bytes,     mine.fp8_products,           mine.direct};
   Packer packer;
   if (group.rank() == 0) {
     const auto wanted = wanted_parts(options, plan_probe(setting));
-    packer.number<std::uint8_t>(mine.fp8_products ? 1 : 0).number(mine.ranks_per_gpu);
+    packer.number<std::uint8_t>(mine.fp8_products ? 1 : 0)
+        .number<std::uint8_t>(mine.direct ? 1 : 0)
+        .number(mine.ranks_per_gpu);
     std::vector<std::uint8_t> numbers;
     for (const ProbePart part : parts_to_measure(document, wanted, options.append)) {
       numbers.push_back(static_cast<std::uint8_t>(part));
@@ -194,6 +210,7 @@ Agreement agree(const ProbeOptions& options, const RankEnvironment& environment,
   Unpacker unpacker(blob);
   Agreement agreed;
   agreed.fp8_products = unpacker.number<std::uint8_t>() != 0;
+  agreed.direct = unpacker.number<std::uint8_t>() != 0;
   agreed.ranks_per_gpu = unpacker.number<std::uint32_t>();
   for (const std::uint8_t number : unpacker.numbers<std::uint8_t>()) {
     agreed.parts.push_back(static_cast<ProbePart>(number));
@@ -211,22 +228,36 @@ void probe(const ProbeOptions& options, const RankEnvironment& environment, Cont
   if (environment.rank == 0) {
     document = open_document(path, make_header(options, environment, share, facts));
   }
-  const Agreement agreed =
-      agree(options, environment, group,
-            {kernels::grouped_gemm_available(), share.ranks_per_gpu, {}}, document);
-  const ProbePlan plan = plan_probe({environment.num_ranks, environment.num_local_ranks,
-                                     agreed.ranks_per_gpu, options.max_bytes, agreed.fp8_products});
+  const Agreement agreed = agree(options, environment, group,
+                                 {kernels::grouped_gemm_available(),
+                                  can_use_direct(environment, share),
+                                  share.ranks_per_gpu,
+                                  {}},
+                                 document);
+  const ProbePlan plan =
+      plan_probe({environment.num_ranks, environment.num_local_ranks, agreed.ranks_per_gpu,
+                  options.max_bytes, agreed.fp8_products, agreed.direct});
   if (environment.rank == 0 && agreed.parts.empty()) {
     spdlog::info("{} has all parts; --append adds another start", path.string());
   }
 
   find_rates(group, document);
   if (!agreed.parts.empty()) {
+    const auto is_direct = [](ProbePart part) { return part == ProbePart::kDirect; };
+    const bool any_direct = std::any_of(agreed.parts.begin(), agreed.parts.end(), is_direct);
+    const bool only_direct = std::all_of(agreed.parts.begin(), agreed.parts.end(), is_direct);
     std::optional<Communicator> communicator;
-    if (group.num_ranks() > 1) communicator.emplace(group);
+    if (group.num_ranks() > 1 && !only_direct) communicator.emplace(group);
+    std::optional<DirectTransport> direct;
+    if (any_direct) direct.emplace(group, environment, share);
     Sampler sampler(group, communicator ? &*communicator : nullptr);
-    ProbeTools tools{group, communicator ? &*communicator : nullptr, sampler,
-                     environment.num_local_ranks, options.num_samples};
+    ProbeTools tools{group,
+                     communicator ? &*communicator : nullptr,
+                     sampler,
+                     environment.num_local_ranks,
+                     options.num_samples,
+                     agreed.ranks_per_gpu,
+                     direct ? &*direct : nullptr};
     for (std::size_t i = 0; i < agreed.parts.size(); ++i) {
       const std::string name = to_string(agreed.parts[i]);
       if (environment.rank == 0) {

@@ -46,7 +46,7 @@ std::vector<float> through_fp8(const std::vector<float>& w, std::size_t n, std::
       each([&](std::size_t i) { largest = std::max(largest, std::fabs(w[i])); });
       const float scale = largest > 0.0F ? largest / 448.0F : 1.0F;
       each([&](std::size_t i) {
-        result[i] = reference::from_e4m3(reference::to_e4m3(w[i] / scale)) * scale;
+        result[i] = reference::from_e4m3(reference::to_e4m3(w[i] * (1.0F / scale))) * scale;
       });
     }
   }

@@ -313,11 +313,8 @@ TEST_P(Pipeline, AgreesWithTheReference) {
         expected.insert(expected.end(), row.begin(), row.end());
       }
     }
-    // BF16 is copied. FP8: the kernel's quotient has one rounding, as the reference's; 1e-3 lets
-    // one value in ten thousand fall to the other side of a tie (an error of 2^-4 of its group's
-    // scale).
-    const double tolerance = scenario().type == RowType::kFp8 ? 1e-3 : 0.0;
-    EXPECT_LE(reference::relative_error(packed, expected), tolerance);
+    // BF16 is copied. FP8: scale, reciprocal and product are rounded once each, as the reference's.
+    EXPECT_EQ(packed, expected);
     first.push_back(std::move(sent));
     if (HasFailure()) return;
   }

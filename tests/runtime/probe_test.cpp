@@ -7,6 +7,7 @@
 #include <set>
 
 #include "core/error.hpp"
+#include "core/file.hpp"
 #include "core/yaml.hpp"
 #include "runtime/session/probe/file.hpp"
 #include "runtime/session/probe/plan.hpp"
@@ -129,6 +130,85 @@ TEST(ProbePlan, PatternsAreWhatTheirNamesSay) {
   EXPECT_EQ(matrix(Pattern::kHotPair), (Bytes{0, 40, 10, 10, 0, 10, 10, 10, 0}));
 }
 
+// The scopes of two GPUs with two ranks each, counted by hand: ranks 0 and 1 share a GPU, as do 2
+// and 3. Six tokens; rows [sender][receiver].
+TEST(ProbePlan, DirectPatternsAreWhatTheirNamesSay) {
+  using Rows = std::vector<std::uint32_t>;
+  const auto rows = [](Pattern pattern, DirectScope scope, std::uint32_t rows_per_token) {
+    DirectCase entry;
+    entry.pattern = pattern;
+    entry.scope = scope;
+    entry.num_tokens = 6;
+    entry.rows_per_token = rows_per_token;
+    Rows out(16, 0);
+    for (std::uint32_t r = 0; r < 4; ++r) {
+      for (std::uint32_t t = 0; t < direct_tokens(entry, 4, 2, r); ++t) {
+        for (const std::uint32_t d : direct_destinations(entry, 4, 2, r, t)) ++out[4 * r + d];
+      }
+    }
+    return out;
+  };
+  using S = DirectScope;
+  EXPECT_EQ(rows(Pattern::kAllToAll, S::kAll, 1),
+            (Rows{0, 2, 2, 2, 2, 0, 2, 2, 2, 2, 0, 2, 2, 2, 2, 0}));
+  EXPECT_EQ(rows(Pattern::kAllToAll, S::kAll, 3),
+            (Rows{0, 6, 6, 6, 6, 0, 6, 6, 6, 6, 0, 6, 6, 6, 6, 0}));
+  EXPECT_EQ(rows(Pattern::kAllToAll, S::kOtherGpus, 1),
+            (Rows{0, 0, 3, 3, 0, 0, 3, 3, 3, 3, 0, 0, 3, 3, 0, 0}));
+  EXPECT_EQ(rows(Pattern::kAllToAll, S::kOwnGpu, 1),
+            (Rows{0, 6, 0, 0, 6, 0, 0, 0, 0, 0, 0, 6, 0, 0, 6, 0}));
+  EXPECT_EQ(rows(Pattern::kAllToOne, S::kAll, 1),
+            (Rows{0, 0, 0, 0, 6, 0, 0, 0, 6, 0, 0, 0, 6, 0, 0, 0}));
+  EXPECT_EQ(rows(Pattern::kAllToOne, S::kOtherGpus, 1),
+            (Rows{0, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 6, 0, 0, 0}));
+  EXPECT_EQ(rows(Pattern::kOneToAll, S::kOtherGpus, 1),
+            (Rows{0, 0, 3, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}));
+  EXPECT_EQ(rows(Pattern::kShift, S::kAll, 1),
+            (Rows{0, 6, 0, 0, 0, 0, 6, 0, 0, 0, 0, 6, 6, 0, 0, 0}));
+  // The ranks of the other GPU after rank 1 are 2 and 3, after rank 3 they are 0 and 1.
+  EXPECT_EQ(rows(Pattern::kShift, S::kOtherGpus, 1),
+            (Rows{0, 0, 6, 0, 0, 0, 6, 0, 6, 0, 0, 0, 6, 0, 0, 0}));
+  // Rank 0's tokens go 1, 1, 1, 1, 2, 3.
+  EXPECT_EQ(rows(Pattern::kHotPair, S::kAll, 1),
+            (Rows{0, 4, 1, 1, 2, 0, 2, 2, 2, 2, 0, 2, 2, 2, 2, 0}));
+}
+
+// What is planned for the transport direct on 2, 4 and 8 ranks of two GPUs: with one rank per GPU
+// there is one scope and nothing to forward; every case has a plan that passes the plan checker, no
+// row of one hop stays at home, and no two cases have the same key.
+TEST(ProbePlan, DirectCasesArePlannedForEveryTier) {
+  for (const std::uint32_t ranks_per_gpu : {1U, 2U, 4U}) {
+    ProbeSetting setting;
+    setting.num_ranks = setting.num_local_ranks = 2 * ranks_per_gpu;
+    setting.ranks_per_gpu = ranks_per_gpu;
+    EXPECT_TRUE(plan_probe(setting).direct.empty());
+    setting.direct = true;
+    const ProbePlan plan = plan_probe(setting);
+    ASSERT_FALSE(plan.direct.empty());
+    EXPECT_EQ(plan.parts().back(), ProbePart::kDirect);
+    std::set<DirectScope> scopes;
+    std::set<DispatchPolicy> policies;
+    std::set<std::vector<std::uint32_t>> keys;
+    for (DirectCase entry : plan.direct) {
+      scopes.insert(entry.scope);
+      policies.insert(entry.policy);
+      keys.insert({static_cast<std::uint32_t>(entry.pattern),
+                   static_cast<std::uint32_t>(entry.scope),
+                   static_cast<std::uint32_t>(entry.policy), entry.hidden,
+                   static_cast<std::uint32_t>(entry.type), entry.num_tokens, entry.rows_per_token});
+      if (entry.num_tokens > 128) continue;
+      const LayerPlan layer = make_direct_plan(entry, setting.num_ranks, ranks_per_gpu);
+      EXPECT_EQ(layer.stages.size(), entry.policy == DispatchPolicy::kHierarchical ? 2U : 1U);
+      for (std::size_t i = 0; layer.stages.size() == 1 && i < layer.stages[0].src.size(); ++i) {
+        EXPECT_NE(layer.stages[0].src[i], layer.stages[0].dst[i]);
+      }
+    }
+    EXPECT_EQ(keys.size(), plan.direct.size());
+    EXPECT_EQ(scopes.size(), ranks_per_gpu == 1 ? 1U : 3U);
+    EXPECT_EQ(policies.size(), ranks_per_gpu == 1 ? 1U : 2U);
+  }
+}
+
 // Total 4 * 12 = 48 in proportion to 1 : 1/2 : 1/3 : 1/4, whose sum is 25/12: 23.04, 11.52, 7.68,
 // 5.76, rounded down to 46 with one more for the first two.
 TEST(ProbePlan, SkewedExpertsHaveAsManyRowsInAll) {
@@ -188,7 +268,7 @@ TEST(ProbePlan, NamesOfPartsAreKnown) {
   } catch (const InputError& error) {
     EXPECT_STREQ(error.what(),
                  "--parts: found \"kernel\", expected some of communication, notify, kernels, "
-                 "expert_mlp, overlap");
+                 "expert_mlp, overlap, direct");
   }
 }
 
@@ -239,6 +319,47 @@ TEST(ProbeFile, StartsAddUpAndSurviveTheFile) {
   EXPECT_EQ(back.at("parts").at("communication"),
             json::parse(R"({"starts": 2, "points": 2, "seconds": [1.3, 1.0]})"));
   EXPECT_NO_THROW(check_same_probe(back, header(), "curves.json"));
+}
+
+// The example that runtime/README.md names is a file that the probe would go on with, and its rows are
+// those of the plans. Its hierarchical layer of 128 tokens, each to one of three ranks in turn: rank
+// 0 has 43 for its neighbour, which keep to its GPU and so to itself on the first hop, and 43 + 42
+// for the other GPU, which go to rank 2; rank 1 has its 43 + 43 for ranks 2 and 3 at rank 3.
+TEST(ProbeFile, TheExampleOfThePartDirectIsOne) {
+  const std::string path = COTERIE_SOURCE_DIR "/tests/runtime/probe_direct.json";
+  const json document = parse_probe(read_file(path), path);
+  EXPECT_EQ(num_starts(document, ProbePart::kDirect), 1U);
+  EXPECT_EQ(probe_text(document), read_file(path));
+  std::size_t checked = 0;
+  for (const json& entry : document.at("direct")) {
+    if (!entry.contains("rows")) continue;
+    DirectCase layer;
+    layer.num_tokens = entry.at("num_tokens");
+    layer.hidden = entry.at("hidden");
+    layer.rows_per_token = entry.at("rows_per_token");
+    if (entry.at("pattern") == "all_to_one") layer.pattern = Pattern::kAllToOne;
+    if (entry.at("scope") == "other_gpus") layer.scope = DirectScope::kOtherGpus;
+    if (entry.at("policy") == "hierarchical") layer.policy = DispatchPolicy::kHierarchical;
+    const LayerPlan plan = make_direct_plan(layer, 4, 2);
+    for (std::size_t hop = 0; hop < plan.stages.size(); ++hop) {
+      std::vector<std::vector<std::uint32_t>> rows(4, std::vector<std::uint32_t>(4, 0));
+      auto copies = rows;
+      const Stage& stage = plan.stages[hop];
+      for (std::size_t t = 0; t < stage.num_transfers(); ++t) {
+        rows[stage.src[t]][stage.dst[t]] += stage.num_rows[t];
+        copies[stage.src[t]][stage.dst[t]] += stage.num_copies[t];
+      }
+      EXPECT_EQ(entry.at(hop == 0 ? "rows" : "forward_rows"), json(rows));
+      EXPECT_EQ(entry.at(hop == 0 ? "copies" : "forward_copies"), json(copies));
+      ++checked;
+    }
+    if (plan.stages.size() == 2) {
+      EXPECT_EQ(entry.at("rows"),
+                json({{43, 0, 85, 0}, {0, 42, 0, 86}, {85, 0, 43, 0}, {0, 86, 0, 42}}));
+    }
+  }
+  // Three multiprocessor counts: three kinds of two layers, and five kinds of two hops.
+  EXPECT_EQ(checked, 3U * (3 + 3 + 2 * 5));
 }
 
 TEST(ProbeFile, FactsAreThoseOfTheLastStart) {

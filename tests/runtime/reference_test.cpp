@@ -46,7 +46,8 @@ TEST(Reference, Fp8ExpertsMultiplyWhatE4m3Holds) {
   TokenRequest request{wire_values(tokens, kernels::RowType::kBf16), {5}, {0.5F}};
   const auto through = [](float value, float largest) {
     const float scale = largest / 448.0F;
-    return kernels::reference::from_e4m3(kernels::reference::to_e4m3(value / scale)) * scale;
+    return kernels::reference::from_e4m3(kernels::reference::to_e4m3(value * (1.0F / scale))) *
+           scale;
   };
   const auto round = [](double value) {
     return kernels::reference::round_to_bf16(static_cast<float>(value));

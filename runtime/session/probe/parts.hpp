@@ -12,6 +12,8 @@
 
 namespace coterie {
 
+class DirectTransport;
+
 // An entry of curves.json (runtime/README.md).
 struct ProbePoint {
   nlohmann::json key;    // object: what was measured; no two points of a part have the same
@@ -26,6 +28,8 @@ struct ProbeTools {
   Sampler& sampler;
   std::uint32_t num_local_ranks;
   std::uint32_t num_samples;  // at most, per point of an exchange
+  std::uint32_t ranks_per_gpu;
+  DirectTransport* direct;  // null where it cannot run, and unless its part is measured
 };
 
 std::vector<ProbePoint> probe_communication(ProbeTools& tools,
@@ -34,6 +38,8 @@ std::vector<ProbePoint> probe_communication(ProbeTools& tools,
 std::vector<ProbePoint> probe_notify(ProbeTools& tools);
 std::vector<ProbePoint> probe_kernels(ProbeTools& tools, std::span<const KernelCase> cases);
 std::vector<ProbePoint> probe_expert_mlp(ProbeTools& tools, std::span<const MlpCase> cases);
+// `tools.direct` must be there.
+std::vector<ProbePoint> probe_direct(ProbeTools& tools, std::span<const DirectCase> cases);
 std::vector<ProbePoint> probe_overlap(ProbeTools& tools, std::span<const OverlapCase> cases);
 
 }  // namespace coterie

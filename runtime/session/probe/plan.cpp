@@ -102,6 +102,63 @@ std::vector<OverlapCase> plan_overlap(const ProbeSetting& setting) {
   return cases;
 }
 
+// The destinations that a rank's scope has, in the order in which its tokens go to them.
+std::vector<std::uint32_t> scope_ranks(DirectScope scope, std::uint32_t num_ranks,
+                                       std::uint32_t ranks_per_gpu, std::uint32_t rank) {
+  std::vector<std::uint32_t> ranks;
+  for (std::uint32_t step = 1; step < num_ranks; ++step) {
+    const std::uint32_t other = (rank + step) % num_ranks;
+    const bool same_gpu = other / ranks_per_gpu == rank / ranks_per_gpu;
+    if (scope == DirectScope::kAll || same_gpu == (scope == DirectScope::kOwnGpu)) {
+      ranks.push_back(other);
+    }
+  }
+  return ranks;
+}
+
+std::vector<DirectCase> plan_direct(const ProbeSetting& setting) {
+  using kernels::RowType;
+  std::vector<DirectCase> cases;
+  // Largest first, so that the shared memory is made once.
+  for (const std::uint32_t hidden : {7168U, 2048U}) {
+    for (const auto type : {RowType::kBf16, RowType::kFp8}) {
+      for (const std::uint32_t tokens : {4096U, 1024U, 128U, 16U}) {
+        if (type == RowType::kFp8 && tokens < 128) continue;  // the flags alone, as for BF16
+        for (const auto scope :
+             {DirectScope::kAll, DirectScope::kOtherGpus, DirectScope::kOwnGpu}) {
+          const auto size = static_cast<std::uint32_t>(
+              scope_ranks(scope, setting.num_ranks, setting.ranks_per_gpu, 0).size());
+          if (size == 0) continue;
+          const bool is_all = scope == DirectScope::kAll;
+          // One GPU, or one rank per GPU: the scopes are the same.
+          if (!is_all && size + 1 == setting.num_ranks) continue;
+          for (const std::uint32_t rows : {1U, 4U, std::min(size, kDirectTopk)}) {
+            if (rows > size || (rows == 4 && (!is_all || size <= 4)) || (rows == 1 && size == 1)) {
+              continue;
+            }
+            cases.push_back(
+                {Pattern::kAllToAll, scope, DispatchPolicy::kDedup, hidden, type, tokens, rows});
+          }
+          if (type == RowType::kFp8 || tokens < 128 || (hidden < 7168 && tokens < 4096)) continue;
+          for (const auto pattern :
+               {Pattern::kAllToOne, Pattern::kOneToAll, Pattern::kShift, Pattern::kHotPair}) {
+            // Between two ranks a shift and a hot pair are the all-to-all.
+            const bool needs_choice = pattern == Pattern::kShift || pattern == Pattern::kHotPair;
+            if (size == 1 && needs_choice) continue;
+            cases.push_back({pattern, scope, DispatchPolicy::kDedup, hidden, type, tokens, 1});
+          }
+        }
+        if (setting.ranks_per_gpu == 1 || setting.ranks_per_gpu >= setting.num_ranks) continue;
+        for (const std::uint32_t rows : {1U, std::min({4U, setting.num_ranks - 1, kDirectTopk})}) {
+          cases.push_back({Pattern::kAllToAll, DirectScope::kAll, DispatchPolicy::kHierarchical,
+                           hidden, type, tokens, rows});
+        }
+      }
+    }
+  }
+  return cases;
+}
+
 }  // namespace
 
 std::string to_string(ProbePart part) {
@@ -116,6 +173,8 @@ std::string to_string(ProbePart part) {
       return "expert_mlp";
     case ProbePart::kOverlap:
       return "overlap";
+    case ProbePart::kDirect:
+      return "direct";
   }
   throw std::logic_error("no such part");
 }
@@ -148,6 +207,18 @@ std::string to_string(Pattern pattern) {
       return "hot_pair";
   }
   throw std::logic_error("no such pattern");
+}
+
+std::string to_string(DirectScope scope) {
+  switch (scope) {
+    case DirectScope::kOwnGpu:
+      return "own_gpu";
+    case DirectScope::kOtherGpus:
+      return "other_gpus";
+    case DirectScope::kAll:
+      return "all";
+  }
+  throw std::logic_error("no such scope");
 }
 
 std::string to_string(ExpertLoad load) {
@@ -200,7 +271,8 @@ std::vector<ProbePart> ProbePlan::parts() const {
                        : part == ProbePart::kNotify      ? !notify
                        : part == ProbePart::kKernels     ? kernels.empty()
                        : part == ProbePart::kExpertMlp   ? expert_mlp.empty()
-                                                         : overlap.empty();
+                       : part == ProbePart::kOverlap     ? overlap.empty()
+                                                         : direct.empty();
     if (!empty) parts.push_back(part);
   }
   return parts;
@@ -212,10 +284,80 @@ ProbePlan plan_probe(const ProbeSetting& setting) {
     plan.communication = plan_communication(setting);
     plan.notify = true;
     plan.overlap = plan_overlap(setting);
+    if (setting.direct) plan.direct = plan_direct(setting);
   }
   plan.kernels = plan_kernels(setting);
   plan.expert_mlp = plan_expert_mlp(setting);
   return plan;
+}
+
+std::uint32_t direct_tokens(const DirectCase& entry, std::uint32_t num_ranks,
+                            std::uint32_t ranks_per_gpu, std::uint32_t rank) {
+  if (entry.pattern == Pattern::kOneToAll) return rank == 0 ? entry.num_tokens : 0;
+  if (entry.pattern != Pattern::kAllToOne) return entry.num_tokens;
+  const auto ranks = scope_ranks(entry.scope, num_ranks, ranks_per_gpu, rank);
+  const bool sends = std::find(ranks.begin(), ranks.end(), 0U) != ranks.end();
+  return sends ? entry.num_tokens : 0;
+}
+
+std::vector<std::uint32_t> direct_destinations(const DirectCase& entry, std::uint32_t num_ranks,
+                                               std::uint32_t ranks_per_gpu, std::uint32_t rank,
+                                               std::uint32_t token) {
+  const auto ranks = scope_ranks(entry.scope, num_ranks, ranks_per_gpu, rank);
+  const auto size = static_cast<std::uint32_t>(ranks.size());
+  switch (entry.pattern) {
+    case Pattern::kAllToOne:
+      return {0};
+    case Pattern::kShift:
+      return {ranks[0]};
+    case Pattern::kHotPair: {
+      if (rank != 0) return {ranks[token % size]};
+      const std::uint32_t place = token % (size - 1 + kHotFactor);
+      return {place < kHotFactor ? ranks[0] : ranks[place - kHotFactor + 1]};
+    }
+    case Pattern::kAllToAll:
+    case Pattern::kOneToAll: {
+      std::vector<std::uint32_t> out;
+      for (std::uint32_t i = 0; i < entry.rows_per_token; ++i) {
+        out.push_back(ranks[(std::uint64_t{token} * entry.rows_per_token + i) % size]);
+      }
+      return out;
+    }
+    case Pattern::kSendRecv:
+    case Pattern::kSendRecvNodes:
+      break;
+  }
+  throw std::logic_error("a pattern that the transport direct is not measured with");
+}
+
+LayerPlan make_direct_plan(const DirectCase& entry, std::uint32_t num_ranks,
+                           std::uint32_t ranks_per_gpu) {
+  Routing routing;
+  routing.model = "probe";
+  routing.num_experts = num_ranks * kDirectLocalExperts;
+  routing.num_topk = kDirectTopk;
+  routing.layers = {0};
+  RankTokens tokens;
+  tokens.token_begin = {0};
+  LayerPlacement placement;
+  for (std::uint32_t rank = 0; rank < num_ranks; ++rank) {
+    std::vector<ExpertIdx> experts(kDirectLocalExperts);
+    std::iota(experts.begin(), experts.end(), static_cast<ExpertIdx>(rank * kDirectLocalExperts));
+    placement.rank_experts.push_back(std::move(experts));
+    const std::uint32_t num_tokens = direct_tokens(entry, num_ranks, ranks_per_gpu, rank);
+    for (std::uint32_t t = 0; t < num_tokens; ++t) {
+      const auto dests = direct_destinations(entry, num_ranks, ranks_per_gpu, rank, t);
+      for (std::uint32_t j = 0; j < kDirectTopk; ++j) {
+        const auto d = j % static_cast<std::uint32_t>(dests.size());
+        const auto local = (t + j / static_cast<std::uint32_t>(dests.size())) % kDirectLocalExperts;
+        routing.experts.push_back(static_cast<ExpertIdx>(dests[d] * kDirectLocalExperts + local));
+      }
+      tokens.trace_token.push_back(tokens.trace_token.size());
+    }
+    tokens.token_begin.push_back(tokens.trace_token.size());
+  }
+  routing.sequence_begin = {0, tokens.trace_token.size()};
+  return make_plan(routing, 0, placement, tokens, {entry.policy, ranks_per_gpu});
 }
 
 std::vector<std::uint64_t> curve_sizes(std::uint64_t max_bytes) {

@@ -8,15 +8,23 @@
 
 #include "kernels/grouped_gemm.hpp"
 #include "kernels/layout.hpp"
+#include "workloads/plan/plan.hpp"
 
 namespace coterie {
 
 // The parts of a probe in the order in which they are measured. A part is measured whole.
-enum class ProbePart : std::uint8_t { kCommunication, kNotify, kKernels, kExpertMlp, kOverlap };
+enum class ProbePart : std::uint8_t {
+  kCommunication,
+  kNotify,
+  kKernels,
+  kExpertMlp,
+  kOverlap,
+  kDirect
+};
 inline constexpr ProbePart kProbeParts[] = {ProbePart::kCommunication, ProbePart::kNotify,
-                                            ProbePart::kKernels, ProbePart::kExpertMlp,
-                                            ProbePart::kOverlap};
-// communication, notify, kernels, expert_mlp, overlap
+                                            ProbePart::kKernels,       ProbePart::kExpertMlp,
+                                            ProbePart::kOverlap,       ProbePart::kDirect};
+// communication, notify, kernels, expert_mlp, overlap, direct
 std::string to_string(ProbePart part);
 // The inverse; throws InputError for other names.
 ProbePart probe_part(const std::string& name);
@@ -27,6 +35,7 @@ struct ProbeSetting {
   std::uint32_t ranks_per_gpu = 1;
   std::uint64_t max_bytes = std::uint64_t{64} << 20;  // per pair
   bool fp8_products = false;                          // kernels::grouped_gemm_available()
+  bool direct = false;                                // whether the transport direct can run
 };
 
 // One exchange. The patterns, with B = num_bytes and ranks numbered from 0:
@@ -101,12 +110,57 @@ struct OverlapCase {
   std::uint64_t size = 0;
 };
 
+// Which ranks of its pattern a rank of a direct case sends to: those that share its GPU, those of
+// other GPUs, or both. Neighbours share a GPU (GpuShare).
+enum class DirectScope : std::uint8_t { kOwnGpu, kOtherGpus, kAll };
+// own_gpu, other_gpus, all
+std::string to_string(DirectScope scope);
+
+// A layer's exchanges over the transport `direct`. With S the ranks of the scope without the rank
+// itself, ascending from the rank's successor on (modulo the number of ranks), and n tokens of every
+// rank that sends:
+//
+//   alltoall    token t goes to S[t f], S[t f + 1], ... S[t f + f - 1], modulo |S|; f = rows_per_token
+//   all_to_one  every token of every rank goes to rank 0, whose own number of tokens is zero
+//   one_to_all  rank 0's tokens go to its S in turn, the others have none
+//   shift       every token goes to S[0]
+//   hot_pair    alltoall with one row per token; of rank 0, S[0] gets kHotFactor times as many rows
+//               as each of the others
+//
+// A plan of the policy `hierarchical` has two hops: to the rank of the same place on the GPU that the
+// token goes to, and from there to the ranks of that GPU.
+struct DirectCase {
+  Pattern pattern = Pattern::kAllToAll;
+  DirectScope scope = DirectScope::kAll;
+  DispatchPolicy policy = DispatchPolicy::kDedup;
+  std::uint32_t hidden = 0;
+  kernels::RowType type = kernels::RowType::kBf16;
+  std::uint32_t num_tokens = 0;
+  std::uint32_t rows_per_token = 1;
+};
+// How many multiprocessors the kernels of a direct case may use, one measurement each.
+inline constexpr std::uint32_t kDirectSms[] = {8, 16, 24};
+inline constexpr std::uint32_t kDirectTopk = 8;
+inline constexpr std::uint32_t kDirectLocalExperts = 8;
+
+// The tokens of a rank, and where one of them goes.
+std::uint32_t direct_tokens(const DirectCase& entry, std::uint32_t num_ranks,
+                            std::uint32_t ranks_per_gpu, std::uint32_t rank);
+std::vector<std::uint32_t> direct_destinations(const DirectCase& entry, std::uint32_t num_ranks,
+                                               std::uint32_t ranks_per_gpu, std::uint32_t rank,
+                                               std::uint32_t token);
+// The whole layer as the planner makes it: kDirectLocalExperts experts per rank; a token's
+// kDirectTopk copies are dealt to its destinations in turn; a GPU's ranks are a node.
+LayerPlan make_direct_plan(const DirectCase& entry, std::uint32_t num_ranks,
+                           std::uint32_t ranks_per_gpu);
+
 struct ProbePlan {
   std::vector<CommunicationCase> communication;
   bool notify = false;
   std::vector<KernelCase> kernels;
   std::vector<MlpCase> expert_mlp;
   std::vector<OverlapCase> overlap;
+  std::vector<DirectCase> direct;
 
   // Parts that are not empty: a single rank exchanges nothing.
   [[nodiscard]] std::vector<ProbePart> parts() const;
