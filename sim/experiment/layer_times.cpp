@@ -579,8 +579,8 @@ class PredictedTimes : public LayerTimes {
 
   void set_expert_times(double copy_s) {
     const std::unique_ptr<Transport> transport = make_transport(setup_.cluster, setup_.transport);
-    mlp_type_ =
-        expert_payload(setup_.cluster.gpu, transport->moves_tokens(), setup_.dispatch_payload);
+    mlp_type_ = expert_payload(setup_.cluster.gpu, transport->runs_with_row_kernels(),
+                               setup_.dispatch_payload);
     const MlpShape shape{setup_.model.hidden, setup_.model.expert_intermediate, mlp_type_};
     const std::array<std::uint64_t, 2> two{1000, 1000};
     launches_s_ =

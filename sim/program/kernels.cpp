@@ -153,9 +153,8 @@ Seconds mlp_time(const GpuModel& gpu, const MlpShape& shape,
   return kMlpLaunches * gpu.kernel_launch + Seconds{seconds};
 }
 
-PayloadType expert_payload(const GpuModel& gpu, bool transport_moves_tokens,
-                           PayloadType dispatched) {
-  return gpu.kernels && !transport_moves_tokens ? PayloadType::kBf16 : dispatched;
+PayloadType expert_payload(const GpuModel& gpu, bool with_row_kernels, PayloadType dispatched) {
+  return gpu.kernels && with_row_kernels ? PayloadType::kBf16 : dispatched;
 }
 
 Seconds shared_mlp_time(const GpuModel& gpu, const MlpShape& shape, std::uint32_t num_experts,
@@ -169,6 +168,7 @@ Seconds shared_mlp_time(const GpuModel& gpu, const MlpShape& shape, std::uint32_
 }
 
 std::uint32_t GpuResources::memory(std::uint32_t gpu) {
+  gpu /= ranks_per_gpu_;
   const auto [found, is_new] = memory_.try_emplace(gpu, 0);
   if (is_new) {
     found->second = builder_.add_resource(fmt::format("gpu {} memory", gpu), memory_rate(gpu_));
@@ -177,6 +177,7 @@ std::uint32_t GpuResources::memory(std::uint32_t gpu) {
 }
 
 std::uint32_t GpuResources::multiprocessors(std::uint32_t gpu) {
+  gpu /= ranks_per_gpu_;
   const auto [found, is_new] = multiprocessors_.try_emplace(gpu, 0);
   if (is_new) {
     found->second = builder_.add_resource(fmt::format("gpu {} multiprocessors", gpu), gpu_.num_sms);

@@ -149,7 +149,7 @@ inline Cluster with_row_kernels(Cluster cluster) {
   const KernelCosts kernel{Seconds{1000e-9}, Seconds{10e-9}, Seconds{50e-9}, Bandwidth{10e9}};
   const KernelCosts own_copy{Seconds{200e-9}, {}, {}, Bandwidth{10e9}};
   cluster.gpu.kernels =
-      RowKernels{kernel, kernel, kernel, kernel, kernel, kernel, own_copy, Seconds{100e-9}};
+      RowKernels{kernel, kernel, kernel, kernel, kernel, kernel, own_copy, {}, {}, Seconds{100e-9}};
   return cluster;
 }
 
