@@ -216,14 +216,26 @@ void GpuResources::add_copy(const Copy& copy, std::uint32_t waits_for,
                  : 0.0;
   // A kernel that reaches less than the memory's rate keeps the memory for as long as it moves.
   const double memory_share = copy.costs ? memory_rate(gpu_) / copy.costs->bandwidth.value : 1.0;
+  const double duration_s = (launches_s + index_s) * slowness(copy.gpu);
+  const double amount = copy.bytes * memory_share * slowness(copy.gpu);
   builder_.add({.src = copy.gpu,
                 .dst = copy.gpu,
-                .duration = (launches_s + index_s) * slowness(copy.gpu),
-                .amount = copy.bytes * memory_share * slowness(copy.gpu),
+                .duration = duration_s,
+                .amount = amount,
                 .queue = stream(copy.gpu),
                 .waits_for = waits_for,
                 .signals = signals,
                 .uses = uses});
+  if (ranks_per_gpu_ == 1) return;
+  // Beside another rank's kernels it takes its turns on the multiprocessors, which either would fill.
+  const std::uint32_t turns[]{multiprocessors(copy.gpu)};
+  builder_.add({.src = copy.gpu,
+                .dst = copy.gpu,
+                .duration = duration_s,
+                .amount = amount / memory_rate(gpu_) * gpu_.num_sms,
+                .waits_for = waits_for,
+                .signals = signals,
+                .uses = turns});
 }
 
 void GpuResources::add_work(std::uint32_t gpu, Seconds duration, std::uint32_t waits_for,
