@@ -34,14 +34,17 @@ Cluster places_of(const DirectProbe& probe) {
 using Matrix = std::vector<std::vector<std::uint32_t>>;
 
 // The rows of a hop as a put sends them, or as a pull fetches the results.
-std::vector<Message> messages_of(const Matrix& rows, double row_bytes, bool pull) {
+std::vector<Message> messages_of(const Matrix& rows, const Matrix& copies,
+                                 const PayloadSizes& sizes, bool pull) {
   std::vector<Message> messages;
   for (std::uint32_t sender = 0; sender < rows.size(); ++sender) {
     for (std::uint32_t receiver = 0; receiver < rows.size(); ++receiver) {
       const std::uint32_t count = rows[sender][receiver];
       if (count == 0) continue;
-      messages.push_back(
-          {pull ? receiver : sender, pull ? sender : receiver, count * row_bytes, count, 0});
+      const Bytes bytes =
+          pull ? sizes.combine(count) : sizes.dispatch(count, copies[sender][receiver]);
+      messages.push_back({pull ? receiver : sender, pull ? sender : receiver,
+                          static_cast<double>(bytes.value), count, copies[sender][receiver]});
     }
   }
   return messages;
@@ -110,18 +113,20 @@ class ListReader {
     const std::size_t num_ranks = probe_.num_ranks;
     const auto hidden = static_cast<std::uint32_t>(entry.positive("hidden"));
     const bool fp8 = entry.is_fp8();
-    const auto wire_row = static_cast<double>(
-        row_payload(fp8 ? PayloadType::kFp8 : PayloadType::kBf16, hidden).value);
+    const PayloadSizes sizes{row_payload(fp8 ? PayloadType::kFp8 : PayloadType::kBf16, hidden),
+                             row_payload(PayloadType::kBf16, hidden)};
     const double plain_row = kBf16Bytes * hidden;
     const Matrix rows = entry.matrix(second ? "forward_rows" : "rows", num_ranks);
-    const std::vector<Message> messages = messages_of(rows, pull ? plain_row : wire_row, pull);
+    const Matrix copies = entry.matrix(second ? "forward_copies" : "copies", num_ranks);
+    const std::vector<Message> messages = messages_of(rows, copies, sizes, pull);
     if (messages.empty()) throw InputError(entry.where(), "no rows", "rows that are moved");
     const std::vector<std::uint32_t> items =
         second ? received(entry.matrix("rows", num_ranks)) : entry.per_rank("tokens", num_ranks);
     const std::vector<std::uint32_t> ready(num_ranks, 0);
     PhaseTraffic traffic{
         pull ? Direction::kCombine : Direction::kDispatch, false, messages, 0, ready, items};
-    traffic.item_bytes = second && !pull ? wire_row : plain_row;
+    traffic.item_bytes =
+        second && !pull ? static_cast<double>(sizes.dispatch_row.value) : plain_row;
     traffic.quantises = fp8 && !pull && !second;
     traffic.hop = !two_hops ? HopKind::kGroup : second ? HopKind::kNode : HopKind::kRail;
     point.load = direct_step_load(places_, traffic);

@@ -91,7 +91,8 @@ json entry_of(const char* kind, const char* policy, const std::string& scope, bo
              {"tokens", json::array({tokens, tokens, tokens, tokens})},
              {"rows", rows},
              {"copies", rows}};
-  if (std::string(policy) == "hierarchical") entry["forward_rows"] = forward;
+  if (std::string(policy) == "hierarchical")
+    entry["forward_rows"] = entry["forward_copies"] = forward;
   return entry;
 }
 
@@ -100,7 +101,9 @@ json entry_of(const char* kind, const char* policy, const std::string& scope, bo
 double time_us(const json& entry, const DirectKernel& kernel, bool pull, bool second) {
   const double hidden = entry.at("hidden");
   const bool fp8 = entry.at("type") == "fp8";
-  const double wire = pull || !fp8 ? 2.0 * hidden : hidden + 4.0 * hidden / 128.0;
+  // A row has values, and in a dispatch 4 bytes and 8 for each copy, of which there is one.
+  const double values = fp8 && !pull ? hidden + 4.0 * hidden / 128.0 : 2.0 * hidden;
+  const double wire = pull ? values : values + 12.0;
   const json& rows = entry.at(second ? "forward_rows" : "rows");
   double longest = 0.0;
   double out[2]{};
@@ -118,7 +121,7 @@ double time_us(const json& entry, const DirectKernel& kernel, bool pull, bool se
       if (rank / 2 != peer / 2) in[peer / 2] += count * wire;
     }
     const double items = second ? received : entry.at("tokens")[rank].get<double>();
-    const double item_bytes = second && !pull && fp8 ? wire : 2.0 * hidden;
+    const double item_bytes = second && !pull && fp8 ? values : 2.0 * hidden;
     double moves = items * kernel.token.value + (near + far) * kernel.row.value +
                    (items * item_bytes + near * wire) / kernel.sm_bandwidth.value +
                    far * wire / kernel.sm_port_bandwidth->value;
