@@ -76,6 +76,67 @@ def draw_scatter(by_part, name, size, measured):
     cf.save(figure, name)
 
 
+# The runs of runtime/results/h100_direct_2gpu: their style and what the legend calls them.
+DIRECT_RUNS = {
+    "standard-contiguous-direct": ("standard", "standard, contiguous"),
+    "dedup-contiguous-direct": ("dedup", "dedup, contiguous"),
+    "dedup-lb-direct": ("balanced", "dedup, load-balanced"),
+    "dedup-collab-direct": ("placed", "dedup, collaboration"),
+    "hierarchical-contiguous-direct": ("hierarchical", "hierarchical, contiguous"),
+    "hierarchical-two-direct": ("two-level", "hierarchical, two-level"),
+}
+
+
+def direct_points(section):
+    """The points of two and four ranks per GPU by run: (case, ranks, measured and predicted seconds)."""
+    runs = {run: [] for run in DIRECT_RUNS}
+    for point in section["points"]:
+        case, run, _ = point["name"].split(", ")
+        ranks = int(point["group"].split(" ")[0])
+        if run in runs and ranks > 2:
+            runs[run].append(((ranks, case), ranks, point["measured_s"], point["predicted_s"]))
+    return runs
+
+
+def draw_direct(layers, dispatches):
+    """Two tiers: times of dispatch and layer, and a layer over that of de-duplicated contiguous experts; open: two ranks per GPU, filled: four."""
+    figure, axes = plt.subplots(1, 3, figsize=(12.4, 4.0))
+    baseline = {case: times for case, _, *times in direct_points(layers)["dedup-contiguous-direct"]}
+    panels = {
+        "dispatch (ms)": {run: [(n, 1e3 * a, 1e3 * b) for _, n, a, b in points] for run, points in direct_points(dispatches).items()},
+        "whole layer (ms)": {run: [(n, 1e3 * a, 1e3 * b) for _, n, a, b in points] for run, points in direct_points(layers).items()},
+        "layer over that of dedup, contiguous": {
+            run: [(n, a / baseline[case][0], b / baseline[case][1]) for case, n, a, b in points]
+            for run, points in direct_points(layers).items() if run != "dedup-contiguous-direct"},
+    }
+    for axis, (title, runs) in zip(axes, panels.items()):
+        every = [value for points in runs.values() for _, *values in points for value in values]
+        ratio = title.startswith("layer over")
+        ends = [min(every) * (0.98 if ratio else 0.8), max(every) * (1.02 if ratio else 1.25)]
+        near = 0.03 if ratio else 0.1
+        axis.plot(ends, ends, color=cf.BLACK, linewidth=0.9)
+        axis.fill_between(ends, [(1 - near) * e for e in ends], [(1 + near) * e for e in ends], color="#999999", alpha=0.25, linewidth=0,
+                          label=f"within {100 * near:.0f} %")
+        for run, points in runs.items():
+            style, label = DIRECT_RUNS[run]
+            look = cf.RUN_STYLES[style]
+            for ranks, face in ((4, "none"), (8, look["color"])):
+                of_ranks = [(a, b) for n, a, b in points if n == ranks]
+                if of_ranks:
+                    axis.plot(*zip(*of_ranks), color=look["color"], marker=look["marker"], markerfacecolor=face, markersize=5, linestyle="",
+                              label=label if ranks == 8 else None)
+        axis.set(xlim=ends, ylim=ends, title=title, xlabel="measured")
+        if not ratio:
+            axis.set(xscale="log", yscale="log")
+            for line in (axis.xaxis, axis.yaxis):
+                line.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=12))
+                line.set_minor_formatter(ticker.NullFormatter())
+                line.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axes[0].set_ylabel("predicted")
+    axes[1].legend(fontsize=7)
+    cf.save(figure, "validation_direct")
+
+
 if __name__ == "__main__":
     cf.use_style()
     found = sections()
@@ -90,3 +151,5 @@ if __name__ == "__main__":
     draw_scatter({"expert MLP": found["Expert MLP (H200, BF16), every other batch size left out"],
                   "DeepEP kernels": found["DeepEP normal kernels, one node, from 64 tokens"]},
                  "validation_kernels", (7.6, 3.7), "measured (ms)")
+    direct = "Our runs of the transport direct on two tiers: "
+    draw_direct(found[direct + "whole layer"], found[direct + "dispatch of at least 20 us"])

@@ -143,6 +143,12 @@ RowKernels read_row_kernels(const YamlValue& value) {
   kernels.gather = read_kernel_costs(map.required("gather"));
   kernels.sum = read_kernel_costs(map.required("sum"));
   if (const auto copy = map.optional("own_copy")) kernels.own_copy = read_kernel_costs(*copy);
+  if (const auto index = map.optional("send_index")) {
+    kernels.send_index = read_kernel_costs(*index);
+  }
+  if (const auto index = map.optional("forward_index")) {
+    kernels.forward_index = read_kernel_costs(*index);
+  }
   kernels.gap = map.required("gap").as_seconds();
   map.finish();
   return kernels;
@@ -336,6 +342,14 @@ void read_size(LayeredMap& map, std::uint32_t nodes_per_domain, std::optional<st
                Cluster& cluster) {
   cluster.gpus_per_node =
       static_cast<std::uint32_t>(map.required("gpus_per_node").as_integer(1, kMaxGpusPerNode));
+  if (const auto shared = map.optional("ranks_per_gpu")) {
+    cluster.ranks_per_gpu = static_cast<std::uint32_t>(shared->as_integer(1, kMaxGpusPerNode));
+    if (cluster.gpus_per_node % cluster.ranks_per_gpu != 0) {
+      throw shared->error(fmt::format("{} ranks on each GPU where a node has {} (gpus_per_node)",
+                                      cluster.ranks_per_gpu, cluster.gpus_per_node),
+                          "a divisor of gpus_per_node");
+    }
+  }
   const YamlValue nodes = map.required("nodes");
   const auto default_nodes = map.optional("default_nodes");
   if (const auto given = integer_or_word(nodes, "auto", 1, kMaxNodes)) {

@@ -87,6 +87,9 @@ struct KernelCosts {
 struct RowKernels {
   KernelCosts pack, forward, expand, merge, gather, sum;
   std::optional<KernelCosts> own_copy;
+  // The indices of pack and of forward alone, before a transport that moves the rows itself. They read
+  // four bytes per (token, expert) pair; rows as above. Absent: those of `pack` and `forward`.
+  std::optional<KernelCosts> send_index, forward_index;
   Seconds gap;
 };
 
@@ -231,6 +234,9 @@ struct Cluster {
   std::string description;
   std::uint32_t num_nodes = 1;
   std::uint32_t gpus_per_node = 8;
+  // Neighbours that stand for ranks on one physical GPU (under MPS): they share its memory bandwidth, its
+  // multiprocessors and its NICs, and `gpu` describes the whole of it. Divides gpus_per_node.
+  std::uint32_t ranks_per_gpu = 1;
   GpuModel gpu;
   std::optional<ScaleUp> scale_up;  // absent: GPUs of a node talk through their NICs
   std::optional<Nic> nic;           // absent: a single domain
@@ -246,6 +252,8 @@ struct Cluster {
   std::vector<std::pair<std::string, std::string>> provenance;
 
   [[nodiscard]] std::uint32_t num_gpus() const { return num_nodes * gpus_per_node; }
+  // The physical GPU of a rank's GPU.
+  [[nodiscard]] std::uint32_t device_of(std::uint32_t rank) const { return rank / ranks_per_gpu; }
 };
 
 // Reads a cluster from YAML; `ranks` (where given) grows or shrinks `nodes: auto` presets to hold

@@ -86,6 +86,10 @@ std::string gpu_text(const GpuModel& gpu) {
     text += kernel_text("gather", gpu.kernels->gather);
     text += kernel_text("sum", gpu.kernels->sum);
     if (gpu.kernels->own_copy) text += kernel_text("own_copy", *gpu.kernels->own_copy);
+    if (gpu.kernels->send_index) text += kernel_text("send_index", *gpu.kernels->send_index);
+    if (gpu.kernels->forward_index) {
+      text += kernel_text("forward_index", *gpu.kernels->forward_index);
+    }
     text += fmt::format("    gap: {}\n", exact(gpu.kernels->gap));
   }
   if (!gpu.operations.empty()) text += "  operations:\n";
@@ -153,6 +157,9 @@ std::string to_yaml(const Cluster& cluster) {
     text += fmt::format("description: {}\n", quoted(cluster.description));
   }
   text += fmt::format("nodes: {}\ngpus_per_node: {}\n", cluster.num_nodes, cluster.gpus_per_node);
+  if (cluster.ranks_per_gpu > 1) {
+    text += fmt::format("ranks_per_gpu: {}\n", cluster.ranks_per_gpu);
+  }
   text += gpu_text(cluster.gpu);
   if (cluster.scale_up) text += scale_up_text(*cluster.scale_up);
   if (const auto& nic = cluster.nic) {

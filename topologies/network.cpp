@@ -64,6 +64,10 @@ struct Network::Impl {
     return domain_gpus > 0 && src / domain_gpus == dst / domain_gpus ? Tier::kScaleUp
                                                                      : Tier::kNetwork;
   }
+  // The link out of a GPU's NICs; the next one leads in. Ranks that share a GPU use the first one's.
+  [[nodiscard]] std::uint32_t nic_port(std::uint32_t gpu) const {
+    return gpu / cluster.ranks_per_gpu * cluster.ranks_per_gpu * links_per_gpu + nic_offset;
+  }
   // Where a transfer to another domain leaves its own: its GPU's NIC or that of the rail peer.
   [[nodiscard]] std::uint32_t exit_gpu(std::uint32_t src, std::uint32_t dst) const {
     if (!change_rails) return src;
@@ -191,7 +195,7 @@ void Network::Impl::append_scale_up(std::uint32_t src, std::uint32_t dst,
 
 void Network::Impl::append_network(std::uint32_t src, std::uint32_t via, std::uint32_t dst,
                                    std::uint64_t flow_key, std::vector<LinkId>& out) const {
-  out.push_back(LinkId{via * links_per_gpu + nic_offset});
+  out.push_back(LinkId{nic_port(via)});
   const std::uint32_t goal = attach[dst];
   const std::uint64_t hash = mix64(mix64(std::uint64_t{src} << 32 | dst) ^ (flow_key * kGolden));
   // Deterministic routes read their choices from the destination's position, digit by digit, which
@@ -215,7 +219,7 @@ void Network::Impl::append_network(std::uint32_t src, std::uint32_t via, std::ui
     out.push_back(LinkId{hops[pick].link});
     at = hops[pick].to;
   }
-  out.push_back(LinkId{dst * links_per_gpu + nic_offset + 1});
+  out.push_back(LinkId{nic_port(dst) + 1});
 }
 
 Network::Network(const Cluster& cluster, RouteChoice choice)

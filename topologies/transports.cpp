@@ -185,8 +185,15 @@ void visit_keys(Costs& costs,
 template <class Costs, class Visitor>
 void visit_keys(Costs& costs,
                 Visitor& visit) requires std::is_same_v<std::remove_const_t<Costs>, DirectKernel> {
-  visit_keys(costs.put, visit);
+  visit("fixed", costs.fixed);
+  visit("peer", costs.peer, true);
+  visit("token", costs.token, true);
+  visit("row", costs.row, true);
   visit("sm_bandwidth", costs.sm_bandwidth);
+  visit("sm_port_bandwidth", costs.sm_port_bandwidth);
+  visit("quantise_bandwidth", costs.quantise_bandwidth);
+  visit("port_bandwidth", costs.port_bandwidth);
+  visit("copy_bandwidth", costs.copy_bandwidth);
 }
 
 struct KeyReader {
@@ -293,6 +300,9 @@ void read(LayeredMap& map, NvlinkOneSidedParameters& parameters) {
 void read(LayeredMap& map, DirectParameters& parameters) {
   parameters.sms = read_sms(map);
   if (const auto notify = map.optional("notify")) parameters.notify = notify->as_seconds();
+  if (const auto announce = map.optional("announce")) {
+    parameters.announce = announce->as_seconds();
+  }
   parameters.dispatch = required_kernel<DirectKernel>(map, "dispatch");
   parameters.combine = required_kernel<DirectKernel>(map, "combine");
 }
@@ -332,6 +342,9 @@ std::string text_of(const DirectParameters& parameters) {
   std::string text = fmt::format("{}sms: {}\n", spaces(kIndent), parameters.sms);
   if (parameters.notify) {
     text += fmt::format("{}notify: {}\n", spaces(kIndent), exact(*parameters.notify));
+  }
+  if (parameters.announce.value != 0.0) {
+    text += fmt::format("{}announce: {}\n", spaces(kIndent), exact(parameters.announce));
   }
   return text + kernel_text("dispatch", parameters.dispatch) +
          kernel_text("combine", parameters.combine);

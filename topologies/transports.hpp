@@ -137,17 +137,32 @@ struct NvlinkOneSidedParameters {
   PutKernel dispatch, combine;
 };
 
-// `direct`: the runtime's own one-sided kernels (kernels/direct.hpp), one put per (token, rank); combine
-// pulls and sums. A put or pull of a rank is limited by its multiprocessors, its rows and the port,
-// as PutKernel says; the time of a token on one multiprocessor grows with its bytes:
-// token + b / sm_bandwidth for rows of b bytes.
+// `direct`: the runtime's own one-sided kernels (kernels/direct.hpp). A put (dispatch) or pull (combine) of
+// a rank with P peers, T items (tokens, or rows that a first hop brought) and r rows
+//
+//   starts   fixed + P * peer
+//   moves    (T * token + r * row + bytes of items and of rows within the GPU / sm_bandwidth
+//             + bytes of rows from or to other GPUs / sm_port_bandwidth
+//             + bytes of quantised items / quantise_bandwidth) / multiprocessors
+//
+// The bytes of items are read once each, and a pull's are written. The rows for other GPUs of all
+// ranks of a GPU take at least their bytes / port_bandwidth in each direction of its port, those
+// that stay on the GPU at least their bytes / copy_bandwidth.
 struct DirectKernel {
-  PutKernel put;
+  Seconds fixed;
+  Seconds peer;
+  Seconds token, row;  // of one multiprocessor
   Bandwidth sm_bandwidth;
+  std::optional<Bandwidth> sm_port_bandwidth;   // absent: sm_bandwidth
+  std::optional<Bandwidth> quantise_bandwidth;  // absent: quantising takes no time
+  Bandwidth port_bandwidth;
+  std::optional<Bandwidth> copy_bandwidth;  // absent: half of what the memory reaches
 };
 struct DirectParameters {
   std::uint32_t sms = 16;
   std::optional<Seconds> notify;  // exchange of counts before a dispatch; absent: the overhead's
+  // From when the last rank has results for a pull until all know: a kernel that exchanges flags.
+  Seconds announce;
   DirectKernel dispatch, combine;
 };
 

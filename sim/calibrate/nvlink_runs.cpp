@@ -15,6 +15,7 @@
 #include "core/statistics.hpp"
 #include "sim/calibrate/alltoall_fit.hpp"
 #include "sim/calibrate/compare.hpp"
+#include "sim/calibrate/direct_fit.hpp"
 #include "sim/calibrate/probe_fit.hpp"
 #include "sim/calibrate/uncertainty_scale.hpp"
 #include "sim/experiment/simulate.hpp"
@@ -251,7 +252,7 @@ void check_same_plan(const fs::path& path, const RunReport& run, const RunReport
 
 void add_measurement(const fs::path& folder, const std::vector<fs::path>& paths,
                      const fs::path& traces, const fs::path& topology, const fs::path& scratch,
-                     NvlinkRuns& out) {
+                     const std::string& group, NvlinkRuns& out) {
   std::vector<Results> starts;
   for (const fs::path& path : paths) starts.push_back(read_report(path));
   const RunReport& first = starts.front().runs.front();
@@ -281,7 +282,7 @@ void add_measurement(const fs::path& folder, const std::vector<fs::path>& paths,
         samples.insert(samples.end(), more.begin(), more.end());
       }
       add_layer(measured, guess.layers[layer],
-                {folder.filename().string(),
+                {group.empty() ? folder.filename().string() : group,
                  fmt::format("{}, {}, layer {}", stem, guess.name, guess.layers[layer].layer)},
                 out);
       const double of_layer = variance(samples);
@@ -295,17 +296,11 @@ void add_measurement(const fs::path& folder, const std::vector<fs::path>& paths,
   count_pairs(totals, out);
 }
 
-NvlinkRuns empty_runs() {
-  const std::string protocol =
-      "Everything from the probe of the same machine (2 and 4 H200 and H100 joined by NVLink); "
-      "measured: the median of the starts, one on H200, up to four on H100. No run went into a "
-      "fit. "
-      "What the executor does besides (its events, an exchange per round, the copy of own results) "
-      "was found by looking at the runs on H200; the tiles of the expert MLP were found in the "
-      "probes. Predicted with flow.";
+NvlinkRuns empty_runs(const std::string& title, const std::string& protocol, double target_median,
+                      std::optional<double> target_worst) {
   const auto section = [&](const char* what) {
     return ValidationSection{
-        fmt::format("Our runs over NVLink: {}", what), protocol, {}, 0.05, 0.15, {}};
+        fmt::format("{}: {}", title, what), protocol, {}, target_median, target_worst, {}};
   };
   NvlinkRuns out;
   out.layer = section("whole layer");
@@ -316,31 +311,70 @@ NvlinkRuns empty_runs() {
   return out;
 }
 
+double percentage(std::size_t part, std::size_t all) {
+  return 100.0 * static_cast<double>(part) / static_cast<double>(std::max<std::size_t>(all, 1));
+}
+
+// What is said below the sections' tables.
+void add_findings(const char* target, const char* of_starts, NvlinkRuns& out) {
+  out.layer.finding = fmt::format(
+      "Of {} pairs of runs that differ by more than twice their samples' deviations, {} are "
+      "predicted in the measured order ({:.1f} %; target {} %), and {} of their ratios within 3 "
+      "points ({:.1f} %). A layer's samples deviate by {:.1f} % of its time (median).",
+      out.num_pairs, out.num_right, percentage(out.num_right, out.num_pairs), target, out.num_close,
+      percentage(out.num_close, out.num_pairs), 100.0 * median(out.deviations));
+  for (ValidationSection* section :
+       {&out.layer, &out.dispatch, &out.combine, &out.mlp, &out.kernels}) {
+    const auto starts = out.starts.find(section->title);
+    if (starts == out.starts.end()) continue;
+    section->finding += fmt::format(
+        "{}Starts of one point{} differ by {:.1f} % in the median and {:.0f} % at most.",
+        section->finding.empty() ? "" : " ", of_starts, 100.0 * median(starts->second),
+        100.0 * *std::max_element(starts->second.begin(), starts->second.end()));
+  }
+}
+
 }  // namespace
 
 Cluster calibrate_from_probe(const fs::path& curves, const Cluster& base) {
   const std::string where = curves.string();
-  const std::vector<AllToAllPoint> points = select_machine(read_alltoall(curves), "", where);
   Cluster cluster = base;
   if (!cluster.scale_up) throw InputError("topology " + cluster.name + " has no scale_up links");
-  widen_links(points, cluster);
-  const AllToAllFit links = fit_alltoall(points, alltoall_options(cluster));
-  cluster = calibrated_cluster(cluster, links.model);
-  std::vector<double> measured_s;
-  for (const AllToAllPoint& point : points) measured_s.push_back(point.time_s);
-  cluster.uncertainty.scale_up = uncertainty_scale(left_out_points(links.held_out, measured_s));
-  if (cluster.scale_up->kind == ScaleUpKind::kNvlink) {
-    set_pattern_rates(read_pattern_rates(curves), cluster);
+  // Between ranks of one GPU NCCL goes over the host: its exchanges say nothing of the links here.
+  if (cluster.ranks_per_gpu == 1) {
+    const std::vector<AllToAllPoint> points = select_machine(read_alltoall(curves), "", where);
+    widen_links(points, cluster);
+    const AllToAllFit links = fit_alltoall(points, alltoall_options(cluster));
+    cluster = calibrated_cluster(cluster, links.model);
+    std::vector<double> measured_s;
+    for (const AllToAllPoint& point : points) measured_s.push_back(point.time_s);
+    cluster.uncertainty.scale_up = uncertainty_scale(left_out_points(links.held_out, measured_s));
+    if (cluster.scale_up->kind == ScaleUpKind::kNvlink) {
+      set_pattern_rates(read_pattern_rates(curves), cluster);
+    }
   }
   GpuFit gpu = fit_gpu(cluster, read_gpu_probe(curves));
   cluster = std::move(gpu.cluster);
   set_gpu_uncertainty(gpu, cluster);
+  if (const auto direct = read_direct_probe(curves)) {
+    const DirectFit fit = fit_direct(cluster, *direct);
+    cluster.transports.emplace_back(fit.parameters);
+    if (cluster.ranks_per_gpu > 1) set_direct_uncertainty(fit, cluster);
+  }
   return cluster;
 }
 
 NvlinkRuns predict_nvlink_runs(const std::vector<fs::path>& folders, const fs::path& traces) {
   const Scratch scratch;
-  NvlinkRuns out = empty_runs();
+  NvlinkRuns out = empty_runs(
+      "Our runs over NVLink",
+      "Everything from the probe of the same machine (2 and 4 H200 and H100 joined by NVLink); "
+      "measured: the median of the starts, one on H200, up to four on H100. No run went into a "
+      "fit. "
+      "What the executor does besides (its events, an exchange per round, the copy of own results) "
+      "was found by looking at the runs on H200; the tiles of the expert MLP were found in the "
+      "probes. Predicted with flow.",
+      0.05, 0.15);
   for (const fs::path& folder : folders) {
     const std::vector<fs::path> curves = files_in(folder, "curves_", ".json");
     const std::vector<fs::path> skeletons = files_in(folder, "topology_", ".yaml");
@@ -354,27 +388,41 @@ NvlinkRuns predict_nvlink_runs(const std::vector<fs::path>& folders, const fs::p
     write_file(topology,
                to_yaml(calibrate_from_probe(curves[0], load_cluster(skeletons[0].string()))));
     for (const auto& [name, starts] : reports_of(folder)) {
-      add_measurement(folder, starts, traces, topology, scratch.path(), out);
+      add_measurement(folder, starts, traces, topology, scratch.path(), "", out);
     }
   }
-  const auto share = [](std::size_t part, std::size_t all) {
-    return 100.0 * static_cast<double>(part) / static_cast<double>(std::max<std::size_t>(all, 1));
-  };
-  out.layer.finding = fmt::format(
-      "Of {} pairs of runs that differ by more than twice their samples' deviations, {} are "
-      "predicted in the measured order ({:.1f} %; target 98 %), and {} of their ratios within 3 "
-      "points ({:.1f} %). A layer's samples deviate by {:.1f} % of its time (median).",
-      out.num_pairs, out.num_right, share(out.num_right, out.num_pairs), out.num_close,
-      share(out.num_close, out.num_pairs), 100.0 * median(out.deviations));
-  for (ValidationSection* section :
-       {&out.layer, &out.dispatch, &out.combine, &out.mlp, &out.kernels}) {
-    const auto starts = out.starts.find(section->title);
-    if (starts == out.starts.end()) continue;
-    section->finding += fmt::format(
-        "{}Starts of one point (H100) differ by {:.1f} % in the median and {:.0f} % at most.",
-        section->finding.empty() ? "" : " ", 100.0 * median(starts->second),
-        100.0 * *std::max_element(starts->second.begin(), starts->second.end()));
+  add_findings("98", " (H100)", out);
+  return out;
+}
+
+NvlinkRuns predict_direct_runs(const fs::path& folder, const fs::path& traces) {
+  const Scratch scratch;
+  NvlinkRuns out = empty_runs(
+      "Our runs of the transport direct on two tiers",
+      "Up to four ranks on each of two H100 joined by NVLink, under MPS: a GPU is a node, NVLink "
+      "the "
+      "network. Everything from the probe of the same number of ranks; measured: the median of the "
+      "starts, up to three. No run went into a fit. Predicted with flow.",
+      0.08, std::nullopt);
+  std::map<std::uint32_t, fs::path> topologies;  // by number of ranks
+  for (const auto& [name, starts] : reports_of(folder)) {
+    const RunReport first = read_report(starts.front()).runs.front();
+    const std::uint32_t ranks = first.num_ranks;
+    fs::path& topology = topologies[ranks];
+    if (topology.empty()) {
+      topology = scratch.path() / fmt::format("machine{}.yaml", ranks);
+      write_file(topology,
+                 to_yaml(calibrate_from_probe(
+                     folder / fmt::format("curves_ep{}.json", ranks),
+                     load_cluster((folder / fmt::format("topology_ep{}.yaml", ranks)).string()))));
+    }
+    const auto& facts = first.provenance;
+    add_measurement(folder, starts, traces, topology, scratch.path(),
+                    fmt::format("{} ranks on {} GPUs, hidden {}", ranks,
+                                facts.at("num_gpus").dump(), facts.at("hidden").dump()),
+                    out);
   }
+  add_findings("95", "", out);
   return out;
 }
 

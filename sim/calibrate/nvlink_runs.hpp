@@ -13,7 +13,8 @@
 namespace coterie {
 
 // `base` (a probe's skeleton) with everything that its probe says: links, rates of patterns, kernels,
-// expert MLPs, notify, and the scales of uncertainty. Throws InputError for what is no whole probe.
+// expert MLPs, notify, the transport `direct` where it was measured, and the scales of uncertainty. Where
+// ranks share GPUs (ranks_per_gpu) the links stay those of `base`. Throws InputError for what is no whole probe.
 Cluster calibrate_from_probe(const std::filesystem::path& curves, const Cluster& base);
 
 // How predictions and measurements of one folder compare.
@@ -39,6 +40,14 @@ struct NvlinkRuns {
 // `traces` holds what the reports name (TRACE.moet, or TRACE.npz). Throws InputError for reports whose
 // plans are not those of the prediction. Deterministic.
 NvlinkRuns predict_nvlink_runs(const std::vector<std::filesystem::path>& folders,
+                               const std::filesystem::path& traces);
+
+// The same of layers over the transport `direct`, on ranks that may share GPUs. `folder` holds for every
+// number of ranks N that reports have
+//   curves_epN.json, topology_epN.yaml   a probe with its list `direct`; the machine with its
+//                                        ranks_per_gpu
+// and experiments, reports and placements as above. Deterministic.
+NvlinkRuns predict_direct_runs(const std::filesystem::path& folder,
                                const std::filesystem::path& traces);
 
 }  // namespace coterie

@@ -16,6 +16,7 @@
 #include "core/statistics.hpp"
 #include "sim/calibrate/mlp_fit.hpp"
 #include "sim/calibrate/optimiser.hpp"
+#include "sim/calibrate/probe_entry.hpp"
 #include "sim/calibrate/uncertainty_scale.hpp"
 #include "sim/program/kernels.hpp"
 #include "workloads/plan/payload.hpp"
@@ -26,68 +27,16 @@ namespace {
 constexpr std::size_t kFolds = 4;
 constexpr std::size_t kFewestPoints = 8;
 constexpr double kBf16Bytes = 2.0;
-
-// One entry of a part's list, its keys asked for with what they must be.
-class Entry {
- public:
-  Entry(const nlohmann::json& value, std::string where) : value_(value), where_(std::move(where)) {
-    if (!value.is_object()) throw InputError(where_, json_excerpt(value), "an entry of the probe");
-  }
-  [[nodiscard]] std::string text(const char* key) const {
-    const auto found = value_.find(key);
-    if (found == value_.end() || !found->is_string()) {
-      throw InputError(where_, fmt::format("no text \"{}\"", key), "one");
-    }
-    return found->get<std::string>();
-  }
-  [[nodiscard]] double positive(const char* key) const {
-    const auto found = value_.find(key);
-    if (found == value_.end() || !found->is_number()) {
-      throw InputError(where_, fmt::format("no number \"{}\"", key), "one above zero");
-    }
-    const double value = found->get<double>();
-    if (!(value > 0.0) || !std::isfinite(value)) {
-      throw InputError(fmt::format("{}: {}", where_, key), json_excerpt(*found),
-                       "a number above zero");
-    }
-    return value;
-  }
-  [[nodiscard]] std::vector<std::uint64_t> counts(const char* key) const {
-    const auto found = value_.find(key);
-    if (found == value_.end() || !found->is_array() || found->empty()) {
-      throw InputError(where_, fmt::format("no list \"{}\"", key), "the rows of every expert");
-    }
-    std::vector<std::uint64_t> out;
-    for (const auto& count : *found) {
-      if (!count.is_number_unsigned()) {
-        throw InputError(fmt::format("{}: {}", where_, key), json_excerpt(count), "whole numbers");
-      }
-      out.push_back(count.get<std::uint64_t>());
-    }
-    return out;
-  }
-  [[nodiscard]] bool is_fp8() const {
-    const std::string type = text("type");
-    if (type != "bf16" && type != "fp8") {
-      throw InputError(where_, fmt::format("type \"{}\"", type), "bf16 or fp8");
-    }
-    return type == "fp8";
-  }
-  [[nodiscard]] double time_s() const { return positive("median_us") * 1e-6; }
-  [[nodiscard]] const std::string& where() const { return where_; }
-
- private:
-  const nlohmann::json& value_;
-  std::string where_;
-};
+constexpr double kIndexBytes = 4.0;  // that an index reads per (token, expert) pair
 
 // What the entries of one case leave for those that follow.
 struct KernelCase {
   std::vector<double> gaps;
   double forward_index_s = 0.0;
+  bool with_indices = false;
 };
 
-void add_kernel(const Entry& entry, GpuProbe& probe, KernelCase& of_case) {
+void add_kernel(const ProbeEntry& entry, GpuProbe& probe, KernelCase& of_case) {
   const std::string kind = entry.text("kind");
   const double hidden = entry.positive("hidden");
   const PayloadType type = entry.is_fp8() ? PayloadType::kFp8 : PayloadType::kBf16;
@@ -105,6 +54,12 @@ void add_kernel(const Entry& entry, GpuProbe& probe, KernelCase& of_case) {
     probe.pack.push_back({tokens * plain_row + rows * dispatch_row, rows, time_s});
   } else if (kind == "build_forward_index") {
     of_case.forward_index_s = time_s;
+    if (of_case.with_indices) {
+      probe.forward_index.push_back(
+          {kIndexBytes * copies, entry.positive("num_forward_rows"), time_s, copies / rows});
+    }
+  } else if (kind == "build_send_index") {
+    if (of_case.with_indices) probe.send_index.push_back({kIndexBytes * copies, rows, time_s});
   } else if (kind == "forward" && of_case.forward_index_s > 0.0) {
     // Two intervals between events in place of one.
     const double both_s = of_case.forward_index_s + time_s - of_case.gaps.back();
@@ -128,7 +83,7 @@ void add_kernel(const Entry& entry, GpuProbe& probe, KernelCase& of_case) {
   }
 }
 
-void add_mlp(const Entry& entry, GpuProbe& probe) {
+void add_mlp(const ProbeEntry& entry, GpuProbe& probe) {
   const std::string kind = entry.text("kind");
   GroupedMlpPoint point{
       entry.positive("hidden"), entry.positive("intermediate"), {}, entry.time_s()};
@@ -138,20 +93,6 @@ void add_mlp(const Entry& entry, GpuProbe& probe) {
   } else if (kind == "shared" && !entry.is_fp8()) {
     point.expert_rows = {static_cast<std::uint64_t>(entry.positive("num_tokens"))};
     probe.shared_mlp.push_back(std::move(point));
-  }
-}
-
-template <class Add>
-void read_part(const nlohmann::json& document, const std::string& name, const char* part,
-               const Add& add) {
-  const auto found = document.find(part);
-  if (found == document.end() || !found->is_array() || found->empty()) {
-    throw InputError(name, fmt::format("no measurements of the part \"{}\"", part),
-                     "a whole probe: `coterie-runtime probe` completes the folder it began");
-  }
-  std::size_t idx = 0;
-  for (const auto& value : *found) {
-    add(Entry(value, fmt::format("{}: {}[{}]", name, part, idx++)));
   }
 }
 
@@ -200,7 +141,7 @@ CostsFit<Costs> solve_for(const std::vector<Point>& points, std::vector<FitParam
 std::map<double, double> curve_of(const nlohmann::json& document, const std::string& name,
                                   const std::string& kind) {
   std::map<double, double> curve;
-  read_part(document, name, "curves", [&](const Entry& entry) {
+  read_probe_part(document, name, "curves", [&](const ProbeEntry& entry) {
     if (entry.text("kind") != kind || entry.text("transport") != "nccl") return;
     curve[entry.positive("bytes_per_pair")] = entry.time_s();
   });
@@ -239,23 +180,28 @@ GpuProbe parse_gpu_probe(const std::string& text, const std::string& name) {
     throw InputError(name, fmt::format("schema_version {}", json_excerpt(version)),
                      "2, which holds kernels and MLP too");
   }
-  const Entry header(document, name);
+  const ProbeEntry header(document, name);
   GpuProbe probe;
   if (document.contains("machine")) probe.machine = header.text("machine");
   probe.device = header.text("device");
   probe.num_ranks = static_cast<std::uint32_t>(header.positive("num_ranks"));
-  read_part(document, name, "notify", [&](const Entry& entry) {
+  read_probe_part(document, name, "notify", [&](const ProbeEntry& entry) {
     if (entry.text("kind") == "notify") probe.notify_s = entry.time_s();
   });
   if (probe.notify_s == 0.0) throw InputError(name, "no entry of kind \"notify\"", "one");
+  if (document.contains("ranks_per_gpu")) {
+    probe.ranks_per_gpu = static_cast<std::uint32_t>(header.positive("ranks_per_gpu"));
+  }
   KernelCase of_case;
-  read_part(document, name, "kernels",
-            [&](const Entry& entry) { add_kernel(entry, probe, of_case); });
+  of_case.with_indices = document.contains("direct");
+  read_probe_part(document, name, "kernels",
+                  [&](const ProbeEntry& entry) { add_kernel(entry, probe, of_case); });
   if (of_case.gaps.empty()) throw InputError(name, "no entry of kind \"events\"", "one");
   probe.gap_s = median(std::move(of_case.gaps));
-  read_part(document, name, "expert_mlp", [&](const Entry& entry) { add_mlp(entry, probe); });
+  read_probe_part(document, name, "expert_mlp",
+                  [&](const ProbeEntry& entry) { add_mlp(entry, probe); });
   if (document.contains("overlap")) {
-    read_part(document, name, "overlap", [&](const Entry& entry) {
+    read_probe_part(document, name, "overlap", [&](const ProbeEntry& entry) {
       if (entry.text("kind") != "work_alone" || entry.text("work") != "copy") return;
       probe.own_copy.push_back({2.0 * entry.positive("copy_bytes"), 0.0, entry.time_s()});
     });
@@ -273,7 +219,7 @@ PatternRates parse_pattern_rates(const std::string& text, const std::string& nam
     throw InputError(name, "text that is not JSON, or cut short",
                      "the curves.json of coterie-runtime probe");
   }
-  const double peers = Entry(document, name).positive("num_ranks") - 1.0;
+  const double peers = ProbeEntry(document, name).positive("num_ranks") - 1.0;
   const auto rate = [&](const char* kind) { return last_rate(curve_of(document, name, kind)); };
   PatternRates out;
   // The slower of the two directions.
@@ -384,15 +330,23 @@ CostsFit<MlpCosts> fit_grouped_mlp(const std::vector<GroupedMlpPoint>& points,
 }
 
 GpuFit fit_gpu(const Cluster& cluster, const GpuProbe& probe) {
+  if (cluster.ranks_per_gpu > 1 && cluster.ranks_per_gpu != probe.ranks_per_gpu) {
+    throw InputError("topology " + cluster.name,
+                     fmt::format("{} ranks on each GPU (ranks_per_gpu)", cluster.ranks_per_gpu),
+                     fmt::format("{} as in the probe", probe.ranks_per_gpu));
+  }
   GpuFit out;
   out.cluster = cluster;
   GpuModel& gpu = out.cluster.gpu;
-  const double memory_rate = gpu.memory_bandwidth.value * gpu.memory_efficiency;
+  // All ranks of a GPU ran at once, each with its share of the memory and of the peaks.
+  const double sharers = cluster.ranks_per_gpu;
+  const double memory_rate = gpu.memory_bandwidth.value * gpu.memory_efficiency / sharers;
   RowKernels kernels;
   const auto kernel = [&](const char* name, const std::vector<KernelPoint>& points,
                           KernelCosts& costs) {
     CostsFit<KernelCosts> fit = fit_row_kernel(points, memory_rate);
     costs = fit.costs;
+    costs.bandwidth = costs.bandwidth * sharers;
     out.parts.push_back({name, points.size(), std::move(fit.undetermined), std::move(fit.held_out),
                          times_of(points)});
   };
@@ -408,20 +362,30 @@ GpuFit fit_gpu(const Cluster& cluster, const GpuProbe& probe) {
     Seconds& launch = kernels.own_copy->launch;
     launch = Seconds{std::max(0.0, launch.value - probe.gap_s)};
   }
+  if (probe.send_index.size() >= kFewestPoints) {
+    kernel("kernels.send_index", probe.send_index, kernels.send_index.emplace());
+  }
+  if (probe.forward_index.size() >= kFewestPoints) {
+    kernel("kernels.forward_index", probe.forward_index, kernels.forward_index.emplace());
+  }
   kernels.gap = {probe.gap_s};
   gpu.kernels = kernels;
   const auto mlp = [&](const char* name, const std::vector<GroupedMlpPoint>& points,
                        const MlpFitOptions& options, std::optional<MlpCosts>& costs) {
     if (points.empty()) return;
     CostsFit<MlpCosts> fit = fit_grouped_mlp(points, options);
-    costs = fit.costs;
+    costs = with_faster_products(fit.costs, sharers);
+    costs->weight_bandwidth = costs->weight_bandwidth * sharers;
+    costs->batch_bandwidth = costs->batch_bandwidth * sharers;
     out.parts.push_back({name, points.size(), std::move(fit.undetermined), std::move(fit.held_out),
                          times_of(points)});
   };
   // The heights of the runtime's tiles.
-  mlp("mlp", probe.mlp, {gpu.bf16_peak.value, memory_rate, {64, 128, 256}}, gpu.mlp);
-  mlp("mlp_fp8", probe.mlp_fp8, {gpu.fp8_peak.value, 2.0 * memory_rate, {64, 128}}, gpu.mlp_fp8);
-  mlp("shared_mlp", probe.shared_mlp, {gpu.bf16_peak.value, memory_rate, {}}, gpu.shared_mlp);
+  mlp("mlp", probe.mlp, {gpu.bf16_peak.value / sharers, memory_rate, {64, 128, 256}}, gpu.mlp);
+  mlp("mlp_fp8", probe.mlp_fp8, {gpu.fp8_peak.value / sharers, 2.0 * memory_rate, {64, 128}},
+      gpu.mlp_fp8);
+  mlp("shared_mlp", probe.shared_mlp, {gpu.bf16_peak.value / sharers, memory_rate, {}},
+      gpu.shared_mlp);
   out.cluster.overheads.notify = {probe.notify_s};
   return out;
 }

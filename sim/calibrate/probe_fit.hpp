@@ -34,10 +34,13 @@ struct GpuProbe {
   std::string machine;  // as the probe was told; empty where it does not say
   std::string device;
   std::uint32_t num_ranks = 0;
+  std::uint32_t ranks_per_gpu = 1;
   // By phase, BF16 and FP8 together. `sum` is measured without and with shared experts.
   // `forward` is its index, as it finds rows that other GPUs have written, and its rows: a relay's
   // caches hold nothing of them. `own_copy` are copies alone, of the part `overlap`.
   std::vector<KernelPoint> pack, forward, expand, merge, gather, sum, own_copy;
+  // The indices alone; empty where the probe did not measure the transport `direct`, which they precede.
+  std::vector<KernelPoint> send_index, forward_index;
   std::vector<GroupedMlpPoint> mlp, mlp_fp8;  // mlp_fp8 is empty where FP8 was not measured
   std::vector<GroupedMlpPoint> shared_mlp;    // one expert each
   double notify_s = 0.0;
@@ -100,6 +103,9 @@ struct GpuFit {
   };
   std::vector<Part> parts;
 };
+// On a cluster whose ranks share GPUs (ranks_per_gpu) the probe's ranks did too, all at once: rates become
+// those of the whole GPU, launches stay those of a rank among its neighbours. Throws InputError
+// where the two share GPUs differently.
 GpuFit fit_gpu(const Cluster& cluster, const GpuProbe& probe);
 // The scales of kernels and of MLPs, from the fit's left-out points.
 void set_gpu_uncertainty(const GpuFit& fit, Cluster& cluster);

@@ -732,6 +732,14 @@ Validation validate(const ValidationInputs& inputs) {
       validation.sections.push_back(std::move(*section));
     }
   }
+  if (!is_folder(inputs.direct_runs / "reports")) {
+    validation.skipped.push_back((inputs.direct_runs / "reports").string());
+  } else if (is_folder(inputs.traces)) {
+    NvlinkRuns runs = predict_direct_runs(inputs.direct_runs, inputs.traces);
+    for (ValidationSection* section : {&runs.layer, &runs.dispatch, &runs.combine, &runs.mlp}) {
+      validation.sections.push_back(std::move(*section));
+    }
+  }
   validation.sections.push_back(multi_node_section());
   return validation;
 }

@@ -23,6 +23,7 @@
 #include "sim/calibrate/alltoall_fit.hpp"
 #include "sim/calibrate/collective_fit.hpp"
 #include "sim/calibrate/compare.hpp"
+#include "sim/calibrate/direct_fit.hpp"
 #include "sim/calibrate/kernel_fit.hpp"
 #include "sim/calibrate/measurements.hpp"
 #include "sim/calibrate/mlp_fit.hpp"
@@ -287,12 +288,19 @@ void check_one_machine(const FitArguments& arguments, const GpuProbe& probe,
 // Kernels, expert MLP and notify of a whole probe.
 void fit_probe(const FitArguments& arguments, const GpuProbe& probe, Cluster& cluster) {
   // On PCIe and over sockets other links bind than those of a rank or a pair.
-  if (cluster.scale_up && cluster.scale_up->kind == ScaleUpKind::kNvlink) {
+  if (cluster.scale_up && cluster.scale_up->kind == ScaleUpKind::kNvlink &&
+      cluster.ranks_per_gpu == 1) {
     set_pattern_rates(read_pattern_rates(arguments.probe), cluster);
   }
   GpuFit fit = fit_gpu(cluster, probe);
   cluster = std::move(fit.cluster);
   set_gpu_uncertainty(fit, cluster);
+  if (const auto direct = read_direct_probe(arguments.probe)) {
+    DirectFit of_direct = fit_direct(cluster, *direct);
+    put_transport(cluster, of_direct.parameters);
+    if (cluster.ranks_per_gpu > 1) set_direct_uncertainty(of_direct, cluster);
+    fit.parts.insert(fit.parts.end(), of_direct.parts.begin(), of_direct.parts.end());
+  }
   std::erase_if(cluster.provenance, [](const auto& entry) { return entry.first == "expert_mlp"; });
   const std::string source = arguments.source.empty() ? "" : ", " + arguments.source;
   set_provenance(cluster, "gpu",
@@ -433,7 +441,7 @@ void fit_collective_costs(const FitArguments& arguments, Cluster& cluster) {
                              percent(median(all)), percent(quantile(all, 0.9))));
 }
 
-void fit(const FitArguments& arguments) {
+void fit(FitArguments arguments) {
   const bool operations = has_operations(operation_files(arguments));
   if (arguments.alltoall.empty() && arguments.mlp.empty() && arguments.rows.empty() &&
       arguments.probe.empty() && arguments.collectives.empty() && !operations) {
@@ -446,6 +454,10 @@ void fit(const FitArguments& arguments) {
     throw InputError("calibrate fit", "--probe and --mlp", "one measurement of the expert MLP");
   }
   Cluster cluster = load_cluster(arguments.base);
+  // Between ranks of one GPU NCCL goes over the host: a probe's exchanges say nothing of the links there.
+  if (!arguments.probe.empty() && cluster.ranks_per_gpu == 1) {
+    arguments.alltoall.push_back(arguments.probe);
+  }
   // What a calibrated topology says of its other fits stays true.
   const bool calibrated = std::any_of(cluster.provenance.begin(), cluster.provenance.end(),
                                       [](const auto& entry) { return entry.first == "base"; });
@@ -530,10 +542,7 @@ void add_fit_command(CLI::App& parent) {
       "Example:\n  coterie calibrate fit --alltoall table.csv --machine h200_sxm "
       "--base h200_node -o h200.yaml\n"
       "  coterie calibrate fit --probe curves.json --base topology.yaml -o machine.yaml");
-  command->callback([arguments] {
-    if (!arguments->probe.empty()) arguments->alltoall.push_back(arguments->probe);
-    fit(*arguments);
-  });
+  command->callback([arguments] { fit(*arguments); });
 }
 
 // compare ----------------------------------------------------------------------------------------
@@ -594,6 +603,8 @@ runs in `runtime/results`. `notebooks/draw_validation.py` draws the figures from
 
 ![Layers over NVLink predicted from the probe of the same machine](notebooks/figures/validation_nvlink.png)
 
+![Layers of the transport direct on two tiers, predicted from the probe of the same ranks](notebooks/figures/validation_direct.png)
+
 ![Whole layers on a shared GPU predicted from the probe's curves](notebooks/figures/validation_layers.png)
 
 ![Expert MLPs on left-out batch sizes, DeepEP kernels of left-out model shapes](notebooks/figures/validation_kernels.png)
@@ -613,6 +624,7 @@ struct ValidateArguments {
   std::vector<std::string> nvlink_runs{
       "runtime/results/h200_nvlink_2", "runtime/results/h200_nvlink_4",
       "runtime/results/h100_nvlink_2", "runtime/results/h100_nvlink_4"};
+  std::string direct_runs = "runtime/results/h100_direct_2gpu";
   std::vector<std::string> presets;
   std::string output;
   std::string points;
@@ -711,7 +723,8 @@ void run_validate(const ValidateArguments& arguments) {
   Validation validation = validate({arguments.data,
                                     arguments.runs,
                                     arguments.traces,
-                                    {arguments.nvlink_runs.begin(), arguments.nvlink_runs.end()}});
+                                    {arguments.nvlink_runs.begin(), arguments.nvlink_runs.end()},
+                                    arguments.direct_runs});
   std::vector<std::string> presets = arguments.presets;
   if (presets.empty()) {
     for (const Preset& preset : topology_presets()) {
@@ -785,6 +798,12 @@ void add_validate_command(CLI::App& app) {
       ->add_option("--nvlink-runs", arguments->nvlink_runs,
                    "Folders of a probe, experiments and reports over NVLink (repeatable; "
                    "sim/calibrate/nvlink_runs.hpp lists their files)")
+      ->capture_default_str();
+  command
+      ->add_option(
+          "--direct-runs", arguments->direct_runs,
+          "Folder of probes, experiments and reports of the transport direct on ranks that "
+          "share GPUs (likewise)")
       ->capture_default_str();
   command
       ->add_option("--traces", arguments->traces,

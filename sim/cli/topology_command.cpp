@@ -60,6 +60,7 @@ json to_json(const Cluster& cluster, const FabricSummary& summary) {
            {"description", cluster.description},
            {"num_nodes", summary.num_nodes},
            {"gpus_per_node", cluster.gpus_per_node},
+           {"ranks_per_gpu", cluster.ranks_per_gpu},
            {"num_gpus", summary.num_gpus},
            {"num_domains", summary.num_domains},
            {"num_nics", summary.num_nics},
@@ -154,6 +155,9 @@ void print(const Cluster& cluster, const FabricSummary& summary) {
   line("GPUs",
        fmt::format("{} = {} node{} x {} ({})", summary.num_gpus, summary.num_nodes,
                    summary.num_nodes > 1 ? "s" : "", cluster.gpus_per_node, cluster.gpu.name));
+  if (cluster.ranks_per_gpu > 1) {
+    line("", fmt::format("{} of them are ranks that share a physical GPU", cluster.ranks_per_gpu));
+  }
   if (cluster.scale_up) {
     line("scale-up domains",
          fmt::format("{} of {} GPUs", summary.num_domains, summary.num_gpus / summary.num_domains));

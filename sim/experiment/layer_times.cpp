@@ -580,7 +580,7 @@ class PredictedTimes : public LayerTimes {
 
   void set_expert_times(double copy_s) {
     const std::unique_ptr<Transport> transport = make_transport(setup_.cluster, setup_.transport);
-    mlp_type_ = expert_payload(setup_.cluster.gpu, transport->moves_tokens(),
+    mlp_type_ = expert_payload(setup_.cluster.gpu, transport->runs_with_row_kernels(),
                                setup_.dispatch_payload, setup_.expert_type);
     const MlpShape shape{setup_.model.hidden, setup_.model.expert_intermediate, mlp_type_};
     const std::array<std::uint64_t, 2> two{1000, 1000};

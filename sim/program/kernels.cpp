@@ -153,10 +153,10 @@ Seconds mlp_time(const GpuModel& gpu, const MlpShape& shape,
   return kMlpLaunches * gpu.kernel_launch + Seconds{seconds};
 }
 
-PayloadType expert_payload(const GpuModel& gpu, bool transport_moves_tokens, PayloadType dispatched,
+PayloadType expert_payload(const GpuModel& gpu, bool with_row_kernels, PayloadType dispatched,
                            std::optional<PayloadType> asked) {
   if (asked) return *asked;
-  return gpu.kernels && !transport_moves_tokens ? PayloadType::kBf16 : dispatched;
+  return gpu.kernels && with_row_kernels ? PayloadType::kBf16 : dispatched;
 }
 
 Seconds shared_mlp_time(const GpuModel& gpu, const MlpShape& shape, std::uint32_t num_experts,
@@ -170,6 +170,7 @@ Seconds shared_mlp_time(const GpuModel& gpu, const MlpShape& shape, std::uint32_
 }
 
 std::uint32_t GpuResources::memory(std::uint32_t gpu) {
+  gpu /= ranks_per_gpu_;
   const auto [found, is_new] = memory_.try_emplace(gpu, 0);
   if (is_new) {
     found->second = builder_.add_resource(fmt::format("gpu {} memory", gpu), memory_rate(gpu_));
@@ -178,6 +179,7 @@ std::uint32_t GpuResources::memory(std::uint32_t gpu) {
 }
 
 std::uint32_t GpuResources::multiprocessors(std::uint32_t gpu) {
+  gpu /= ranks_per_gpu_;
   const auto [found, is_new] = multiprocessors_.try_emplace(gpu, 0);
   if (is_new) {
     found->second = builder_.add_resource(fmt::format("gpu {} multiprocessors", gpu), gpu_.num_sms);
@@ -216,14 +218,26 @@ void GpuResources::add_copy(const Copy& copy, std::uint32_t waits_for,
                  : 0.0;
   // A kernel that reaches less than the memory's rate keeps the memory for as long as it moves.
   const double memory_share = copy.costs ? memory_rate(gpu_) / copy.costs->bandwidth.value : 1.0;
+  const double duration_s = (launches_s + index_s) * slowness(copy.gpu);
+  const double amount = copy.bytes * memory_share * slowness(copy.gpu);
   builder_.add({.src = copy.gpu,
                 .dst = copy.gpu,
-                .duration = (launches_s + index_s) * slowness(copy.gpu),
-                .amount = copy.bytes * memory_share * slowness(copy.gpu),
+                .duration = duration_s,
+                .amount = amount,
                 .queue = stream(copy.gpu),
                 .waits_for = waits_for,
                 .signals = signals,
                 .uses = uses});
+  if (ranks_per_gpu_ == 1) return;
+  // Beside another rank's kernels it takes its turns on the multiprocessors, which either would fill.
+  const std::uint32_t turns[]{multiprocessors(copy.gpu)};
+  builder_.add({.src = copy.gpu,
+                .dst = copy.gpu,
+                .duration = duration_s,
+                .amount = amount / memory_rate(gpu_) * gpu_.num_sms,
+                .waits_for = waits_for,
+                .signals = signals,
+                .uses = turns});
 }
 
 void GpuResources::add_work(std::uint32_t gpu, Seconds duration, std::uint32_t waits_for,

@@ -36,9 +36,8 @@ Seconds mlp_time(const GpuModel& gpu, const MlpShape& shape,
                  std::span<const std::uint64_t> expert_tokens);
 
 // What the experts compute in: what was `asked` for, else the type of the dispatched rows, or BF16 where
-// the runtime's calibrated kernels expand them (RowKernels; a transport whose kernels move the tokens
-// goes without those).
-PayloadType expert_payload(const GpuModel& gpu, bool transport_moves_tokens, PayloadType dispatched,
+// the runtime's calibrated kernels expand them (RowKernels, which other libraries' kernels go without).
+PayloadType expert_payload(const GpuModel& gpu, bool with_row_kernels, PayloadType dispatched,
                            std::optional<PayloadType> asked = {});
 
 // The shared experts of a model, which see all `num_tokens` tokens of a rank: one dense product of all
@@ -52,7 +51,9 @@ Seconds shared_mlp_time(const GpuModel& gpu, const MlpShape& shape, std::uint32_
 // latter with holds.
 class GpuResources {
  public:
-  GpuResources(ProgramBuilder& builder, const GpuModel& gpu) : builder_(builder), gpu_(gpu) {}
+  // `ranks_per_gpu` neighbours share both.
+  GpuResources(ProgramBuilder& builder, const GpuModel& gpu, std::uint32_t ranks_per_gpu = 1)
+      : builder_(builder), gpu_(gpu), ranks_per_gpu_(ranks_per_gpu) {}
 
   std::uint32_t memory(std::uint32_t gpu);
   // Its capacity is the number of multiprocessors: amounts are multiprocessor-seconds.
@@ -91,8 +92,10 @@ class GpuResources {
 
   ProgramBuilder& builder_;
   const GpuModel& gpu_;
-  std::map<std::uint32_t, std::uint32_t> memory_, multiprocessors_, streams_;  // by GPU
-  std::map<std::uint32_t, double> slow_;                                       // by GPU
+  std::uint32_t ranks_per_gpu_;
+  std::map<std::uint32_t, std::uint32_t> memory_, multiprocessors_;  // by physical GPU
+  std::map<std::uint32_t, std::uint32_t> streams_;                   // by GPU
+  std::map<std::uint32_t, double> slow_;                             // by GPU
   bool streams_on_ = false;
 };
 

@@ -15,6 +15,8 @@
 namespace coterie {
 namespace {
 
+constexpr double kIndexBytes = 4.0;  // that an index reads per (token, expert) pair
+
 // One EP group's layer. Events are named for what has happened when they fire; one per rank, or one
 // per rank and round.
 class GroupBuilder {
@@ -118,9 +120,19 @@ class GroupBuilder {
 
   // The calibrated kernels, where they run: before a transport's own kernels others do.
   [[nodiscard]] const RowKernels* kernels() const {
-    return has_kernels() && cluster_.gpu.kernels && !out_.transport().moves_tokens()
+    return has_kernels() && cluster_.gpu.kernels && out_.transport().runs_with_row_kernels()
                ? &*cluster_.gpu.kernels
                : nullptr;
+  }
+  // Whether the runtime's own kernels put and pull the rows, so that of the others that move them the
+  // indices are left.
+  [[nodiscard]] bool puts_rows() const {
+    return kernels() != nullptr && out_.transport().moves_tokens();
+  }
+  // A rank's own rows are read among its tokens and not moved.
+  [[nodiscard]] bool own_rows_in_place() const {
+    return puts_rows() && !two_hops() && plan_.num_rounds == 1 &&
+           setup_.kernels->dispatch_payload == PayloadType::kBf16;
   }
   // An event `gap` after `event`, from which on a rank's next phase runs.
   std::uint32_t after_gap(Phase next, std::uint32_t rank, std::uint32_t event) {
@@ -151,6 +163,12 @@ class GroupBuilder {
   [[nodiscard]] const KernelCosts* kernel_costs(Phase phase) const {
     const RowKernels* all = kernels();
     if (all == nullptr) return nullptr;
+    if (puts_rows() && phase == Phase::kPack) {
+      return all->send_index ? &*all->send_index : &all->pack;
+    }
+    if (puts_rows() && phase == Phase::kForward) {
+      return all->forward_index ? &*all->forward_index : &all->forward;
+    }
     switch (phase) {
       case Phase::kPack:
         return &all->pack;
@@ -199,6 +217,10 @@ class GroupBuilder {
   [[nodiscard]] Moved packed(std::uint32_t rank) const {
     if (!has_kernels()) return {};
     const double token_bytes = 2.0 * setup_.kernels->model.hidden;
+    if (puts_rows()) {
+      const auto copies = static_cast<double>(plan_.num_tokens(rank) * plan_.num_topk);
+      return {copies * kIndexBytes, static_cast<double>(rows_[rank].summed), plan_.num_rounds};
+    }
     if (kernels() != nullptr) {
       const auto written = static_cast<double>(rows_[rank].summed);  // those for itself included
       const auto tokens = static_cast<double>(plan_.num_tokens(rank));
@@ -255,7 +277,7 @@ class GroupBuilder {
         // The routed experts this rank hosts, and the shared ones, whole, for its own tokens.
         const ModelShape& model = setup_.kernels->model;
         const PayloadType type =
-            expert_payload(cluster_.gpu, out_.transport().moves_tokens(),
+            expert_payload(cluster_.gpu, out_.transport().runs_with_row_kernels(),
                            setup_.kernels->dispatch_payload, setup_.kernels->experts);
         tokens.assign(plan_.rank_expert_tokens.begin() + plan_.rank_expert_begin[rank],
                       plan_.rank_expert_tokens.begin() + plan_.rank_expert_begin[rank + 1]);
@@ -283,6 +305,14 @@ class GroupBuilder {
       // The shared experts' output is added where the runtime's kernels sum.
       const bool adds_shared = kernels() != nullptr && setup_.kernels->model.num_shared_experts > 0;
       const double outputs = adds_shared ? 2.0 * tokens : tokens;
+      if (puts_rows()) {
+        // The combine has summed: what is left are the events of the phase.
+        builder_.add_compute(first_gpu_ + rank, kernels()->gap.value,
+                             after_gap(Phase::kSum, rank, returned_[rank]),
+                             std::span(&done[rank], 1));
+        out_.label(Phase::kSum);
+        continue;
+      }
       add_row_copy(
           Phase::kSum, rank,
           {(summed + outputs) * combine_row_, summed, kernels() != nullptr ? plan_.num_rounds : 1},
@@ -299,17 +329,21 @@ class GroupBuilder {
   void add_messages(const Stage& stage, Direction direction, bool continues,
                     const std::vector<std::uint32_t>& ready, const After& after,
                     const Signal& signal) {
-    const std::vector<PlanMessage> messages = stage_messages(stage, direction);
+    std::vector<PlanMessage> messages = stage_messages(stage, direction);
     std::vector<Message> sends;
     sends.reserve(messages.size());
+    if (direction == Direction::kDispatch && own_rows_in_place()) {
+      std::erase_if(messages, [](const PlanMessage& m) { return m.src == m.dst; });
+    }
     for (const PlanMessage& m : messages) {
       sends.push_back({first_gpu_ + m.src, first_gpu_ + m.dst,
                        static_cast<double>(m.bytes(direction, setup_.sizes).value), m.num_rows,
                        m.num_copies});
     }
     const Phase phase = phase_of(stage, direction);
-    if (kernels() != nullptr && (two_hops() || direction == Direction::kCombine)) {
-      add_rounds(phase, direction, messages, sends, ready, after, signal);
+    if (kernels() != nullptr &&
+        (two_hops() || direction == Direction::kCombine || out_.transport().moves_tokens())) {
+      add_rounds(stage, direction, messages, sends, ready, after, signal);
       return;
     }
     const std::vector<std::uint32_t> begins = with_event(phase, ready);
@@ -327,9 +361,10 @@ class GroupBuilder {
   // may leave, and pays a start each time. Behind it a
   // rank's own results are copied to where those of others arrive; own rows of a dispatch stay.
   template <class After, class Signal>
-  void add_rounds(Phase phase, Direction direction, const std::vector<PlanMessage>& messages,
+  void add_rounds(const Stage& stage, Direction direction, const std::vector<PlanMessage>& messages,
                   const std::vector<Message>& sends, std::vector<std::uint32_t> ready,
                   const After& after, const Signal& signal) {
+    const Phase phase = phase_of(stage, direction);
     for (std::uint32_t round = 0; round < plan_.num_rounds; ++round) {
       std::vector<Message> of_round;
       std::vector<std::size_t> idx;
@@ -359,11 +394,15 @@ class GroupBuilder {
             when_both(builder_, first_gpu_ + rank, begins[rank], reduced_[slot(rank, round - 1)]);
         out_.label_between(phase);
       }
-      if (phase == Phase::kDispatch || phase == Phase::kCombine) {
+      if (phase == Phase::kDispatch || phase == Phase::kCombine ||
+          (phase == Phase::kGather && puts_rows())) {
         begins = with_event(phase, std::move(begins));
       }
-      const std::unique_ptr<PhaseTransport> transport = out_.transport().begin(
-          builder_, out_.gpus(), {direction, false, of_round, first_gpu_, begins, num_tokens_});
+      const std::vector<std::uint32_t> items = items_of(stage, round);
+      PhaseTraffic traffic{direction, false, of_round, first_gpu_, begins, items};
+      describe_items(stage, direction, round, traffic);
+      const std::unique_ptr<PhaseTransport> transport =
+          out_.transport().begin(builder_, out_.gpus(), traffic);
       out_.label(phase);
       for (std::uint32_t rank = 0; rank < plan_.num_ranks; ++rank) {
         if (takes_part[rank]) ready[rank] = builder_.add_event();
@@ -380,7 +419,7 @@ class GroupBuilder {
         if (m.src != m.dst) signals.insert(signals.end(), {ready[m.src], ready[m.dst]});
         out_.label(phase, transport->send(sends[i], after(m), signals), sends[i].num_rows);
       }
-      if (direction == Direction::kDispatch) continue;
+      if (direction == Direction::kDispatch || puts_rows()) continue;
       for (const std::size_t i : idx) {
         const PlanMessage& m = messages[i];
         if (m.src != m.dst || m.num_rows == 0) continue;
@@ -395,6 +434,42 @@ class GroupBuilder {
         out_.label(phase);
       }
     }
+  }
+
+  // What the rows of a round are read from: tokens, or what a relay has received, [num_ranks].
+  [[nodiscard]] std::vector<std::uint32_t> items_of(const Stage& stage, std::uint32_t round) const {
+    std::vector<std::uint32_t> items;
+    for (std::uint32_t rank = 0; rank < plan_.num_ranks; ++rank) {
+      if (two_hops() && &stage == &last()) {
+        items.push_back(static_cast<std::uint32_t>(relay_rows_[slot(rank, round)].received));
+        continue;
+      }
+      const auto begin = [&](std::uint32_t of_round) {
+        return round_begin(plan_.token_begin, rank, of_round, plan_.num_rounds);
+      };
+      items.push_back(static_cast<std::uint32_t>(begin(round + 1) - begin(round)));
+    }
+    return items;
+  }
+
+  // What the runtime's own puts and pulls move per item besides their rows: a token is read in BF16 and a
+  // received row as it came; a pull writes a sum, and reads what the shared experts add to a token's.
+  void describe_items(const Stage& stage, Direction direction, std::uint32_t round,
+                      PhaseTraffic& traffic) const {
+    if (!puts_rows()) return;
+    const bool second = two_hops() && &stage == &last();
+    const double token = 2.0 * setup_.kernels->model.hidden;
+    const bool fp8 = setup_.kernels->dispatch_payload == PayloadType::kFp8;
+    traffic.hop = stage.hop;
+    if (direction == Direction::kDispatch) {
+      traffic.item_bytes = second ? dispatch_row_ : token;
+      traffic.quantises = fp8 && !second;
+      return;
+    }
+    const bool adds_shared = !second && setup_.kernels->model.num_shared_experts > 0;
+    traffic.item_bytes = adds_shared ? 2.0 * token : token;
+    // The results of the last hop stand when the merge is over: one announcement for all rounds.
+    traffic.announced = round > 0 && &stage == &last();
   }
 
   static std::uint32_t at_once(const PlanMessage&) { return kStartEvent; }
@@ -439,6 +514,12 @@ class GroupBuilder {
         const double read = kernels() != nullptr ? received : rows;
         const double copies_per_row =
             relay.received == 0 ? 0.0 : static_cast<double>(relay.copies) / received;
+        if (puts_rows()) {
+          add_copy(Phase::kForward, rank,
+                   {static_cast<double>(relay.copies) * kIndexBytes, rows, 1, copies_per_row},
+                   next_on_stream(rank, round), signals);
+          continue;
+        }
         add_row_copy(Phase::kForward, rank,
                      {(rows + read) * dispatch_row_, rows, 1, copies_per_row, 1},
                      next_on_stream(rank, round), signals,
@@ -503,7 +584,7 @@ class GroupBuilder {
 LayerProgramBuilder::LayerProgramBuilder(const Cluster& cluster, const TransportChoice& transport)
     : cluster_(cluster),
       transport_(make_transport(cluster, transport)),
-      gpus_(builder_, cluster.gpu) {}
+      gpus_(builder_, cluster.gpu, cluster.ranks_per_gpu) {}
 
 std::vector<std::uint32_t> LayerProgramBuilder::add_layer(const LayerSetup& setup,
                                                           const LayerPlan& plan,

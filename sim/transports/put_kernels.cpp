@@ -1,9 +1,8 @@
-// `deepep_low_latency`, `nvlink_one_sided` and `direct`: every row is one put into the memory of the
-// rank that it is for, without a copy in between; flags tell of its arrival. The low-latency kernels put one
-// row per (token, expert), whatever the policy would have de-duplicated, and hold buffers for a
-// given number of tokens; the one-sided kernels one per (token, rank), and their combine pulls,
-// which moves the same bytes over the same ports. `direct` is the runtime's own: it begins a layer
-// with an exchange of counts, as `nccl` does.
+// `deepep_low_latency` and `nvlink_one_sided`: every row is one put into the memory of the rank that it is
+// for, without a copy in between; flags tell of its arrival. The low-latency kernels put one row per
+// (token, expert), whatever the policy would have de-duplicated, and hold buffers for a given number
+// of tokens; the one-sided kernels one per (token, rank), and their combine pulls, which moves the
+// same bytes over the same ports.
 
 #include "sim/transports/put_kernels.hpp"
 
@@ -32,32 +31,7 @@ KernelModel put_kernel_model(const PutKernel& kernel, Direction direction, doubl
   };
 }
 
-KernelModel direct_kernel_model(const DirectKernel& kernel, Direction direction, double sms) {
-  return [kernel, direction, sms](const PhaseVolumes& volumes, const RankVolume& volume) {
-    PutKernel put = kernel.put;
-    put.token.value += volumes.row_bytes / kernel.sm_bandwidth.value;
-    return put_kernel_model(put, direction, sms)(volumes, volume);
-  };
-}
-
 namespace {
-
-class DirectTransportModel final : public KernelTransport {
- public:
-  DirectTransportModel(const Cluster& cluster, const DirectParameters& parameters)
-      : KernelTransport(cluster, parameters.sms), parameters_(parameters) {}
-  [[nodiscard]] std::optional<Seconds> notify() const override { return parameters_.notify; }
-
- protected:
-  KernelModel model(Direction direction, const PhaseVolumes& /*volumes*/) const override {
-    const bool dispatch = direction == Direction::kDispatch;
-    return direct_kernel_model(dispatch ? parameters_.dispatch : parameters_.combine, direction,
-                               sms());
-  }
-
- private:
-  DirectParameters parameters_;
-};
 
 template <class Parameters>
 class PutTransport : public KernelTransport {
@@ -102,9 +76,6 @@ class PutTransport : public KernelTransport {
 std::unique_ptr<Transport> make(const Cluster& cluster,
                                 const DeepepLowLatencyParameters& parameters) {
   return std::make_unique<PutTransport<DeepepLowLatencyParameters>>(cluster, parameters);
-}
-std::unique_ptr<Transport> make(const Cluster& cluster, const DirectParameters& parameters) {
-  return std::make_unique<DirectTransportModel>(cluster, parameters);
 }
 std::unique_ptr<Transport> make(const Cluster& cluster,
                                 const NvlinkOneSidedParameters& parameters) {

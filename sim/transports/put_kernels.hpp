@@ -1,6 +1,6 @@
 #pragma once
-// The model of kernels that put rows straight into the receiver's memory: `deepep_low_latency`,
-// `nvlink_one_sided` and `direct`.
+// The model of kernels that put rows straight into the receiver's memory: `deepep_low_latency`
+// and `nvlink_one_sided`.
 
 #include "sim/transports/kernel_phase.hpp"
 
@@ -8,7 +8,4 @@ namespace coterie {
 
 // PutKernel in topologies/transports.hpp has the formula.
 KernelModel put_kernel_model(const PutKernel& kernel, Direction direction, double sms);
-// DirectKernel likewise: a token's time on a multiprocessor grows with its bytes.
-KernelModel direct_kernel_model(const DirectKernel& kernel, Direction direction, double sms);
-
 }  // namespace coterie

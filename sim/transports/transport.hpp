@@ -12,6 +12,7 @@
 #include "sim/program/kernels.hpp"
 #include "sim/program/program.hpp"
 #include "topologies/cluster.hpp"
+#include "workloads/plan/plan.hpp"
 
 namespace coterie {
 
@@ -37,6 +38,12 @@ struct PhaseTraffic {
   std::span<const std::uint32_t> ready;
   // [num_ranks] tokens of each rank, whose rows (or results) these are; empty: not known.
   std::span<const std::uint32_t> num_tokens{};
+  // Of kernels that read their rows from items (those tokens, or rows that a first hop brought): the
+  // bytes that each rank moves per item besides the rows, and whether it quantises them. Absent: a row's.
+  std::optional<double> item_bytes{};
+  bool quantises = false;
+  HopKind hop = HopKind::kGroup;  // which ranks take part with each other
+  bool announced = false;         // an earlier phase has said that all its results stand
 };
 
 // One phase of one EP group under construction.
@@ -72,6 +79,9 @@ class Transport {
   // Whether its kernels take the rows from where the tokens are and add up what comes back, so that
   // nothing is packed before a dispatch and nothing summed after a combine.
   [[nodiscard]] virtual bool moves_tokens() const { return false; }
+  // Whether the runtime's other kernels (RowKernels) run beside it, and phases as the runtime times
+  // them; of transports that move tokens only the runtime's own.
+  [[nodiscard]] virtual bool runs_with_row_kernels() const { return !moves_tokens(); }
   // The exchange of counts before a dispatch; absent: what the cluster's overheads say.
   [[nodiscard]] virtual std::optional<Seconds> notify() const { return std::nullopt; }
 };

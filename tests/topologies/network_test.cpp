@@ -47,6 +47,18 @@ TEST(Network, ScaleUpRouteCrossesThePortsAndTheCaps) {
                                          "gpu 6 scale-up in", "gpu 6 scale_up cap in"}));
 }
 
+// Ranks that share a GPU share its NICs; inside the GPU each has a port of its own.
+TEST(Network, RanksOfAGpuShareItsNics) {
+  const Network network(load_cluster(
+      "{extends: h200_node, nodes: 2, gpus_per_node: 4, ranks_per_gpu: 2, fabric: {kind: star}, "
+      "scale_up: {injection: {rank_bandwidth: none}}, nic: {bandwidth: 50 GB/s, latency: 1 us, "
+      "pxn: "
+      "false}}"));
+  EXPECT_EQ(route(network, 1, 6), (Names{"gpu 0 nic out", "gpu 6 nic in"}));
+  EXPECT_EQ(route(network, 2, 5), (Names{"gpu 2 nic out", "gpu 4 nic in"}));
+  EXPECT_EQ(route(network, 1, 2), (Names{"gpu 1 scale-up out", "gpu 2 scale-up in"}));
+}
+
 // Rail-optimised, 8 nodes x 8: same rail stays on its leaf; another rail is changed over scale-up.
 TEST(Network, RailOptimisedChangesRailsOverScaleUp) {
   const Network network(load_cluster("h100_rail_8x8"));

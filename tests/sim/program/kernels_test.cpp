@@ -19,11 +19,11 @@ TEST(ExpertPayload, IsWhatTheExperimentSaysOrWhatTheRowsAre) {
   expanding.kernels.emplace();
   const PayloadType bf16 = PayloadType::kBf16;
   const PayloadType fp8 = PayloadType::kFp8;
-  EXPECT_EQ(expert_payload(plain, false, fp8), fp8);
-  EXPECT_EQ(expert_payload(expanding, false, fp8), bf16);
-  EXPECT_EQ(expert_payload(expanding, true, fp8), fp8);
-  EXPECT_EQ(expert_payload(expanding, false, bf16, fp8), fp8);
-  EXPECT_EQ(expert_payload(plain, false, fp8, bf16), bf16);
+  EXPECT_EQ(expert_payload(plain, true, fp8), fp8);
+  EXPECT_EQ(expert_payload(expanding, true, fp8), bf16);
+  EXPECT_EQ(expert_payload(expanding, false, fp8), fp8);
+  EXPECT_EQ(expert_payload(expanding, true, bf16, fp8), fp8);
+  EXPECT_EQ(expert_payload(plain, true, fp8, bf16), bf16);
 }
 
 TEST(KernelCosts, ACopyIsItsLaunchAndItsBytes) {
@@ -113,10 +113,10 @@ TEST(KernelCosts, ACalibratedMlpTakesItsBestTile) {
 }
 
 // When the kernels that `add` adds end, on two GPUs; all are ready at the start.
-std::vector<long long> ends(void (*add)(GpuResources&)) {
+std::vector<long long> ends(void (*add)(GpuResources&), std::uint32_t ranks_per_gpu = 1) {
   const Network network(small_cluster(2, 1));
   ProgramBuilder builder;
-  GpuResources gpus(builder, network.cluster().gpu);
+  GpuResources gpus(builder, network.cluster().gpu, ranks_per_gpu);
   add(gpus);
   const Program program = std::move(builder).finish();
   const Execution execution = run_flow(resolve(program, network), {.relative_precision = 0.0});
@@ -148,6 +148,30 @@ TEST(KernelCosts, WorkSharesTheMultiprocessorsAndNotTheMemory) {
     gpus.add_copy({0, 4000.0}, kStartEvent, {});
   });
   EXPECT_EQ(finish, (std::vector<long long>{4000, 2000, 900}));
+}
+
+// Two ranks on one GPU: works of 3000 and 1000 ns share the multiprocessors as above, whichever rank's they
+// are, and a copy of 2000 B takes turns with them: 200 ns on all of them, a third of which it has from
+// its launch at 500 on, so that it is over at 1100. By then each work has 250 + 200 ns of its time;
+// the shorter's last 550 take until 2200, and the longer's 2000 from then on until 4200. With nothing
+// beside it the copy would end at 700.
+TEST(KernelCosts, RanksOfAGpuShareIt) {
+  const auto finish = ends(
+      [](GpuResources& gpus) {
+        gpus.add_work(0, Seconds{3000e-9}, kStartEvent, {});
+        gpus.add_work(1, Seconds{1000e-9}, kStartEvent, {});
+        gpus.add_copy({1, 2000.0}, kStartEvent, {});
+      },
+      2);
+  EXPECT_EQ(finish, (std::vector<long long>{4200, 2200, 700, 1100}));
+  // Two copies share the memory too.
+  const auto copies = ends(
+      [](GpuResources& gpus) {
+        gpus.add_copy({0, 4000.0}, kStartEvent, {});
+        gpus.add_copy({1, 2000.0}, kStartEvent, {});
+      },
+      2);
+  EXPECT_EQ(copies, (std::vector<long long>{1100, 1100, 900, 900}));
 }
 
 }  // namespace

@@ -114,6 +114,46 @@ TEST(LayerProgram, CalibratedKernelsAndEvents) {
   EXPECT_EQ(nanoseconds(run.execution().makespan_s), 34276);
 }
 
+// The same over the transport `direct`, without latencies: of pack the index is left (400 ns, 10 per row and
+// 4 B/ns of 4 B per pair), own rows are read among the tokens, and the combine sums.  A put or pull
+// starts in 1100 ns and moves 1 B/ns on its two multiprocessors.
+//                                 rank 0                                 rank 1
+// notify    2000
+// pack      3 rows, 4 pairs: 434              2100..2534     2 rows, 2 pairs: 422  2100..2522
+// dispatch  100, 1100, then 2 tokens and the rows: 2000 + 2032; 1000 + 1012
+//                                             3834..7866                           3822..5834
+// expand    as above                          5934..7354                           7966..9706
+// MLP                                         7454..19454                          9806..25010
+// merge                                       19554..20974                         25110..26850
+// combine   100, then 300 from when both are ready (27050) and 1100; 3 results of 1000 B, and for 2 tokens
+//           the sum and what the shared expert adds: 7000 B; 2 results, 1 token: 4000 B
+//                                             28450..35450                         28450..32450
+// sum       its events                        35550..35650
+TEST(LayerProgram, DirectPutsAndPullsBesideTheCalibratedKernels) {
+  Cluster cluster = with_row_kernels(small_cluster(2, 1));
+  cluster.nic->latency = Seconds{};
+  cluster.gpu.kernels->send_index =
+      KernelCosts{Seconds{400e-9}, Seconds{10e-9}, {}, Bandwidth{4e9}};
+  DirectKernel kernel;
+  kernel.fixed = Seconds{1000e-9};
+  kernel.peer = Seconds{100e-9};
+  kernel.sm_bandwidth = Bandwidth{0.5e9};
+  kernel.port_bandwidth = Bandwidth{100e9};
+  cluster.transports = {DirectParameters{2, Seconds{2000e-9}, Seconds{300e-9}, kernel, kernel}};
+  const SmallLayer run = two_ranks_dedup(cluster, {"direct", {}});
+  EXPECT_THAT(kernels(run, Phase::kPack),
+              UnorderedElementsAre(Timed{0, 0, 2100, 2534}, Timed{1, 1, 2100, 2522},
+                                   Timed{0, 0, 2000, 2100}, Timed{1, 1, 2000, 2100}));
+  EXPECT_THAT(messages(run, Phase::kDispatch),
+              UnorderedElementsAre(Timed{0, 1, 3834, 7866}, Timed{1, 0, 3822, 5834}));
+  EXPECT_THAT(kernels(run, Phase::kMlp),
+              IsSupersetOf({Timed{0, 0, 7454, 19454}, Timed{1, 1, 9806, 25010}}));
+  EXPECT_THAT(messages(run, Phase::kCombine),
+              UnorderedElementsAre(Timed{0, 1, 28450, 32450}, Timed{1, 0, 28450, 35450}));
+  EXPECT_THAT(kernels(run, Phase::kSum), IsSupersetOf({Timed{0, 0, 35550, 35650}}));
+  EXPECT_EQ(nanoseconds(run.execution().makespan_s), 35650);
+}
+
 // Every round of a relay has a kernel and an event of its own.
 //   forward   a, at rank 0 and at rank 2: 1 row to 1, one copy: 1000 + 10 + 50 + 200 + 100 = 1360
 //             b: 1 row to 2, two copies: 1000 + 20 + 100 + 300 + 100 = 1520

@@ -97,14 +97,14 @@ inline LayerPlan small_plan(const std::vector<std::vector<std::vector<ExpertIdx>
 class SmallLayer {
  public:
   SmallLayer(std::vector<LayerPlan> plans, Cluster cluster, ModelShape model = small_model(),
-             std::vector<double> ready_s = {})
+             std::vector<double> ready_s = {}, TransportChoice transport = {"ideal", {}})
       : plans_(std::move(plans)),
         model_(std::move(model)),
         network_(std::move(cluster)),
         setup_{plans_,
                {Bytes{1000}, Bytes{1000}},
                LayerKernels{model_, PayloadType::kBf16},
-               {"ideal", {}},
+               std::move(transport),
                std::move(ready_s)},
         layer_(build_layer(setup_, network_.cluster())),
         resolved_(resolve(layer_.program, network_)),
@@ -149,7 +149,7 @@ inline Cluster with_row_kernels(Cluster cluster) {
   const KernelCosts kernel{Seconds{1000e-9}, Seconds{10e-9}, Seconds{50e-9}, Bandwidth{10e9}};
   const KernelCosts own_copy{Seconds{200e-9}, {}, {}, Bandwidth{10e9}};
   cluster.gpu.kernels =
-      RowKernels{kernel, kernel, kernel, kernel, kernel, kernel, own_copy, Seconds{100e-9}};
+      RowKernels{kernel, kernel, kernel, kernel, kernel, kernel, own_copy, {}, {}, Seconds{100e-9}};
   return cluster;
 }
 
@@ -158,12 +158,13 @@ inline Cluster with_row_kernels(Cluster cluster) {
 //   rows        0 -> 0: a            0 -> 1: a, b (three copies)
 //               1 -> 1: c            1 -> 0: c
 // One shared expert, computed by every rank for its own tokens.
-inline SmallLayer two_ranks_dedup(const Cluster& cluster = small_cluster(2, 1)) {
+inline SmallLayer two_ranks_dedup(const Cluster& cluster = small_cluster(2, 1),
+                                  const TransportChoice& transport = {"ideal", {}}) {
   ModelShape model = small_model();
   model.num_shared_experts = 1;
   model.shared_intermediate = 10;
   return SmallLayer({small_plan({{{0, 2}, {2, 3}}, {{0, 3}}}, DispatchPolicy::kDedup, 1)}, cluster,
-                    model);
+                    model, {}, transport);
 }
 
 // Two nodes of two ranks, one expert on each rank, hierarchical in two rounds of one token. Rank 0

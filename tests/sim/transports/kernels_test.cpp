@@ -195,25 +195,6 @@ TEST(PutKernels, TheSlowestOfMessagesTokensAndBytes) {
   EXPECT_NEAR(time(), 15e-6 + 10e-6, 1e-10);
 }
 
-// A start of 10 us; 100 tokens of 4 us and of 1000 B at 1 GB/s per multiprocessor, so 5 us each, on 8
-// multiprocessors: 62.5 us. Without the bytes it is the 50 us of the test above; with 2 multiprocessors
-// four times as much.
-TEST(PutKernels, DirectTakesTheTimeOfABytesShareOfAMultiprocessor) {
-  DirectKernel kernel;
-  kernel.put.fixed = Seconds{10e-6};
-  kernel.put.token = Seconds{4e-6};
-  kernel.put.port_bandwidth = Bandwidth{100e9};
-  kernel.sm_bandwidth = Bandwidth{1e9};
-  const std::vector<Message> messages{rows(0, 1, 100)};
-  const auto time = [&](std::uint32_t sms) {
-    const Cluster cluster = with(node(2), DirectParameters{sms, {}, kernel, kernel});
-    return run_phase(cluster, {}, messages, Direction::kDispatch, false, {100, 0})
-        .execution.makespan_s;
-  };
-  EXPECT_NEAR(time(8), 10e-6 + 62.5e-6, 1e-10);
-  EXPECT_NEAR(time(2), 10e-6 + 250e-6, 1e-10);
-}
-
 // 100 rows that serve 300 (token, expert) pairs are 300 puts: 300 kB at 1 GB/s.
 TEST(PutKernels, LowLatencyKnowsNoDeduplication) {
   PutKernel kernel;

@@ -27,7 +27,7 @@ inline PhaseRun run_phase(const Cluster& cluster, const TransportChoice& choice,
   PhaseRun run;
   ProgramBuilder builder;
   const std::vector<std::uint32_t> ready(cluster.num_gpus(), kStartEvent);
-  GpuResources gpus(builder, cluster.gpu);
+  GpuResources gpus(builder, cluster.gpu, cluster.ranks_per_gpu);
   const auto phase =
       transport->begin(builder, gpus, {direction, continues, messages, 0, ready, num_tokens});
   for (const Message& message : messages) {
