@@ -206,7 +206,7 @@ void MaxMinSolver::fill(FlowState& state, std::size_t num_flows) {
 void MaxMinSolver::apply(FlowState& state, std::span<const std::uint32_t> flows) {
   num_flows_ = flows.size();
   for (const std::uint32_t link_id : links_) {
-    state.link(link_id).residual = state.share(link_id).open;
+    state.residual(link_id) = state.share(link_id).open;
   }
   const bool file = allow_s_ > 0.0 && flows.size() == state.num_flowing();
   if (file) state.begin_filing(now_ + allow_s_);
