@@ -30,11 +30,13 @@ void LocalRepair::raise(FlowState& state, std::uint32_t link_id, double now) {
     return room;
   };
   // Most flows are held back elsewhere, and by the same link as when they were last asked.
+  const double* const residual = state.residuals().data();
+  const std::uint32_t* const narrow = state.narrow_links().data();
   const auto has_room = [&](std::uint32_t slot) {
-    if (state.residual(state.narrow(slot)) <= negligible) return false;
+    if (residual[narrow[slot]] <= negligible) return false;
     for (const FlowState::Hop& hop : state.hops(slot)) {
-      if (state.residual(hop.link) > negligible) continue;
-      state.narrow(slot) = hop.link;
+      if (residual[hop.link] > negligible) continue;
+      state.set_narrow(slot, hop.link);
       return false;
     }
     return state.cap(slot) - state.rate(slot) > negligible;

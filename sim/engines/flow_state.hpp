@@ -338,7 +338,10 @@ class FlowState {
   [[nodiscard]] double& residual(std::uint32_t link) { return residual_[link]; }
   [[nodiscard]] double residual(std::uint32_t link) const { return residual_[link]; }
   // A link of the slot's route that had little left when somebody last looked.
-  [[nodiscard]] std::uint32_t& narrow(std::uint32_t slot) { return narrow_[slot]; }
+  void set_narrow(std::uint32_t slot, std::uint32_t link) { narrow_[slot] = link; }
+  // All of either, by link and by slot.
+  [[nodiscard]] std::span<const double> residuals() const { return residual_; }
+  [[nodiscard]] std::span<const std::uint32_t> narrow_links() const { return narrow_; }
   [[nodiscard]] LinkShare& share(std::uint32_t link) { return shares_[link]; }
   [[nodiscard]] double level(std::uint32_t link) const { return shares_[link].level; }
   [[nodiscard]] std::size_t num_flowing() const { return num_flowing_; }
