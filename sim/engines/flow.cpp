@@ -324,6 +324,7 @@ void ComponentRun::adjust_rates() {
     return;
   }
   slack_.clear();
+  repair_.begin(part_.capacity.size());
   for (const std::uint32_t slot : started_) repair_.insert(state_, slot, now_, slack_);
   for (const std::uint32_t op : ended_) {
     for (const std::uint32_t link : part_.route_of(op)) repair_.raise(state_, link, now_);

@@ -85,6 +85,13 @@ class LinkList {
       work(wide_.data(), kNoLink);
     }
   }
+  // The first entries will be read soon.
+  void prefetch() const {
+    constexpr std::ptrdiff_t kLine = 64;
+    const char* const first = small_ ? reinterpret_cast<const char*>(narrow_.data())
+                                     : reinterpret_cast<const char*>(wide_.data());
+    for (std::ptrdiff_t line = 0; line < 4; ++line) __builtin_prefetch(first + line * kLine);
+  }
   // So many links can be told apart in two bytes.
   static constexpr std::size_t kMostSmall = 65535;
 
@@ -175,7 +182,9 @@ class BottleneckOrder {
 
   [[nodiscard]] std::uint32_t first_link(std::uint32_t slot);
   void give(std::uint32_t slot, std::uint32_t to);
+  void add_to_others(const Link& link, double rate);
   void set_level(std::uint32_t link, double level);
+  void prefetch_after(std::uint32_t at) const;
   void note_idle(std::uint32_t link);
   void append(std::uint32_t link);
   void erase_from_order(std::uint32_t at);
@@ -193,6 +202,7 @@ class BottleneckOrder {
   std::uint32_t max_hops_;
   bool small_;                // there are few links (LinkList)
   std::uint32_t num_others_;  // max_hops_ - 1, at least 1
+  bool any_alone_ = false;    // a flow had fewer further links than that
   std::vector<Link> links_;   // then caps
   std::vector<double> taken_;
   std::vector<double> settled_;  // taken_ that the level was computed from, or less than any

@@ -13,11 +13,6 @@ constexpr double kSameRate = 1e-12;
 
 }  // namespace
 
-std::uint64_t ShareQueue::leading_bits(double level) {
-  // Of positive numbers, the larger has the larger bits: 11 of exponent, then 5 of mantissa.
-  return std::bit_cast<std::uint64_t>(level) >> 47U;
-}
-
 void ShareQueue::start(double lowest, std::size_t num_links) {
   std::fill(std::begin(used_), std::end(used_), 0);
   heap_.clear();
@@ -27,32 +22,10 @@ void ShareQueue::start(double lowest, std::size_t num_links) {
 }
 
 void ShareQueue::add(double level, std::uint32_t link) {
-  const std::uint64_t bits = std::max(leading_bits(level), base_) - base_;
-  const auto bucket = static_cast<std::uint32_t>(std::min<std::uint64_t>(bits, kNumBuckets - 1));
-  if (bucket <= bucket_) {
-    heap_.push_back({level, link});
-    sift_up(heap_.size() - 1);
-    return;
-  }
-  const std::uint64_t bit = std::uint64_t{1} << (bucket % 64);
-  const bool first = (used_[bucket / 64] & bit) == 0;
-  used_[bucket / 64] |= bit;
-  listed_[link] = {level, first ? kNoLink : head_[bucket]};
-  head_[bucket] = link;
-}
-
-bool ShareQueue::settle_front() {
-  if (!heap_.empty()) return true;
-  std::uint32_t word = bucket_ / 64;
-  while (word < kNumBuckets / 64 && used_[word] == 0) ++word;
-  if (word == kNumBuckets / 64) return false;
-  bucket_ = 64 * word + static_cast<std::uint32_t>(std::countr_zero(used_[word]));
-  used_[word] &= used_[word] - 1;
-  for (std::uint32_t link = head_[bucket_]; link != kNoLink; link = listed_[link].next) {
-    heap_.push_back({listed_[link].level, link});
-  }
-  for (std::size_t i = heap_.size() / 2; i-- > 0;) sift_down(i);
-  return true;
+  const std::uint32_t bucket = bucket_of(level);
+  if (bucket > bucket_) return list(bucket, level, link);
+  heap_.push_back({level, link});
+  sift_up(heap_.size() - 1);
 }
 
 void ShareQueue::pop() {
@@ -97,16 +70,13 @@ void MaxMinSolver::visit_link(FlowState& state, std::uint32_t link_id) {
   if (share.mark == round_) return;
   share.mark = round_;
   LinkState& link = state.link(link_id);
-  link.limit = link.capacity;
-  if (allow_s_ > 0.0) {
-    // A solve before the horizon ends both the use of the extra rate and the idle time early.
-    const double early_s = std::max(0.0, state.horizon() - now_);
-    const double credit = link.credit + (link.extra - link.freed) * early_s;
-    link.extra = 0.0;
-    if (link.entries.size() > kRepairFlows && credit > 0.0) link.extra = credit / allow_s_;
-    link.limit += link.extra;
-    link.credit = link.freed = 0.0;
-  }
+  // A solve before the horizon ends both the use of the extra rate and the idle time early.
+  const double early_s = std::max(0.0, state.horizon() - now_);
+  const double credit = link.credit + (link.extra - link.freed) * early_s;
+  link.extra = 0.0;
+  if (link.entries.size() > kRepairFlows && credit > 0.0) link.extra = credit / allow_s_;
+  link.limit = link.capacity + link.extra;
+  link.credit = link.freed = 0.0;
   share.open = link.limit;
   share.open_flows = static_cast<double>(link.entries.size());
   share.level = kNever;
@@ -180,14 +150,17 @@ void MaxMinSolver::fill(FlowState& state, std::size_t num_flows) {
 
   const auto settled = [&](std::uint32_t slot) { return new_rate_[slot] >= 0.0; };
   std::size_t next_capped = 0;
-  while (num_unsettled_ > 0 && queue_.settle_front()) {
+  const auto share_of = [&](std::uint32_t link_id) {
+    const LinkShare& link = state.share(link_id);
+    return link.open_flows > 0.0 ? link.open / link.open_flows : kNever;
+  };
+  while (num_unsettled_ > 0 && queue_.settle_front(share_of)) {
     const ShareQueue::Share front = queue_.front();
-    const LinkShare& link = state.share(front.link);
-    if (link.open_flows == 0.0) {
+    const double level = share_of(front.link);
+    if (level == kNever) {
       queue_.pop();
       continue;
     }
-    const double level = link.open / link.open_flows;
     if (level > front.level) {  // outdated
       queue_.pop();
       queue_.add(level, front.link);
@@ -206,9 +179,9 @@ void MaxMinSolver::fill(FlowState& state, std::size_t num_flows) {
 void MaxMinSolver::apply(FlowState& state, std::span<const std::uint32_t> flows) {
   num_flows_ = flows.size();
   for (const std::uint32_t link_id : links_) {
-    state.link(link_id).residual = state.share(link_id).open;
+    state.residual(link_id) = state.share(link_id).open;
   }
-  const bool file = allow_s_ > 0.0 && flows.size() == state.num_flowing();
+  const bool file = flows.size() == state.num_flowing();
   if (file) state.begin_filing(now_ + allow_s_);
   for (const std::uint32_t slot : flows) {
     double rate = kNever;
@@ -220,16 +193,10 @@ void MaxMinSolver::apply(FlowState& state, std::span<const std::uint32_t> flows)
       rate = new_rate_[slot];
     }
     const double old_rate = state.rate(slot);
-    if (std::abs(rate - old_rate) > kSameRate * old_rate) {
-      if (allow_s_ > 0.0) {
-        state.change_rate(slot, rate, now_);
-      } else {
-        state.set_rate(slot, rate, now_);
-      }
-    }
+    if (std::abs(rate - old_rate) > kSameRate * old_rate) state.change_rate(slot, rate, now_);
     if (file) state.file(slot);
   }
-  if (allow_s_ > 0.0 && !file) {
+  if (!file) {
     state.begin_filing(now_ + allow_s_);
     for (const std::uint32_t slot : state.active()) state.file(slot);
   }

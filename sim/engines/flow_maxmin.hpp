@@ -10,6 +10,8 @@
 // back with its present share. Each (flow, link) pair is visited twice, each link a few times:
 // O(pairs + links log links) per solve in practice.
 
+#include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -35,14 +37,31 @@ class ShareQueue {
   // Forgets all. No share below `lowest` will be added, zero apart.
   void start(double lowest, std::size_t num_links);
   void add(double level, std::uint32_t link);
-  // The lowest share; false if there is none.
-  [[nodiscard]] bool settle_front();
+  // Brings the lowest share to the front; false if there is none. `present(link)` is the link's share
+  // by now, not below the one it was added with; infinite: it is none any more.
+  template <class Present>
+  [[nodiscard]] bool settle_front(const Present& present);
   [[nodiscard]] const Share& front() const { return heap_.front(); }
   void pop();
 
  private:
   static constexpr std::uint32_t kNumBuckets = 1024;  // 32 doublings; the last holds all above
-  [[nodiscard]] static std::uint64_t leading_bits(double level);
+  // Of positive numbers, the larger has the larger bits: 11 of exponent, then 5 of mantissa.
+  [[nodiscard]] static std::uint64_t leading_bits(double level) {
+    return std::bit_cast<std::uint64_t>(level) >> 47U;
+  }
+  [[nodiscard]] std::uint32_t bucket_of(double level) const {
+    const std::uint64_t bits = std::max(leading_bits(level), base_) - base_;
+    return static_cast<std::uint32_t>(std::min<std::uint64_t>(bits, kNumBuckets - 1));
+  }
+  // `bucket` is above the one whose links are in the heap.
+  void list(std::uint32_t bucket, double level, std::uint32_t link) {
+    const std::uint64_t bit = std::uint64_t{1} << (bucket % 64);
+    const bool first = (used_[bucket / 64] & bit) == 0;
+    used_[bucket / 64] |= bit;
+    listed_[link] = {level, first ? kNoLink : head_[bucket]};
+    head_[bucket] = link;
+  }
   void sift_down(std::size_t at);
   void sift_up(std::size_t at);
 
@@ -58,13 +77,40 @@ class ShareQueue {
   std::vector<Share> heap_;     // by level
 };
 
+template <class Present>
+bool ShareQueue::settle_front(const Present& present) {
+  while (heap_.empty()) {
+    std::uint32_t word = bucket_ / 64;
+    while (word < kNumBuckets / 64 && used_[word] == 0) ++word;
+    if (word == kNumBuckets / 64) return false;
+    bucket_ = 64 * word + static_cast<std::uint32_t>(std::countr_zero(used_[word]));
+    used_[word] &= used_[word] - 1;
+    // Most shares have grown since they were listed, many beyond this bucket: those need no heap.
+    for (std::uint32_t link = head_[bucket_]; link != kNoLink;) {
+      const std::uint32_t next = listed_[link].next;
+      const double level = present(link);
+      if (level < kNever) {
+        const std::uint32_t bucket = bucket_of(level);
+        if (bucket <= bucket_) {
+          heap_.push_back({level, link});
+        } else {
+          list(bucket, level, link);
+        }
+      }
+      link = next;
+    }
+    for (std::size_t i = heap_.size() / 2; i-- > 0;) sift_down(i);
+  }
+  return true;
+}
+
 class MaxMinSolver {
  public:
   // Sets the rates of all flows that are connected to the links of `seeds` (through common links,
-  // transitively) to their max-min fair shares of what the links allow, from `now` on. With an
-  // `allow_s` of zero that is their capacity; else the links' credit is spent over the next
-  // `allow_s` seconds, the horizon moves to their end, and the caller ends the filing of finishes
-  // that this began.
+  // transitively) to their max-min fair shares of what the links allow, from `now` on: their capacity,
+  // and their credit (flow_repair.hpp), spent over the next `allow_s` seconds, which are more than
+  // none. The horizon moves to the end of these, and the caller ends the filing of finishes that this
+  // began.
   void solve(FlowState& state, std::span<const std::uint32_t> seeds, double now, double allow_s);
   // The same for all flows. Cheaper than walking from link to link where most of them changed.
   void solve_all(FlowState& state, double now, double allow_s);

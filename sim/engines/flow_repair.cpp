@@ -10,29 +10,52 @@ constexpr double kNegligible = 1e-3;
 
 }  // namespace
 
+void LocalRepair::begin(std::size_t num_links) {
+  ++round_;
+  nobody_.resize(num_links, 0);
+}
+
 void LocalRepair::raise(FlowState& state, std::uint32_t link_id, double now) {
-  LinkState& link = state.link(link_id);
+  // Raising only takes room away: where nobody had any in this round, nobody has now.
+  if (nobody_[link_id] == round_) return;
+  const LinkState& link = state.link(link_id);
   const double negligible = kNegligible * link.capacity;
-  if (link.entries.size() > kRepairFlows || link.residual <= negligible) return;
+  if (link.entries.size() > kRepairFlows || state.residual(link_id) <= negligible) return;
 
   const auto room_of = [&](std::uint32_t slot) {
     double room = state.cap(slot) - state.rate(slot);
     for (const FlowState::Hop& hop : state.hops(slot)) {
-      room = std::min(room, state.link(hop.link).residual);
+      room = std::min(room, state.residual(hop.link));
     }
     return room;
+  };
+  // Most flows are held back elsewhere, and by the same link as when they were last asked.
+  const double* const residual = state.residuals().data();
+  const std::uint32_t* const narrow = state.narrow_links().data();
+  const auto has_room = [&](std::uint32_t slot) {
+    if (residual[narrow[slot]] <= negligible) return false;
+    for (const FlowState::Hop& hop : state.hops(slot)) {
+      if (residual[hop.link] > negligible) continue;
+      state.set_narrow(slot, hop.link);
+      return false;
+    }
+    return state.cap(slot) - state.rate(slot) > negligible;
   };
   candidates_.clear();
   for (const Entry& entry : link.entries) {
     const std::uint32_t slot = state.slot_of(entry);
-    if (room_of(slot) > negligible) candidates_.push_back({state.rate(slot), slot});
+    if (has_room(slot)) candidates_.push_back({state.rate(slot), slot});
+  }
+  if (candidates_.empty()) {
+    nobody_[link_id] = round_;
+    return;
   }
   std::sort(candidates_.begin(), candidates_.end(), [](const Candidate& a, const Candidate& b) {
     return a.rate != b.rate ? a.rate < b.rate : a.slot < b.slot;
   });
   // The level of the lowest i candidates if they alone shared the residual.
   double level = 0.0;
-  double sum = link.residual;
+  double sum = state.residual(link_id);
   for (std::size_t i = 0; i < candidates_.size(); ++i) {
     sum += candidates_[i].rate;
     level = sum / static_cast<double>(i + 1);
@@ -41,33 +64,44 @@ void LocalRepair::raise(FlowState& state, std::uint32_t link_id, double now) {
   // What one candidate cannot take goes to those after it.
   std::size_t left = candidates_.size();
   for (const Candidate& candidate : candidates_) {
-    if (link.residual <= negligible) break;
-    const double fair = std::max(level - candidate.rate, link.residual / static_cast<double>(left));
+    if (state.residual(link_id) <= negligible) break;
+    const double fair =
+        std::max(level - candidate.rate, state.residual(link_id) / static_cast<double>(left));
     const double gain = std::min(room_of(candidate.slot), fair);
     --left;
     if (gain <= negligible) continue;
     state.set_rate(candidate.slot, candidate.rate + gain, now);
     for (const FlowState::Hop& hop : state.hops(candidate.slot)) {
-      state.give_back(state.link(hop.link), -gain, now);
+      state.give_back(hop.link, -gain, now);
     }
   }
 }
 
+// Of the link's flows but the newcomer.
+void LocalRepair::gather_rates(const FlowState& state, const LinkState& link,
+                               std::uint32_t newcomer) {
+  rates_.clear();
+  for (const Entry& entry : link.entries) {
+    const std::uint32_t slot = state.slot_of(entry);
+    if (slot != newcomer) rates_.push_back(state.rate(slot));
+  }
+}
+
 double LocalRepair::newcomer_share(FlowState& state, std::uint32_t link_id,
-                                   std::uint32_t newcomer) const {
+                                   std::uint32_t newcomer) {
   const LinkState& link = state.link(link_id);
   const std::size_t num_flows = link.entries.size();  // the newcomer included
-  if (num_flows > kRepairFlows) return std::clamp(link.residual, 0.0, state.level(link_id));
+  if (num_flows > kRepairFlows) {
+    return std::clamp(state.residual(link_id), 0.0, state.level(link_id));
+  }
+  gather_rates(state, link, newcomer);
   // Flows below the level keep their rates; the others and the newcomer share what is left. The
   // level only grows while flows leave the shared part, so this ends.
   double level = link.capacity / static_cast<double>(num_flows);
   for (;;) {
     double kept = 0.0;
     std::size_t num_kept = 0;
-    for (const Entry& entry : link.entries) {
-      const std::uint32_t slot = state.slot_of(entry);
-      if (slot == newcomer) continue;
-      const double rate = state.rate(slot);
+    for (const double rate : rates_) {
       if (rate < level) {
         kept += rate;
         ++num_kept;
@@ -81,18 +115,18 @@ double LocalRepair::newcomer_share(FlowState& state, std::uint32_t link_id,
 
 void LocalRepair::make_room(FlowState& state, std::uint32_t link_id, std::uint32_t newcomer,
                             double needed, double now, std::vector<std::uint32_t>& slack) {
-  LinkState& link = state.link(link_id);
-  double missing = needed - link.residual;
+  const LinkState& link = state.link(link_id);
+  const double missing = needed - state.residual(link_id);
   if (missing <= 0.0 || link.entries.size() > kRepairFlows) return;
+  gather_rates(state, link, newcomer);
   // The level above which the fastest flows are cut so that they give up `missing` together.
   double level = 0.0;
   for (;;) {
     double sum = -missing;
     std::size_t num_cut = 0;
-    for (const Entry& entry : link.entries) {
-      const std::uint32_t slot = state.slot_of(entry);
-      if (slot == newcomer || state.rate(slot) <= level) continue;
-      sum += state.rate(slot);
+    for (const double rate : rates_) {
+      if (rate <= level) continue;
+      sum += rate;
       ++num_cut;
     }
     if (num_cut == 0) return;
@@ -106,7 +140,7 @@ void LocalRepair::make_room(FlowState& state, std::uint32_t link_id, std::uint32
     if (slot == newcomer || rate <= level) continue;
     state.set_rate(slot, level, now);
     for (const FlowState::Hop& hop : state.hops(slot)) {
-      state.give_back(state.link(hop.link), rate - level, now);
+      state.give_back(hop.link, rate - level, now);
       if (hop.link != link_id) slack.push_back(hop.link);
     }
   }
@@ -121,11 +155,11 @@ void LocalRepair::insert(FlowState& state, std::uint32_t slot, double now,
   for (const FlowState::Hop& hop : state.hops(slot))
     make_room(state, hop.link, slot, rate, now, slack);
   for (const FlowState::Hop& hop : state.hops(slot)) {
-    rate = std::min(rate, std::max(0.0, state.link(hop.link).residual));
+    rate = std::min(rate, std::max(0.0, state.residual(hop.link)));
   }
   state.set_rate(slot, rate, now);
   for (const FlowState::Hop& hop : state.hops(slot)) {
-    state.give_back(state.link(hop.link), -rate, now);
+    state.give_back(hop.link, -rate, now);
   }
 }
 

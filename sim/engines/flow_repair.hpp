@@ -28,6 +28,8 @@ namespace coterie::flow {
 
 class LocalRepair {
  public:
+  // A round: any number of `insert`, then any number of `raise`.
+  void begin(std::size_t num_links);
   void raise(FlowState& state, std::uint32_t link, double now);
   // `slot` is on its links at rate zero. Appends the links that the flows which made room also
   // cross to `slack`.
@@ -38,11 +40,15 @@ class LocalRepair {
     double rate;
     std::uint32_t slot;
   };
-  double newcomer_share(FlowState& state, std::uint32_t link, std::uint32_t slot) const;
+  void gather_rates(const FlowState& state, const LinkState& link, std::uint32_t newcomer);
+  double newcomer_share(FlowState& state, std::uint32_t link, std::uint32_t slot);
   void make_room(FlowState& state, std::uint32_t link, std::uint32_t newcomer, double needed,
                  double now, std::vector<std::uint32_t>& slack);
 
+  std::uint32_t round_ = 0;
+  std::vector<std::uint32_t> nobody_;  // [link] the round in which no flow of it had room
   std::vector<Candidate> candidates_;
+  std::vector<double> rates_;
 };
 
 }  // namespace coterie::flow

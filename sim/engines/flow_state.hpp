@@ -39,7 +39,6 @@ struct Entry {
 
 struct LinkState {
   double capacity = 0.0;  // bytes per second
-  double residual = 0.0;  // capacity that no flow uses
   // Coarse runs (flow_repair.hpp): bytes that flows which ended or slowed down leave unused if the
   // next solve is at the horizon, the sum of the rates they gave up, and the rate above capacity
   // that older credit pays for.
@@ -145,10 +144,12 @@ class EventHeap {
 class FlowState {
  public:
   FlowState(std::span<const double> capacity, std::uint32_t max_hops)
-      : links_(capacity.size()), shares_(capacity.size()) {
+      : links_(capacity.size()),
+        residual_(capacity.begin(), capacity.end()),
+        shares_(capacity.size()) {
     while ((1U << hop_bits_) < max_hops) ++hop_bits_;
     for (std::size_t i = 0; i < capacity.size(); ++i) {
-      links_[i].capacity = links_[i].residual = links_[i].limit = capacity[i];
+      links_[i].capacity = links_[i].limit = capacity[i];
     }
   }
 
@@ -159,6 +160,7 @@ class FlowState {
       slot = num_slots();
       slots_.push_back({op, 0, false, false});
       flows_.emplace_back();
+      narrow_.push_back(kNoLink);
       hops_.resize(slots_.size() << hop_bits_);
     } else {
       slot = free_.back();
@@ -181,6 +183,7 @@ class FlowState {
       active_.push_back(slot);
     }
     ++num_flowing_;
+    narrow_[slot] = route.front();
     if (!place.plain) ++num_looked_up_;
     for (std::uint32_t hop = 0; hop < route.size(); ++hop) {
       Entry entry{(slot << hop_bits_) | hop, {place.plain ? kNoLink : kLookUp, kNoLink, kNoLink}};
@@ -192,7 +195,7 @@ class FlowState {
       }
       LinkState& link = links_[route[hop]];
       link.credit = link.freed = 0.0;  // what others left is not for newcomers
-      link.residual -= link.extra;
+      residual_[route[hop]] -= link.extra;
       link.extra = 0.0;
       hops_[entry.key] = {route[hop], static_cast<std::uint32_t>(link.entries.size())};
       link.entries.push_back(entry);
@@ -208,9 +211,9 @@ class FlowState {
       link.entries[hop.place] = moved;
       hops_[moved.key].place = hop.place;
       link.entries.pop_back();
-      give_back(link, rate, now);
+      give_back(hop.link, rate, now);
       if (link.entries.empty()) {
-        link.residual = link.limit = link.capacity;
+        residual_[hop.link] = link.limit = link.capacity;
         link.credit = link.freed = link.extra = 0.0;
       }
     }
@@ -222,9 +225,10 @@ class FlowState {
 
   // Flows on the link gave up `rate` in all (or took it, where negative): what stays unused until
   // the horizon becomes credit.
-  void give_back(LinkState& link, double rate, double now) const {
-    link.residual += rate;
+  void give_back(std::uint32_t link_id, double rate, double now) {
+    residual_[link_id] += rate;
     if (horizon_ < kNever) {
+      LinkState& link = links_[link_id];
       link.credit += rate * (horizon_ - now);
       link.freed += rate;
     }
@@ -234,10 +238,10 @@ class FlowState {
   // until then the rates may be too high. What older flows left unused is forgotten.
   void set_capacity(std::uint32_t link_id, double capacity) {
     LinkState& link = links_[link_id];
-    link.residual += capacity - link.capacity - link.extra;
+    residual_[link_id] += capacity - link.capacity - link.extra;
     link.capacity = capacity;
     link.credit = link.freed = link.extra = 0.0;
-    if (link.entries.empty()) link.residual = link.limit = capacity;
+    if (link.entries.empty()) residual_[link_id] = link.limit = capacity;
   }
 
   // Gives a flow another rate from now on and files its new finish. Leaves the residuals alone.
@@ -330,6 +334,14 @@ class FlowState {
   [[nodiscard]] bool flowing(std::uint32_t slot) const { return slots_[slot].num_hops > 0; }
   [[nodiscard]] LinkState& link(std::uint32_t link) { return links_[link]; }
   [[nodiscard]] const std::vector<LinkState>& links() const { return links_; }
+  // Of the link: capacity that no flow uses.
+  [[nodiscard]] double& residual(std::uint32_t link) { return residual_[link]; }
+  [[nodiscard]] double residual(std::uint32_t link) const { return residual_[link]; }
+  // A link of the slot's route that had little left when somebody last looked.
+  void set_narrow(std::uint32_t slot, std::uint32_t link) { narrow_[slot] = link; }
+  // All of either, by link and by slot.
+  [[nodiscard]] std::span<const double> residuals() const { return residual_; }
+  [[nodiscard]] std::span<const std::uint32_t> narrow_links() const { return narrow_; }
   [[nodiscard]] LinkShare& share(std::uint32_t link) { return shares_[link]; }
   [[nodiscard]] double level(std::uint32_t link) const { return shares_[link].level; }
   [[nodiscard]] std::size_t num_flowing() const { return num_flowing_; }
@@ -356,6 +368,8 @@ class FlowState {
     return flow.remaining > 0.0 ? kNever : flow.since_s;
   }
   std::vector<LinkState> links_;
+  std::vector<double>
+      residual_;  // [num_links] apart from the rest, because repairs read little else
   std::vector<LinkShare> shares_;  // [num_links]
   std::uint32_t hop_bits_ = 0;
   struct Slot {
@@ -373,6 +387,7 @@ class FlowState {
   std::vector<Slot> slots_;            // [num_slots]
   std::vector<Flow> flows_;            // [num_slots]
   std::vector<Hop> hops_;              // [num_slots << hop_bits]
+  std::vector<std::uint32_t> narrow_;  // [num_slots]
   std::vector<std::uint32_t> free_;    // slots
   std::vector<std::uint32_t> active_;  // slots: all with flows, some that ended
   EventHeap timers_;

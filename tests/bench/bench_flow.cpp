@@ -1,7 +1,7 @@
 // The flow engine's benchmark: one command, every ratio against a baseline measured in the same
 // run.
 //
-//   build/release/bin/bench_flow [--quick] [--layers N] [--huge] [--only SECTION]
+//   build/release/bin/bench_flow [--quick] [--layers N] [--huge] [--ranks N] [--precision P] [--only SECTION]
 //
 // Sections: error of the knob against exact runs; 128 ranks against the tuned simgrid predictor;
 // skewed all-to-allv beside published figures; growth from 64 to 1,024 ranks; exact runs
@@ -25,6 +25,7 @@
 #include <thread>
 #include <vector>
 
+#include "core/child_process.hpp"
 #include "core/table.hpp"
 #include "sim/engines/engine.hpp"
 #include "sim/engines/flow.hpp"
@@ -47,7 +48,9 @@ struct Options {
   bool quick = false;
   bool huge = false;
   unsigned num_layers = 58;
-  std::string only;  // one section's name; empty: all
+  unsigned num_ranks = 0;                    // of exact runs and fabrics: this size alone; 0: all
+  double precision = kFlowDefaultPrecision;  // of growth and fabrics
+  std::string only;                          // one section's name; empty: all
 };
 
 double cpu_s(int who) {
@@ -203,46 +206,98 @@ void skewed(const Options&) {
   print("Skewed MoE all-to-allv beside published times of other simulators", table);
 }
 
+// What one case costs in a process of its own, whose peak memory is its own.
+struct Cost {
+  double num_ops = 0.0;
+  double resolve_s = 0.0;
+  double flow_s = 0.0;        // median
+  double bytes = 0.0;         // of memory at the peak, the program and its routes included
+  double engine_bytes = 0.0;  // of it, what the engine added
+  double makespan_s = 0.0;
+};
+
+Cost cost_of(const FlowCase& item, double precision, int repeats) {
+  Cost out;
+  const std::string bytes = run_in_child(item.name(), 0.0, [&] {
+    const double before = peak_gib();
+    const Network network = make_network(item);
+    const Program program = *testing::make_program(item, network, COTERIE_DATA);
+    Routes routes;
+    Cost cost;
+    cost.num_ops = static_cast<double>(program.num_ops());
+    cost.resolve_s = time_s(1, RUSAGE_SELF, [&] { routes = resolve_routes(program, network); });
+    const double resolved = peak_gib();
+    FlowOptions flow;
+    flow.relative_precision = precision;
+    cost.flow_s = time_s(repeats, RUSAGE_SELF, [&] {
+      cost.makespan_s = simulate_flows(program, routes, flow).makespan_s;
+    });
+    constexpr double kGib = 1024.0 * 1024.0 * 1024.0;
+    cost.bytes = kGib * (peak_gib() - before);
+    cost.engine_bytes = kGib * (peak_gib() - resolved);
+    return std::string(reinterpret_cast<const char*>(&cost), sizeof(cost));
+  });
+  std::memcpy(&out, bytes.data(), sizeof(out));
+  return out;
+}
+
 void growth(const Options& options) {
   for (const SendRules& rules : {testing::kBare, testing::kBareQueue}) {
     Table table{
         {rules.places == kUnlimitedPlaces ? "star, unlimited in flight" : "star, 8 in flight",
-         "transfers", "resolve s", "flow s", "us/transfer", "exponent", "peak GiB"},
+         "transfers", "resolve s", "flow s", "us/transfer", "exponent", "bytes/transfer",
+         "of the engine"},
         {}};
-    double last_s = 0.0;
-    double last_n = 0.0;
-    double first_s = 0.0;
-    double first_n = 0.0;
-    for (const std::uint32_t num_ranks : {64U, 128U, 256U, 512U, 1024U}) {
-      if (options.quick && num_ranks > 256) continue;
-      const FlowCase item{"star", rules, num_ranks, Pattern::kLogNormal};
-      const Network network = make_network(item);
-      const Program program = *testing::make_program(item, network, COTERIE_DATA);
-      Routes routes;
-      const double resolve_s =
-          time_s(1, RUSAGE_SELF, [&] { routes = resolve_routes(program, network); });
-      const double flow_s = time_s(num_ranks <= 256 ? 5 : 1, RUSAGE_SELF,
-                                   [&] { simulate_flows(program, routes, {}); });
-      const auto n = static_cast<double>(program.num_ops());
-      if (first_n == 0.0) {
-        first_n = n;
-        first_s = flow_s;
-      }
-      table.rows.push_back(
-          {fmt::format("{} ranks", num_ranks), std::to_string(program.num_ops()),
-           fmt::format("{:.3f}", resolve_s), fmt::format("{:.4f}", flow_s),
-           fmt::format("{:.2f}", 1e6 * flow_s / n),
-           last_n > 0.0 ? fmt::format("{:.2f}", std::log(flow_s / last_s) / std::log(n / last_n))
-                        : "",
-           fmt::format("{:.2f}", peak_gib())});
-      last_s = flow_s;
-      last_n = n;
+    Cost first;
+    Cost last;
+    for (const std::uint32_t num_ranks : {64U, 128U, 256U, 512U, 1024U, 2048U, 4096U}) {
+      if (num_ranks > (options.huge ? 4096U : options.quick ? 256U : 1024U)) continue;
+      const Cost cost = cost_of({"star", rules, num_ranks, Pattern::kLogNormal}, options.precision,
+                                num_ranks <= 256   ? 9
+                                : num_ranks <= 512 ? 3
+                                                   : 1);
+      const auto exponent = [&](const Cost& from) {
+        return from.num_ops > 0.0 ? fmt::format("{:.2f}", std::log(cost.flow_s / from.flow_s) /
+                                                              std::log(cost.num_ops / from.num_ops))
+                                  : "";
+      };
+      table.rows.push_back({fmt::format("{} ranks", num_ranks), fmt::format("{}", cost.num_ops),
+                            fmt::format("{:.3f}", cost.resolve_s),
+                            fmt::format("{:.4f}", cost.flow_s),
+                            fmt::format("{:.2f}", 1e6 * cost.flow_s / cost.num_ops), exponent(last),
+                            fmt::format("{:.0f}", cost.bytes / cost.num_ops),
+                            fmt::format("{:.0f}", cost.engine_bytes / cost.num_ops)});
+      if (first.num_ops == 0.0) first = cost;
+      last = cost;
     }
-    table.rows.push_back(
-        {"first to last", "", "", "", "",
-         fmt::format("{:.2f}", std::log(last_s / first_s) / std::log(last_n / first_n)), ""});
+    table.rows.push_back({"first to last", "", "", "", "",
+                          fmt::format("{:.2f}", std::log(last.flow_s / first.flow_s) /
+                                                    std::log(last.num_ops / first.num_ops)),
+                          "", ""});
     print("Growth with the number of transfers, flat, log-normal sizes, one core", table);
   }
+}
+
+// Fabrics of several hops against a star with the same rules of sending and the same sizes.
+void fabrics(const Options& options) {
+  Table table{{"8 in flight, log-normal", "transfers", "flow s", "us/transfer", "over the star"},
+              {}};
+  for (const std::uint32_t num_ranks : {64U, 128U, 256U, 512U}) {
+    if (options.quick && num_ranks > 128) continue;
+    if (options.num_ranks != 0 && num_ranks != options.num_ranks) continue;
+    double star_s = 0.0;
+    for (const char* topology : {"star", "h100_rail_optimised", "h100_leaf_spine_2to1",
+                                 "h100_fat_tree", "h100_torus", "h100_dragonfly"}) {
+      const Cost cost = cost_of({topology, testing::kTypical, num_ranks, Pattern::kLogNormal},
+                                options.precision, num_ranks <= 256 ? 5 : 3);
+      if (star_s == 0.0) star_s = cost.flow_s;
+      table.rows.push_back({fmt::format("{} ranks, {}", num_ranks, topology),
+                            fmt::format("{}", cost.num_ops), fmt::format("{:.4f}", cost.flow_s),
+                            fmt::format("{:.2f}", 1e6 * cost.flow_s / cost.num_ops),
+                            fmt::format("{:.2f}x", cost.flow_s / star_s)});
+    }
+  }
+  print("Fabrics against a star, flat all-to-all, one core", table);
 }
 
 // Exact runs, against one solve of everything at every event: what a precision too small to
@@ -258,7 +313,12 @@ void exact(const Options& options) {
     double last_s = 0.0;
     double last_n = 0.0;
     for (const std::uint32_t num_ranks : {64U, 128U, 256U, 512U, 1024U}) {
-      if (num_ranks > (options.huge ? 1024U : options.quick ? 128U : 256U)) continue;
+      if (options.num_ranks == 0 ? num_ranks > (options.huge    ? 1024U
+                                                : options.quick ? 128U
+                                                                : 256U)
+                                 : num_ranks != options.num_ranks) {
+        continue;
+      }
       const FlowCase item{"star", rules, num_ranks, Pattern::kLogNormal};
       const Network network = make_network(item);
       const Program program = *testing::make_program(item, network, COTERIE_DATA);
@@ -444,6 +504,7 @@ int run(const Options& options) {
   if (wanted("simgrid")) against_simgrid(options);
   if (wanted("skewed")) skewed(options);
   if (wanted("growth")) growth(options);
+  if (wanted("fabrics")) fabrics(options);
   if (wanted("exact")) exact(options);
   if (wanted("knob")) knob(options);
   if (wanted("large")) {
@@ -466,12 +527,16 @@ int main(int argc, char** argv) {
       options.huge = true;
     } else if (argument == "--layers" && i + 1 < argc) {
       options.num_layers = static_cast<unsigned>(std::stoul(argv[++i]));
+    } else if (argument == "--ranks" && i + 1 < argc) {
+      options.num_ranks = static_cast<unsigned>(std::stoul(argv[++i]));
+    } else if (argument == "--precision" && i + 1 < argc) {
+      options.precision = std::stod(argv[++i]);
     } else if (argument == "--only" && i + 1 < argc) {
       options.only = argv[++i];
     } else {
       fmt::print(stderr,
-                 "usage: bench_flow [--quick] [--layers N] [--huge] "
-                 "[--only simgrid|skewed|growth|exact|knob|large|huge]\n");
+                 "usage: bench_flow [--quick] [--layers N] [--huge] [--ranks N] [--precision P] "
+                 "[--only simgrid|skewed|growth|fabrics|exact|knob|large|huge]\n");
       return 2;
     }
   }
