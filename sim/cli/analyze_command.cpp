@@ -71,7 +71,7 @@ void accumulate(TierRows& sum, const TierRows& rows, double share) {
   sum.network += share * rows.network;
 }
 
-FanOut mean_of(const std::vector<FanOut>& layers) {
+FanOut mean_fan_out(const std::vector<FanOut>& layers) {
   FanOut mean;
   const double share = 1.0 / static_cast<double>(layers.size());
   for (const FanOut& layer : layers) {
@@ -107,7 +107,7 @@ Analysis analyze(const Routing& evaluated, const Placement& placement, SequenceD
     analysis.layers.push_back(fan_out(evaluated, i, placement.layers[i], placement.ranks_per_node,
                                       tokens, placement.replica_choice));
   }
-  analysis.mean = mean_of(analysis.layers);
+  analysis.mean = mean_fan_out(analysis.layers);
   const FanOut& mean = analysis.mean;
   analysis.traffic = {{"standard", mean.standard, mean.standard, {}},
                       {"dedup", mean.dedup, mean.standard, {}},

@@ -24,7 +24,7 @@
 namespace coterie {
 namespace {
 
-std::string joined(const std::vector<std::string>& items) {
+std::string name_list(const std::vector<std::string>& items) {
   return fmt::format("{}", fmt::join(items, ", "));
 }
 
@@ -44,7 +44,7 @@ const RunSpec& find_run(const Experiment& experiment, const std::string& name) {
     if (run.name == name) return run;
     names.push_back(run.name);
   }
-  throw InputError("--run", fmt::format("\"{}\"", name), "one of " + joined(names));
+  throw InputError("--run", fmt::format("\"{}\"", name), "one of " + name_list(names));
 }
 
 void run_build(const BuildArguments& arguments) {

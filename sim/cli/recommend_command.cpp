@@ -30,8 +30,8 @@ struct RecommendArguments {
   bool json = false;
 };
 
-nlohmann::ordered_json evaluate(const SweepSpec& spec, const SweepOptions& options,
-                                const SweepPoint& point) {
+nlohmann::ordered_json evaluate_candidate(const SweepSpec& spec, const SweepOptions& options,
+                                          const SweepPoint& point) {
   const Experiment experiment = load_experiment(spec.base, overrides_of(spec, point));
   SimulateOptions simulation;
   simulation.cache = options.folder / "cache";
@@ -48,7 +48,7 @@ std::string settings_text(const Settings& settings) {
   return text;
 }
 
-nlohmann::ordered_json to_json(const Recommendation& one) {
+nlohmann::ordered_json recommendation_json(const Recommendation& one) {
   nlohmann::ordered_json json;
   nlohmann::ordered_json settings;
   for (const auto& [key, value] : one.settings) settings[key] = value;
@@ -107,8 +107,9 @@ void run_recommend(RecommendArguments& arguments) {
   const std::filesystem::path sweep = options.folder / "sweep.yaml";
   write_file(sweep, sweep_text(space.candidates, std::filesystem::absolute(experiment)));
   const SweepSpec spec = load_sweep(sweep);
-  const SweepCounts counts = run_points(
-      spec, options, [&](const SweepPoint& point) { return evaluate(spec, options, point); });
+  const SweepCounts counts = run_points(spec, options, [&](const SweepPoint& point) {
+    return evaluate_candidate(spec, options, point);
+  });
   write_sweep_tables(spec, options.folder);
   const std::vector<Recommendation> all =
       rank_candidates(request, collect(spec, options.folder), spec);
@@ -120,7 +121,7 @@ void run_recommend(RecommendArguments& arguments) {
   json["simulated"] = counts.total;
   json["failed"] = counts.failed;
   json["candidates"] = nlohmann::ordered_json::array();
-  for (const Recommendation& one : all) json["candidates"].push_back(to_json(one));
+  for (const Recommendation& one : all) json["candidates"].push_back(recommendation_json(one));
   write_file(options.folder / "recommend.json", json.dump(1) + "\n");
   write_file(options.folder / "pareto.svg", pareto_svg(all, base.step->kind));
   if (arguments.json) {

@@ -54,7 +54,7 @@ void list_presets(bool as_json) {
   }
 }
 
-json to_json(const Cluster& cluster, const FabricSummary& summary) {
+json cluster_json(const Cluster& cluster, const FabricSummary& summary) {
   json out{{"schema_version", 1},
            {"name", cluster.name},
            {"description", cluster.description},
@@ -200,20 +200,20 @@ void show(const ShowOptions& options) {
   const FabricSummary summary = summarize(cluster, model);
   if (!options.svg.empty()) write_file(options.svg, draw_svg(cluster, model, summary));
   if (options.json) {
-    std::cout << dump_json(to_json(cluster, summary), 2) << "\n";
+    std::cout << dump_json(cluster_json(cluster, summary), 2) << "\n";
   } else {
     print(cluster, summary);
   }
 }
 
-struct ImportArguments {
+struct MachineArguments {
   std::string input;
   std::string output;
   std::string name;
   TopologyImportOptions options;
 };
 
-void run_import(const ImportArguments& arguments) {
+void run_machine_import(const MachineArguments& arguments) {
   ImportedTopology imported = import_topology(arguments.input, arguments.options);
   imported.cluster.name = arguments.name.empty()
                               ? std::filesystem::path(arguments.output).stem().string()
@@ -226,10 +226,10 @@ void run_import(const ImportArguments& arguments) {
              imported.cluster.num_nodes == 1 ? "" : "s");
 }
 
-void add_import(CLI::App& topology) {
+void add_machine_import(CLI::App& topology) {
   CLI::App* command = topology.add_subcommand(
       "import", "Describes a cluster from what a machine or another simulator says of it");
-  auto arguments = std::make_shared<ImportArguments>();
+  auto arguments = std::make_shared<MachineArguments>();
   std::string formats;
   for (const TopologyImporter& importer : topology_importers()) {
     formats += fmt::format("\n  {:12} {}", importer.name, importer.description);
@@ -247,7 +247,7 @@ void add_import(CLI::App& topology) {
   command->footer("Formats:" + formats +
                   "\n\nExample:\n  nvidia-smi topo -m > topo.txt\n"
                   "  coterie topology import topo.txt --base h100_node -o mine.yaml");
-  command->callback([arguments] { run_import(*arguments); });
+  command->callback([arguments] { run_machine_import(*arguments); });
 }
 
 }  // namespace
@@ -279,7 +279,7 @@ void add_topology_command(CLI::App& app) {
       "Example:\n  coterie topology show h100_rail_optimised --set nodes=2048 --set "
       "fabric.oversubscription=4");
   show_app->callback([options] { show(*options); });
-  add_import(*topology);
+  add_machine_import(*topology);
 }
 
 }  // namespace coterie
