@@ -262,7 +262,7 @@ void add_place_command(CLI::App& app) {
   command->get_option("--replicas")
       ->description(
           "Extra expert slots per layer (strategies that learn); auto tries several and "
-          "recommends");
+          "recommends; default: 0");
   command->get_option("--replica-choice")
       ->description(
           fmt::format("How the engine chooses among replicas: {}; default: as the format's "

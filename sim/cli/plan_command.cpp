@@ -82,7 +82,9 @@ void add_build(CLI::App& plan) {
   command->add_option("EXPERIMENT", arguments->experiment, "The experiment's YAML file")
       ->required();
   command->add_option("--run", arguments->run, "Name of the run")->required();
-  command->add_option("--layer", arguments->layer, "This layer only, by its number in the model");
+  command->add_option(
+      "--layer", arguments->layer,
+      "This layer only, by its number in the model; default: all of the experiment");
   add_set_option(*command, arguments->overrides, "the experiment");
   command->add_option("-o,--output", arguments->output, "The plan file to write")->required();
   command->footer(
@@ -223,7 +225,8 @@ void add_export(CLI::App& plan) {
                    "matrix, htsim or goal; default: the name of the output says so (.cm is htsim, "
                    ".goal is goal), else matrix")
       ->check(CLI::IsMember({"matrix", "htsim", "goal"}));
-  command->add_option("--layer", arguments->layer, "Layer number, where the plan has several");
+  command->add_option("--layer", arguments->layer,
+                      "Layer number; default: that of a plan with one layer");
   command->add_option("--stage", arguments->stage,
                       "Stage 0 (default), or 1 of hierarchical plans; goal holds all stages");
   command->add_option("--direction", arguments->direction, "dispatch (default) or combine")

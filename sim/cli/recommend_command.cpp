@@ -160,10 +160,13 @@ void add_recommend_command(CLI::App& app) {
                    "Numbers of GPUs to try (default: the experiment's ranks)")
       ->delimiter(',')
       ->check(CLI::Range(1U, 1U << 20));
-  command->add_option("--tpot", arguments->tpot, "Longest time per output token, \"50 ms\"");
-  command->add_option("--ttft", arguments->ttft, "Longest time to the first token, \"2 s\"");
+  command->add_option("--tpot", arguments->tpot,
+                      "Longest time per output token, \"50 ms\"; default: no limit");
+  command->add_option("--ttft", arguments->ttft,
+                      "Longest time to the first token, \"2 s\"; default: no limit");
   command
-      ->add_option("--price", arguments->price, "Price of a GPU hour, for costs per million tokens")
+      ->add_option("--price", arguments->price,
+                   "Price of a GPU hour, for costs per million tokens; default: no costs")
       ->check(CLI::PositiveNumber);
   command->add_option("--max-points", arguments->request.max_points, "Candidates to simulate")
       ->check(CLI::Range(std::size_t{1}, std::size_t{100000}))

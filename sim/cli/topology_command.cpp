@@ -236,11 +236,12 @@ void add_machine_import(CLI::App& topology) {
   }
   command->add_option("INPUT", arguments->input, "The file; its format is told from it")
       ->required();
-  command->add_option("--base", arguments->options.base,
-                      "A preset or file of the same GPU: what the input cannot know");
+  command->add_option(
+      "--base", arguments->options.base,
+      "A preset or file of the same GPU: what the input cannot know; default: none");
   command
       ->add_option("--nodes", arguments->options.num_nodes,
-                   "Nodes of this kind; more than one needs a base with a fabric. Default: one")
+                   "Nodes of this kind; more than one needs a base with a fabric. default: 1")
       ->check(CLI::Range(1U, 1U << 20));
   command->add_option("--name", arguments->name, "Name in reports; default: the output's stem");
   command->add_option("-o,--output", arguments->output, "The YAML file to write")->required();
@@ -270,10 +271,13 @@ void add_topology_command(CLI::App& app) {
   auto options = std::make_shared<ShowOptions>();
   show_app->add_option("topology", options->topology, "A preset, a YAML file, or YAML in braces")
       ->required();
-  show_app->add_option("--ranks", options->ranks, "GPUs to hold, for presets with nodes: auto")
+  show_app
+      ->add_option(
+          "--ranks", options->ranks,
+          "GPUs to hold, for presets with nodes: auto; default: those of its default_nodes")
       ->check(CLI::Range(1U, 1U << 22));
   add_set_option(*show_app, options->set, "the topology");
-  show_app->add_option("--svg", options->svg, "Draw the cluster to this file");
+  show_app->add_option("--svg", options->svg, "Draw the cluster to this file; default: no drawing");
   show_app->add_flag("--json", options->json, "Print JSON only");
   show_app->footer(
       "Example:\n  coterie topology show h100_rail_optimised --set nodes=2048 --set "
