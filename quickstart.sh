@@ -6,7 +6,7 @@
 #   ./quickstart.sh deps     only install
 #   ./quickstart.sh notebooks   build, then execute the notebooks in a virtual environment
 #
-# The first command builds the simulator, and coterie-runtime too where nvcc finds a GPU to run it on.
+# The first command builds the simulator, and coterie-runtime too where CUDA and a GPU are found.
 # PRESET=name picks another CMake preset (default: release); JOBS=n limits the build's parallelism.
 set -euo pipefail
 cd "$(dirname "$0")"
