@@ -6,6 +6,7 @@
 #   ./quickstart.sh deps     only install
 #   ./quickstart.sh notebooks   build, then execute the notebooks in a virtual environment
 #
+# The first command builds the simulator, and coterie-runtime too where CUDA and a GPU are found.
 # PRESET=name picks another CMake preset (default: release); JOBS=n limits the build's parallelism.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -39,11 +40,16 @@ install_packages() {
     apt-get install -y -q --no-install-recommends "${missing[@]}"
 }
 
-# build [TARGET]: everything, or one target (`programs`: no tests).
+# build [TARGET]: everything, or one target (`coterie` and `programs`: no tests).
 build() {
   say "building (preset $preset)"
   cmake --preset "$preset"
   cmake --build --preset "$preset" --parallel "$jobs" --target "${1:-all}"
+}
+
+# A machine without a GPU needs no kernels, which take longer to compile than the simulator.
+programs() {
+  if nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then echo programs; else echo coterie; fi
 }
 
 run_example() {
@@ -64,7 +70,7 @@ run_notebooks() {
 }
 
 case "${1:-example}" in
-  example) install_packages "${packages[@]}"; build programs; run_example ;;
+  example) install_packages "${packages[@]}"; build "$(programs)"; run_example ;;
   test)
     install_packages "${packages[@]}"
     build
@@ -72,6 +78,6 @@ case "${1:-example}" in
     ctest --test-dir "build/$preset" --output-on-failure --parallel "$jobs"
     ;;
   deps) install_packages "${packages[@]}" ;;
-  notebooks) install_packages "${packages[@]}"; build programs; run_notebooks ;;
-  *) sed -n '2,9p' "$0" >&2; exit 2 ;;
+  notebooks) install_packages "${packages[@]}"; build "$(programs)"; run_notebooks ;;
+  *) sed -n '2,10p' "$0" >&2; exit 2 ;;
 esac

@@ -21,12 +21,12 @@
 namespace coterie {
 namespace {
 
-class Descriptor {
+class PipeEnd {
  public:
-  explicit Descriptor(int fd) : fd_(fd) {}
-  ~Descriptor() { reset(); }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
+  explicit PipeEnd(int fd) : fd_(fd) {}
+  ~PipeEnd() { reset(); }
+  PipeEnd(const PipeEnd&) = delete;
+  PipeEnd& operator=(const PipeEnd&) = delete;
   void reset() {
     if (fd_ >= 0) ::close(fd_);
     fd_ = -1;
@@ -55,7 +55,7 @@ ChildProcess::ChildProcess(std::string what, double timeout_s,
                 fmt::format("{}: cannot open a pipe: {}", what_, std::strerror(errno)));
   }
   read_end_ = ends[0];
-  Descriptor write_end(ends[1]);
+  PipeEnd write_end(ends[1]);
   log_ = ::memfd_create("coterie-child", MFD_CLOEXEC);
   const int parent = ::getpid();
   pid_ = ::fork();

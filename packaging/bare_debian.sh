@@ -49,8 +49,7 @@ step "installing what quickstart.sh needs"
 inside "cd /root/coterie && ./quickstart.sh deps" >/dev/null
 for command in ${STEPS:-example test}; do
   step "./quickstart.sh $command"
-  began=$SECONDS
-  inside "cd /root/coterie && ./quickstart.sh $command" | tail -n 40
-  echo "$command: $((SECONDS - began)) s on $(nproc) cores, packages not counted"
+  TIMEFORMAT="$command: %0R s on $(nproc) cores, %0U + %0S s of processor time, packages not counted"
+  time inside "cd /root/coterie && ./quickstart.sh $command" | tail -n 40
 done
 step "done"

@@ -76,7 +76,7 @@ void add_bench_command(CLI::App& app, Commands& commands) {
   own.add_option("experiment", bench.experiment,
                  "Experiment (YAML): its trace, ranks, first layer and first run")
       ->required();
-  own.add_option("--json", bench.json, "File for all medians");
+  own.add_option("--json", bench.json, "File for all medians; default: none");
   own.add_option("--set", commands.overrides, "KEY=VALUE, overrides a key (repeatable)");
   own.add_option("--hidden", bench.hidden, "Values per row")->delimiter(',')->capture_default_str();
   own.add_option("--tokens", bench.tokens, "Tokens per rank")
@@ -87,8 +87,12 @@ void add_bench_command(CLI::App& app, Commands& commands) {
       ->capture_default_str()
       ->check(CLI::Range(1, 1024));
   own.add_option("--payloads", bench.payloads, "bf16, fp8")->delimiter(',')->capture_default_str();
-  own.add_option("--put-rings", bench.put_rings, "Rings to try, WARPSxSLOTS")->delimiter(',');
-  own.add_option("--pull-rings", bench.pull_rings, "Rings to try, WARPSxSLOTS")->delimiter(',');
+  own.add_option("--put-rings", bench.put_rings,
+                 "Rings to try, WARPSxSLOTS; default: the kernels' own")
+      ->delimiter(',');
+  own.add_option("--pull-rings", bench.pull_rings,
+                 "Rings to try, WARPSxSLOTS; default: the kernels' own")
+      ->delimiter(',');
   own.add_option("--samples", bench.num_samples, "Samples of each")
       ->capture_default_str()
       ->check(CLI::Range(1, 10000));
@@ -120,7 +124,9 @@ void add_commands(CLI::App& app, Commands& commands) {
       ->required();
   commands.run_app->add_option("--set", commands.overrides,
                                "KEY=VALUE, overrides a key (repeatable)");
-  commands.run_app->add_option("--layers", commands.run.layers, "Layer numbers, comma-separated")
+  commands.run_app
+      ->add_option("--layers", commands.run.layers,
+                   "Layer numbers, comma-separated; default: the experiment's")
       ->delimiter(',');
   commands.run_app
       ->add_option("--iterations", commands.run.num_iterations,
@@ -165,12 +171,13 @@ void add_commands(CLI::App& app, Commands& commands) {
   commands.probe_app
       ->add_option("--parts", commands.probe.parts,
                    "Only these, comma-separated: communication, notify, kernels, expert_mlp, "
-                   "overlap, direct")
+                   "overlap, direct; default: all")
       ->delimiter(',');
   commands.probe_app->add_flag("--append", commands.probe.append,
                                "Add a start to what the folder holds; without it only what is "
                                "missing there is measured");
-  commands.probe_app->add_option("--machine", commands.probe.machine, "Name for the machine");
+  commands.probe_app->add_option("--machine", commands.probe.machine,
+                                 "Name for the machine; default: its host name");
   add_group_options(*commands.probe_app, commands.probe.group);
   commands.probe_app->footer("Example:\n  coterie-runtime launch --ranks 8 -- probe -o probe");
 }

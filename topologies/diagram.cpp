@@ -19,9 +19,9 @@ constexpr double kLeft = kMargin + kLabelWidth;
 constexpr double kSpan = kWidth - kMargin - kLeft;
 constexpr double kSwitchHeight = 30.0;
 constexpr double kRowGap = 110.0;
-constexpr std::size_t kMaxNodes = 8;      // drawn in full up to this many
-constexpr std::size_t kMaxSwitches = 16;  // of a row
-constexpr std::size_t kMaxGpus = 8;       // of a node
+constexpr std::size_t kMaxDrawnNodes = 8;  // drawn in full up to this many
+constexpr std::size_t kMaxSwitches = 16;   // of a row
+constexpr std::size_t kMaxDrawnGpus = 8;   // of a node
 // One colour per rail (Okabe and Ito's palette without yellow, dark enough for thin lines).
 constexpr std::array kRailColours{"#0072b2", "#d55e00", "#009e73", "#cc79a7",
                                   "#56b4e9", "#e69f00", "#5f5f5f", "#8a4fbf"};
@@ -163,8 +163,8 @@ class Diagram {
   [[nodiscard]] std::string cables_text(std::string_view from, std::string_view to) const;
   [[nodiscard]] std::vector<std::uint32_t> neighbours(const std::set<std::uint32_t>& of) const;
   [[nodiscard]] std::uint32_t drawn_gpus() const {
-    return cluster_.gpus_per_node <= kMaxGpus ? cluster_.gpus_per_node
-                                              : static_cast<std::uint32_t>(kMaxGpus) - 2;
+    return cluster_.gpus_per_node <= kMaxDrawnGpus ? cluster_.gpus_per_node
+                                                   : static_cast<std::uint32_t>(kMaxDrawnGpus) - 2;
   }
 
   const Cluster& cluster_;
@@ -177,7 +177,7 @@ class Diagram {
 };
 
 void Diagram::choose_nodes() {
-  if (cluster_.num_nodes <= kMaxNodes) {
+  if (cluster_.num_nodes <= kMaxDrawnNodes) {
     for (std::uint32_t node = 0; node < cluster_.num_nodes; ++node) nodes_.push_back(node);
   } else {
     nodes_ = {0, 1, 2, 3, cluster_.num_nodes - 1};
@@ -514,7 +514,7 @@ void Diagram::draw_bridges(double left, double width, double y) {
 }
 
 void Diagram::draw_nodes() {
-  const std::vector<Slot> slots = with_gaps(nodes_, 0, cluster_.num_nodes, kMaxNodes);
+  const std::vector<Slot> slots = with_gaps(nodes_, 0, cluster_.num_nodes, kMaxDrawnNodes);
   const double width = std::min(400.0, kSpan / static_cast<double>(slots.size()) - 10);
   const std::uint32_t drawn = drawn_gpus();
   const std::uint32_t columns = std::min(drawn, width > 260 ? 8U : 4U);

@@ -255,7 +255,7 @@ Kernel required_kernel(LayeredMap& parent, const std::string& key) {
   return *kernel;
 }
 template <class Kernel>
-std::string kernel_text(std::string_view key, const Kernel& kernel) {
+std::string kernel_line(std::string_view key, const Kernel& kernel) {
   KeyWriter writer;
   visit_keys(kernel, writer);
   return fmt::format("{}{}: {{{}}}\n", spaces(kIndent), key, writer.text);
@@ -321,21 +321,21 @@ std::string text_of(const DeepepNormalParameters& parameters) {
   std::string text = fmt::format("{}sms: {}\n", spaces(kIndent), parameters.sms);
   if (parameters.notify)
     text += fmt::format("{}notify: {}\n", spaces(kIndent), exact(*parameters.notify));
-  text += kernel_text("dispatch", parameters.dispatch) + kernel_text("combine", parameters.combine);
+  text += kernel_line("dispatch", parameters.dispatch) + kernel_line("combine", parameters.combine);
   if (const auto& kernel = parameters.dispatch_between)
-    text += kernel_text("dispatch_between", *kernel);
+    text += kernel_line("dispatch_between", *kernel);
   if (const auto& kernel = parameters.combine_between)
-    text += kernel_text("combine_between", *kernel);
+    text += kernel_line("combine_between", *kernel);
   return text;
 }
 std::string text_of(const DeepepLowLatencyParameters& parameters) {
   return fmt::format("{0}sms: {1}\n{0}max_tokens_per_rank: {2}\n", spaces(kIndent), parameters.sms,
                      parameters.max_tokens_per_rank) +
-         kernel_text("dispatch", parameters.dispatch) + kernel_text("combine", parameters.combine);
+         kernel_line("dispatch", parameters.dispatch) + kernel_line("combine", parameters.combine);
 }
 std::string text_of(const NvlinkOneSidedParameters& parameters) {
   return fmt::format("{}sms: {}\n", spaces(kIndent), parameters.sms) +
-         kernel_text("dispatch", parameters.dispatch) + kernel_text("combine", parameters.combine);
+         kernel_line("dispatch", parameters.dispatch) + kernel_line("combine", parameters.combine);
 }
 
 std::string text_of(const DirectParameters& parameters) {
@@ -346,8 +346,8 @@ std::string text_of(const DirectParameters& parameters) {
   if (parameters.announce.value != 0.0) {
     text += fmt::format("{}announce: {}\n", spaces(kIndent), exact(parameters.announce));
   }
-  return text + kernel_text("dispatch", parameters.dispatch) +
-         kernel_text("combine", parameters.combine);
+  return text + kernel_line("dispatch", parameters.dispatch) +
+         kernel_line("combine", parameters.combine);
 }
 
 constexpr std::array<std::string_view, std::variant_size_v<TransportParameters>> kNames{
@@ -364,7 +364,7 @@ TransportParameters blank(std::size_t kind) {
   return kBlanks[kind];
 }
 
-std::size_t kind_of(std::string_view name) {
+std::size_t transport_index(std::string_view name) {
   return static_cast<std::size_t>(std::find(kNames.begin(), kNames.end(), name) - kNames.begin());
 }
 
@@ -405,7 +405,7 @@ void check_sms(const Cluster& cluster, const TransportParameters& parameters,
 
 // The transport of this name that the topology describes.
 TransportParameters described(const Cluster& cluster, const std::string& name) {
-  if (kind_of(name) == kNames.size()) {
+  if (transport_index(name) == kNames.size()) {
     throw InputError("transport", fmt::format("\"{}\"", name), "one of " + known_names());
   }
   std::vector<std::string> there;
@@ -486,7 +486,7 @@ std::vector<std::string> transport_warnings(const Cluster& cluster) {
 std::vector<TransportParameters> read_transports(LayeredMap& map) {
   std::vector<TransportParameters> transports;
   for (const std::string& key : map.keys()) {
-    const std::size_t kind = kind_of(key);
+    const std::size_t kind = transport_index(key);
     if (kind == kNames.size()) continue;  // finish() says what is wrong with it
     if (auto block = map.block(key)) transports.push_back(read_one(*block, kind));
   }

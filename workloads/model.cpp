@@ -21,17 +21,17 @@ namespace {
 
 constexpr std::int64_t kMaxWidth = 1 << 24;
 
-std::uint32_t read_count(const YamlValue& value, std::int64_t min, std::int64_t max) {
+std::uint32_t read_dimension(const YamlValue& value, std::int64_t min, std::int64_t max) {
   return static_cast<std::uint32_t>(value.as_integer(min, max));
 }
 
 // Either {first: F, step: S}, up to the last layer, or a list of layer numbers.
-std::vector<std::uint32_t> read_layers(const YamlValue& value, std::uint32_t num_layers) {
+std::vector<std::uint32_t> read_layer_list(const YamlValue& value, std::uint32_t num_layers) {
   const std::int64_t last = static_cast<std::int64_t>(num_layers) - 1;
   std::vector<std::uint32_t> layers;
   if (value.is_list()) {
     for (const YamlValue& item : value.as_list()) {
-      const std::uint32_t layer = read_count(item, 0, last);
+      const std::uint32_t layer = read_dimension(item, 0, last);
       if (!layers.empty() && layer <= layers.back()) {
         throw item.error(item.excerpt(), "ascending layer numbers");
       }
@@ -41,8 +41,8 @@ std::vector<std::uint32_t> read_layers(const YamlValue& value, std::uint32_t num
     return layers;
   }
   YamlMap map = value.as_map();
-  const std::uint32_t first = read_count(map.required("first"), 0, last);
-  const std::uint32_t step = read_count(map.required("step"), 1, num_layers);
+  const std::uint32_t first = read_dimension(map.required("first"), 0, last);
+  const std::uint32_t step = read_dimension(map.required("step"), 1, num_layers);
   map.finish();
   for (std::uint32_t layer = first; layer < num_layers; layer += step) layers.push_back(layer);
   return layers;
@@ -66,8 +66,8 @@ AttentionShape read_attention(const YamlValue& value, std::uint32_t num_layers) 
   YamlMap map = value.as_map();
   AttentionShape shape;
   shape.kind = static_cast<AttentionKind>(map.required("kind").as_choice({"mha", "gqa", "mla"}));
-  shape.num_heads = read_count(map.required("heads"), 1, kMaxDim);
-  const auto dim = [&](const char* key) { return read_count(map.required(key), 1, kMaxDim); };
+  shape.num_heads = read_dimension(map.required("heads"), 1, kMaxDim);
+  const auto dim = [&](const char* key) { return read_dimension(map.required(key), 1, kMaxDim); };
   const auto flag = [&](const char* key) {
     const auto given = map.optional(key);
     return given && given->as_bool();
@@ -75,7 +75,7 @@ AttentionShape read_attention(const YamlValue& value, std::uint32_t num_layers) 
   shape.num_kv_heads = shape.num_heads;
   if (shape.kind == AttentionKind::kMla) {
     if (const auto rank = map.optional("q_lora_rank")) {
-      shape.q_lora_rank = read_count(*rank, 1, kMaxDim);
+      shape.q_lora_rank = read_dimension(*rank, 1, kMaxDim);
     }
     shape.kv_lora_rank = dim("kv_lora_rank");
     shape.nope_dim = dim("nope_dim");
@@ -93,15 +93,15 @@ AttentionShape read_attention(const YamlValue& value, std::uint32_t num_layers) 
   }
   if (shape.kind == AttentionKind::kGqa) {
     const YamlValue kv_heads = map.required("kv_heads");
-    shape.num_kv_heads = read_count(kv_heads, 1, shape.num_heads);
+    shape.num_kv_heads = read_dimension(kv_heads, 1, shape.num_heads);
     if (shape.num_heads % shape.num_kv_heads != 0) {
       throw kv_heads.error(kv_heads.excerpt(),
                            fmt::format("a divisor of the {} query heads", shape.num_heads));
     }
   }
   if (const auto window = map.optional("window")) {
-    shape.window = read_count(*window, 1, 1 << 30);
-    shape.windowed_layers = read_layers(map.required("windowed_layers"), num_layers);
+    shape.window = read_dimension(*window, 1, 1 << 30);
+    shape.windowed_layers = read_layer_list(map.required("windowed_layers"), num_layers);
   }
   map.finish();
   return shape;
@@ -118,7 +118,7 @@ void read_step_shapes(YamlMap& map, ModelShape& model) {
   }
   if (!attention) return;
   model.attention = read_attention(*attention, model.num_layers);
-  model.vocabulary = read_count(*vocabulary, 1, 1 << 28);
+  model.vocabulary = read_dimension(*vocabulary, 1, 1 << 28);
   const auto flag = [&](const char* key) {
     const auto given = map.optional(key);
     return given && given->as_bool();
@@ -127,7 +127,7 @@ void read_step_shapes(YamlMap& map, ModelShape& model) {
   model.expert_bias = flag("expert_bias");
   model.router_bias = flag("router_bias");
   if (model.num_dense_layers() > 0) {
-    model.dense_intermediate = read_count(map.required("dense_intermediate"), 1, kMaxWidth);
+    model.dense_intermediate = read_dimension(map.required("dense_intermediate"), 1, kMaxWidth);
   }
   if (const auto gate = map.optional("shared_expert_gate")) {
     model.shared_expert_gate = gate->as_bool();
@@ -136,7 +136,7 @@ void read_step_shapes(YamlMap& map, ModelShape& model) {
     }
   }
   if (const auto mtp = map.optional("num_mtp_layers"))
-    model.num_mtp_layers = read_count(*mtp, 0, 16);
+    model.num_mtp_layers = read_dimension(*mtp, 0, 16);
 }
 
 }  // namespace
@@ -229,30 +229,30 @@ ModelShape read_model(const YamlValue& document) {
   (void)map.required("schema_version").as_integer(1, 1);
   model.name = map.required("name").as_string();
   model.description = map.required("description").as_string();
-  model.num_layers = read_count(map.required("num_layers"), 1, 100000);
-  model.moe_layers = read_layers(map.required("moe_layers"), model.num_layers);
-  model.hidden = read_count(map.required("hidden"), 1, kMaxWidth);
-  model.expert_intermediate = read_count(map.required("expert_intermediate"), 1, kMaxWidth);
-  model.num_experts = read_count(map.required("num_experts"), 1, kMaxExperts);
-  model.num_topk =
-      read_count(map.required("num_topk"), 1, std::min<std::int64_t>(kMaxTopk, model.num_experts));
-  model.num_shared_experts = read_count(map.required("num_shared_experts"), 0, 1024);
+  model.num_layers = read_dimension(map.required("num_layers"), 1, 100000);
+  model.moe_layers = read_layer_list(map.required("moe_layers"), model.num_layers);
+  model.hidden = read_dimension(map.required("hidden"), 1, kMaxWidth);
+  model.expert_intermediate = read_dimension(map.required("expert_intermediate"), 1, kMaxWidth);
+  model.num_experts = read_dimension(map.required("num_experts"), 1, kMaxExperts);
+  model.num_topk = read_dimension(map.required("num_topk"), 1,
+                                  std::min<std::int64_t>(kMaxTopk, model.num_experts));
+  model.num_shared_experts = read_dimension(map.required("num_shared_experts"), 0, 1024);
   model.shared_intermediate = model.num_shared_experts > 0 ? model.expert_intermediate : 0;
   if (const auto width = map.optional("shared_intermediate")) {
     if (model.num_shared_experts == 0) {
       throw width->error(width->excerpt(), "no such key, as there are no shared experts");
     }
-    model.shared_intermediate = read_count(*width, 1, kMaxWidth);
+    model.shared_intermediate = read_dimension(*width, 1, kMaxWidth);
   }
   if (const auto groups = map.optional("num_groups")) {
-    model.num_groups = read_count(*groups, 1, model.num_experts);
+    model.num_groups = read_dimension(*groups, 1, model.num_experts);
     if (model.num_experts % model.num_groups != 0) {
       throw groups->error(groups->excerpt(),
                           fmt::format("a divisor of the {} experts", model.num_experts));
     }
   }
   if (const auto groups = map.optional("num_topk_groups")) {
-    model.num_topk_groups = read_count(*groups, 1, model.num_groups);
+    model.num_topk_groups = read_dimension(*groups, 1, model.num_groups);
     if (model.num_experts / model.num_groups * model.num_topk_groups < model.num_topk) {
       throw groups->error(groups->excerpt(),
                           fmt::format("groups that hold at least {} experts", model.num_topk));

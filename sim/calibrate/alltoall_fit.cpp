@@ -13,7 +13,7 @@ namespace coterie {
 namespace {
 
 constexpr double kNcclThreshold = 16384.0;
-constexpr std::size_t kFolds = 4;
+constexpr std::size_t kSizeFolds = 4;
 
 double line_s(const std::vector<double>& knots, const std::vector<double>& slopes, double volume) {
   double time_s = 0.0;
@@ -203,14 +203,14 @@ Solved solve_structure(const std::vector<AllToAllPoint>& points, const AllToAllM
   return {layout.model(result.parameters), std::move(result), std::move(problem)};
 }
 
-// Points of every kFolds-th size.
+// Points of every kSizeFolds-th size.
 std::vector<std::size_t> fold_of(const std::vector<AllToAllPoint>& points) {
   std::set<double> sizes;
   for (const AllToAllPoint& point : points) sizes.insert(point.bytes_per_rank);
   std::vector<std::size_t> fold;
   for (const AllToAllPoint& point : points) {
     const auto rank = std::distance(sizes.begin(), sizes.find(point.bytes_per_rank));
-    fold.push_back(static_cast<std::size_t>(rank) % kFolds);
+    fold.push_back(static_cast<std::size_t>(rank) % kSizeFolds);
   }
   return fold;
 }
@@ -219,7 +219,7 @@ std::vector<double> held_out_errors(const std::vector<AllToAllPoint>& points,
                                     const AllToAllModel& structure) {
   const std::vector<std::size_t> fold = fold_of(points);
   std::vector<double> errors(points.size(), 0.0);
-  for (std::size_t out = 0; out < kFolds; ++out) {
+  for (std::size_t out = 0; out < kSizeFolds; ++out) {
     std::vector<AllToAllPoint> training;
     for (std::size_t i = 0; i < points.size(); ++i) {
       if (fold[i] != out) training.push_back(points[i]);

@@ -20,7 +20,7 @@ namespace coterie {
 namespace {
 
 constexpr std::size_t kMinSizes = 12;
-constexpr std::size_t kFolds = 4;
+constexpr std::size_t kCollectiveFolds = 4;
 constexpr double kShortest_s = 1e-9;  // stands for no set-up
 
 // Of an NVLink machine: the orders of magnitude of LL, LL128 and Simple, and what NCCL's tuner
@@ -101,7 +101,8 @@ double four_digits(double value) {
   return std::stod(fmt::format("{:.4g}", value));
 }
 
-CollectiveParameters costs_from(CollectiveParameters prior, bool multicast, const FitResult& fit) {
+CollectiveParameters collective_costs(CollectiveParameters prior, bool multicast,
+                                      const FitResult& fit) {
   const auto values = quantities(prior, multicast);
   for (std::size_t i = 0; i < values.size(); ++i) {
     *values[i].second = four_digits(std::exp(fit.parameters[i]));
@@ -186,7 +187,7 @@ CollectiveFit fit_collectives(const Cluster& cluster, const std::vector<Collecti
     medians.push_back(point);
   }
   const auto fold_of = [&](const CollectivePoint& point) {
-    return sizes.at({point.kind, point.num_gpus, point.bytes}) % kFolds;
+    return sizes.at({point.kind, point.num_gpus, point.bytes}) % kCollectiveFolds;
   };
   const CollectiveParameters prior = cluster.collectives.value_or(usual_costs());
   // Only groups that may reduce in the switches tell what that costs.
@@ -197,16 +198,17 @@ CollectiveFit fit_collectives(const Cluster& cluster, const std::vector<Collecti
       });
   CollectiveFit out;
   const FitResult all = fit_points(cluster, prior, multicast, medians);
-  out.parameters = costs_from(prior, multicast, all);
+  out.parameters = collective_costs(prior, multicast, all);
   out.undetermined = all.undetermined;
   out.held_out.resize(points.size());
-  for (std::size_t fold = 0; fold < kFolds; ++fold) {
+  for (std::size_t fold = 0; fold < kCollectiveFolds; ++fold) {
     std::vector<CollectivePoint> kept;
     for (const CollectivePoint& point : medians) {
       if (fold_of(point) != fold) kept.push_back(point);
     }
     Cluster tried = cluster;
-    tried.collectives = costs_from(prior, multicast, fit_points(cluster, prior, multicast, kept));
+    tried.collectives =
+        collective_costs(prior, multicast, fit_points(cluster, prior, multicast, kept));
     for (std::size_t i = 0; i < points.size(); ++i) {
       if (fold_of(points[i]) != fold) continue;
       out.held_out[i] = predicted_s(tried, points[i]) / points[i].time_s - 1.0;

@@ -265,7 +265,7 @@ double mean_time_s(const MlpCosts& costs, const Loaded& loaded) {
 // Heights of tiles of the kernels of the published tables.
 constexpr std::array<std::uint32_t, 3> kTileRows{16, 64, 128};
 
-MlpCosts costs_from(std::span<const double> p) {
+MlpCosts mlp_costs(std::span<const double> p) {
   MlpCosts costs;
   costs.launch = {std::exp(p[0])};
   costs.weight_bandwidth = {std::exp(p[1])};
@@ -336,13 +336,13 @@ MlpFit fit_mlp(const std::vector<MlpPoint>& points) {
                         {"sharpness", std::log(2.0), 1.5}};
   add_tile_rates(kTileRows, 7e14, problem.parameters);
   problem.model = [&](std::span<const double> p, std::span<double> out) {
-    const MlpCosts costs = costs_from(p);
+    const MlpCosts costs = mlp_costs(p);
     for (std::size_t i = 0; i < loaded.size(); ++i) {
       out[i] = std::log(mean_time_s(costs, loaded[i]));
     }
   };
   const FitResult result = solve(problem);
-  return {costs_from(result.parameters), result.undetermined};
+  return {mlp_costs(result.parameters), result.undetermined};
 }
 
 }  // namespace coterie

@@ -58,7 +58,7 @@ std::vector<fs::path> files_in(const fs::path& folder, const std::string& start,
   return paths;
 }
 
-fs::path trace_file(const fs::path& traces, const std::string& name, const fs::path& scratch) {
+fs::path recorded_trace(const fs::path& traces, const std::string& name, const fs::path& scratch) {
   if (fs::exists(traces / name)) return fs::absolute(traces / name);
   const fs::path file = scratch / name;
   if (!fs::exists(file)) {
@@ -161,8 +161,8 @@ struct Place {
   std::string group, name;
 };
 
-void add_layer(const Starts& measured, const LayerReport& predicted, const Place& place,
-               NvlinkRuns& out) {
+void add_measured_layer(const Starts& measured, const LayerReport& predicted, const Place& place,
+                        NvlinkRuns& out) {
   const auto add = [&](ValidationSection& section, const std::string& group, const auto& time_s,
                        double shortest_s) {
     const std::optional<double> is_s = over_starts(measured, time_s);
@@ -259,7 +259,7 @@ void add_measurement(const fs::path& folder, const std::vector<fs::path>& paths,
   SimulateOptions options;
   options.timelines = false;
   const std::vector<SimulatedRun> predicted = simulate(
-      experiment_of(folder, starts.front(), trace_file(traces, first.trace, scratch), topology),
+      experiment_of(folder, starts.front(), recorded_trace(traces, first.trace, scratch), topology),
       options);
   std::string stem = paths.front().stem().string();
   stem = stem.substr(0, stem.find("-ep"));
@@ -281,10 +281,11 @@ void add_measurement(const fs::path& folder, const std::vector<fs::path>& paths,
         const std::vector<double>& more = measured.back()->samples_s;
         samples.insert(samples.end(), more.begin(), more.end());
       }
-      add_layer(measured, guess.layers[layer],
-                {group.empty() ? folder.filename().string() : group,
-                 fmt::format("{}, {}, layer {}", stem, guess.name, guess.layers[layer].layer)},
-                out);
+      add_measured_layer(
+          measured, guess.layers[layer],
+          {group.empty() ? folder.filename().string() : group,
+           fmt::format("{}, {}, layer {}", stem, guess.name, guess.layers[layer].layer)},
+          out);
       const double of_layer = variance(samples);
       total.measured_s += median(times);
       total.deviation_s += of_layer;

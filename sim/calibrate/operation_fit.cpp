@@ -12,7 +12,7 @@ namespace coterie {
 namespace {
 
 constexpr std::size_t kMinPoints = 8;
-constexpr std::size_t kFolds = 4;
+constexpr std::size_t kPointFolds = 4;
 // Decoding kernels read keys in tiles; shorter sequences take the time of a tile.
 constexpr std::uint64_t kMinKeys = 128;
 
@@ -35,7 +35,7 @@ double time_of(const GpuModel& gpu, const MeasuredOperations& point) {
   return OperationTimes(gpu).time(point.operations).total.value;
 }
 
-FitResult fit_points(const GpuModel& gpu, const std::string& kind, const Points& points) {
+FitResult fit_operation_points(const GpuModel& gpu, const std::string& kind, const Points& points) {
   FitProblem problem;
   problem.parameters = {{"launch", std::log(5e-6), 2.0, std::log(1e-7), std::log(1e-3)},
                         {"compute", std::log(0.6), 1.0, std::log(0.01), 0.0},
@@ -63,18 +63,18 @@ OperationFit fit_kind(const GpuModel& gpu, const std::string& kind, const Points
   }
   OperationFit fit;
   fit.kind = kind;
-  const FitResult result = fit_points(gpu, kind, points);
+  const FitResult result = fit_operation_points(gpu, kind, points);
   fit.costs = costs_from(result.parameters);
   fit.undetermined = result.undetermined;
   fit.held_out.resize(points.size());
-  for (std::size_t fold = 0; fold < kFolds; ++fold) {
+  for (std::size_t fold = 0; fold < kPointFolds; ++fold) {
     Points kept;
     for (std::size_t i = 0; i < points.size(); ++i) {
-      if (i % kFolds != fold) kept.push_back(points[i]);
+      if (i % kPointFolds != fold) kept.push_back(points[i]);
     }
     GpuModel tried = gpu;
-    tried.operations[kind] = costs_from(fit_points(gpu, kind, kept).parameters);
-    for (std::size_t i = fold; i < points.size(); i += kFolds) {
+    tried.operations[kind] = costs_from(fit_operation_points(gpu, kind, kept).parameters);
+    for (std::size_t i = fold; i < points.size(); i += kPointFolds) {
       fit.held_out[i] = time_of(tried, *points[i]) / points[i]->time_s - 1.0;
     }
   }

@@ -1,6 +1,7 @@
 // `coterie analyze`: what a placement makes of a trace, counted without simulating anything.
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <spdlog/spdlog.h>
 
 #include <filesystem>
@@ -71,7 +72,7 @@ void accumulate(TierRows& sum, const TierRows& rows, double share) {
   sum.network += share * rows.network;
 }
 
-FanOut mean_of(const std::vector<FanOut>& layers) {
+FanOut mean_fan_out(const std::vector<FanOut>& layers) {
   FanOut mean;
   const double share = 1.0 / static_cast<double>(layers.size());
   for (const FanOut& layer : layers) {
@@ -107,7 +108,7 @@ Analysis analyze(const Routing& evaluated, const Placement& placement, SequenceD
     analysis.layers.push_back(fan_out(evaluated, i, placement.layers[i], placement.ranks_per_node,
                                       tokens, placement.replica_choice));
   }
-  analysis.mean = mean_of(analysis.layers);
+  analysis.mean = mean_fan_out(analysis.layers);
   const FanOut& mean = analysis.mean;
   analysis.traffic = {{"standard", mean.standard, mean.standard, {}},
                       {"dedup", mean.dedup, mean.standard, {}},
@@ -306,15 +307,23 @@ void add_analyze_command(CLI::App& app) {
   CLI::App* command =
       app.add_subcommand("analyze", "Counts fan-out, load and bytes of a placement on a trace");
   add_placement_options(*command, arguments->options);
+  command->get_option("--ranks")->description("EP ranks; default: the placement file's");
+  command->get_option("--strategy")
+      ->description(fmt::format("How experts are placed: {}; default: as --placement says",
+                                fmt::join(placement_strategies(), ", ")));
+  command->get_option("--replica-choice")
+      ->description(fmt::format("How the engine chooses among replicas: {}; default: the "
+                                "placement file's, else locality",
+                                replica_choice_names()));
   command->add_option("--placement", arguments->placement_file,
                       "A placement file, instead of --strategy: ours, or EPLB's, SGLang's, "
-                      "TensorRT-LLM's or vLLM-Ascend's");
+                      "TensorRT-LLM's or vLLM-Ascend's; default: none");
   command->add_option("--eval", arguments->eval, "Sequences to evaluate on: even, odd, all")
       ->capture_default_str();
   command->add_flag("--allow-training-part", arguments->allow_training_part,
                     "Evaluate even on sequences that the placement was learnt on");
   add_bound_option(*command, arguments->bound);
-  command->add_option("--hidden", arguments->hidden, "Values of a token row")
+  command->add_option("--hidden", arguments->hidden, "Values of a token row; default: the model's")
       ->check(CLI::Range(1u, 1u << 20));
   command->add_option("--payload", arguments->payload, "Type of the dispatched rows: bf16, fp8")
       ->capture_default_str();

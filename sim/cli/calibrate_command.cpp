@@ -505,39 +505,46 @@ void add_fit_command(CLI::App& parent) {
   command->add_option(
       "--probe", arguments->probe,
       "A whole curves.json of coterie-runtime probe: kernels, expert MLP and notify, "
-      "and its all-to-alls as if given to --alltoall");
-  command->add_option("--machine", arguments->machine, "Use this machine's points only");
+      "and its all-to-alls as if given to --alltoall; default: none");
+  command->add_option("--machine", arguments->machine,
+                      "Use this machine's points only; default: the one that the file holds");
   command->add_option("--rows", arguments->rows,
                       "Exchanges of rows by a dispatch library's kernels: CSV (repeatable; "
                       "sim/calibrate/row_exchanges.hpp lists the columns)");
   command->add_option("--transport", arguments->transport,
-                      "Fit this transport to the exchanges, where they are of several");
+                      "Fit this transport to the exchanges; default: the one that they are of");
   command->add_option("--pattern", arguments->patterns,
                       "Fit to exchanges of this pattern only (repeatable), so that others can test "
                       "the fit");
   command
       ->add_option("--ranks", arguments->ranks,
-                   "Fit to exchanges over as many ranks only, where a file has several counts")
+                   "Fit to exchanges over as many ranks only; default: over any number")
       ->check(CLI::PositiveNumber);
-  command->add_option("--mlp", arguments->mlp, "Latencies of the expert MLP: CSV");
+  command->add_option("--mlp", arguments->mlp, "Latencies of the expert MLP: CSV; default: no fit");
   command->add_option("--collectives", arguments->collectives,
                       "Times of all-reduce, reduce-scatter and all-gather in one node: CSV "
-                      "(sim/calibrate/collective_fit.hpp lists the columns)");
+                      "(sim/calibrate/collective_fit.hpp lists the columns); default: no fit");
   command->add_option("--gemm", arguments->gemm,
                       "Times of dense matrix products: CSV (needs --machine; "
-                      "sim/step/operation_times.hpp lists the columns of this and the next four)");
+                      "sim/step/operation_times.hpp lists the columns of this and the next four); "
+                      "default: no fit");
   command->add_option("--attention-prefill", arguments->attention_prefill,
-                      "Times of causal attention products: CSV");
-  command->add_option("--attention-decode", arguments->attention_decode,
-                      "Times of attention products of one token per sequence: CSV");
+                      "Times of causal attention products: CSV; default: no fit");
+  command->add_option(
+      "--attention-decode", arguments->attention_decode,
+      "Times of attention products of one token per sequence: CSV; default: no fit");
   command->add_option("--mla-prefill", arguments->mla_prefill,
-                      "Times of whole modules of latent attention, prefill: CSV");
-  command->add_option("--mla-decode", arguments->mla_decode, "The same, decode: CSV");
+                      "Times of whole modules of latent attention, prefill: CSV; default: no fit");
+  command->add_option("--mla-decode", arguments->mla_decode,
+                      "The same, decode: CSV; default: no fit");
   command->add_option("--base", arguments->base, "The topology to calibrate: a preset or a file")
       ->required();
-  command->add_option("--name", arguments->name, "Name of the calibrated topology");
-  command->add_option("--source", arguments->source, "Where the measurements come from, as text");
-  command->add_option("-o,--output", arguments->output, "The YAML file to write");
+  command->add_option("--name", arguments->name,
+                      "Name of the calibrated topology; default: the base's");
+  command->add_option("--source", arguments->source,
+                      "Where the measurements come from, as text; default: nothing is said");
+  command->add_option("-o,--output", arguments->output,
+                      "The YAML file to write; default: none, only the fit is printed");
   command->footer(
       "Example:\n  coterie calibrate fit --alltoall table.csv --machine h200_sxm "
       "--base h200_node -o h200.yaml\n"
@@ -775,7 +782,8 @@ void add_compare_command(CLI::App& app) {
   command->add_option("MEASURED", arguments->measured, "The same from coterie-runtime")->required();
   command
       ->add_option("--max-error", arguments->max_error,
-                   "Exit with 4 if the time of a run is off by more than this share (0.1)")
+                   "Exit with 4 if the time of a run is off by more than this share, as 0.1; "
+                   "default: any error passes")
       ->check(CLI::NonNegativeNumber);
   command->add_flag("--json", arguments->json, "Print JSON only");
   command->footer("Example:\n  coterie compare out/predicted out/measured --max-error 0.1");
@@ -813,13 +821,15 @@ void add_validate_command(CLI::App& app) {
                       "Calibrated topologies on which flow and simgrid are compared (repeatable; "
                       "default: all presets that end in _calibrated)");
   command->add_option("--training", arguments->training,
-                      "Published training steps, a CSV file: compare these alone");
+                      "Published training steps, a CSV file: compare these alone; default: none");
   command
       ->add_option("--experiments", arguments->experiments,
                    "Folder of the experiments that describe them")
       ->capture_default_str();
-  command->add_option("-o,--output", arguments->output, "Also write the page as Markdown");
-  command->add_option("--points", arguments->points, "Also write every point as CSV");
+  command->add_option("-o,--output", arguments->output,
+                      "Also write the page as Markdown; default: no page");
+  command->add_option("--points", arguments->points,
+                      "Also write every point as CSV; default: no points");
   command->add_flag("--check", arguments->check, "Exit with 4 where a target is missed");
   command->add_flag("--json", arguments->json, "Print JSON only");
   command->footer(

@@ -20,7 +20,7 @@ std::string groups_text(const ModelShape& model) {
   return fmt::format("{} of {}", model.num_topk_groups, model.num_groups);
 }
 
-nlohmann::json to_json(const ModelShape& model) {
+nlohmann::json model_json(const ModelShape& model) {
   return {{"name", model.name},
           {"description", model.description},
           {"num_layers", model.num_layers},
@@ -41,7 +41,7 @@ void list_models(bool json) {
   for (const ModelPreset& preset : model_presets()) models.push_back(load_model(preset.name));
   if (json) {
     nlohmann::json document{{"schema_version", 1}, {"models", nlohmann::json::array()}};
-    for (const ModelShape& model : models) document["models"].push_back(to_json(model));
+    for (const ModelShape& model : models) document["models"].push_back(model_json(model));
     fmt::print("{}\n", dump_json(document, 2));
     return;
   }
@@ -60,7 +60,7 @@ void list_models(bool json) {
 
 void show_model(const ModelShape& model, bool json) {
   if (json) {
-    nlohmann::json document = to_json(model);
+    nlohmann::json document = model_json(model);
     document["schema_version"] = 1;
     fmt::print("{}\n", dump_json(document, 2));
     return;

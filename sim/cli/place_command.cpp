@@ -62,7 +62,7 @@ double replica_bytes_per_rank(const ModelShape& model, const std::string& weight
   return slots * static_cast<double>(model.moe_layers.size()) * expert_bytes(model, weights);
 }
 
-std::string gigabytes(double bytes) {
+std::string gigabyte_text(double bytes) {
   return fmt::format("{:.2f} GB", bytes * 1e-9);
 }
 
@@ -120,7 +120,7 @@ Placement recommend_replicas(const Trace& trace, const PlaceArguments& arguments
     if (timed) table.rows.back().push_back(fmt::format("{:.1f}", time_s * 1e6));
     if (model) {
       table.rows.back().push_back(
-          gigabytes(replica_bytes_per_rank(*model, arguments.weights, replicas, num_ranks)));
+          gigabyte_text(replica_bytes_per_rank(*model, arguments.weights, replicas, num_ranks)));
     }
   }
   const double best = *std::min_element(scores.begin(), scores.end());
@@ -234,8 +234,8 @@ void run_place(PlaceArguments& arguments) {
     fmt::print(
         "{} replicas per layer, for engines that choose by {}{}\n", num_replicas, to_string(choice),
         model ? fmt::format("; {} more of {} weights on the fullest rank ({})",
-                            gigabytes(replica_bytes_per_rank(*model, arguments.weights,
-                                                             num_replicas, placement.num_ranks)),
+                            gigabyte_text(replica_bytes_per_rank(
+                                *model, arguments.weights, num_replicas, placement.num_ranks)),
                             arguments.weights, model->name)
               : "");
   }
@@ -262,7 +262,7 @@ void add_place_command(CLI::App& app) {
   command->get_option("--replicas")
       ->description(
           "Extra expert slots per layer (strategies that learn); auto tries several and "
-          "recommends");
+          "recommends; default: 0");
   command->get_option("--replica-choice")
       ->description(
           fmt::format("How the engine chooses among replicas: {}; default: as the format's "

@@ -22,21 +22,21 @@ void add_placement_options(CLI::App& command, PlacementOptions& options) {
       fmt::format("How experts are placed: {}", fmt::join(placement_strategies(), ", ")));
   command.add_option("--max-imbalance", options.max_imbalance,
                      "Balance cap of the collaboration strategies: load of the fullest rank over "
-                     "the mean, on the training part");
+                     "the mean, on the training part; default: no cap");
   command.add_option("--max-node-imbalance", options.max_node_imbalance,
-                     "The same for the fullest node");
+                     "The same for the fullest node; default: no cap");
   command.add_option("--replicas", options.replicas,
-                     "Extra expert slots per layer (strategies that learn)");
-  command.add_option(
-      "--replica-choice", options.replica_choice,
-      fmt::format("How the engine chooses among replicas: {}", replica_choice_names()));
+                     "Extra expert slots per layer (strategies that learn); default: 0");
+  command.add_option("--replica-choice", options.replica_choice,
+                     fmt::format("How the engine chooses among replicas: {}; default: locality",
+                                 replica_choice_names()));
   command
       .add_option("--starts", options.num_starts,
                   "Searches with different seeds, of which the best is kept")
       ->check(CLI::Range(1u, 1u << 16))
       ->capture_default_str();
   command.add_option("--jobs", options.num_jobs, "Threads; default: one per core");
-  command.add_option("--seed", options.seed, "Seed of random choices");
+  command.add_option("--seed", options.seed, "Seed of random choices")->capture_default_str();
   command.add_option("--train", options.train, "Sequences to learn on: even, odd, all")
       ->capture_default_str();
   command.add_option("--model", options.model,
@@ -45,7 +45,8 @@ void add_placement_options(CLI::App& command, PlacementOptions& options) {
 
 void add_time_options(CLI::App& command, PlacementOptions& options) {
   command.add_option("--topology", options.topology,
-                     "Cluster that times are predicted on: a preset or a YAML file");
+                     "Cluster that times are predicted on: a preset or a YAML file; default: none, "
+                     "and no times");
   command.add_option("--transport", options.transport,
                      "How rows move there; default: the topology's first, else ideal");
   command.add_option("--dispatch", options.dispatch, "standard, dedup or hierarchical")

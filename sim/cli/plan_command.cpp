@@ -24,7 +24,7 @@
 namespace coterie {
 namespace {
 
-std::string joined(const std::vector<std::string>& items) {
+std::string name_list(const std::vector<std::string>& items) {
   return fmt::format("{}", fmt::join(items, ", "));
 }
 
@@ -44,7 +44,7 @@ const RunSpec& find_run(const Experiment& experiment, const std::string& name) {
     if (run.name == name) return run;
     names.push_back(run.name);
   }
-  throw InputError("--run", fmt::format("\"{}\"", name), "one of " + joined(names));
+  throw InputError("--run", fmt::format("\"{}\"", name), "one of " + name_list(names));
 }
 
 void run_build(const BuildArguments& arguments) {
@@ -82,7 +82,9 @@ void add_build(CLI::App& plan) {
   command->add_option("EXPERIMENT", arguments->experiment, "The experiment's YAML file")
       ->required();
   command->add_option("--run", arguments->run, "Name of the run")->required();
-  command->add_option("--layer", arguments->layer, "This layer only, by its number in the model");
+  command->add_option(
+      "--layer", arguments->layer,
+      "This layer only, by its number in the model; default: all of the experiment");
   add_set_option(*command, arguments->overrides, "the experiment");
   command->add_option("-o,--output", arguments->output, "The plan file to write")->required();
   command->footer(
@@ -223,7 +225,8 @@ void add_export(CLI::App& plan) {
                    "matrix, htsim or goal; default: the name of the output says so (.cm is htsim, "
                    ".goal is goal), else matrix")
       ->check(CLI::IsMember({"matrix", "htsim", "goal"}));
-  command->add_option("--layer", arguments->layer, "Layer number, where the plan has several");
+  command->add_option("--layer", arguments->layer,
+                      "Layer number; default: that of a plan with one layer");
   command->add_option("--stage", arguments->stage,
                       "Stage 0 (default), or 1 of hierarchical plans; goal holds all stages");
   command->add_option("--direction", arguments->direction, "dispatch (default) or combine")

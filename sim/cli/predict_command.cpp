@@ -216,8 +216,9 @@ void add_predict_command(CLI::App& app) {
                                   "ideal); --set transport.KEY=VALUE sets its parameters",
                                   fmt::join(transport_names(), ", ")));
   command
-      ->add_option("--row-bytes", arguments->row_bytes,
-                   "Bytes of a row of the matrix, for transports that count rows")
+      ->add_option(
+          "--row-bytes", arguments->row_bytes,
+          "Bytes of a row of the matrix, needed by transports that count rows; default: none")
       ->check(CLI::PositiveNumber);
   command
       ->add_option("--tokens-per-rank", arguments->tokens_per_rank,

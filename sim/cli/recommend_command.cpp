@@ -30,8 +30,8 @@ struct RecommendArguments {
   bool json = false;
 };
 
-nlohmann::ordered_json evaluate(const SweepSpec& spec, const SweepOptions& options,
-                                const SweepPoint& point) {
+nlohmann::ordered_json evaluate_candidate(const SweepSpec& spec, const SweepOptions& options,
+                                          const SweepPoint& point) {
   const Experiment experiment = load_experiment(spec.base, overrides_of(spec, point));
   SimulateOptions simulation;
   simulation.cache = options.folder / "cache";
@@ -48,7 +48,7 @@ std::string settings_text(const Settings& settings) {
   return text;
 }
 
-nlohmann::ordered_json to_json(const Recommendation& one) {
+nlohmann::ordered_json recommendation_json(const Recommendation& one) {
   nlohmann::ordered_json json;
   nlohmann::ordered_json settings;
   for (const auto& [key, value] : one.settings) settings[key] = value;
@@ -107,8 +107,9 @@ void run_recommend(RecommendArguments& arguments) {
   const std::filesystem::path sweep = options.folder / "sweep.yaml";
   write_file(sweep, sweep_text(space.candidates, std::filesystem::absolute(experiment)));
   const SweepSpec spec = load_sweep(sweep);
-  const SweepCounts counts = run_points(
-      spec, options, [&](const SweepPoint& point) { return evaluate(spec, options, point); });
+  const SweepCounts counts = run_points(spec, options, [&](const SweepPoint& point) {
+    return evaluate_candidate(spec, options, point);
+  });
   write_sweep_tables(spec, options.folder);
   const std::vector<Recommendation> all =
       rank_candidates(request, collect(spec, options.folder), spec);
@@ -120,7 +121,7 @@ void run_recommend(RecommendArguments& arguments) {
   json["simulated"] = counts.total;
   json["failed"] = counts.failed;
   json["candidates"] = nlohmann::ordered_json::array();
-  for (const Recommendation& one : all) json["candidates"].push_back(to_json(one));
+  for (const Recommendation& one : all) json["candidates"].push_back(recommendation_json(one));
   write_file(options.folder / "recommend.json", json.dump(1) + "\n");
   write_file(options.folder / "pareto.svg", pareto_svg(all, base.step->kind));
   if (arguments.json) {
@@ -159,10 +160,13 @@ void add_recommend_command(CLI::App& app) {
                    "Numbers of GPUs to try (default: the experiment's ranks)")
       ->delimiter(',')
       ->check(CLI::Range(1U, 1U << 20));
-  command->add_option("--tpot", arguments->tpot, "Longest time per output token, \"50 ms\"");
-  command->add_option("--ttft", arguments->ttft, "Longest time to the first token, \"2 s\"");
+  command->add_option("--tpot", arguments->tpot,
+                      "Longest time per output token, \"50 ms\"; default: no limit");
+  command->add_option("--ttft", arguments->ttft,
+                      "Longest time to the first token, \"2 s\"; default: no limit");
   command
-      ->add_option("--price", arguments->price, "Price of a GPU hour, for costs per million tokens")
+      ->add_option("--price", arguments->price,
+                   "Price of a GPU hour, for costs per million tokens; default: no costs")
       ->check(CLI::PositiveNumber);
   command->add_option("--max-points", arguments->request.max_points, "Candidates to simulate")
       ->check(CLI::Range(std::size_t{1}, std::size_t{100000}))

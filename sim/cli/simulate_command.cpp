@@ -143,7 +143,7 @@ void add_simulate_command(CLI::App& app) {
       ->add_option("-o,--output", arguments->output,
                    "Folder for results.json, results.csv, timelines and configuration")
       ->required();
-  command->add_option("--engine", arguments->engine, "simgrid, flow or bound; else the file's");
+  command->add_option("--engine", arguments->engine, "simgrid, flow or bound; default: the file's");
   add_set_option(*command, arguments->overrides, "the experiment");
   command
       ->add_option("--run", arguments->runs,
@@ -161,7 +161,7 @@ void add_simulate_command(CLI::App& app) {
       ->check(CLI::Range(0.0, 0.1));
   command
       ->add_option("--timeout", arguments->options.timeout_s,
-                   "Seconds that the simulation of one layer may take; 0: no limit")
+                   "Seconds that the simulation of one layer may take; default: 0, no limit")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   command

@@ -73,8 +73,8 @@ class Job {
 // Of a worker process: what points have in common.
 constexpr std::size_t kMemoBytes = std::size_t{256} << 20U;
 
-nlohmann::ordered_json evaluate(const SweepSpec& spec, const SweepOptions& options,
-                                const SweepPoint& point, Memo& memo) {
+nlohmann::ordered_json evaluate_point(const SweepSpec& spec, const SweepOptions& options,
+                                      const SweepPoint& point, Memo& memo) {
   Experiment experiment =
       load_experiment(spec.base, overrides_of(spec, point), EffectiveYaml::kLeaveOut);
   keep_runs(experiment, spec.runs);
@@ -122,8 +122,9 @@ void run_sweep(SweepArguments& arguments, const Job& job) {
   make_folder(options.folder / "cache");
   options.synchronise = [&job] { job.barrier(); };
   Memo memo(kMemoBytes);  // empty here; every worker fills its own
-  SweepCounts counts = run_points(
-      spec, options, [&](const SweepPoint& point) { return evaluate(spec, options, point, memo); });
+  SweepCounts counts = run_points(spec, options, [&](const SweepPoint& point) {
+    return evaluate_point(spec, options, point, memo);
+  });
   job.barrier();
   if (job.rank() != 0) return;
   const std::vector<nlohmann::json> entries = collect(spec, options.folder);

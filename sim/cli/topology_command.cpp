@@ -54,7 +54,7 @@ void list_presets(bool as_json) {
   }
 }
 
-json to_json(const Cluster& cluster, const FabricSummary& summary) {
+json cluster_json(const Cluster& cluster, const FabricSummary& summary) {
   json out{{"schema_version", 1},
            {"name", cluster.name},
            {"description", cluster.description},
@@ -204,20 +204,20 @@ void show(const ShowOptions& options) {
   const FabricSummary summary = summarize(cluster, model);
   if (!options.svg.empty()) write_file(options.svg, draw_svg(cluster, model, summary));
   if (options.json) {
-    std::cout << dump_json(to_json(cluster, summary), 2) << "\n";
+    std::cout << dump_json(cluster_json(cluster, summary), 2) << "\n";
   } else {
     print(cluster, summary);
   }
 }
 
-struct ImportArguments {
+struct MachineArguments {
   std::string input;
   std::string output;
   std::string name;
   TopologyImportOptions options;
 };
 
-void run_import(const ImportArguments& arguments) {
+void run_machine_import(const MachineArguments& arguments) {
   ImportedTopology imported = import_topology(arguments.input, arguments.options);
   imported.cluster.name = arguments.name.empty()
                               ? std::filesystem::path(arguments.output).stem().string()
@@ -230,28 +230,29 @@ void run_import(const ImportArguments& arguments) {
              imported.cluster.num_nodes == 1 ? "" : "s");
 }
 
-void add_import(CLI::App& topology) {
+void add_machine_import(CLI::App& topology) {
   CLI::App* command = topology.add_subcommand(
       "import", "Describes a cluster from what a machine or another simulator says of it");
-  auto arguments = std::make_shared<ImportArguments>();
+  auto arguments = std::make_shared<MachineArguments>();
   std::string formats;
   for (const TopologyImporter& importer : topology_importers()) {
     formats += fmt::format("\n  {:12} {}", importer.name, importer.description);
   }
   command->add_option("INPUT", arguments->input, "The file; its format is told from it")
       ->required();
-  command->add_option("--base", arguments->options.base,
-                      "A preset or file of the same GPU: what the input cannot know");
+  command->add_option(
+      "--base", arguments->options.base,
+      "A preset or file of the same GPU: what the input cannot know; default: none");
   command
       ->add_option("--nodes", arguments->options.num_nodes,
-                   "Nodes of this kind; more than one needs a base with a fabric. Default: one")
+                   "Nodes of this kind; more than one needs a base with a fabric. default: 1")
       ->check(CLI::Range(1U, 1U << 20));
   command->add_option("--name", arguments->name, "Name in reports; default: the output's stem");
   command->add_option("-o,--output", arguments->output, "The YAML file to write")->required();
   command->footer("Formats:" + formats +
                   "\n\nExample:\n  nvidia-smi topo -m > topo.txt\n"
                   "  coterie topology import topo.txt --base h100_node -o mine.yaml");
-  command->callback([arguments] { run_import(*arguments); });
+  command->callback([arguments] { run_machine_import(*arguments); });
 }
 
 }  // namespace
@@ -274,16 +275,19 @@ void add_topology_command(CLI::App& app) {
   auto options = std::make_shared<ShowOptions>();
   show_app->add_option("topology", options->topology, "A preset, a YAML file, or YAML in braces")
       ->required();
-  show_app->add_option("--ranks", options->ranks, "GPUs to hold, for presets with nodes: auto")
+  show_app
+      ->add_option(
+          "--ranks", options->ranks,
+          "GPUs to hold, for presets with nodes: auto; default: those of its default_nodes")
       ->check(CLI::Range(1U, 1U << 22));
   add_set_option(*show_app, options->set, "the topology");
-  show_app->add_option("--svg", options->svg, "Draw the cluster to this file");
+  show_app->add_option("--svg", options->svg, "Draw the cluster to this file; default: no drawing");
   show_app->add_flag("--json", options->json, "Print JSON only");
   show_app->footer(
       "Example:\n  coterie topology show h100_rail_optimised --set nodes=2048 --set "
       "fabric.oversubscription=4");
   show_app->callback([options] { show(*options); });
-  add_import(*topology);
+  add_machine_import(*topology);
 }
 
 }  // namespace coterie

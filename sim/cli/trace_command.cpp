@@ -48,15 +48,17 @@ void add_import(CLI::App& trace) {
                       "Format of the inputs (listed below); default: told from the files");
   command->add_option("-o,--output", arguments->output, "The trace to write")->required();
   command->add_option("--num-experts", arguments->options.num_experts,
-                      "Routed experts per layer, where the input does not say");
+                      "Routed experts per layer; default: the input's or the model's");
   command
       ->add_option("--layers", arguments->options.layers,
                    "Numbers of the MoE layers, comma-separated; default: found by their rows")
       ->delimiter(',');
-  command->add_option("--model", arguments->model,
-                      "Model preset or file that gives the experts, top-k and layers");
-  command->add_option("--num-topk", arguments->options.num_topk,
-                      "Experts per token, where the input does not say; else held against it");
+  command->add_option(
+      "--model", arguments->model,
+      "Model preset or file that gives the experts, top-k and layers; default: none");
+  command->add_option(
+      "--num-topk", arguments->options.num_topk,
+      "Experts per token, which the input is held against; default: the input's or the model's");
   command->add_option("--selection", arguments->options.selection,
                       "hf-json: softmax_topk, topk_softmax or sigmoid_group; default: the model's");
   command->footer("Formats:" + formats +

@@ -185,9 +185,11 @@ void add_trace_info(CLI::App& trace) {
       "info", "Shape, load skew, collaboration, distance from independent routing");
   command->add_option("TRACE", arguments->trace, "A .moet trace")->required();
   command->add_option("--ranks", arguments->ranks, "EP sizes of the fan-out, comma-separated")
+      ->capture_default_str()
       ->delimiter(',')
       ->check(CLI::Range(1U, 65535U));
-  command->add_option("--pairs", arguments->num_pairs, "Most collaborated pairs per layer");
+  command->add_option("--pairs", arguments->num_pairs, "Most collaborated pairs per layer")
+      ->capture_default_str();
   command->add_flag("--json", arguments->json, "Print JSON only");
   command->footer("Example:\n  coterie trace info workloads/examples/collaborating.moet");
   command->callback([arguments] { run_info(*arguments); });

@@ -21,9 +21,9 @@ std::string percent(double share) {
   return fmt::format("{:.0f} percent", 100.0 * share);
 }
 
-class Summary {
+class ExperimentSummary {
  public:
-  explicit Summary(const Results& results) : all_(results.runs) {
+  explicit ExperimentSummary(const Results& results) : all_(results.runs) {
     for (const RunReport& run : all_) {
       if (!run.layers.empty()) runs_.push_back(run);
     }
@@ -223,7 +223,7 @@ class Summary {
 }  // namespace
 
 std::vector<std::string> experiment_summary(const Results& results) {
-  return Summary(results).write();
+  return ExperimentSummary(results).write();
 }
 
 }  // namespace coterie

@@ -24,9 +24,9 @@ std::string share_text(std::size_t part, std::size_t whole) {
                                            static_cast<double>(std::max<std::size_t>(whole, 1)));
 }
 
-class Summary {
+class SweepSummary {
  public:
-  Summary(const CsvTable& table, const nlohmann::json& facts) : table_(table), facts_(facts) {
+  SweepSummary(const CsvTable& table, const nlohmann::json& facts) : table_(table), facts_(facts) {
     for (std::size_t row = 0; row < table.rows.size(); ++row) {
       points_.insert(table.text(row, "point"));
       if (table.text(row, "status") != "ok") {
@@ -206,7 +206,7 @@ class Summary {
 }  // namespace
 
 std::vector<std::string> sweep_summary(const CsvTable& table, const nlohmann::json& facts) {
-  return Summary(table, facts).write();
+  return SweepSummary(table, facts).write();
 }
 
 }  // namespace coterie

@@ -10,13 +10,13 @@
 namespace coterie {
 namespace {
 
-constexpr double kBf16 = 2.0;
+constexpr double kBytesOfBf16 = 2.0;
 constexpr double kFp32 = 4.0;
 // CUDA context, libraries' workspaces, NCCL's channels and the allocator's fragments: what a GPU
 // loses before the model's own tensors, as frameworks show it.
 constexpr double kRuntimeBytes = 3.0 * (1 << 30);
 
-double d(std::uint64_t count) {
+double real(std::uint64_t count) {
   return static_cast<double>(count);
 }
 
@@ -42,7 +42,7 @@ struct PartParameters {
 double attention_on_rank(const ModelShape& model, std::uint32_t tp) {
   const AttentionShape& shape = *model.attention;
   const double hidden = model.hidden;
-  const double all = d(attention_parameters(model));
+  const double all = real(attention_parameters(model));
   if (shape.kind == AttentionKind::kMla) {
     const double q_rank = shape.q_lora_rank;
     const double kv_rank = shape.kv_lora_rank;
@@ -50,8 +50,8 @@ double attention_on_rank(const ModelShape& model, std::uint32_t tp) {
     return whole + (all - whole) / tp;
   }
   // Key and value heads are repeated where tp is larger than their number.
-  const double copied = tp > shape.num_kv_heads ? d(tp) / shape.num_kv_heads : 1.0;
-  const double kv = hidden * d(shape.num_kv_heads) * (shape.qk_dim + shape.v_dim);
+  const double copied = tp > shape.num_kv_heads ? real(tp) / shape.num_kv_heads : 1.0;
+  const double kv = hidden * real(shape.num_kv_heads) * (shape.qk_dim + shape.v_dim);
   return (all - kv + kv * copied) / tp;
 }
 
@@ -66,10 +66,11 @@ PartParameters layer_parameters(const ModelShape& model, const StepSpec& step, b
     sum.dense = 3.0 * hidden * model.dense_intermediate / tp;
     return sum;
   }
-  sum.other += d(model.num_experts) * (hidden + (model.router_bias ? 1.0 : 0.0));
+  sum.other += real(model.num_experts) * (hidden + (model.router_bias ? 1.0 : 0.0));
   sum.dense = 3.0 * hidden * model.num_shared_experts * model.shared_intermediate / tp;
   if (model.shared_expert_gate) sum.other += hidden;
-  sum.experts = d(expert_parameters(model)) * (model.num_experts + num_replicas) / step.parallel.ep;
+  sum.experts =
+      real(expert_parameters(model)) * (model.num_experts + num_replicas) / step.parallel.ep;
   return sum;
 }
 
@@ -113,7 +114,7 @@ PartParameters parameters_of_stage(const ModelShape& model, const StepSpec& step
 double weight_bytes(PartPrecision types, bool training) {
   const double bytes = bytes_per_value(types.weights);
   if (!training || types.weights == Precision::kBf16) return bytes;
-  return 2.0 * bytes + (types.weights == Precision::kNvfp4 ? kBf16 : 0.0);
+  return 2.0 * bytes + (types.weights == Precision::kNvfp4 ? kBytesOfBf16 : 0.0);
 }
 
 // Of one layer and micro-batch, by what selective recomputation leaves out.
@@ -126,32 +127,32 @@ struct LayerActivations {
 LayerActivations attention_activations(const ModelShape& model, const StepSpec& step,
                                        const LayerWork& work) {
   const AttentionShape& shape = *model.attention;
-  const double own = d(work.own_tokens());
-  const double tokens = d(work.tokens());
+  const double own = real(work.own_tokens());
+  const double tokens = real(work.tokens());
   const double stored = bytes_per_value(step.precision.attention.compute);
-  const double heads = d(shape.num_heads) / work.tp;
-  const double kv_heads = std::max(1.0, d(shape.num_kv_heads) / work.tp);
+  const double heads = real(shape.num_heads) / work.tp;
+  const double kv_heads = std::max(1.0, real(shape.num_kv_heads) / work.tp);
   LayerActivations sum;
-  sum.input = kBf16 * own * model.hidden;
+  sum.input = kBytesOfBf16 * own * model.hidden;
   sum.cheap = stored * own * model.hidden;  // the norm's output
-  const double queries = kBf16 * tokens * heads * shape.qk_dim;
+  const double queries = kBytesOfBf16 * tokens * heads * shape.qk_dim;
   if (shape.kind == AttentionKind::kMla) {
     const double latent = shape.q_lora_rank + shape.kv_lora_rank;
-    sum.kept += kBf16 * own * (latent + shape.rope_dim);
+    sum.kept += kBytesOfBf16 * own * (latent + shape.rope_dim);
     sum.cheap += stored * own * latent;  // normalised
-    sum.cheap += queries + kBf16 * tokens * heads * (shape.qk_dim + shape.v_dim);
+    sum.cheap += queries + kBytesOfBf16 * tokens * heads * (shape.qk_dim + shape.v_dim);
   } else {
-    sum.kept += queries + kBf16 * tokens * kv_heads * (shape.qk_dim + shape.v_dim);
+    sum.kept += queries + kBytesOfBf16 * tokens * kv_heads * (shape.qk_dim + shape.v_dim);
   }
   // The attention product's result and the logarithm of each row's sum.
-  sum.kept += kBf16 * tokens * heads * shape.v_dim + kFp32 * tokens * heads;
-  if (stored < kBf16) sum.kept += stored * tokens * heads * shape.v_dim;
+  sum.kept += kBytesOfBf16 * tokens * heads * shape.v_dim + kFp32 * tokens * heads;
+  if (stored < kBytesOfBf16) sum.kept += stored * tokens * heads * shape.v_dim;
   return sum;
 }
 
 // A gated MLP on `rows` rows, its input apart.
 void add_mlp(LayerActivations& sum, double rows, double width, PartPrecision types) {
-  sum.kept += 2.0 * kBf16 * rows * width;  // gate and up
+  sum.kept += 2.0 * kBytesOfBf16 * rows * width;  // gate and up
   sum.cheap += bytes_per_value(types.compute) * rows * width;
 }
 
@@ -159,21 +160,21 @@ LayerActivations layer_activations(const ModelShape& model, const StepSpec& step
                                    const LayerWork& work, bool moe, double rows) {
   LayerActivations sum = attention_activations(model, step, work);
   const StepPrecision& types = step.precision;
-  const double own = d(work.own_tokens());
-  const double tokens = d(work.tokens());
+  const double own = real(work.own_tokens());
+  const double tokens = real(work.tokens());
   const double hidden = model.hidden;
-  sum.kept += kBf16 * own * hidden;  // what the second norm reads
+  sum.kept += kBytesOfBf16 * own * hidden;  // what the second norm reads
   if (!moe) {
     sum.cheap += bytes_per_value(types.dense.compute) * own * hidden;
-    add_mlp(sum, tokens, d(model.dense_intermediate) / work.tp, types.dense);
+    add_mlp(sum, tokens, real(model.dense_intermediate) / work.tp, types.dense);
     return sum;
   }
-  sum.cheap += kBf16 * own * hidden;
+  sum.cheap += kBytesOfBf16 * own * hidden;
   sum.kept += kFp32 * own * model.num_experts;
   sum.kept += bytes_per_value(types.experts.compute) * rows * hidden;  // dispatched
   add_mlp(sum, rows, model.expert_intermediate, types.experts);
   if (model.num_shared_experts > 0) {
-    add_mlp(sum, tokens, d(model.num_shared_experts) * model.shared_intermediate / work.tp,
+    add_mlp(sum, tokens, real(model.num_shared_experts) * model.shared_intermediate / work.tp,
             types.dense);
   }
   return sum;
@@ -192,23 +193,23 @@ double kept_bytes(const LayerActivations& sum, Recompute recompute) {
 }
 
 double balanced_rows(const ModelShape& model, const LayerWork& work, double max_over_mean) {
-  return d(work.own_tokens()) * model.num_topk * max_over_mean;
+  return real(work.own_tokens()) * model.num_topk * max_over_mean;
 }
 
 double kv_cache_bytes(const ModelShape& model, const StepSpec& step) {
   const AttentionShape& shape = *model.attention;
   LayerWork work = layer_work(step);
-  const double sequences = d(work.sequences) * step.overlap.micro_batches;
+  const double sequences = real(work.sequences) * step.overlap.micro_batches;
   // MLA's latent is whole on every tp rank; heads are split. cp ranks have parts of a sequence.
-  const double values =
-      shape.kind == AttentionKind::kMla
-          ? shape.cached_values()
-          : std::max(1.0, d(shape.num_kv_heads) / step.parallel.tp) * (shape.qk_dim + shape.v_dim);
+  const double values = shape.kind == AttentionKind::kMla
+                            ? shape.cached_values()
+                            : std::max(1.0, real(shape.num_kv_heads) / step.parallel.tp) *
+                                  (shape.qk_dim + shape.v_dim);
   const double split = step.parallel.cp;
   double tokens = 0.0;
   for (std::uint32_t layer = 0; layer < model.num_layers; ++layer) {
     const bool windowed = model.is_windowed_layer(layer);
-    tokens += windowed ? std::min(d(work.kv_length), d(shape.window)) : d(work.kv_length);
+    tokens += windowed ? std::min(real(work.kv_length), real(shape.window)) : real(work.kv_length);
   }
   return sequences * tokens / split * values * bytes_per_value(step.precision.kv_cache);
 }
@@ -222,7 +223,7 @@ double train_activations(const ModelShape& model, const StepSpec& step, std::uin
       all += layer_activation_bytes(model, step, layer, rows);
     }
   }
-  double bytes = all / d(chunks.size()) * chunks_in_flight(step, stage);
+  double bytes = all / real(chunks.size()) * chunks_in_flight(step, stage);
   const LayerWork work = layer_work(step);
   if (step.recompute == Recompute::kFull) {
     // The layer that is being made again.
@@ -233,7 +234,7 @@ double train_activations(const ModelShape& model, const StepSpec& step, std::uin
     // LM head and multi-token prediction run backward right after their forward pass.
     const LayerActivations layer = layer_activations(model, step, work, true, rows);
     bytes += step.mtp_layers * (kept_bytes(layer, step.recompute) +
-                                3.0 * kBf16 * d(work.own_tokens()) * model.hidden);
+                                3.0 * kBytesOfBf16 * real(work.own_tokens()) * model.hidden);
   }
   return bytes;
 }
@@ -241,14 +242,14 @@ double train_activations(const ModelShape& model, const StepSpec& step, std::uin
 // The largest of what one layer of a serving step keeps at a time.
 double serving_activations(const ModelShape& model, const LayerWork& work, double rows) {
   const AttentionShape& shape = *model.attention;
-  const double own = d(work.own_tokens());
-  const double tokens = d(work.tokens());
+  const double own = real(work.own_tokens());
+  const double tokens = real(work.tokens());
   const double hidden = model.hidden;
-  const double residual = 2.0 * kBf16 * own * hidden;
-  const double heads = d(shape.num_heads) / work.tp;
-  const double attention = kBf16 * tokens * heads * (2.0 * shape.qk_dim + 2.0 * shape.v_dim);
-  const double experts = kBf16 * rows * (2.0 * hidden + 3.0 * model.expert_intermediate);
-  const double dense = kBf16 * tokens * 3.0 * model.dense_intermediate / work.tp;
+  const double residual = 2.0 * kBytesOfBf16 * own * hidden;
+  const double heads = real(shape.num_heads) / work.tp;
+  const double attention = kBytesOfBf16 * tokens * heads * (2.0 * shape.qk_dim + 2.0 * shape.v_dim);
+  const double experts = kBytesOfBf16 * rows * (2.0 * hidden + 3.0 * model.expert_intermediate);
+  const double dense = kBytesOfBf16 * tokens * 3.0 * model.dense_intermediate / work.tp;
   return residual + std::max({attention, experts, dense});
 }
 
@@ -256,11 +257,12 @@ double buffer_bytes(const ModelShape& model, const StepSpec& step, const LayerWo
                     std::uint32_t stage, double rows) {
   double bytes = kRuntimeBytes;
   // Rows on their way out and in, in both directions of the exchange.
-  const double sent = d(work.own_tokens()) * model.num_topk;
-  bytes += (sent + rows) * model.hidden * kBf16 * step.overlap.micro_batches;
+  const double sent = real(work.own_tokens()) * model.num_topk;
+  bytes += (sent + rows) * model.hidden * kBytesOfBf16 * step.overlap.micro_batches;
   if (stage + 1 == step.parallel.pp) {
-    const double positions = step.kind == StepKind::kPrefill ? d(work.sequences) : d(work.tokens());
-    bytes += positions * model.vocabulary / step.parallel.tp * (kBf16 + kFp32);
+    const double positions =
+        step.kind == StepKind::kPrefill ? real(work.sequences) : real(work.tokens());
+    bytes += positions * model.vocabulary / step.parallel.tp * (kBytesOfBf16 + kFp32);
   }
   return bytes;
 }
@@ -304,13 +306,14 @@ MemoryBytes stage_memory(const ModelShape& model, const StepSpec& step, const Gp
   memory.weights = parts.attention * weight_bytes(types.attention, training) +
                    parts.dense * weight_bytes(types.dense, training) +
                    parts.head * weight_bytes(types.lm_head, training) +
-                   parts.experts * weight_bytes(types.experts, training) + parts.other * kBf16;
+                   parts.experts * weight_bytes(types.experts, training) +
+                   parts.other * kBytesOfBf16;
   if (training) {
     const double dense = parts.attention + parts.dense + parts.head + parts.other;
     memory.gradients = (dense + parts.experts) * bytes_per_value(types.gradients);
     const double state = bytes_per_value(types.main_weights) + 2.0 * bytes_per_value(types.moments);
     const bool sharded = step.distributed_optimizer;
-    const double dense_shards = sharded ? d(step.parallel.dp) * step.parallel.cp : 1.0;
+    const double dense_shards = sharded ? real(step.parallel.dp) * step.parallel.cp : 1.0;
     const double expert_shards = sharded ? step.parallel.edp() : 1.0;
     memory.optimizer = state * (dense / dense_shards + parts.experts / expert_shards);
     memory.activations = train_activations(model, step, stage, rows);

@@ -9,7 +9,7 @@
 namespace coterie {
 namespace {
 
-FabricKind read(LayeredMap& map, const FabricSite& /*site*/) {
+FabricKind read_custom(LayeredMap& map, const FabricSite& /*site*/) {
   CustomFabric fabric;
   fabric.num_switches =
       static_cast<std::uint32_t>(map.required("num_switches").as_integer(1, 1 << 16));
@@ -33,7 +33,7 @@ FabricKind read(LayeredMap& map, const FabricSite& /*site*/) {
   return fabric;
 }
 
-void check(const FabricKind& kind, const FabricSite& site, std::string_view where) {
+void check_custom(const FabricKind& kind, const FabricSite& site, std::string_view where) {
   const auto& fabric = std::get<CustomFabric>(kind);
   if (fabric.attach.size() != site.num_nodes) {
     throw InputError(where, fmt::format("\"attach\" with {} entries", fabric.attach.size()),
@@ -41,7 +41,7 @@ void check(const FabricKind& kind, const FabricSite& site, std::string_view wher
   }
 }
 
-SwitchGraph build(const Cluster& cluster) {
+SwitchGraph build_custom(const Cluster& cluster) {
   const auto& fabric = std::get<CustomFabric>(cluster.fabric->kind);
   SwitchGraph graph;
   add_switches(graph, SwitchKind::kSwitch, fabric.num_switches);
@@ -56,7 +56,7 @@ SwitchGraph build(const Cluster& cluster) {
   return graph;
 }
 
-FabricKeys keys(const FabricKind& kind) {
+FabricKeys keys_custom(const FabricKind& kind) {
   const auto& fabric = std::get<CustomFabric>(kind);
   std::vector<std::string> cables;
   for (const CustomFabric::Cable& cable : fabric.cables) {
@@ -70,7 +70,8 @@ FabricKeys keys(const FabricKind& kind) {
 
 }  // namespace
 
-const FabricType kCustomType{"custom", "an explicit graph of switches", false, read, check, build,
-                             keys};
+const FabricType kCustomType{
+    "custom",   "an explicit graph of switches", false, read_custom, check_custom, build_custom,
+    keys_custom};
 
 }  // namespace coterie

@@ -22,7 +22,7 @@ std::uint64_t gpus_per_group(const DragonflyFabric& fabric, std::uint32_t nics_p
   return std::uint64_t{fabric.routers_per_group} * (fabric.ports_per_router / nics_per_gpu);
 }
 
-FabricKind read(LayeredMap& map, const FabricSite& site) {
+FabricKind read_dragonfly(LayeredMap& map, const FabricSite& site) {
   DragonflyFabric fabric;
   const YamlValue groups = map.required("num_groups");
   fabric.routers_per_group =
@@ -41,7 +41,7 @@ FabricKind read(LayeredMap& map, const FabricSite& site) {
   return fabric;
 }
 
-void check(const FabricKind& kind, const FabricSite& site, std::string_view where) {
+void check_dragonfly(const FabricKind& kind, const FabricSite& site, std::string_view where) {
   const auto& fabric = std::get<DragonflyFabric>(kind);
   const std::uint64_t room = fabric.num_groups * gpus_per_group(fabric, site.nics_per_gpu);
   if (room < site.num_gpus()) {
@@ -79,7 +79,7 @@ void add_global_cables(SwitchGraph& graph, const DragonflyFabric& fabric, Second
   }
 }
 
-SwitchGraph build(const Cluster& cluster) {
+SwitchGraph build_dragonfly(const Cluster& cluster) {
   const auto& fabric = std::get<DragonflyFabric>(cluster.fabric->kind);
   SwitchGraph graph;
   const std::uint32_t routers = fabric.routers_per_group;
@@ -101,7 +101,7 @@ SwitchGraph build(const Cluster& cluster) {
   return graph;
 }
 
-FabricKeys keys(const FabricKind& kind) {
+FabricKeys keys_dragonfly(const FabricKind& kind) {
   const auto& fabric = std::get<DragonflyFabric>(kind);
   return {{"num_groups", std::to_string(fabric.num_groups)},
           {"routers_per_group", std::to_string(fabric.routers_per_group)},
@@ -113,7 +113,12 @@ FabricKeys keys(const FabricKind& kind) {
 
 }  // namespace
 
-const FabricType kDragonflyType{
-    "dragonfly", "all-to-all groups of routers, joined all-to-all", true, read, check, build, keys};
+const FabricType kDragonflyType{"dragonfly",
+                                "all-to-all groups of routers, joined all-to-all",
+                                true,
+                                read_dragonfly,
+                                check_dragonfly,
+                                build_dragonfly,
+                                keys_dragonfly};
 
 }  // namespace coterie

@@ -22,7 +22,7 @@ std::uint64_t gpus_that_fit(std::uint32_t k, std::uint32_t nics_per_gpu) {
   return half * k * (half / nics_per_gpu);
 }
 
-FabricKind read(LayeredMap& map, const FabricSite& site) {
+FabricKind read_fat_tree(LayeredMap& map, const FabricSite& site) {
   FatTreeFabric fabric;
   const YamlValue k = map.required("k");
   if (const auto given = integer_or_word(k, "auto", 2, kMaxK)) {
@@ -39,7 +39,7 @@ FabricKind read(LayeredMap& map, const FabricSite& site) {
   return fabric;
 }
 
-void check(const FabricKind& kind, const FabricSite& site, std::string_view where) {
+void check_fat_tree(const FabricKind& kind, const FabricSite& site, std::string_view where) {
   const auto& fabric = std::get<FatTreeFabric>(kind);
   const std::uint64_t room = gpus_that_fit(fabric.k, site.nics_per_gpu);
   if (room < site.num_gpus()) {
@@ -49,7 +49,7 @@ void check(const FabricKind& kind, const FabricSite& site, std::string_view wher
   }
 }
 
-SwitchGraph build(const Cluster& cluster) {
+SwitchGraph build_fat_tree(const Cluster& cluster) {
   const auto& fabric = std::get<FatTreeFabric>(cluster.fabric->kind);
   const std::uint32_t k = fabric.k;
   const std::uint32_t half = k / 2;
@@ -80,7 +80,7 @@ SwitchGraph build(const Cluster& cluster) {
   return graph;
 }
 
-FabricKeys keys(const FabricKind& kind) {
+FabricKeys keys_fat_tree(const FabricKind& kind) {
   const auto& fabric = std::get<FatTreeFabric>(kind);
   return {{"k", std::to_string(fabric.k)},
           {"oversubscription", fmt::format("{}", fabric.oversubscription)}};
@@ -88,6 +88,7 @@ FabricKeys keys(const FabricKind& kind) {
 
 }  // namespace
 
-const FabricType kFatTreeType{"fat_tree", "k-ary fat tree", true, read, check, build, keys};
+const FabricType kFatTreeType{"fat_tree",     "k-ary fat tree", true,         read_fat_tree,
+                              check_fat_tree, build_fat_tree,   keys_fat_tree};
 
 }  // namespace coterie

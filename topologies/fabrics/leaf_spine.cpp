@@ -17,7 +17,7 @@
 namespace coterie {
 namespace {
 
-FabricKind read(LayeredMap& map, const FabricSite& /*site*/) {
+FabricKind read_leaf_spine(LayeredMap& map, const FabricSite& /*site*/) {
   LeafSpineFabric fabric;
   if (const auto value = map.optional("rail_optimised")) fabric.rail_optimised = value->as_bool();
   fabric.ports_per_leaf = integer_or(map, "ports_per_leaf", 1, 1 << 16, fabric.ports_per_leaf);
@@ -34,7 +34,7 @@ std::uint32_t nodes_per_leaf(const LeafSpineFabric& fabric, const FabricSite& si
   return fabric.ports_per_leaf / node_ports;
 }
 
-void check(const FabricKind& kind, const FabricSite& site, std::string_view where) {
+void check_leaf_spine(const FabricKind& kind, const FabricSite& site, std::string_view where) {
   const auto& fabric = std::get<LeafSpineFabric>(kind);
   if (nodes_per_leaf(fabric, site) > 0) return;
   const std::string needed =
@@ -44,7 +44,7 @@ void check(const FabricKind& kind, const FabricSite& site, std::string_view wher
   throw InputError(where, fmt::format("ports_per_leaf {}", fabric.ports_per_leaf), needed);
 }
 
-SwitchGraph build(const Cluster& cluster) {
+SwitchGraph build_leaf_spine(const Cluster& cluster) {
   const auto& fabric = std::get<LeafSpineFabric>(cluster.fabric->kind);
   const std::uint32_t per_leaf = nodes_per_leaf(fabric, fabric_site(cluster));
   const auto groups = static_cast<std::uint32_t>(divide_up(cluster.num_nodes, per_leaf));
@@ -69,7 +69,7 @@ SwitchGraph build(const Cluster& cluster) {
   return graph;
 }
 
-FabricKeys keys(const FabricKind& kind) {
+FabricKeys keys_leaf_spine(const FabricKind& kind) {
   const auto& fabric = std::get<LeafSpineFabric>(kind);
   return {{"rail_optimised", fabric.rail_optimised ? "true" : "false"},
           {"ports_per_leaf", std::to_string(fabric.ports_per_leaf)},
@@ -79,7 +79,12 @@ FabricKeys keys(const FabricKind& kind) {
 
 }  // namespace
 
-const FabricType kLeafSpineType{
-    "leaf_spine", "leaves joined by spines, rail-optimised or not", true, read, check, build, keys};
+const FabricType kLeafSpineType{"leaf_spine",
+                                "leaves joined by spines, rail-optimised or not",
+                                true,
+                                read_leaf_spine,
+                                check_leaf_spine,
+                                build_leaf_spine,
+                                keys_leaf_spine};
 
 }  // namespace coterie

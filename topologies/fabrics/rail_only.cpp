@@ -12,13 +12,14 @@
 namespace coterie {
 namespace {
 
-FabricKind read(LayeredMap& /*map*/, const FabricSite& /*site*/) {
+FabricKind read_rail_only(LayeredMap& /*map*/, const FabricSite& /*site*/) {
   return RailOnlyFabric{};
 }
 
-void check(const FabricKind& /*kind*/, const FabricSite& /*site*/, std::string_view /*where*/) {}
+void check_rail_only(const FabricKind& /*kind*/, const FabricSite& /*site*/,
+                     std::string_view /*where*/) {}
 
-SwitchGraph build(const Cluster& cluster) {
+SwitchGraph build_rail_only(const Cluster& cluster) {
   SwitchGraph graph;
   add_switches(graph, SwitchKind::kLeaf, cluster.gpus_per_node);
   for (std::uint32_t gpu = 0; gpu < cluster.num_gpus(); ++gpu) {
@@ -27,13 +28,15 @@ SwitchGraph build(const Cluster& cluster) {
   return graph;
 }
 
-FabricKeys keys(const FabricKind& /*kind*/) {
+FabricKeys keys_rail_only(const FabricKind& /*kind*/) {
   return {};
 }
 
 }  // namespace
 
-const FabricType kRailOnlyType{
-    "rail_only", "one switch per rail, rails not joined", false, read, check, build, keys};
+const FabricType kRailOnlyType{"rail_only",     "one switch per rail, rails not joined",
+                               false,           read_rail_only,
+                               check_rail_only, build_rail_only,
+                               keys_rail_only};
 
 }  // namespace coterie

@@ -27,7 +27,7 @@ std::vector<std::uint32_t> near_cube(std::uint32_t n) {
   return best;
 }
 
-FabricKind read(LayeredMap& map, const FabricSite& site) {
+FabricKind read_torus(LayeredMap& map, const FabricSite& site) {
   TorusFabric fabric;
   const YamlValue dimensions = map.required("dimensions");
   if (says(dimensions, "auto")) {
@@ -44,7 +44,7 @@ FabricKind read(LayeredMap& map, const FabricSite& site) {
   return fabric;
 }
 
-void check(const FabricKind& kind, const FabricSite& site, std::string_view where) {
+void check_torus(const FabricKind& kind, const FabricSite& site, std::string_view where) {
   const auto& fabric = std::get<TorusFabric>(kind);
   std::uint64_t product = 1;
   for (const std::uint32_t size : fabric.dimensions) {
@@ -58,7 +58,7 @@ void check(const FabricKind& kind, const FabricSite& site, std::string_view wher
   }
 }
 
-SwitchGraph build(const Cluster& cluster) {
+SwitchGraph build_torus(const Cluster& cluster) {
   const auto& fabric = std::get<TorusFabric>(cluster.fabric->kind);
   SwitchGraph graph;
   graph.first_cable_first = true;
@@ -80,7 +80,7 @@ SwitchGraph build(const Cluster& cluster) {
   return graph;
 }
 
-FabricKeys keys(const FabricKind& kind) {
+FabricKeys keys_torus(const FabricKind& kind) {
   const auto& fabric = std::get<TorusFabric>(kind);
   return {{"dimensions", fmt::format("[{}]", fmt::join(fabric.dimensions, ", "))},
           {"link_bandwidth", exact(fabric.link_bandwidth)}};
@@ -89,6 +89,7 @@ FabricKeys keys(const FabricKind& kind) {
 }  // namespace
 
 const FabricType kTorusType{
-    "torus", "one router per node, neighbours joined", true, read, check, build, keys};
+    "torus",   "one router per node, neighbours joined", true, read_torus, check_torus, build_torus,
+    keys_torus};
 
 }  // namespace coterie

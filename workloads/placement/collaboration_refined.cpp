@@ -7,7 +7,7 @@
 namespace coterie {
 namespace {
 
-RankExperts place(const LayerTask& layer) {
+RankExperts place_refined(const LayerTask& layer) {
   const PartitionTask task = rank_task(layer);
   const CoactivationGraph graph =
       coactivation_graph(layer.experts, layer.num_topk, layer.num_experts);
@@ -25,7 +25,7 @@ RankExperts place(const LayerTask& layer) {
 }  // namespace
 
 RankExperts place_collaboration_refined(const LayerTask& layer) {
-  return place_with_replicas(layer, place);
+  return place_with_replicas(layer, place_refined);
 }
 
 }  // namespace coterie

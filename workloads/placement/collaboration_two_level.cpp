@@ -64,7 +64,7 @@ void place_in_node(const PartitionTask& ranks, const CoactivationGraph& graph,
   for (std::size_t i = 0; i < experts.size(); ++i) rank_of[experts[i]] = first_rank + parts[i];
 }
 
-RankExperts place(const LayerTask& layer) {
+RankExperts place_two_level(const LayerTask& layer) {
   const std::uint32_t ranks_per_node = layer.request.ranks_per_node;
   PartitionTask ranks = rank_task(layer);
   const PartitionTask nodes = node_task(layer, ranks);
@@ -106,7 +106,7 @@ RankExperts place(const LayerTask& layer) {
 }  // namespace
 
 RankExperts place_collaboration_two_level(const LayerTask& layer) {
-  return place_with_replicas(layer, place, true);
+  return place_with_replicas(layer, place_two_level, true);
 }
 
 }  // namespace coterie

@@ -146,16 +146,15 @@ double met_cap(const PartitionTask& task, const PartOf& parts, double asked) {
   return std::ceil(asked * worst * 1e3 - 1e-9) / 1e3;  // rounded down it would be refused
 }
 
-// The parts of a packing, which holds every expert of the task once.
-PartOf parts_of(const RankExperts& packing, std::uint32_t num_experts) {
+}  // namespace
+
+PartOf parts_of(const RankExperts& placement, std::uint32_t num_experts) {
   PartOf parts(num_experts, 0);
-  for (std::uint32_t part = 0; part < packing.size(); ++part) {
-    for (const ExpertIdx expert : packing[part]) parts[expert] = part;
+  for (std::uint32_t rank = 0; rank < placement.size(); ++rank) {
+    for (const ExpertIdx expert : placement[rank]) parts[expert] = rank;
   }
   return parts;
 }
-
-}  // namespace
 
 ReplicaGuard::ReplicaGuard(const PartitionTask& task, const PartOf& parts) : task_(task) {
   if (task.replica_of.empty()) return;

@@ -123,6 +123,8 @@ void enforce_node_balance(const LayerTask& layer, const PartitionTask& ranks,
                           const CoactivationGraph& graph, const FanOutSearch* search,
                           PartOf& parts);
 
+// The part (rank) of every expert; of several replicas the last part's. Experts that are nowhere: 0.
+PartOf parts_of(const RankExperts& placement, std::uint32_t num_experts);
 RankExperts to_rank_experts(const PartOf& parts, std::uint32_t num_parts);
 
 }  // namespace coterie

@@ -182,15 +182,6 @@ ReplicaLayer as_served(const LayerTask& layer, const Candidate& candidate, PartO
   return result;
 }
 
-// Parts over the rank a placement gives them.
-PartOf parts_of(const RankExperts& placement, std::size_t num_experts) {
-  PartOf parts(num_experts, 0);
-  for (std::uint32_t rank = 0; rank < placement.size(); ++rank) {
-    for (const ExpertIdx expert : placement[rank]) parts[expert] = rank;
-  }
-  return parts;
-}
-
 // Swaps replicas for fan-out under the caps, tokens staying with their replicas.
 RankExperts refine(const LayerTask& layer, const ReplicaLayer& replicas, bool keep_nodes,
                    std::uint32_t num_kicks, PartOf parts) {

@@ -21,14 +21,6 @@ constexpr std::uint32_t kKicks = 40;
 constexpr double kEvenCap = 1.05;  // of a start that is as even as balance alone
 constexpr double kHopeless = 1.1;  // times the least cost by the rates: not worth a prediction
 
-PartOf parts_of(const RankExperts& placement, std::uint32_t num_experts) {
-  PartOf parts(num_experts, 0);
-  for (std::uint32_t rank = 0; rank < placement.size(); ++rank) {
-    for (const ExpertIdx expert : placement[rank]) parts[expert] = rank;
-  }
-  return parts;
-}
-
 // How far the load of a rank on as many other sequences strays from that on these, over its mean:
 // sequences are drawn anew. Experts that are chosen together stray together, so it depends on what
 // stands together. A sequence of n tokens with c copies for rank r strays from its share by

@@ -19,7 +19,7 @@
 namespace coterie {
 namespace {
 
-constexpr std::uint32_t kKickSwaps = 3;
+constexpr std::uint32_t kSwapsOfAKick = 3;
 constexpr std::uint32_t kMaxSquarings = 7;
 
 // One direction's channels as flat arrays: rates of the nodes whose rows cross each.
@@ -153,7 +153,7 @@ class State {
   }
 
   void kick(Random& random) {
-    for (std::uint32_t attempt = 0, done = 0; attempt < 20 * kKickSwaps && done < kKickSwaps;
+    for (std::uint32_t attempt = 0, done = 0; attempt < 20 * kSwapsOfAKick && done < kSwapsOfAKick;
          ++attempt) {
       const auto a = static_cast<std::uint32_t>(random.index(num_experts_));
       const auto b = static_cast<std::uint32_t>(random.index(num_experts_));

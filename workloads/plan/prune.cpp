@@ -172,7 +172,7 @@ std::size_t top1(std::span<const float> weights) {
                                   weights.begin());
 }
 
-void check_request(const Routing& routing, const Routing& training, const Placement& placement,
+void check_pruning(const Routing& routing, const Routing& training, const Placement& placement,
                    const PruneRequest& request) {
   if (request.num_devices == 0) {
     throw InputError("prune: found a budget of 0 devices, expected at least 1");
@@ -197,7 +197,7 @@ void check_request(const Routing& routing, const Routing& training, const Placem
 
 PruneResult prune(const Routing& routing, const Routing& training, const Placement& placement,
                   const PruneRequest& request) {
-  check_request(routing, training, placement, request);
+  check_pruning(routing, training, placement, request);
   PruneResult result{routing, 0.0, 0.0};
   const std::uint32_t num_topk = routing.num_topk;
   double weight = 0.0;

@@ -149,9 +149,9 @@ std::optional<std::uint32_t> topk_of(const ImportOptions& options) {
   return std::nullopt;
 }
 
-class Reader {
+class CsvReader {
  public:
-  Reader(std::string name, const ImportOptions& options)
+  CsvReader(std::string name, const ImportOptions& options)
       : name_(std::move(name)), options_(options) {}
 
   void read_line(std::string_view line, std::uint64_t number) {
@@ -349,7 +349,7 @@ bool is_csv(const FileHead& head) {
 
 Imported import_csv(const std::filesystem::path& path, const ImportOptions& options) {
   LineFile in(path);
-  Reader reader(path.string(), options);
+  CsvReader reader(path.string(), options);
   std::string line;
   while (in.next(line)) {
     const std::uint64_t number = in.number();

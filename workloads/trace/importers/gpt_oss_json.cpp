@@ -28,7 +28,7 @@ std::uint64_t numbered(const std::string& key, std::string_view prefix, const st
   throw InputError(where, fmt::format("key \"{}\"", key), fmt::format("{}NUMBER", prefix));
 }
 
-class Reader {
+class GptOssReader {
  public:
   void read_example(const nlohmann::json& example, std::uint64_t sequence,
                     const std::string& where) {
@@ -95,7 +95,7 @@ bool is_gpt_oss_json(const FileHead& head) {
 Imported import_gpt_oss_json(const std::filesystem::path& path, const ImportOptions& options) {
   const std::string name = path.string();
   const nlohmann::json document = parse_json(read_file(path), name);
-  Reader reader;
+  GptOssReader reader;
   if (document.is_array()) {
     for (std::size_t i = 0; i < document.size(); ++i) {
       reader.read_example(document[i], i, fmt::format("{}: entry {}", name, i));

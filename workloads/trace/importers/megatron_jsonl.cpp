@@ -35,9 +35,9 @@ std::int64_t member_integer(const nlohmann::json& record, const char* key, std::
   return json_integer(json_member(record, key, where), 0, max, fmt::format("{}: {}", where, key));
 }
 
-using Pass = std::pair<std::int64_t, std::int64_t>;  // step, numbered block
+using BlockOfStep = std::pair<std::int64_t, std::int64_t>;  // step, numbered block
 
-class Reader {
+class MegatronReader {
  public:
   void read_record(const nlohmann::json& record, const std::string& where) {
     const std::int64_t step = member_integer(record, "step", kMaxNumber, where);
@@ -100,7 +100,7 @@ class Reader {
     rank_ = rank;
   }
 
-  void add(const nlohmann::json& record, Pass pass, const std::string& where) {
+  void add(const nlohmann::json& record, BlockOfStep pass, const std::string& where) {
     const auto layer = static_cast<std::uint32_t>(member_integer(record, "layer", 100000, where));
     const std::int64_t num_tokens = member_integer(record, "num_tokens", kMaxNumber, where);
     const std::int64_t topk = member_integer(record, "topk", kMaxTopk, where);
@@ -132,8 +132,9 @@ class Reader {
   }
 
   RowTable table_;
-  std::map<std::pair<Pass, std::uint32_t>, std::vector<nlohmann::json>> chosen_;
-  std::map<std::pair<Pass, std::size_t>, std::uint64_t> sequences_;  // in order of appearance
+  std::map<std::pair<BlockOfStep, std::uint32_t>, std::vector<nlohmann::json>> chosen_;
+  std::map<std::pair<BlockOfStep, std::size_t>, std::uint64_t>
+      sequences_;  // in order of appearance
   std::optional<std::uint32_t> rank_;
   bool several_ranks_ = false;
   std::uint64_t num_mtp_ = 0;
@@ -152,7 +153,7 @@ bool is_megatron_jsonl(const FileHead& head) {
 
 Imported import_megatron_jsonl(const std::filesystem::path& path, const ImportOptions& options) {
   LineFile in(path);
-  Reader reader;
+  MegatronReader reader;
   std::string line;
   while (in.next(line)) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;

@@ -1,0 +1,92 @@
+// Files of one folder are compiled together where COTERIE_UNITY is on (core/unity.cmake). Their unnamed
+// namespaces are then one: two classes of one name do not compile, and of two functions of one name with
+// different parameters a call could silently take the other file's. So names are kept apart.
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <map>
+#include <regex>
+#include <set>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "core/file.hpp"
+
+namespace coterie {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Names of types, constants and functions in the unnamed namespaces of a file that clang-format wrote:
+// what is declared there begins in the first column.
+std::set<std::string> internal_names(const std::string& text) {
+  static const std::regex kType(
+      R"(^(?:template.*> )?(?:struct|class|enum class|enum|union|using(?= \w+ =)) (\w+))");
+  static const std::regex kConstant(R"(^(?:constexpr|const|inline)\b[^=(]*\b(k[A-Z]\w*)\s*[={\[])");
+  static const std::regex kFunction(R"(^[A-Za-z_\[][^=]*?\b(\w+)\()");
+  std::set<std::string> names;
+  std::istringstream lines(text);
+  std::string line;
+  bool inside = false;
+  while (std::getline(lines, line)) {
+    if (line == "namespace {") inside = true;
+    if (line == "}  // namespace") inside = false;
+    std::smatch match;
+    if (!inside || line.starts_with("static_assert") ||
+        !(std::regex_search(line, match, kType) || std::regex_search(line, match, kConstant) ||
+          std::regex_search(line, match, kFunction))) {
+      continue;
+    }
+    names.insert(match[1]);
+  }
+  return names;
+}
+
+TEST(UnityRules, FilesOfAFolderShareNoInternalNames) {
+  std::map<std::pair<std::string, std::string>, std::vector<std::string>> files;  // by folder, name
+  int num_files = 0;
+  for (const char* library : {"core", "topologies", "workloads", "sim"}) {
+    for (const auto& entry :
+         fs::recursive_directory_iterator(fs::path(COTERIE_SOURCE_DIR) / library)) {
+      // Modules are libraries of their own.
+      const std::string file = entry.path().filename().string();
+      if (entry.path().extension() != ".cpp" || file.ends_with("_module.cpp")) continue;
+      ++num_files;
+      const std::string folder = entry.path().parent_path().string();
+      for (const std::string& name : internal_names(read_file(entry.path()))) {
+        files[{folder, name}].push_back(file);
+      }
+    }
+  }
+  EXPECT_GT(num_files, 150);  // the folders were found
+  for (const auto& [key, names] : files) {
+    EXPECT_EQ(names.size(), 1U) << fmt::format("{}: {} stands in the unnamed namespaces of {}",
+                                               key.first, key.second, fmt::join(names, ", "));
+  }
+}
+
+TEST(UnityRules, TheCheckSeesNames) {
+  EXPECT_EQ(internal_names("int outside(int);\n"
+                           "namespace {\n"
+                           "struct Row {\n"
+                           "  int member(int);\n"
+                           "};\n"
+                           "using Key = std::pair<int, int>;\n"
+                           "constexpr std::array<int, 2> kSizes{1, 2};\n"
+                           "constexpr double kBytes = 2.0;\n"
+                           "std::vector<std::pair<int, int>> pairs_of(const Row& row,\n"
+                           "                                          int more) {\n"
+                           "  return other(kBytes);\n"
+                           "}\n"
+                           "[[noreturn]] void fail(int code);\n"
+                           "static_assert(sizeof(int) == 4);\n"
+                           "}  // namespace\n"
+                           "int after(int);\n"),
+            (std::set<std::string>{"Row", "Key", "kSizes", "kBytes", "pairs_of", "fail"}));
+}
+
+}  // namespace
+}  // namespace coterie
