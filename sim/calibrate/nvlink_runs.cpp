@@ -408,6 +408,7 @@ NvlinkRuns predict_nvlink_runs(const std::vector<fs::path>& folders, const fs::p
       "measured: the median of the starts, one on H200, up to four on H100. No run went into a "
       "fit. "
       "What the executor does besides (its events, an exchange per round, the copy of own results) "
+      "and that ranks exchange when both have started "
       "was found by looking at the runs on H200; the tiles of the expert MLP were found in the "
       "probes. Predicted with flow.",
       0.05, 0.15);
