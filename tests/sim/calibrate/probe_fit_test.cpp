@@ -137,7 +137,10 @@ TEST(PatternRates, AreSlopesBetweenTheTwoLargestSizes) {
   EXPECT_NEAR(rates.rank_one_way.value(), 80e9, 1.0);
   EXPECT_NEAR(rates.pair_one_way.value(), 100e9, 1.0);
   EXPECT_NEAR(rates.pair_both_ways.value(), 100e9, 1.0);
-  // At that rate 1 MB each way take 20 us: the 30 measured are not more than half as long again.
+  // At that rate 1 MB each way take 20 us: 29 are not half as long again, 8 us for 1 KiB are.
+  probe["curves"][10]["median_us"] = 29.0;
+  probe["curves"][11]["median_us"] = 49.0;
+  rates = parse_pattern_rates(probe.dump(), "curves.json");
   EXPECT_EQ(rates.pair_times, (std::map<double, double>{{1024.0, 8e-6}}));
   // Times that fall say nothing, and neither do kinds that were not measured.
   probe["curves"][8]["median_us"] = 29.0;
