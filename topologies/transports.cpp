@@ -158,6 +158,7 @@ template <class Costs, class Visitor>
 void visit_keys(Costs& costs,
                 Visitor& visit) requires std::is_same_v<std::remove_const_t<Costs>, CopyKernel> {
   visit("fixed", costs.fixed);
+  visit("least", costs.least, true);
   visit("first_row", costs.first_row);
   visit("first_rows", costs.first_rows);
   visit("fill", costs.fill, true);

@@ -84,9 +84,11 @@ struct NcclParameters {
 // where r' rows come in, and the last term counts the n' tokens whose results are added up (combine).
 // To one destination alone it sends r" rows in n * token + r" * row(b) * P / pair_gain: the warps are
 // dealt to P destinations. What goes to other GPUs is limited by port_bandwidth too, each direction;
-// of kernels that work in two hops, what goes to other nodes.
+// of kernels that work in two hops, what goes to other nodes. No exchange takes less than `least`:
+// a host that starts kernels one by one starts the next no sooner, however short they are.
 struct CopyKernel {
   Seconds fixed;
+  Seconds least;
   std::optional<Bandwidth> first_row;   // absent: no time
   std::optional<Bandwidth> first_rows;  // likewise
   Seconds fill;

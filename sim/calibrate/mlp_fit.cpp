@@ -255,26 +255,31 @@ Loaded load(const MlpPoint& point) {
   return loaded;
 }
 
-double mean_time_s(const MlpCosts& costs, const Loaded& loaded) {
+constexpr double kTokenValueBytes = 2.0;
+
+double mean_time_s(const MlpFit& fit, const Loaded& loaded) {
   const MlpPoint& point = *loaded.point;
-  return mean_mlp_time(costs, point.hidden, point.intermediate, loaded.experts,
-                       point.num_tokens * point.topk)
-      .value;
+  const double batch_s = point.num_tokens * kTokenValueBytes * point.hidden / fit.token_bandwidth.value;
+  return batch_s + mean_mlp_time(fit.costs, point.hidden, point.intermediate, loaded.experts,
+                                 point.num_tokens * point.topk)
+                       .value;
 }
 
 // Heights of tiles of the kernels of the published tables.
 constexpr std::array<std::uint32_t, 3> kTileRows{16, 64, 128};
 
-MlpCosts mlp_costs(std::span<const double> p) {
-  MlpCosts costs;
+MlpFit mlp_fit_from(std::span<const double> p) {
+  MlpFit fit;
+  MlpCosts& costs = fit.costs;
   costs.launch = {std::exp(p[0])};
   costs.weight_bandwidth = {std::exp(p[1])};
   costs.batch_bandwidth = {std::exp(p[2])};
   costs.tile_depth = std::exp(p[3]);
   costs.sharpness = 1.0 + std::exp(p[4]);
+  fit.token_bandwidth = {std::exp(p[5])};
   costs.reads_rows = true;
-  set_tile_rates(kTileRows, p.subspan(5), costs);
-  return costs;
+  set_tile_rates(kTileRows, p.subspan(6), costs);
+  return fit;
 }
 
 }  // namespace
@@ -317,8 +322,8 @@ std::vector<std::vector<std::uint64_t>> expert_loads(const MlpPoint& point) {
   return draws;
 }
 
-double mlp_time_s(const MlpCosts& costs, const MlpPoint& point) {
-  return mean_time_s(costs, load(point));
+double mlp_time_s(const MlpFit& fit, const MlpPoint& point) {
+  return mean_time_s(fit, load(point));
 }
 
 MlpFit fit_mlp(const std::vector<MlpPoint>& points) {
@@ -329,20 +334,21 @@ MlpFit fit_mlp(const std::vector<MlpPoint>& points) {
     loaded.push_back(load(point));
     problem.log_measured.push_back(std::log(point.time_s));
   }
-  problem.parameters = {{"launch", std::log(30e-6), 3.0},
-                        {"weight_bandwidth", std::log(4e12), 1.5},
-                        {"batch_bandwidth", std::log(2e12), 1.5},
-                        {"tile_depth", std::log(200.0), 1.5},
-                        {"sharpness", std::log(2.0), 1.5}};
+  problem.parameters = {
+      {"launch", std::log(30e-6), 3.0},         {"weight_bandwidth", std::log(4e12), 1.5},
+      {"batch_bandwidth", std::log(2e12), 1.5}, {"tile_depth", std::log(200.0), 1.5},
+      {"sharpness", std::log(2.0), 1.5},        {"token_bandwidth", std::log(2e12), 2.0}};
   add_tile_rates(kTileRows, 7e14, problem.parameters);
   problem.model = [&](std::span<const double> p, std::span<double> out) {
-    const MlpCosts costs = mlp_costs(p);
+    const MlpFit fit = mlp_fit_from(p);
     for (std::size_t i = 0; i < loaded.size(); ++i) {
-      out[i] = std::log(mean_time_s(costs, loaded[i]));
+      out[i] = std::log(mean_time_s(fit, loaded[i]));
     }
   };
   const FitResult result = solve(problem);
-  return {mlp_costs(result.parameters), result.undetermined};
+  MlpFit fit = mlp_fit_from(result.parameters);
+  fit.undetermined = result.undetermined;
+  return fit;
 }
 
 }  // namespace coterie

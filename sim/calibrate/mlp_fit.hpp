@@ -29,13 +29,18 @@ void add_tile_rates(std::span<const std::uint32_t> rows, double highest,
 void set_tile_rates(std::span<const std::uint32_t> rows, std::span<const double> parameters,
                     MlpCosts& costs);
 
+// What the tables' kernels spend on the tokens of the whole EP group before they look at experts, once
+// per token (its values in BF16) whatever its top-k: a batch of B tokens takes
+// B * 2 * hidden / token_bandwidth beyond the formula of MlpCosts, whose batch_bandwidth counts
+// (token, expert) pairs. Ranks of a dispatch hold no such batch, so that no topology carries it.
 struct MlpFit {
   MlpCosts costs;
+  Bandwidth token_bandwidth;
   std::vector<std::string> undetermined;
 };
 MlpFit fit_mlp(const std::vector<MlpPoint>& points);
 
 // The mean over the draws of expert_loads.
-double mlp_time_s(const MlpCosts& costs, const MlpPoint& point);
+double mlp_time_s(const MlpFit& fit, const MlpPoint& point);
 
 }  // namespace coterie

@@ -109,6 +109,22 @@ std::optional<double> slowest_s(const LayerReport& layer, Phase phase) {
   return std::nullopt;
 }
 
+// A gather is rounds of exchanges and kernels, and a rank that is early in it waits for the results of
+// others, as in a combine: what counts is the time from when all its results are there.
+std::optional<double> gather_s(const LayerReport& layer) {
+  for (const PhaseTimes& times : layer.phases) {
+    if (times.phase != Phase::kGather) continue;
+    double slowest_s = 0.0;
+    for (std::size_t rank = 0; rank < times.end_s.size(); ++rank) {
+      const double ready_s =
+          rank < layer.combine_ready_s.size() ? layer.combine_ready_s[rank] : 0.0;
+      slowest_s = std::max(slowest_s, times.end_s[rank] - std::max(times.begin_s[rank], ready_s));
+    }
+    return slowest_s;
+  }
+  return std::nullopt;
+}
+
 const RunReport& run_of(const Results& results, const std::string& name, const fs::path& path) {
   for (const RunReport& run : results.runs) {
     if (run.name == name) return run;
@@ -139,6 +155,7 @@ void set_clocks(LayerReport& layer) {
 
 struct Total {
   double measured_s = 0.0, deviation_s = 0.0, predicted_s = 0.0;
+  bool two_hops = false;
 };
 
 // The starts of one layer of a run.
@@ -192,7 +209,10 @@ void add_measured_layer(const Starts& measured, const LayerReport& predicted, co
                             Phase::kGather, Phase::kSum}) {
     add(
         out.kernels, fmt::format("{}, {}", place.group, to_string(phase)),
-        [&](const auto& layer) { return slowest_s(layer, phase); }, kShortest);
+        [&](const auto& layer) {
+          return phase == Phase::kGather ? gather_s(layer) : slowest_s(layer, phase);
+        },
+        kShortest);
   }
 }
 
@@ -205,7 +225,11 @@ void count_pairs(const std::vector<Total>& totals, NvlinkRuns& out) {
       ++out.num_pairs;
       if ((a.measured_s < b.measured_s) == (a.predicted_s < b.predicted_s)) ++out.num_right;
       const double off = a.predicted_s / b.predicted_s - a.measured_s / b.measured_s;
-      if (std::abs(off) <= kClosePoints) ++out.num_close;
+      const bool is_close = std::abs(off) <= kClosePoints;
+      if (is_close) ++out.num_close;
+      if (a.two_hops == b.two_hops) continue;
+      ++out.num_mixed;
+      if (is_close) ++out.num_mixed_close;
     }
   }
 }
@@ -271,7 +295,7 @@ void add_measurement(const fs::path& folder, const std::vector<fs::path>& paths,
       runs.push_back(&run_of(starts[start], guess.name, paths[start]));
       check_same_plan(paths[start], *runs.back(), guess);
     }
-    Total total{0.0, 0.0, guess.time_s()};
+    Total total{0.0, 0.0, guess.time_s(), guess.policy == "hierarchical"};
     for (std::size_t layer = 0; layer < guess.layers.size(); ++layer) {
       Starts measured;
       std::vector<double> samples, times;
@@ -309,6 +333,9 @@ NvlinkRuns empty_runs(const std::string& title, const std::string& protocol, dou
   out.combine = section("combine of at least 20 us");
   out.mlp = section("expert MLP");
   out.kernels = section("kernels of at least 20 us");
+  out.kernels.protocol +=
+      " Gathers hold exchanges besides kernels and wait for the slowest rank: they count from when "
+      "all results are there.";
   return out;
 }
 
@@ -318,12 +345,20 @@ double percentage(std::size_t part, std::size_t all) {
 
 // What is said below the sections' tables.
 void add_findings(const char* target, const char* of_starts, NvlinkRuns& out) {
+  const std::string hops =
+      out.num_mixed == 0
+          ? ""
+          : fmt::format(
+                ": {:.1f} % where both rows travel in one hop or both in two, {:.1f} % of "
+                "the {} pairs of one and two hops",
+                percentage(out.num_close - out.num_mixed_close, out.num_pairs - out.num_mixed),
+                percentage(out.num_mixed_close, out.num_mixed), out.num_mixed);
   out.layer.finding = fmt::format(
       "Of {} pairs of runs that differ by more than twice their samples' deviations, {} are "
       "predicted in the measured order ({:.1f} %; target {} %), and {} of their ratios within 3 "
-      "points ({:.1f} %). A layer's samples deviate by {:.1f} % of its time (median).",
+      "points ({:.1f} %){}. A layer's samples deviate by {:.1f} % of its time (median).",
       out.num_pairs, out.num_right, percentage(out.num_right, out.num_pairs), target, out.num_close,
-      percentage(out.num_close, out.num_pairs), 100.0 * median(out.deviations));
+      percentage(out.num_close, out.num_pairs), hops, 100.0 * median(out.deviations));
   for (ValidationSection* section :
        {&out.layer, &out.dispatch, &out.combine, &out.mlp, &out.kernels}) {
     const auto starts = out.starts.find(section->title);
@@ -373,6 +408,7 @@ NvlinkRuns predict_nvlink_runs(const std::vector<fs::path>& folders, const fs::p
       "measured: the median of the starts, one on H200, up to four on H100. No run went into a "
       "fit. "
       "What the executor does besides (its events, an exchange per round, the copy of own results) "
+      "and that ranks exchange when both have started "
       "was found by looking at the runs on H200; the tiles of the expert MLP were found in the "
       "probes. Predicted with flow.",
       0.05, 0.15);

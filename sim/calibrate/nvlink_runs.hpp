@@ -26,6 +26,8 @@ struct NvlinkRuns {
   // Pairs of runs of one report that differ by more than twice their samples' deviations together, how
   // many the prediction orders alike, and how many of their ratios it gives within three points.
   std::size_t num_pairs = 0, num_right = 0, num_close = 0;
+  // Of these, the pairs of one run in one hop and one in two.
+  std::size_t num_mixed = 0, num_mixed_close = 0;
   // Standard deviation of every layer's samples over its time; and of every point of a section (by its
   // title) that has several starts, the difference of the longest and the shortest over their median.
   std::vector<double> deviations;

@@ -65,7 +65,7 @@ FitResult solve(const FitProblem& problem) {
   const int num_parameters = static_cast<int>(problem.parameters.size());
   FitResult result;
   for (const FitParameter& parameter : problem.parameters) {
-    result.parameters.push_back(parameter.prior);
+    result.parameters.push_back(parameter.start.value_or(parameter.prior));
   }
   double* values = result.parameters.data();
 

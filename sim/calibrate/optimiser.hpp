@@ -7,6 +7,7 @@
 // quantities; the weak prior decides only what the data leave open.
 
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -15,9 +16,10 @@ namespace coterie {
 
 struct FitParameter {
   std::string name;
-  double prior = 0.0;        // and start, log of the quantity
+  double prior = 0.0;        // log of the quantity
   double prior_width = 1.0;  // standard deviation, in log units
   double min = -60.0, max = 60.0;
+  std::optional<double> start{};  // absent: the prior
 };
 
 struct FitProblem {

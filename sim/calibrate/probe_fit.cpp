@@ -228,9 +228,60 @@ PatternRates parse_pattern_rates(const std::string& text, const std::string& nam
     if (found) out.rank_one_way = std::min(out.rank_one_way.value_or(1e30), peers * *found);
   }
   out.pair_one_way = rate("sendrecv");
-  if (const auto found = rate("shift")) out.pair_both_ways = 2.0 * *found;
+  const std::map<double, double> shift = curve_of(document, name, "shift");
+  if (const auto found = last_rate(shift)) out.pair_both_ways = 2.0 * *found;
+  constexpr double kRamping = 1.5;
+  for (const auto& [bytes, time_s] : shift) {
+    if (peers < 2.0 || !out.pair_both_ways) continue;
+    if (time_s > kRamping * 2.0 * bytes / *out.pair_both_ways) out.pair_times[bytes] = time_s;
+  }
   return out;
 }
+
+namespace {
+
+// Seconds of a pair beyond the launch of its size, never falling: linear between the points of
+// `pair_times`.
+double beyond_launch_s(const std::map<double, double>& pair_times,
+                       const std::vector<StartCost>& start, double bytes) {
+  const auto launch_s = [&](double size) {
+    for (const StartCost& cost : start) {
+      if (!cost.up_to || size <= static_cast<double>(cost.up_to->value)) return cost.launch.value;
+    }
+    return 0.0;
+  };
+  double before = 0.0;
+  double before_s = 0.0;
+  for (const auto& [size, time_s] : pair_times) {
+    const double beyond_s = std::max(before_s, time_s - launch_s(size));
+    if (bytes <= size) {
+      return before_s + (beyond_s - before_s) * (bytes - before) / (size - before);
+    }
+    before = size;
+    before_s = beyond_s;
+  }
+  return before_s;
+}
+
+// What a single message reaches by its size; without a limit after the last of `pair_times`.
+std::vector<MessageSegment> segments_of(const std::map<double, double>& pair_times,
+                                        const std::vector<StartCost>& start) {
+  std::vector<MessageSegment> segments;
+  if (!pair_times.empty() && !start.empty()) {
+    const double last = pair_times.rbegin()->first;
+    for (double size = pair_times.begin()->first; size <= 1.01 * last; size *= std::sqrt(2.0)) {
+      const double bytes = std::min(std::round(size), last);
+      const double time_s = beyond_launch_s(pair_times, start, bytes);
+      if (time_s <= 0.0) continue;
+      segments.push_back(
+          {Bytes{static_cast<std::int64_t>(bytes)}, Seconds{}, Bandwidth{bytes / time_s}});
+    }
+  }
+  segments.push_back({});
+  return segments;
+}
+
+}  // namespace
 
 PatternRates read_pattern_rates(const std::filesystem::path& path) {
   return parse_pattern_rates(read_file(path), path.string());
@@ -246,7 +297,9 @@ void set_pattern_rates(const PatternRates& rates, Cluster& cluster) {
     if (one_way > tier.rank_bandwidth->value) {
       tier.rank_total_bandwidth = Bandwidth{both_ways};
       tier.rank_bandwidth = Bandwidth{one_way};
+      cluster.scale_up->bandwidth = std::max(cluster.scale_up->bandwidth, Bandwidth{one_way});
     }
+    if (!rates.pair_times.empty()) tier.segments = segments_of(rates.pair_times, tier.start);
     // Less by a tenth is more than these rates scatter.
     if (rates.pair_one_way && *rates.pair_one_way < 0.9 * tier.rank_bandwidth->value) {
       tier.pair_bandwidth = Bandwidth{*rates.pair_one_way};

@@ -54,15 +54,21 @@ GpuProbe parse_gpu_probe(const std::string& text, const std::string& name);
 // How ranks exchange when not all send alike, from the patterns of a probe's `curves`: rates between
 // its two largest sizes, where starts cancel out. What a rank reaches in one direction alone
 // (`all_to_one`, `one_to_all`), and two ranks over their connection, in one (`sendrecv`) and in both
-// (`shift`) directions. Absent where the patterns were not measured; bytes per second.
+// (`shift`) directions. Absent where the patterns were not measured; bytes per second. `pair_times`:
+// seconds of `shift` by bytes of a pair, as long as they are more than half as long again as at
+// pair_both_ways; empty for two ranks, whose pair is the whole of a uniform exchange.
 struct PatternRates {
   std::optional<double> rank_one_way, pair_one_way, pair_both_ways;
+  std::map<double, double> pair_times{};
 };
 PatternRates read_pattern_rates(const std::filesystem::path& path);
 PatternRates parse_pattern_rates(const std::string& text, const std::string& name);
 // The cluster's transport `nccl` inside a node with these rates, where it has a rank_bandwidth r from
 // uniform exchanges: they load both directions, so r is half of what the two reach together.
-// Connections that reach as much as their ranks get no rates of their own.
+// Connections that reach as much as their ranks get no rates of their own. Links carry at least what a
+// rank reaches in one direction, which those of a skeleton, widened to uniform exchanges, do not. And a
+// single message moves no faster than pair_times say beyond the launch (segments, half an octave each):
+// a rank that sends to one other has fewer channels to fill than one that sends to all.
 void set_pattern_rates(const PatternRates& rates, Cluster& cluster);
 
 // Seconds of a kernel by the formula of KernelCosts.

@@ -181,7 +181,7 @@ void fit_expert_mlp(const FitArguments& arguments, Cluster& cluster) {
   }
   std::vector<double> errors;
   for (const MlpPoint& point : points) {
-    errors.push_back(std::abs(mlp_time_s(fit.costs, point) / point.time_s - 1.0));
+    errors.push_back(std::abs(mlp_time_s(fit, point) / point.time_s - 1.0));
   }
   std::sort(errors.begin(), errors.end());
   fmt::print("\nexpert MLP: launch {}, weights at {}, {} in the highest tiles; median error {}\n",

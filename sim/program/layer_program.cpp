@@ -490,10 +490,11 @@ class GroupBuilder {
   }
 
   // When a relay may forward a round: its rows are there, and the runtime's stream of the second hop has
-  // passed on the round before.
+  // passed on the round before. That stream's first round begins with an event of its own.
   std::uint32_t next_on_stream(std::uint32_t rank, std::uint32_t round) {
     const std::uint32_t received = received_[slot(rank, round)];
-    if (kernels() == nullptr || round == 0) return received;
+    if (round == 0) return after_gap(Phase::kForward, rank, received);
+    if (kernels() == nullptr) return received;
     const std::uint32_t both =
         when_both(builder_, first_gpu_ + rank, received, passed_on_[slot(rank, round - 1)]);
     out_.label_between(Phase::kForward);
@@ -537,8 +538,10 @@ class GroupBuilder {
                  [this](const PlanMessage& m) { return gathered_[slot(m.dst, m.round)]; });
   }
 
-  // A relay sums a round's results per row that it had received and sends them home.
+  // A relay sums a round's results per row that it had received and sends them home, on the stream of
+  // the first hop, whose first round begins with an event of its own.
   void add_combine_from_relays() {
+    std::vector<std::uint32_t> begins = reduced_;
     for (std::uint32_t rank = 0; rank < plan_.num_ranks; ++rank) {
       for (std::uint32_t round = 0; round < plan_.num_rounds; ++round) {
         const RelayRows& rows = relay_rows_[slot(rank, round)];
@@ -549,10 +552,12 @@ class GroupBuilder {
                      gathered_[slot(rank, round)], signals,
                      /*launched=*/round > 0);
       }
+      std::uint32_t& first_begin = begins[slot(rank, 0)];
+      first_begin = after_gap(Phase::kCombine, rank, first_begin);
     }
     add_messages(
         first(), Direction::kCombine, true, merged_,
-        [this](const PlanMessage& m) { return reduced_[slot(m.src, m.round)]; },
+        [this, &begins](const PlanMessage& m) { return begins[slot(m.src, m.round)]; },
         [this](const PlanMessage& m) { return returned_[m.dst]; });
   }
 

@@ -21,6 +21,7 @@ KernelModel copy_kernel_model(const CopyKernel& kernel, Direction direction, dou
   return [kernel, direction, channels = sms / 2.0](const PhaseVolumes& volumes,
                                                    const RankVolume& volume) {
     KernelTimes times;
+    times.least_s = kernel.least.value;
     const bool dispatch = direction == Direction::kDispatch;
     const double bytes = volumes.row_bytes;
     const double row_s =

@@ -77,6 +77,32 @@ double rate_of(double bytes, double seconds) {
   return bytes > 0.0 && seconds > 0.0 ? bytes / seconds : 0.0;
 }
 
+// The makespan without regard of `least_s`, and the largest of that.
+double moving_s_of(const KernelModel& model, const PhaseVolumes& volumes, double port_limit) {
+  double start_s = 0.0;
+  for (const RankVolume& volume : volumes.ranks) {
+    start_s = std::max(start_s, model(volumes, volume).start_s);
+  }
+  return start_s + kernel_flow_s(model, volumes, port_limit);
+}
+double least_s_of(const KernelModel& model, const PhaseVolumes& volumes) {
+  double least_s = 0.0;
+  for (const RankVolume& volume : volumes.ranks) {
+    least_s = std::max(least_s, model(volumes, volume).least_s);
+  }
+  return least_s;
+}
+
+// By how much the ranks of a phase start later so that it takes no less than `least_s`.
+double late_s(const KernelModel& model, const PhaseVolumes& volumes, const Cluster& cluster) {
+  const double least_s = least_s_of(model, volumes);
+  if (least_s <= 0.0) return 0.0;
+  const bool network = !cluster.scale_up || (volumes.crosses_nodes && cluster.nic);
+  const double port_limit = network ? cluster.nic->bandwidth.value * cluster.nic->per_gpu
+                                    : cluster.scale_up->bandwidth.value;
+  return std::max(0.0, least_s - moving_s_of(model, volumes, port_limit));
+}
+
 class KernelPhase : public PhaseTransport {
  public:
   // `ends[rank]`: counted down by all messages from and to the rank.
@@ -222,11 +248,8 @@ double kernel_flow_s(const KernelModel& model, const PhaseVolumes& volumes, doub
 }
 
 double kernel_phase_s(const KernelModel& model, const PhaseVolumes& volumes, double port_limit) {
-  double start_s = 0.0;
-  for (const RankVolume& volume : volumes.ranks) {
-    start_s = std::max(start_s, model(volumes, volume).start_s);
-  }
-  return start_s + kernel_flow_s(model, volumes, port_limit);
+  const double moving_s = moving_s_of(model, volumes, port_limit);
+  return std::max(moving_s, least_s_of(model, volumes));
 }
 
 std::unique_ptr<PhaseTransport> KernelTransport::begin(ProgramBuilder& builder, GpuResources& gpus,
@@ -240,12 +263,14 @@ std::unique_ptr<PhaseTransport> KernelTransport::begin(ProgramBuilder& builder, 
   const KernelModel times_of = model(traffic.direction, volumes);
   const auto num_ranks = static_cast<std::uint32_t>(traffic.ready.size());
   std::vector<std::uint32_t> starts(traffic.ready.begin(), traffic.ready.end());
+  const double later_s = traffic.continues ? 0.0 : late_s(times_of, volumes, cluster_);
   for (std::uint32_t rank = 0; rank < num_ranks; ++rank) {
     const std::uint32_t gpu = traffic.first_gpu + rank;
     std::uint32_t& end = kernel_ends_[gpu];
     if (traffic.continues && end != kStartEvent) continue;  // the kernel of the hop before runs on
     end = builder.add_event();
-    const double start_s = traffic.continues ? 0.0 : times_of(volumes, volumes.ranks[rank]).start_s;
+    const double start_s =
+        traffic.continues ? 0.0 : later_s + times_of(volumes, volumes.ranks[rank]).start_s;
     const std::array<std::uint32_t, 2> signals{builder.add_event(), end};
     const std::uint32_t launch = builder.add_compute(gpu, start_s, traffic.ready[rank], signals);
     starts[rank] = signals[0];

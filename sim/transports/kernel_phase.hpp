@@ -43,6 +43,7 @@ PhaseVolumes phase_volumes(const Cluster& cluster, const PhaseTraffic& traffic);
 struct KernelTimes {
   double start_s = 0.0;
   double send_s = 0.0, receive_s = 0.0;
+  double least_s = 0.0;  // the whole phase takes no less: where it would, all its ranks start later
   double pair_rate = 0.0;  // bytes per second between two ranks; zero: no limit
   double port_rate = 0.0;  // likewise, of each direction of a rank's port
 };

@@ -1,5 +1,8 @@
 // `nccl`: grouped sends and receives. Every rank pays a start cost per phase and tier before its
-// first send (StartCost in topologies/transports.hpp); then every message waits for one of the
+// first send (StartCost in topologies/transports.hpp), and a message needs its receiver's kernel as well:
+// a rank that is early waits for those it exchanges with. (What fits into the buffers of a connection, a
+// few MB, may leave before; that shortens the later rank's receiving, not the exchange, and is left
+// out.) Then every message waits for one of the
 // rank's `sends_in_flight` places, is silent for its segment's alpha, and flows no faster than its
 // segment's bandwidth. All messages of a rank share what it reaches, each direction and both
 // together; those between two ranks what the channels of their connection reach, likewise. Rows that
@@ -267,7 +270,7 @@ class NcclPhase : public PhaseTransport {
       if (segment.bandwidth) transfer.rate_cap = builder_.add_rate_cap(segment.bandwidth->value);
     }
     transfer.waits_for =
-        when_both(builder_, message.src, starts_[message.src - first_gpu_][inside ? 0 : 1], after);
+        when_both(builder_, message.src, meeting(message.src, message.dst, inside ? 0 : 1), after);
     std::vector<std::uint32_t> uses;
     rates_.use(builder_, message.src, message.dst, inside, uses);
     transfer.uses = uses;
@@ -275,11 +278,23 @@ class NcclPhase : public PhaseTransport {
   }
 
  private:
+  // From when on two ranks exchange: both kernels run.
+  std::uint32_t meeting(std::uint32_t src, std::uint32_t dst, std::size_t tier) {
+    const auto [found, is_new] =
+        meetings_.try_emplace({std::min(src, dst), std::max(src, dst), tier}, kStartEvent);
+    if (is_new) {
+      found->second = when_both(builder_, src, starts_[src - first_gpu_][tier],
+                                starts_[dst - first_gpu_][tier]);
+    }
+    return found->second;
+  }
+
   ProgramBuilder& builder_;
   const Cluster& cluster_;
   const NcclParameters& parameters_;
   SendQueues& queues_;
   Rates& rates_;
+  std::map<std::tuple<std::uint32_t, std::uint32_t, std::size_t>, std::uint32_t> meetings_;
   std::uint32_t first_gpu_;
   std::vector<std::array<std::uint32_t, 2>> starts_;  // [rank][0: scale-up, 1: network]
 };

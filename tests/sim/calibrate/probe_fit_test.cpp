@@ -137,6 +137,11 @@ TEST(PatternRates, AreSlopesBetweenTheTwoLargestSizes) {
   EXPECT_NEAR(rates.rank_one_way.value(), 80e9, 1.0);
   EXPECT_NEAR(rates.pair_one_way.value(), 100e9, 1.0);
   EXPECT_NEAR(rates.pair_both_ways.value(), 100e9, 1.0);
+  // At that rate 1 MB each way take 20 us: 29 are not half as long again, 8 us for 1 KiB are.
+  probe["curves"][10]["median_us"] = 29.0;
+  probe["curves"][11]["median_us"] = 49.0;
+  rates = parse_pattern_rates(probe.dump(), "curves.json");
+  EXPECT_EQ(rates.pair_times, (std::map<double, double>{{1024.0, 8e-6}}));
   // Times that fall say nothing, and neither do kinds that were not measured.
   probe["curves"][8]["median_us"] = 29.0;
   probe["curves"].erase(9);
@@ -172,6 +177,50 @@ TEST(PatternRates, LimitWhatUniformExchangesCannotShow) {
   EXPECT_FALSE(two.rank_total_bandwidth);
   EXPECT_FALSE(two.pair_bandwidth);
   EXPECT_FALSE(two.pair_total_bandwidth);
+}
+
+// 360 GB/s to one rank from all others are more than the 300 GB/s that a skeleton's links got from
+// uniform exchanges; links that carry more stay as they are.
+TEST(PatternRates, WidenLinks) {
+  for (const auto& [links, expected] : std::initializer_list<std::pair<const char*, double>>{
+           {"300 GB/s", 360e9}, {"450 GB/s", 450e9}}) {
+    Cluster cluster = load_cluster("h200_node", {{"scale_up.bandwidth", links}});
+    NcclTier tier;
+    tier.rank_bandwidth = Bandwidth{300e9};
+    cluster.transports = {NcclParameters{tier, std::nullopt}};
+    set_pattern_rates({360e9, 260e9, 320e9}, cluster);
+    EXPECT_DOUBLE_EQ(cluster.scale_up->bandwidth.value, expected);
+  }
+}
+
+// A launch of 5 us leaves 3.1 us of the 8.1 for 512 B, as many for 1 KiB, whose time is not allowed to fall,
+// and 6 of the 11 us for 4 KiB; 2 KiB lie a third of the way from 1 to 4 KiB. Messages beyond the last
+// have no limit.
+TEST(PatternRates, LimitSingleMessages) {
+  NcclTier tier;
+  tier.rank_bandwidth = Bandwidth{300e9};
+  StartCost start;
+  start.launch = Seconds{5e-6};
+  tier.start = {start};
+  Cluster cluster = load_cluster("h200_node");
+  cluster.transports = {NcclParameters{tier, std::nullopt}};
+  PatternRates rates{360e9, 260e9, 320e9};
+  rates.pair_times = {{512.0, 8.1e-6}, {1024.0, 8e-6}, {4096.0, 11e-6}};
+  set_pattern_rates(rates, cluster);
+  const auto& fitted = std::get<NcclParameters>(cluster.transports[0]).scale_up.value();
+  const auto rate_of = [&](std::int64_t bytes) {
+    for (const MessageSegment& segment : fitted.segments) {
+      if (segment.up_to && segment.up_to->value == bytes) return segment.bandwidth.value().value;
+    }
+    return 0.0;
+  };
+  ASSERT_EQ(fitted.segments.size(), 8U);  // 512 to 4096 in steps of half an octave, and the rest
+  EXPECT_NEAR(rate_of(512), 512.0 / 3.1e-6, 1.0);
+  EXPECT_NEAR(rate_of(1024), 1024.0 / 3.1e-6, 1.0);
+  EXPECT_NEAR(rate_of(2048), 2048.0 / (3.1e-6 + 2.9e-6 / 3.0), 1.0);
+  EXPECT_NEAR(rate_of(4096), 4096.0 / 6e-6, 1.0);
+  EXPECT_FALSE(fitted.segments.back().up_to);
+  EXPECT_FALSE(fitted.segments.back().bandwidth);
 }
 
 TEST(GpuProbe, RefusesWhatIsNoWholeProbe) {

@@ -170,6 +170,26 @@ TEST(LayerProgram, RoundsOfARelayHaveEvents) {
   };
   EXPECT_THAT(lengths(Phase::kForward), ElementsAre(1360, 1360, 1520));
   EXPECT_THAT(lengths(Phase::kGather), UnorderedElementsAre(400, 1310, 1310, 1420));
+  // The second hop has a stream of its own, which begins with an event: 100 ns after a has come to rank
+  // 2, and so does the first hop's combine, 100 ns after rank 2 has summed the result of a.
+  const auto first = [](const std::vector<Timed>& all, const auto& matches) {
+    Timed found;
+    for (const Timed& timed : all) {
+      if (matches(timed) && (found.end == 0 || timed.end < found.end)) found = timed;
+    }
+    return found;
+  };
+  const Timed a = first(messages(run, Phase::kDispatch),
+                        [](const Timed& timed) { return timed.src == 0 && timed.dst == 2; });
+  EXPECT_THAT(kernels(run, Phase::kForward),
+              IsSupersetOf({Timed{2, 2, a.end + 100, a.end + 1460}}));
+  const Timed summed = first(kernels(run, Phase::kGather), [](const Timed& timed) {
+    return timed.src == 2 && timed.end - timed.begin == 1310;
+  });
+  const Timed home = first(messages(run, Phase::kCombine),
+                           [](const Timed& timed) { return timed.src == 2 && timed.dst == 0; });
+  // The exchange's own event, 100 ns, stands before it too.
+  EXPECT_EQ(home.begin, summed.end + 200);
 }
 
 // Rows of the same messages: what the report counts.

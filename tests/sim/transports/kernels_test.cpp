@@ -83,6 +83,19 @@ TEST(DeepepNormal, APairHasItsShareOfTheWarps) {
   EXPECT_NEAR(run.execution.makespan_s, 450e-6, 1e-10);
 }
 
+// 450 us of kernel and rows; a host that needs 500 us between two starts makes it 500, one that needs
+// 300 us changes nothing.
+TEST(DeepepNormal, NoExchangeTakesLessThanTheHostNeeds) {
+  DeepepNormalParameters parameters = normal();
+  const std::vector<Message> messages{rows(0, 0, 100), rows(0, 1, 300)};
+  parameters.dispatch.least = Seconds{500e-6};
+  EXPECT_NEAR(run_phase(with(node(2), parameters), {}, messages).execution.makespan_s, 500e-6,
+              1e-10);
+  parameters.dispatch.least = Seconds{300e-6};
+  EXPECT_NEAR(run_phase(with(node(2), parameters), {}, messages).execution.makespan_s, 450e-6,
+              1e-10);
+}
+
 // Two rounds of 100 rows between the same ranks go one after the other: 50 + 100 us, and 100 us more.
 TEST(DeepepNormal, RoundsOfAPairKeepTheirOrder) {
   const auto run = run_phase(with(node(2), normal()), {}, {rows(0, 1, 100), rows(0, 1, 100)});

@@ -125,6 +125,19 @@ TEST(Nccl, ARampDelaysTheStart) {
   EXPECT_NEAR(run_phase(cluster, {}, {{0, 1, 0.5e6, 1}}).finish_s(0), 2e-3 + 0.502e-3, 1e-12);
 }
 
+// Two ranks exchange when both have started: rank 0 starts after 3 ms, so the 0.5 MB of rank 1, which
+// could leave after 2 ms, leave then too. Rank 2 starts after 2 ms and need not wait for rank 0 to
+// exchange with rank 3.
+TEST(Nccl, RanksExchangeWhenBothHaveStarted) {
+  const StartCost start{std::nullopt, Seconds{1e-3}, {}, {{Bytes{1000000}, Seconds{3e-3}}}, {}, {}};
+  const Cluster cluster = with_nccl(star(4), make_tier({MessageSegment{}}, {start}));
+  const auto run = run_phase(
+      cluster, {}, {{0, 1, 1e6, 1}, {1, 0, 0.5e6, 1}, {2, 3, 0.5e6, 1}, {3, 2, 0.5e6, 1}});
+  EXPECT_NEAR(run.finish_s(0), 3e-3 + 1.002e-3, 1e-12);
+  EXPECT_NEAR(run.finish_s(1), 3e-3 + 0.502e-3, 1e-12);
+  EXPECT_NEAR(run.finish_s(2), 2e-3 + 0.502e-3, 1e-12);
+}
+
 // Shared links: GPUs 0 and 1 of a domain send 1 MB each over a bridge of 1 GB/s (ports 10 GB/s).
 // The shared ramp gives 2 MB 5 ms where the bridge alone takes 2 ms: both start 3 ms late.
 TEST(Nccl, ASharedRampCountsTheWholeSocket) {
