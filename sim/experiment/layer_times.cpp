@@ -235,7 +235,7 @@ class PredictedTimes : public LayerTimes {
   [[nodiscard]] double predict_s(const Routing& routing, std::size_t layer_idx,
                                  const LayerPlacement& placement,
                                  ReplicaChoice choice) const override {
-    const std::uint64_t steps = std::min(num_steps(routing), kMaxTimedSteps);
+    const std::uint64_t steps = num_timed_steps(routing);
     double sum_s = 0.0;
     for (std::uint64_t step = 0; step < steps; ++step) {
       sum_s += makespan_s(
@@ -244,14 +244,14 @@ class PredictedTimes : public LayerTimes {
     return sum_s / static_cast<double>(steps);
   }
 
-  [[nodiscard]] std::vector<std::uint64_t> step_tokens(const Routing& routing) const override {
-    const std::uint64_t steps = std::min(num_steps(routing), kMaxSteps);
-    std::vector<std::uint64_t> tokens;
+  [[nodiscard]] std::vector<std::uint64_t> occurrences(const Routing& routing) const override {
+    if (!setup_.tokens_per_rank) return std::vector<std::uint64_t>(routing.num_tokens(), 1);
+    const std::uint64_t steps = std::clamp(num_steps(routing), num_timed_steps(routing), kMaxSteps);
+    std::vector<std::uint64_t> count(routing.num_tokens(), 0);
     for (std::uint64_t step = 0; step < steps; ++step) {
-      const RankTokens of_step = deal(routing, step, steps);
-      tokens.insert(tokens.end(), of_step.trace_token.begin(), of_step.trace_token.end());
+      for (const std::uint64_t token : deal(routing, step, steps).trace_token) ++count[token];
     }
-    return tokens;
+    return count;
   }
 
   // Rank r ends no earlier than notify + out[r] + work[r] + back[r], since its experts wait for all of its
@@ -264,7 +264,7 @@ class PredictedTimes : public LayerTimes {
   [[nodiscard]] double bound_s(const Routing& routing, std::size_t layer_idx,
                                std::uint32_t part_capacity, std::uint32_t num_replicas,
                                BoundEffort effort) const override {
-    const std::uint64_t steps = std::min(num_steps(routing), kMaxTimedSteps);
+    const std::uint64_t steps = num_timed_steps(routing);
     double sum_s = 0.0;
     for (std::uint64_t step = 0; step < steps; ++step) {
       const RankTokens tokens = deal(routing, step, steps);
@@ -343,6 +343,10 @@ class PredictedTimes : public LayerTimes {
     return std::max(network, std::max(0.0, rows) * shared);
   }
 
+  // Steps begin with other sequences.
+  [[nodiscard]] static std::uint64_t num_timed_steps(const Routing& routing) {
+    return std::clamp<std::uint64_t>(routing.num_sequences(), 1, kMaxTimedSteps);
+  }
   // Where a step has a small part of the routing, as many steps as make up the whole.
   [[nodiscard]] std::uint64_t num_steps(const Routing& routing) const {
     if (!setup_.tokens_per_rank) return 1;
