@@ -67,9 +67,9 @@ class LayerTimes {
   LayerTimes& operator=(const LayerTimes&) = delete;
 
   [[nodiscard]] virtual const LayerCost& cost() const = 0;
-  // Mean seconds of the layer over steps, for which the routing's tokens are dealt to the ranks. Where
-  // the routing is a step only, it is dealt from several sequences on, so that little depends on who
-  // gets which.
+  // Mean seconds of the layer over steps, for which the routing's tokens are dealt to the ranks. A
+  // routing of one step with few sequences is dealt from several of them on, so that little depends on
+  // who gets which.
   [[nodiscard]] virtual double predict_s(const Routing& routing, std::size_t layer_idx,
                                          const LayerPlacement& placement,
                                          ReplicaChoice choice) const = 0;

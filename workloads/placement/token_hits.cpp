@@ -46,15 +46,10 @@ TokenHits::TokenHits(const TokenSample& sample, std::vector<std::uint32_t> parts
   for (std::size_t token = 0; token < sample.num_tokens(); ++token) count_token(token);
 }
 
-TokenHits::Members TokenHits::members(const ExpertIdx* chosen, std::uint32_t part,
-                                      std::uint32_t except) const {
-  Members result;
-  for (std::uint32_t j = 0; j < num_topk_; ++j) {
-    if (parts_[chosen[j]] != part) continue;
-    ++result.count;
-    if (chosen[j] != except) result.other = chosen[j];
-  }
-  return result;
+bool TokenHits::is_alone(const ExpertIdx* chosen, ExpertIdx expert) const {
+  std::uint32_t count = 0;
+  for (std::uint32_t j = 0; j < num_topk_; ++j) count += parts_[chosen[j]] == parts_[expert];
+  return count == 1;
 }
 
 // The token hits the part (`change` is its weight), or no longer does (minus that).
@@ -81,7 +76,7 @@ void TokenHits::count_token(std::size_t token) {
     bool first = true;
     for (std::uint32_t j = 0; j < i; ++j) first = first && parts_[chosen[j]] != part;
     if (first) count_hit(chosen, part, weight);
-    if (members(chosen, part, chosen[i]).count == 1) count_alone(chosen, chosen[i], weight);
+    if (is_alone(chosen, chosen[i])) count_alone(chosen, chosen[i], weight);
   }
 }
 
@@ -89,10 +84,21 @@ void TokenHits::count_token(std::size_t token) {
 void TokenHits::move_in_token(std::size_t token, ExpertIdx expert, std::uint32_t target) {
   const ExpertIdx* const chosen = sample_->chosen(token);
   const std::int32_t weight = sample_->weight(token);
-  const Members left = members(chosen, parts_[expert], expert);
-  const Members joined = members(chosen, target, expert);
+  const std::uint32_t from = parts_[expert];
+  Members left;  // with the expert itself
+  Members joined;
+  for (std::uint32_t j = 0; j < num_topk_; ++j) {
+    const std::uint32_t part = parts_[chosen[j]];
+    if (part == from) {
+      ++left.count;
+      if (chosen[j] != expert) left.other = chosen[j];
+    } else if (part == target) {
+      ++joined.count;
+      joined.other = chosen[j];
+    }
+  }
   if (left.count == 1) {
-    count_hit(chosen, parts_[expert], -weight);
+    count_hit(chosen, from, -weight);
     count_alone(chosen, expert, -weight);
   } else if (left.count == 2) {
     count_alone(chosen, left.other, weight);
@@ -109,8 +115,8 @@ void TokenHits::move_in_token(std::size_t token, ExpertIdx expert, std::uint32_t
 void TokenHits::trade_in_token(std::size_t token, ExpertIdx a, ExpertIdx b) {
   const ExpertIdx* const chosen = sample_->chosen(token);
   const std::int32_t weight = sample_->weight(token);
-  const bool a_alone = members(chosen, parts_[a], a).count == 1;
-  const bool b_alone = members(chosen, parts_[b], b).count == 1;
+  const bool a_alone = is_alone(chosen, a);
+  const bool b_alone = is_alone(chosen, b);
   if (a_alone == b_alone) return;
   count_alone(chosen, a, a_alone ? -weight : weight);
   count_alone(chosen, b, b_alone ? -weight : weight);

@@ -89,13 +89,13 @@ class TokenHits {
   void swap(std::uint32_t a, std::uint32_t b);
 
  private:
-  // A token's experts in one part: their number, and one of them other than `except`.
+  // A token's experts in one part: their number, and one of them other than the one that moves.
   struct Members {
     std::uint32_t count = 0;
     ExpertIdx other = 0;
   };
-  [[nodiscard]] Members members(const ExpertIdx* chosen, std::uint32_t part,
-                                std::uint32_t except) const;
+  // Whether no other expert of the token stands in the expert's part.
+  [[nodiscard]] bool is_alone(const ExpertIdx* chosen, ExpertIdx expert) const;
   void count_hit(const ExpertIdx* chosen, std::uint32_t part, std::int32_t change);
   void count_alone(const ExpertIdx* chosen, ExpertIdx expert, std::int32_t change);
   void count_token(std::size_t token);
