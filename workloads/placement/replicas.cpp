@@ -18,8 +18,10 @@ namespace {
 constexpr std::uint32_t kMaxRounds = 4;      // of assigning tokens and refining
 constexpr std::uint32_t kRoundKicks = 8;     // of the search in a round
 constexpr std::size_t kMaxTokens = 1 << 16;  // that the greedy choice looks at
-// Exchanges of replicas for the sake of a cap: how many are tried, and how far beyond it.
-constexpr std::uint64_t kMaxExchanges = 1500;
+// Exchanges of replicas for the sake of a cap: of how many placements, how many are tried of each, and
+// how far beyond the cap.
+constexpr std::size_t kMaxNearer = 3;
+constexpr std::uint64_t kMaxExchanges = 400;
 constexpr double kNear = 1.1;
 
 LayerPlacement sorted_layer(const LayerTask& layer, RankExperts placement) {
@@ -437,7 +439,6 @@ Candidate nearer_to_caps(const LayerTask& layer, Candidate now) {
   for (bool improved = true; improved && !meets_caps(layer.request, now.counts);) {
     improved = false;
     const double excess_now = excess(layer.request, now.counts);
-    if (excess_now > kNear) break;
     const Exchanges exchanges(layer, now);
     for (const RankExperts& placement : exchanges.all()) {
       if (++tried > kMaxExchanges) return now;
@@ -529,9 +530,9 @@ RankExperts place_with_replicas(const LayerTask& layer, RankExperts (*place)(con
     return a.counts.rank_imbalance < b.counts.rank_imbalance;
   };
   std::optional<Candidate> best;
-  for (Candidate& candidate : candidates) {
+  const auto settle = [&](Candidate candidate) {
     if (!best || better(candidate, *best)) best = candidate;
-    if (!depends_on_place) continue;
+    if (!depends_on_place) return;
     for (std::uint32_t round = 0; round < kMaxRounds; ++round) {
       PartOf parts;
       const ReplicaLayer replicas = as_served(layer, candidate, parts);
@@ -540,11 +541,12 @@ RankExperts place_with_replicas(const LayerTask& layer, RankExperts (*place)(con
       if (better(next, *best)) best = next;
       if (next.counts.fan_out >= candidate.counts.fan_out &&
           meets_caps(request, candidate.counts)) {
-        break;
+        return;
       }
       candidate = std::move(next);
     }
-  }
+  };
+  for (const Candidate& candidate : candidates) settle(candidate);
   if (!best) {
     // Every way was refused without replicas counted in: the most even packing says what can be.
     throw InputError(
@@ -552,7 +554,14 @@ RankExperts place_with_replicas(const LayerTask& layer, RankExperts (*place)(con
                     "replicas, expected caps that can be met",
                     layer.layer, request.num_ranks, request.num_replicas));
   }
-  if (!meets_caps(request, best->counts)) best = nearer_to_caps(layer, *std::move(best));
+  if (!meets_caps(request, best->counts)) {
+    candidates.push_back(*best);
+    std::stable_sort(candidates.begin(), candidates.end(), better);
+    for (std::size_t i = 0; i < std::min(candidates.size(), kMaxNearer); ++i) {
+      if (excess(request, candidates[i].counts) > kNear) break;
+      settle(nearer_to_caps(layer, candidates[i]));
+    }
+  }
   if (!meets_caps(request, best->counts)) refuse(layer, best->counts);
   return best->placement;
 }
