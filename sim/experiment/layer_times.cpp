@@ -26,6 +26,7 @@ namespace coterie {
 namespace {
 
 constexpr std::uint64_t kMaxTimedSteps = 4;
+constexpr std::uint64_t kManySequences = 16;  // of a rank
 constexpr std::uint64_t kMaxSteps = 64;
 constexpr std::uint64_t kQuickBoundTokens = 1 << 16;
 constexpr double kSame = 1.02;  // channels whose rates differ less are one
@@ -235,7 +236,7 @@ class PredictedTimes : public LayerTimes {
   [[nodiscard]] double predict_s(const Routing& routing, std::size_t layer_idx,
                                  const LayerPlacement& placement,
                                  ReplicaChoice choice) const override {
-    const std::uint64_t steps = std::min(num_steps(routing), kMaxTimedSteps);
+    const std::uint64_t steps = num_timed_steps(routing);
     double sum_s = 0.0;
     for (std::uint64_t step = 0; step < steps; ++step) {
       sum_s += makespan_s(
@@ -244,14 +245,14 @@ class PredictedTimes : public LayerTimes {
     return sum_s / static_cast<double>(steps);
   }
 
-  [[nodiscard]] std::vector<std::uint64_t> step_tokens(const Routing& routing) const override {
-    const std::uint64_t steps = std::min(num_steps(routing), kMaxSteps);
-    std::vector<std::uint64_t> tokens;
+  [[nodiscard]] std::vector<std::uint64_t> occurrences(const Routing& routing) const override {
+    if (!setup_.tokens_per_rank) return std::vector<std::uint64_t>(routing.num_tokens(), 1);
+    const std::uint64_t steps = std::clamp(num_steps(routing), num_timed_steps(routing), kMaxSteps);
+    std::vector<std::uint64_t> count(routing.num_tokens(), 0);
     for (std::uint64_t step = 0; step < steps; ++step) {
-      const RankTokens of_step = deal(routing, step, steps);
-      tokens.insert(tokens.end(), of_step.trace_token.begin(), of_step.trace_token.end());
+      for (const std::uint64_t token : deal(routing, step, steps).trace_token) ++count[token];
     }
-    return tokens;
+    return count;
   }
 
   // Rank r ends no earlier than notify + out[r] + work[r] + back[r], since its experts wait for all of its
@@ -264,49 +265,64 @@ class PredictedTimes : public LayerTimes {
   [[nodiscard]] double bound_s(const Routing& routing, std::size_t layer_idx,
                                std::uint32_t part_capacity, std::uint32_t num_replicas,
                                BoundEffort effort) const override {
-    const std::uint64_t steps = std::min(num_steps(routing), kMaxTimedSteps);
+    const std::uint64_t steps = num_timed_steps(routing);
+    FanOutBoundTask task;
+    task.num_topk = routing.num_topk;
+    task.num_experts = routing.num_experts;
+    task.part_capacity = part_capacity;
+    task.num_replicas = num_replicas;
+    task.effort = effort;
+    ServingBound serving;
     double sum_s = 0.0;
     for (std::uint64_t step = 0; step < steps; ++step) {
       const RankTokens tokens = deal(routing, step, steps);
-      std::vector<ExpertIdx> experts;
-      experts.reserve(tokens.trace_token.size() * routing.num_topk);
-      std::vector<double> load(routing.num_experts, 0.0);
-      const auto layer = routing.layer_experts(layer_idx);
-      for (const std::uint64_t token : tokens.trace_token) {
-        for (std::uint32_t j = 0; j < routing.num_topk; ++j) {
-          experts.push_back(layer[token * routing.num_topk + j]);
-          load[experts.back()] += 1.0;
-        }
+      // Without a size of their own all steps have every token once.
+      if (step == 0 || setup_.tokens_per_rank) {
+        serving = serving_bound(routing.layer_experts(layer_idx), tokens, task);
       }
-      double work_s = 0.0;
-      for (const double count : load) work_s += cost_.expert_s(count);
-      FanOutBoundTask task;
-      task.experts = experts;
-      task.num_topk = routing.num_topk;
-      task.num_experts = routing.num_experts;
-      task.part_capacity = part_capacity;
-      task.num_replicas = num_replicas;
-      task.effort = effort;
-      // The quick search's passes over many tokens would no longer be quick.
-      if (effort == BoundEffort::kQuick) {
-        task.max_passes = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(
-            kQuickBoundTokens / std::max<std::size_t>(1, tokens.trace_token.size()), 1, 8));
-      }
-      const auto num_tokens = static_cast<double>(tokens.trace_token.size());
-      const auto ranks = static_cast<double>(fan_out_bound(task));
-      double nodes = num_tokens;
-      if (cost_.num_nodes() > 1) {
-        task.part_capacity = part_capacity * cost_.ranks_per_node;
-        nodes = static_cast<double>(fan_out_bound(task));
-      }
-      const double rows = cost_.rows_are_copies ? num_tokens * routing.num_topk : ranks;
-      const double work = work_s + cost_.row_s * rows;
-      const double out = wire_s(0, ranks - num_tokens, nodes - num_tokens);
-      const double back = wire_s(1, ranks - num_tokens, nodes - num_tokens);
-      sum_s += notify_s_ + least_kernels_s(tokens, load) +
-               (cost_.relayed ? std::max({work, out, back}) : work + out + back) / setup_.num_ranks;
+      sum_s += notify_s_ + least_kernels_s(tokens, serving.load) + serving.mean_s;
     }
     return sum_s / static_cast<double>(steps);
+  }
+
+ private:
+  // What the mean rank takes at least for its rows, products and results; and the experts' loads.
+  struct ServingBound {
+    double mean_s = 0.0;
+    std::vector<double> load;  // [num_experts]
+  };
+  [[nodiscard]] ServingBound serving_bound(std::span<const ExpertIdx> layer,
+                                           const RankTokens& tokens, FanOutBoundTask task) const {
+    ServingBound result;
+    result.load.assign(task.num_experts, 0.0);
+    std::vector<ExpertIdx> experts;
+    experts.reserve(tokens.trace_token.size() * task.num_topk);
+    for (const std::uint64_t token : tokens.trace_token) {
+      for (std::uint32_t j = 0; j < task.num_topk; ++j) {
+        experts.push_back(layer[token * task.num_topk + j]);
+        result.load[experts.back()] += 1.0;
+      }
+    }
+    task.experts = experts;
+    // The quick search's passes over many tokens would no longer be quick.
+    if (task.effort == BoundEffort::kQuick) {
+      task.max_passes = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(
+          kQuickBoundTokens / std::max<std::size_t>(1, tokens.trace_token.size()), 1, 8));
+    }
+    const auto num_tokens = static_cast<double>(tokens.trace_token.size());
+    const auto ranks = static_cast<double>(fan_out_bound(task));
+    double nodes = num_tokens;
+    if (cost_.num_nodes() > 1) {
+      task.part_capacity *= cost_.ranks_per_node;
+      nodes = static_cast<double>(fan_out_bound(task));
+    }
+    double work = cost_.row_s * (cost_.rows_are_copies ? num_tokens * task.num_topk : ranks);
+    for (const double count : result.load) work += cost_.expert_s(count);
+    const double out = wire_s(0, ranks - num_tokens, nodes - num_tokens);
+    const double back = wire_s(1, ranks - num_tokens, nodes - num_tokens);
+    result.mean_s =
+        (cost_.relayed ? std::max({work, out, back}) : work + out + back) / setup_.num_ranks;
+    return result;
   }
 
  private:
@@ -343,6 +359,14 @@ class PredictedTimes : public LayerTimes {
     return std::max(network, std::max(0.0, rows) * shared);
   }
 
+  // Steps begin with other sequences. Who is dealt which matters where each rank is dealt few: then
+  // there are several steps even if one has the whole routing.
+  [[nodiscard]] std::uint64_t num_timed_steps(const Routing& routing) const {
+    const std::uint64_t num_sequences = std::max<std::uint64_t>(1, routing.num_sequences());
+    const std::uint64_t of_few =
+        (kManySequences * setup_.num_ranks + num_sequences - 1) / num_sequences;
+    return std::min({kMaxTimedSteps, num_sequences, std::max(num_steps(routing), of_few)});
+  }
   // Where a step has a small part of the routing, as many steps as make up the whole.
   [[nodiscard]] std::uint64_t num_steps(const Routing& routing) const {
     if (!setup_.tokens_per_rank) return 1;

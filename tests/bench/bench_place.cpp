@@ -38,7 +38,6 @@
 #include <tuple>
 
 #include "core/error.hpp"
-#include "core/parallel.hpp"
 #include "core/statistics.hpp"
 #include "core/table.hpp"
 #include "sim/experiment/layer_times.hpp"
@@ -149,8 +148,6 @@ struct Options {
   bool speed = false;
 };
 
-constexpr unsigned kJobs = 2;
-
 struct Measured {
   std::vector<double> fan_out;  // [layers]
   double mean_fan_out = 0.0;
@@ -224,16 +221,6 @@ std::vector<TimedOn> timed_on(const std::string& model, std::uint32_t num_ranks)
   return result;
 }
 
-double mean_layer_s(const LayerTimes& times, const Routing& routing, const Placement& placement) {
-  std::vector<double> layers(routing.num_layers());
-  parallel_for(kJobs, layers.size(), [&](std::size_t i) {
-    layers[i] = times.predict_s(routing, i, placement.layers[i], placement.replica_choice);
-  });
-  double sum = 0.0;
-  for (const double seconds : layers) sum += seconds / static_cast<double>(layers.size());
-  return sum;
-}
-
 struct Contender {
   std::string name;
   PlacementRequest request;
@@ -244,7 +231,7 @@ std::vector<Contender> contenders(std::uint32_t num_ranks, const std::vector<Tim
   PlacementRequest request;
   request.num_ranks = num_ranks;
   request.ranks_per_node = std::min(num_ranks, 8u);
-  request.num_jobs = kJobs;
+  request.num_jobs = kBenchJobs;
   for (const std::string& strategy : placement_strategies()) {
     request.strategy = strategy;
     if (!strategy_needs_times(strategy)) {
@@ -286,11 +273,11 @@ void add_rows(const Options& options, const RecordedParts& set, const std::strin
   best_request.strategy = "collaboration_refined";
   best_request.num_ranks = num_ranks;
   best_request.ranks_per_node = std::min(num_ranks, 8u);
-  best_request.num_jobs = kJobs;
+  best_request.num_jobs = kBenchJobs;
   const Placement best = make_placement(set.training, best_request);
   const double bound =
       mean_distance(fan_out_distance(set.training, best, measure(set.training, best).fan_out,
-                                     std::nullopt, BoundEffort::kTight, kJobs))
+                                     std::nullopt, BoundEffort::kTight, kBenchJobs))
           .bound;
   const auto add = [&](const std::string& name, const Placement& placement, double seconds,
                        double least) {
@@ -301,7 +288,8 @@ void add_rows(const Options& options, const RecordedParts& set, const std::strin
                                     fmt::format("{:.2f}", eval.mean_load)};
     for (const TimedOn& cluster : clusters) {
       row.push_back(
-          fmt::format("{:.3f}", 1e3 * mean_layer_s(*cluster.times, set.evaluated, placement)));
+          fmt::format("{:.3f}", 1e3 * seconds_on(*cluster.times, set.evaluated, placement) /
+                                    static_cast<double>(set.evaluated.num_layers())));
     }
     row.push_back(fmt::format("{:.2f}", seconds));
     row.push_back(fmt::format("{:.1f} %", 100.0 * (train.mean_fan_out / least - 1.0)));
@@ -322,7 +310,7 @@ void add_rows(const Options& options, const RecordedParts& set, const std::strin
     if (contender.request.num_replicas > 0) {
       least = mean_distance(fan_out_distance(set.training, placement,
                                              measure(set.training, placement).fan_out, std::nullopt,
-                                             BoundEffort::kTight, kJobs))
+                                             BoundEffort::kTight, kBenchJobs))
                   .bound;
     }
     add(contender.name, placement, seconds, least);

@@ -33,7 +33,6 @@
 
 #include "core/error.hpp"
 #include "core/file.hpp"
-#include "core/parallel.hpp"
 #include "core/results.hpp"
 #include "sim/experiment/layer_times.hpp"
 #include "tests/bench/recorded.hpp"
@@ -42,8 +41,6 @@
 
 namespace coterie {
 namespace {
-
-constexpr unsigned kJobs = 2;
 
 struct Options {
   std::filesystem::path traces = std::filesystem::path(COTERIE_DATA) / "traces";
@@ -79,16 +76,6 @@ struct Set {
   ModelShape model;
   RecordedParts parts;
 };
-
-double seconds_on(const LayerTimes& times, const Routing& routing, const Placement& placement) {
-  std::vector<double> layers(routing.num_layers());
-  parallel_for(kJobs, layers.size(), [&](std::size_t i) {
-    layers[i] = times.predict_s(routing, i, placement.layers[i], placement.replica_choice);
-  });
-  double sum = 0.0;
-  for (const double seconds : layers) sum += seconds;
-  return sum;
-}
 
 struct Contender {
   std::string name;
@@ -157,7 +144,7 @@ class Bench {
     request.strategy = "time_aware";
     request.num_ranks = c.num_ranks;
     request.ranks_per_node = times->cost().ranks_per_node;
-    request.num_jobs = kJobs;
+    request.num_jobs = kBenchJobs;
     request.times = times;
     const Placement placed = make_placement(c.set.parts.training, request);
     const double learning_s =
@@ -295,7 +282,7 @@ void compare_measured(const std::filesystem::path& file, const Routing& training
     setup.tokens_per_rank = run.tokens_per_rank;
     PlacementRequest request;
     request.num_ranks = request.ranks_per_node = 4;
-    request.num_jobs = kJobs;
+    request.num_jobs = kBenchJobs;
     request.strategy = run.placement;
     if (const auto dash = run.name.rfind("refined-"); dash != std::string::npos) {
       request.max_imbalance = std::stod(run.name.substr(dash + 8));

@@ -1,5 +1,5 @@
 #pragma once
-// The recorded traces that benchmarks of placements learn on and measure on.
+// The recorded traces that benchmarks of placements learn on and measure on, and how they time them.
 
 #include <fmt/format.h>
 
@@ -11,6 +11,8 @@
 #include <variant>
 #include <vector>
 
+#include "core/parallel.hpp"
+#include "workloads/placement/layer_times.hpp"
 #include "workloads/trace/importer.hpp"
 #include "workloads/trace/routing.hpp"
 
@@ -38,6 +40,20 @@ inline std::optional<RecordedParts> load_recorded(const std::filesystem::path& t
   for (std::size_t i = 0; i < wanted; ++i) layers.push_back(i * trace.num_layers() / wanted);
   return RecordedParts{name, select_layers(select(trace, SequencePart::kEven), layers),
                        select_layers(select(trace, SequencePart::kOdd), layers)};
+}
+
+inline constexpr unsigned kBenchJobs = 2;  // threads that place and predict
+
+// Predicted seconds, summed over the layers of a routing.
+inline double seconds_on(const LayerTimes& times, const Routing& routing,
+                         const Placement& placement) {
+  std::vector<double> layers(routing.num_layers());
+  parallel_for(kBenchJobs, layers.size(), [&](std::size_t i) {
+    layers[i] = times.predict_s(routing, i, placement.layers[i], placement.replica_choice);
+  });
+  double sum = 0.0;
+  for (const double seconds : layers) sum += seconds;
+  return sum;
 }
 
 }  // namespace coterie

@@ -3,16 +3,19 @@
 namespace coterie {
 
 CoactivationGraph coactivation_graph(std::span<const ExpertIdx> experts, std::uint32_t num_topk,
-                                     std::uint32_t num_experts) {
+                                     std::uint32_t num_experts,
+                                     std::span<const std::uint32_t> token_weight) {
   // Counted flat, as edge look-ups are too slow for a pass over all tokens.
   std::vector<std::uint64_t> load(num_experts, 0);
   std::vector<std::uint32_t> together(std::size_t{num_experts} * num_experts, 0);
-  for (std::size_t begin = 0; begin + num_topk <= experts.size(); begin += num_topk) {
+  for (std::size_t token = 0; (token + 1) * num_topk <= experts.size(); ++token) {
+    const std::size_t begin = token * num_topk;
+    const std::uint32_t weight = token_weight.empty() ? 1 : token_weight[token];
     for (std::uint32_t i = 0; i < num_topk; ++i) {
       const std::size_t first = experts[begin + i];
-      ++load[first];
+      load[first] += weight;
       for (std::uint32_t j = 0; j < num_topk; ++j) {
-        ++together[first * num_experts + experts[begin + j]];
+        together[first * num_experts + experts[begin + j]] += weight;
       }
     }
   }

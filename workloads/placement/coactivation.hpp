@@ -21,8 +21,10 @@ struct CollaborationEdge {
 using CoactivationGraph =
     boost::adjacency_matrix<boost::undirectedS, ExpertVertex, CollaborationEdge>;
 
-// `experts`: [num_tokens][num_topk], ids below num_experts, distinct per token.
+// `experts`: [num_tokens][num_topk], ids below num_experts, distinct per token. `token_weight`
+// [num_tokens]: for how many tokens each stands; empty where for one.
 CoactivationGraph coactivation_graph(std::span<const ExpertIdx> experts, std::uint32_t num_topk,
-                                     std::uint32_t num_experts);
+                                     std::uint32_t num_experts,
+                                     std::span<const std::uint32_t> token_weight = {});
 
 }  // namespace coterie

@@ -11,7 +11,7 @@ namespace {
 RankExperts place(const LayerTask& layer) {
   const PartitionTask task = rank_task(layer);
   const CoactivationGraph graph =
-      coactivation_graph(layer.experts, layer.num_topk, layer.num_experts);
+      coactivation_graph(layer.experts, layer.num_topk, layer.num_experts, layer.token_weight);
   PartOf parts = greedy_partition(task, graph);
   enforce_balance(layer, task, graph, parts);
   refine_collaboration(task, graph, parts);

@@ -10,7 +10,7 @@ namespace {
 RankExperts place_refined(const LayerTask& layer) {
   const PartitionTask task = rank_task(layer);
   const CoactivationGraph graph =
-      coactivation_graph(layer.experts, layer.num_topk, layer.num_experts);
+      coactivation_graph(layer.experts, layer.num_topk, layer.num_experts, layer.token_weight);
   const FanOutSearch search{kFanOutKicks, mix64(layer.request.seed) ^ layer.layer,
                             layer.request.num_starts};
   PartOf parts = greedy_partition(task, graph);

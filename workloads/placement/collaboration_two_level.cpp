@@ -69,7 +69,7 @@ RankExperts place_two_level(const LayerTask& layer) {
   PartitionTask ranks = rank_task(layer);
   const PartitionTask nodes = node_task(layer, ranks);
   const CoactivationGraph graph =
-      coactivation_graph(layer.experts, layer.num_topk, layer.num_experts);
+      coactivation_graph(layer.experts, layer.num_topk, layer.num_experts, layer.token_weight);
   const FanOutSearch search{kFanOutKicks, mix64(layer.request.seed) ^ layer.layer,
                             layer.request.num_starts};
 

@@ -17,18 +17,28 @@ class Search {
   Search(const PartitionTask& task, const PartOf& parts)
       : task_(task),
         num_experts_(task.num_experts()),
-        sample_(task.experts, task.num_topk, num_experts_),
-        hits_(sample_, parts, task.num_parts()),
-        part_load_(task.num_parts(), 0.0),
-        node_load_(task.max_node_load.size(), 0.0),
-        guard_(task, parts) {
+        sample_(task.experts, task.num_topk, num_experts_, task.token_weight),
+        now_{{sample_, parts, task.num_parts()},
+             std::vector<double>(task.num_parts(), 0.0),
+             std::vector<double>(task.max_node_load.size(), 0.0),
+             {task, parts}} {
     for (std::uint32_t expert = 0; expert < num_experts_; ++expert) {
       add_load(parts[expert], static_cast<double>(task_.load[expert]));
     }
   }
 
-  [[nodiscard]] const PartOf& parts() const { return hits_.parts(); }
-  [[nodiscard]] std::int64_t fan_out() const { return hits_.fan_out(); }
+  // What a partition amounts to, for coming back to it: copied faster than swapped.
+  struct Reached {
+    TokenHits hits;
+    std::vector<double> part_load;  // [num_parts], of the whole training part
+    std::vector<double> node_load;  // [num_nodes] with a cap on nodes
+    ReplicaGuard guard;
+  };
+  [[nodiscard]] const Reached& now() const { return now_; }
+  void restore(const Reached& then) { now_ = then; }
+
+  [[nodiscard]] const PartOf& parts() const { return now_.hits.parts(); }
+  [[nodiscard]] std::int64_t fan_out() const { return now_.hits.fan_out(); }
 
   // Takes the best swap of each expert in turn until no expert has one.
   void descend() {
@@ -62,26 +72,17 @@ class Search {
     }
   }
 
-  // Back to `parts`, swap by swap.
-  void restore(const PartOf& parts) {
-    for (std::uint32_t a = 0; a < num_experts_; ++a) {
-      for (std::uint32_t b = a + 1; b < num_experts_ && part_of(a) != parts[a]; ++b) {
-        if (part_of(b) == parts[a] && part_of(b) != parts[b]) swap(a, b);
-      }
-    }
-  }
-
  private:
   void add_load(std::uint32_t part, double tokens) {
-    part_load_[part] += tokens;
-    if (!node_load_.empty()) node_load_[task_.node_of[part]] += tokens;
+    now_.part_load[part] += tokens;
+    if (!now_.node_load.empty()) now_.node_load[task_.node_of[part]] += tokens;
   }
 
   [[nodiscard]] std::uint32_t part_of(std::uint32_t expert) const { return parts()[expert]; }
 
   [[nodiscard]] bool may_swap(std::uint32_t a, std::uint32_t b) const {
     return part_of(a) != part_of(b) && task_.swap_zone[part_of(a)] == task_.swap_zone[part_of(b)] &&
-           guard_.allows_swap(a, b, parts());
+           now_.guard.allows_swap(a, b, parts());
   }
 
   [[nodiscard]] bool keeps_balance(std::uint32_t a, std::uint32_t b) const {
@@ -89,14 +90,14 @@ class Search {
     if (moved == 0.0) return true;
     const std::uint32_t grows = moved > 0.0 ? part_of(a) : part_of(b);
     const std::uint32_t shrinks = moved > 0.0 ? part_of(b) : part_of(a);
-    if (part_load_[grows] + std::abs(moved) > task_.max_load[grows]) return false;
-    if (node_load_.empty() || task_.node_of[grows] == task_.node_of[shrinks]) return true;
+    if (now_.part_load[grows] + std::abs(moved) > task_.max_load[grows]) return false;
+    if (now_.node_load.empty() || task_.node_of[grows] == task_.node_of[shrinks]) return true;
     const std::uint32_t node = task_.node_of[grows];
-    return node_load_[node] + std::abs(moved) <= task_.max_node_load[node];
+    return now_.node_load[node] + std::abs(moved) <= task_.max_node_load[node];
   }
 
   [[nodiscard]] std::int32_t swap_change(std::uint32_t a, std::uint32_t b) const {
-    const TokenHits::Change change = hits_.swap_change(a, b);
+    const TokenHits::Change change = now_.hits.swap_change(a, b);
     return change.at_a + change.at_b;
   }
 
@@ -104,20 +105,17 @@ class Search {
     const double moved = static_cast<double>(task_.load[b]) - static_cast<double>(task_.load[a]);
     add_load(part_of(a), moved);
     add_load(part_of(b), -moved);
-    guard_.remove(a, part_of(a));
-    guard_.remove(b, part_of(b));
-    hits_.swap(a, b);
-    guard_.add(a, part_of(a));
-    guard_.add(b, part_of(b));
+    now_.guard.remove(a, part_of(a));
+    now_.guard.remove(b, part_of(b));
+    now_.hits.swap(a, b);
+    now_.guard.add(a, part_of(a));
+    now_.guard.add(b, part_of(b));
   }
 
   const PartitionTask& task_;
   std::uint32_t num_experts_;
   TokenSample sample_;
-  TokenHits hits_;
-  std::vector<double> part_load_;  // [num_parts], of the whole training part
-  std::vector<double> node_load_;  // [num_nodes] with a cap on nodes
-  ReplicaGuard guard_;
+  Reached now_;
 };
 
 }  // namespace
@@ -126,27 +124,25 @@ void refine_fan_out(const PartitionTask& task, const FanOutSearch& search, PartO
   if (task.num_parts() < 2 || task.experts.empty()) return;
   Search state(task, parts);
   state.descend();
-  const PartOf first = state.parts();
-  PartOf best = first;
+  const Search::Reached first = state.now();
+  PartOf best = state.parts();
   std::int64_t best_fan_out = state.fan_out();
   for (std::uint32_t start = 0; start < search.num_starts; ++start) {
     if (start > 0) state.restore(first);
-    PartOf reached = first;
-    std::int64_t reached_fan_out = state.fan_out();
+    Search::Reached reached = first;
     Random random(search.seed + start);
     for (std::uint32_t kick = 0; kick < search.num_kicks; ++kick) {
       state.kick(random);
       state.descend();
-      if (state.fan_out() <= reached_fan_out) {
-        reached_fan_out = state.fan_out();
-        reached = state.parts();
+      if (state.fan_out() <= reached.hits.fan_out()) {
+        reached = state.now();
       } else {
         state.restore(reached);
       }
     }
-    if (reached_fan_out < best_fan_out) {
-      best_fan_out = reached_fan_out;
-      best = reached;
+    if (reached.hits.fan_out() < best_fan_out) {
+      best_fan_out = reached.hits.fan_out();
+      best = reached.hits.parts();
     }
   }
   parts = best;

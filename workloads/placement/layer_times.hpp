@@ -67,14 +67,15 @@ class LayerTimes {
   LayerTimes& operator=(const LayerTimes&) = delete;
 
   [[nodiscard]] virtual const LayerCost& cost() const = 0;
-  // Mean seconds of the layer over steps, for which the routing's tokens are dealt to the ranks.
+  // Mean seconds of the layer over steps, for which the routing's tokens are dealt to the ranks. A
+  // routing of one step with few sequences is dealt from several of them on, so that little depends on
+  // who gets which.
   [[nodiscard]] virtual double predict_s(const Routing& routing, std::size_t layer_idx,
                                          const LayerPlacement& placement,
                                          ReplicaChoice choice) const = 0;
-  // Positions of the tokens that such steps have, as often as they have them: what is worth learning
-  // from. A step sees the beginning of the sequences that it is dealt, which need not be like the
-  // rest.
-  [[nodiscard]] virtual std::vector<std::uint64_t> step_tokens(const Routing& routing) const = 0;
+  // [num_tokens] how often such steps have each token: what is worth learning from. A step sees the
+  // beginning of the sequences that it is dealt, which need not be like the rest.
+  [[nodiscard]] virtual std::vector<std::uint64_t> occurrences(const Routing& routing) const = 0;
   // What mean over the same steps no placement of the layer can be below, seconds. `part_capacity` are
   // the slots of the fullest rank, `num_replicas` those of all ranks beyond one per expert.
   [[nodiscard]] virtual double bound_s(const Routing& routing, std::size_t layer_idx,

@@ -156,7 +156,7 @@ PartOf parts_of(const RankExperts& placement, std::uint32_t num_experts) {
   return parts;
 }
 
-ReplicaGuard::ReplicaGuard(const PartitionTask& task, const PartOf& parts) : task_(task) {
+ReplicaGuard::ReplicaGuard(const PartitionTask& task, const PartOf& parts) : task_(&task) {
   if (task.replica_of.empty()) return;
   const std::size_t num_logical =
       std::size_t{*std::max_element(task.replica_of.begin(), task.replica_of.end())} + 1;
@@ -191,6 +191,7 @@ PartitionTask rank_task(const LayerTask& layer) {
   PartitionTask task;
   task.experts = layer.experts;
   task.num_topk = layer.num_topk;
+  task.token_weight = layer.token_weight;
   task.load = layer.load;
   task.capacity = rank_capacities(layer.num_experts, layer.request.num_ranks);
   const auto total =

@@ -18,8 +18,9 @@ using PartOf = std::vector<std::uint32_t>;  // [num_experts] part of each expert
 struct PartitionTask {
   std::span<const ExpertIdx> experts;  // [num_tokens][num_topk]
   std::uint32_t num_topk = 0;
-  std::span<const std::uint64_t> load;   // [num_experts]
-  std::vector<std::uint32_t> capacity;   // [num_parts], sums to num_experts
+  std::span<const std::uint32_t> token_weight;  // [num_tokens] as LayerTask::token_weight, or empty
+  std::span<const std::uint64_t> load;          // [num_experts]
+  std::vector<std::uint32_t> capacity;          // [num_parts], sums to num_experts
   std::vector<double> max_load;          // [num_parts] balance cap in tokens; infinite without one
   std::vector<std::uint32_t> swap_zone;  // [num_parts] experts swap only between parts of one zone
   // A cap on nodes of parts; both empty without one.
@@ -48,16 +49,16 @@ class ReplicaGuard {
  public:
   ReplicaGuard(const PartitionTask& task, const PartOf& parts);
   [[nodiscard]] bool allows(std::uint32_t expert, std::uint32_t part) const {
-    return count_.empty() || count_[index(expert, part)] < task_.max_together;
+    return count_.empty() || count_[index(expert, part)] < task_->max_together;
   }
   // Experts a and b of different parts.
   [[nodiscard]] bool allows_swap(std::uint32_t a, std::uint32_t b, const PartOf& parts) const {
     if (count_.empty()) return true;
-    if (task_.replica_of[a] == task_.replica_of[b]) return false;
+    if (task_->replica_of[a] == task_->replica_of[b]) return false;
     return allows(a, parts[b]) && allows(b, parts[a]);
   }
   [[nodiscard]] bool crowded(std::uint32_t expert, std::uint32_t part) const {
-    return !count_.empty() && count_[index(expert, part)] > task_.max_together;
+    return !count_.empty() && count_[index(expert, part)] > task_->max_together;
   }
   void add(std::uint32_t expert, std::uint32_t part) {
     if (!count_.empty()) ++count_[index(expert, part)];
@@ -68,9 +69,9 @@ class ReplicaGuard {
 
  private:
   [[nodiscard]] std::size_t index(std::uint32_t expert, std::uint32_t part) const {
-    return std::size_t{task_.replica_of[expert]} * task_.num_parts() + part;
+    return std::size_t{task_->replica_of[expert]} * task_->num_parts() + part;
   }
-  const PartitionTask& task_;
+  const PartitionTask* task_;
   std::vector<std::uint32_t> count_;  // [num_experts][num_parts]
 };
 // Swaps until no part holds too many replicas of an expert. False if it found no way.

@@ -18,6 +18,11 @@ namespace {
 constexpr std::uint32_t kMaxRounds = 4;      // of assigning tokens and refining
 constexpr std::uint32_t kRoundKicks = 8;     // of the search in a round
 constexpr std::size_t kMaxTokens = 1 << 16;  // that the greedy choice looks at
+// Exchanges of replicas for the sake of a cap: of how many placements, how many are tried of each, and
+// how far beyond the cap.
+constexpr std::size_t kMaxNearer = 3;
+constexpr std::uint64_t kMaxExchanges = 400;
+constexpr double kNear = 1.1;
 
 LayerPlacement sorted_layer(const LayerTask& layer, RankExperts placement) {
   for (auto& experts : placement) std::sort(experts.begin(), experts.end());
@@ -75,6 +80,7 @@ struct Candidate {
   RankExperts placement;
   ReplicaCounts counts;
   std::vector<std::uint32_t> serving;  // [num_tokens][num_topk]
+  std::vector<double> rank_load;       // [num_ranks]
 };
 
 Candidate make_candidate(const LayerTask& layer, RankExperts placement) {
@@ -115,6 +121,7 @@ Candidate make_candidate(const LayerTask& layer, RankExperts placement) {
   }
   result.counts.rank_imbalance = max_over_mean(rank_load);
   result.counts.node_imbalance = max_over_mean(node_load);
+  result.rank_load = std::move(rank_load);
   return result;
 }
 
@@ -353,6 +360,98 @@ double excess(const PlacementRequest& request, const ReplicaCounts& counts) {
                    counts.node_imbalance / request.max_node_imbalance.value_or(1e300)});
 }
 
+// What may relieve the fullest rank of a placement: an expert with replicas elsewhere makes room, on
+// that rank for a lighter one, or on another rank for a replica of one of that rank's; or two
+// experts of the two trade places.
+class Exchanges {
+ public:
+  Exchanges(const LayerTask& layer, const Candidate& from) : layer_(layer), from_(from) {
+    std::vector<std::uint32_t> by_load(from.rank_load.size());
+    std::iota(by_load.begin(), by_load.end(), 0u);
+    std::stable_sort(by_load.begin(), by_load.end(), [&](std::uint32_t a, std::uint32_t b) {
+      return from.rank_load[a] < from.rank_load[b];
+    });
+    fullest_ = by_load.back();
+    by_load.pop_back();
+    count_.assign(layer.num_experts, 0);
+    for (const auto& experts : from.placement) {
+      for (const ExpertIdx expert : experts) ++count_[expert];
+    }
+    by_load_.resize(layer.num_experts);
+    std::iota(by_load_.begin(), by_load_.end(), ExpertIdx{0});
+    std::stable_sort(by_load_.begin(), by_load_.end(),
+                     [&](ExpertIdx a, ExpertIdx b) { return share(a) < share(b); });
+    for (const ExpertIdx out : from.placement[fullest_]) add_lighter(out);
+    for (const std::uint32_t rank : by_load) add_replicas(rank);
+    for (const std::uint32_t rank : by_load) add_trades(rank);
+  }
+  [[nodiscard]] const std::vector<RankExperts>& all() const { return all_; }
+
+ private:
+  // Tokens of an expert over its replicas.
+  [[nodiscard]] double share(ExpertIdx expert) const {
+    return static_cast<double>(layer_.load[expert]) / count_[expert];
+  }
+  [[nodiscard]] bool holds(std::uint32_t rank, ExpertIdx expert) const {
+    return std::binary_search(from_.placement[rank].begin(), from_.placement[rank].end(), expert);
+  }
+  void add(std::uint32_t rank, ExpertIdx out, ExpertIdx in) {
+    all_.push_back(from_.placement);
+    std::replace(all_.back()[rank].begin(), all_.back()[rank].end(), out, in);
+  }
+
+  void add_lighter(ExpertIdx out) {
+    if (count_[out] == 1) return;
+    for (const ExpertIdx in : by_load_) {
+      if (share(in) >= share(out)) return;
+      if (!holds(fullest_, in)) add(fullest_, out, in);
+    }
+  }
+  void add_replicas(std::uint32_t rank) {
+    for (const ExpertIdx out : from_.placement[rank]) {
+      if (count_[out] == 1 || holds(fullest_, out)) continue;
+      for (auto in = by_load_.rbegin(); in != by_load_.rend(); ++in) {
+        if (holds(fullest_, *in) && !holds(rank, *in)) add(rank, out, *in);
+      }
+    }
+  }
+  void add_trades(std::uint32_t rank) {
+    for (const ExpertIdx a : from_.placement[fullest_]) {
+      for (const ExpertIdx b : from_.placement[rank]) {
+        if (share(b) >= share(a) || holds(fullest_, b) || holds(rank, a)) continue;
+        add(fullest_, a, b);
+        std::replace(all_.back()[rank].begin(), all_.back()[rank].end(), b, a);
+      }
+    }
+  }
+
+  const LayerTask& layer_;
+  const Candidate& from_;
+  std::uint32_t fullest_ = 0;
+  std::vector<std::uint32_t> count_;  // [num_experts] replicas
+  std::vector<ExpertIdx> by_load_;    // by share, ascending
+  std::vector<RankExperts> all_;
+};
+
+// Exchanges replicas while that brings the placement nearer to the caps, until they hold.
+Candidate nearer_to_caps(const LayerTask& layer, Candidate now) {
+  std::uint64_t tried = 0;
+  for (bool improved = true; improved && !meets_caps(layer.request, now.counts);) {
+    improved = false;
+    const double excess_now = excess(layer.request, now.counts);
+    const Exchanges exchanges(layer, now);
+    for (const RankExperts& placement : exchanges.all()) {
+      if (++tried > kMaxExchanges) return now;
+      Candidate next = make_candidate(layer, placement);
+      if (excess(layer.request, next.counts) >= excess_now) continue;
+      now = std::move(next);
+      improved = true;
+      break;
+    }
+  }
+  return now;
+}
+
 [[noreturn]] void refuse(const LayerTask& layer, const ReplicaCounts& nearest) {
   const PlacementRequest& request = layer.request;
   const bool nodes = nearest.rank_imbalance <= request.max_imbalance.value_or(1e300);
@@ -431,9 +530,9 @@ RankExperts place_with_replicas(const LayerTask& layer, RankExperts (*place)(con
     return a.counts.rank_imbalance < b.counts.rank_imbalance;
   };
   std::optional<Candidate> best;
-  for (Candidate& candidate : candidates) {
+  const auto settle = [&](Candidate candidate) {
     if (!best || better(candidate, *best)) best = candidate;
-    if (!depends_on_place) continue;
+    if (!depends_on_place) return;
     for (std::uint32_t round = 0; round < kMaxRounds; ++round) {
       PartOf parts;
       const ReplicaLayer replicas = as_served(layer, candidate, parts);
@@ -442,11 +541,12 @@ RankExperts place_with_replicas(const LayerTask& layer, RankExperts (*place)(con
       if (better(next, *best)) best = next;
       if (next.counts.fan_out >= candidate.counts.fan_out &&
           meets_caps(request, candidate.counts)) {
-        break;
+        return;
       }
       candidate = std::move(next);
     }
-  }
+  };
+  for (const Candidate& candidate : candidates) settle(candidate);
   if (!best) {
     // Every way was refused without replicas counted in: the most even packing says what can be.
     throw InputError(
@@ -454,8 +554,25 @@ RankExperts place_with_replicas(const LayerTask& layer, RankExperts (*place)(con
                     "replicas, expected caps that can be met",
                     layer.layer, request.num_ranks, request.num_replicas));
   }
+  if (!meets_caps(request, best->counts)) {
+    candidates.push_back(*best);
+    std::stable_sort(candidates.begin(), candidates.end(), better);
+    for (std::size_t i = 0; i < std::min(candidates.size(), kMaxNearer); ++i) {
+      if (excess(request, candidates[i].counts) > kNear) break;
+      settle(nearer_to_caps(layer, candidates[i]));
+    }
+  }
   if (!meets_caps(request, best->counts)) refuse(layer, best->counts);
   return best->placement;
+}
+
+ServedReplicas serve_replicas(const LayerTask& layer, const RankExperts& placement) {
+  ServedReplicas result;
+  ReplicaLayer served = as_served(layer, make_candidate(layer, placement), result.parts);
+  result.replica_of = std::move(served.replica_of);
+  result.experts = std::move(served.experts);
+  result.load = std::move(served.load);
+  return result;
 }
 
 std::vector<std::uint32_t> replicas_by_load(std::span<const std::uint64_t> load,

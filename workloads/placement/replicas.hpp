@@ -20,11 +20,21 @@ namespace coterie {
 //                the new rank anyway;
 //   by balance   (with a cap) the most even packing that balance_jointly finds.
 // Under locality and static the tokens are then assigned to replicas by the rule, the placement
-// refined for that assignment, and so on while the fan-out falls. `keep_nodes`: such refinement
-// moves experts inside their nodes only. Throws InputError with the smallest cap that was found
-// where none is met.
+// refined for that assignment, and so on while the fan-out falls. Where a cap is nearly met,
+// replicas are then exchanged one by one. `keep_nodes`: refinement moves experts inside their nodes
+// only. Throws InputError with the smallest cap that was found where none is met.
 RankExperts place_with_replicas(const LayerTask& layer, RankExperts (*place)(const LayerTask&),
                                 bool keep_nodes = false);
+
+// The replicas of a placement as experts of their own, in order of expert and rank, with the tokens
+// that the request's rule gives each.
+struct ServedReplicas {
+  std::vector<ExpertIdx> replica_of;  // [num_replicas in all] ascending
+  std::vector<std::uint32_t> parts;   // [num_replicas in all] the rank of each
+  std::vector<ExpertIdx> experts;     // [num_tokens][num_topk] replicas
+  std::vector<std::uint64_t> load;    // [num_replicas in all]
+};
+ServedReplicas serve_replicas(const LayerTask& layer, const RankExperts& placement);
 
 // Replicas of each expert, greedily for the highest load per replica, as EPLB does; ties go to the
 // lower id. Throws InputError where num_replicas is more than the ranks can hold. [num_experts]

@@ -27,6 +27,8 @@ struct LayerTask {
   std::span<const ExpertIdx> replica_of = {};
   // [num_sequences + 1] first token of each; empty unless kTokens is needed.
   std::span<const std::uint64_t> sequence_begin = {};
+  // [num_tokens] for how many tokens each stands; empty where for one. `load` counts them all.
+  std::span<const std::uint32_t> token_weight = {};
 
   [[nodiscard]] std::size_t num_tokens() const {
     return num_topk == 0 ? 0 : experts.size() / num_topk;

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <numeric>
 #include <optional>
 #include <utility>
 
@@ -11,6 +13,7 @@
 #include "core/random.hpp"
 #include "workloads/placement/layer_times.hpp"
 #include "workloads/placement/partition.hpp"
+#include "workloads/placement/replicas.hpp"
 #include "workloads/placement/time_search.hpp"
 
 namespace coterie {
@@ -18,7 +21,10 @@ namespace {
 
 constexpr std::uint64_t kMaxEvaluations = 400'000;  // of swaps, beyond the first descents
 constexpr std::uint32_t kKicks = 40;
-constexpr double kEvenCap = 1.05;  // of a start that is as even as balance alone
+constexpr std::uint64_t kMaxWeight = 1 << 29;
+constexpr std::size_t kReplicaStarts = 3;    // placements with replicas that are refined
+constexpr std::uint32_t kReplicaRounds = 3;  // of swapping and giving tokens out anew
+constexpr double kEvenCap = 1.05;            // of a start that is as even as balance alone
 constexpr double kHopeless = 1.1;  // times the least cost by the rates: not worth a prediction
 
 // How far the load of a rank on as many other sequences strays from that on these, over its mean:
@@ -52,22 +58,31 @@ double load_noise(const LayerTask& layer, const PartOf& parts) {
   return std::sqrt(2.0 * variance / num_ranks) / (total / num_ranks);
 }
 
-// The layer as the steps see it that are timed.
+// The layer as the steps see it that are timed: the tokens that occur in them, and how often.
 struct StepLayer {
   std::vector<ExpertIdx> experts;
   std::vector<std::uint64_t> load;
+  std::vector<std::uint32_t> weight;
   std::vector<std::uint32_t> token_rank;
 };
-StepLayer of_steps(const LayerTask& layer, const std::vector<std::uint64_t>& tokens) {
+StepLayer of_steps(const LayerTask& layer, const std::vector<std::uint64_t>& occurrences) {
+  // Sums of weights are kept in 31 bits.
+  std::uint64_t unit = 1;
+  const auto total = [&] {
+    return std::accumulate(occurrences.begin(), occurrences.end(), std::uint64_t{0});
+  };
+  while (total() / unit > kMaxWeight) unit *= 2;
   StepLayer steps;
-  steps.experts.reserve(tokens.size() * layer.num_topk);
   steps.load.assign(layer.num_experts, 0);
-  for (const std::uint64_t token : tokens) {
+  for (std::size_t token = 0; token < occurrences.size(); ++token) {
+    const std::uint64_t weight = (occurrences[token] + unit - 1) / unit;
+    if (weight == 0) continue;
     for (std::uint32_t j = 0; j < layer.num_topk; ++j) {
       const ExpertIdx expert = layer.experts[token * layer.num_topk + j];
       steps.experts.push_back(expert);
-      ++steps.load[expert];
+      steps.load[expert] += weight;
     }
+    steps.weight.push_back(static_cast<std::uint32_t>(weight));
     if (!layer.token_rank.empty()) steps.token_rank.push_back(layer.token_rank[token]);
   }
   return steps;
@@ -107,9 +122,9 @@ RankExperts place_by(Place place, const LayerTask& layer, std::optional<double> 
   PlacementRequest request = layer.request;
   request.max_imbalance = cap;
   request.num_starts = 1;  // the search by time follows
-  const LayerTask task{layer.layer,      layer.num_experts, layer.num_topk,
-                       layer.experts,    layer.load,        request,
-                       layer.token_rank, layer.replica_of,  layer.sequence_begin};
+  const LayerTask task{layer.layer,          layer.num_experts, layer.num_topk,   layer.experts,
+                       layer.load,           request,           layer.token_rank, layer.replica_of,
+                       layer.sequence_begin, layer.token_weight};
   return place(task);
 }
 
@@ -134,18 +149,68 @@ std::vector<RankExperts> replicated_candidates(const LayerTask& layer) {
   return candidates;
 }
 
+// Swaps replicas for the time that the rates give, tokens staying with their replicas; then the rule
+// gives them out anew, and so on while that helps.
+struct Refined {
+  double cost_s;
+  RankExperts placement;
+};
+Refined refine_replicas(const LayerTask& layer, const LayerCost& cost, RankExperts placement,
+                        std::uint32_t num_rounds) {
+  Refined best{std::numeric_limits<double>::infinity(), {}};
+  for (std::uint32_t round = 0; round <= num_rounds; ++round) {
+    ServedReplicas served = serve_replicas(layer, placement);
+    const TokenSample sample(served.experts, layer.num_topk,
+                             static_cast<std::uint32_t>(served.load.size()));
+    TimeTask task{sample, served.load, cost};
+    task.replica_of = served.replica_of;
+    const double cost_s = expected_cost_s(task, served.parts);
+    if (cost_s >= best.cost_s) break;
+    best = {cost_s, placement};
+    if (round == num_rounds) break;
+    refine_time(task, {}, served.parts);
+    placement = to_rank_experts(served.parts, cost.num_ranks);
+    for (auto& experts : placement) {
+      for (ExpertIdx& expert : experts) expert = served.replica_of[expert];
+    }
+  }
+  return best;
+}
+
+RankExperts place_replicated(const LayerTask& layer, const LayerTask& seen,
+                             const Routing& routing) {
+  const LayerCost& cost = layer.request.times->cost();
+  std::vector<RankExperts> candidates = replicated_candidates(seen);
+  std::vector<Refined> starts;
+  for (const RankExperts& candidate : candidates) {
+    starts.push_back(refine_replicas(seen, cost, candidate, 0));
+  }
+  std::stable_sort(starts.begin(), starts.end(),
+                   [](const Refined& a, const Refined& b) { return a.cost_s < b.cost_s; });
+  if (starts.size() > kReplicaStarts) starts.erase(starts.begin() + kReplicaStarts, starts.end());
+  for (const Refined& start : starts) {
+    candidates.push_back(refine_replicas(seen, cost, start.placement, kReplicaRounds).placement);
+  }
+  return fastest(layer, routing, std::move(candidates));
+}
+
 }  // namespace
 
 RankExperts place_time_aware(const LayerTask& layer) {
   const LayerTimes& times = *layer.request.times;
   const LayerCost& cost = times.cost();
   const Routing routing = routing_of(layer);
-  const StepLayer steps = of_steps(layer, times.step_tokens(routing));
+  const StepLayer steps = of_steps(layer, times.occurrences(routing));
   LayerTask seen{layer.layer, layer.num_experts, layer.num_topk,   steps.experts,
                  steps.load,  layer.request,     steps.token_rank, layer.replica_of};
   if (layer.request.num_replicas > 0) {
-    return fastest(layer, routing, replicated_candidates(seen));
+    // Replicas are placed for tokens that count once each.
+    std::vector<std::uint64_t> load(layer.num_experts, 0);
+    for (const ExpertIdx expert : steps.experts) ++load[expert];
+    seen.load = load;
+    return place_replicated(layer, seen, routing);
   }
+  seen.token_weight = steps.weight;
   constexpr std::size_t kContiguous = 1;
   std::vector<RankExperts> candidates;
   candidates.push_back(place_by(place_collaboration, seen, std::nullopt));
@@ -160,7 +225,7 @@ RankExperts place_time_aware(const LayerTask& layer) {
     // A cap that cannot be met is none of the caller's.
   }
 
-  const TokenSample sample(steps.experts, layer.num_topk, layer.num_experts);
+  const TokenSample sample(steps.experts, layer.num_topk, layer.num_experts, steps.weight);
   TimeTask task{sample, steps.load, cost};
   const PartOf together = parts_of(candidates[0], layer.num_experts);
   task.log2_exponent = noise_exponent(task, together, load_noise(layer, together));

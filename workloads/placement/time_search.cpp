@@ -12,6 +12,7 @@
 #include <array>
 #include <cmath>
 #include <numeric>
+#include <optional>
 #include <utility>
 
 #include "core/random.hpp"
@@ -73,10 +74,10 @@ class State {
         num_experts_(task.sample.num_experts()),
         num_ranks_(task.cost.num_ranks),
         num_nodes_(task.cost.num_nodes()),
-        ranks_(task.sample, parts, num_ranks_),
-        nodes_(task.sample, nodes_of(parts), num_nodes_),
+        replicas_(replica_task(task)),
+        now_(task.sample, parts, num_ranks_, replicas_),
         row_scale_(task.cost.group_tokens /
-                   std::max<double>(1.0, static_cast<double>(task.sample.num_tokens()))),
+                   std::max<double>(1.0, static_cast<double>(task.sample.total_weight()))),
         channels_{Channels(task.cost.out, num_nodes_), Channels(task.cost.back, num_nodes_)},
         num_squarings_(task.log2_exponent) {
     const double total =
@@ -92,11 +93,30 @@ class State {
       node_relay_s_[d].resize(num_nodes_);
       node_both_s_[d].resize(num_nodes_);
     }
+    rank_s_.resize(num_ranks_);
+    per_round_ = 1.0 / cost_.num_rounds;
+    if (cost_.relayed) now_.nodes.emplace(task.sample, nodes_of(parts), num_nodes_);
     recount();
-    unit_s_ = std::max(mean_cost().first, 1e-12);
+    per_unit_ = 1.0 / std::max(mean_cost().first, 1e-12);
   }
 
-  [[nodiscard]] const std::vector<std::uint32_t>& parts() const { return ranks_.parts(); }
+  // What a placement amounts to, for coming back to it: copied faster than swapped.
+  struct Reached {
+    Reached(const TokenSample& sample, const std::vector<std::uint32_t>& parts,
+            std::uint32_t num_ranks, const PartitionTask& replicas)
+        : ranks(sample, parts, num_ranks), guard(replicas, parts) {}
+    TokenHits ranks;
+    std::optional<TokenHits> nodes;  // where rows are relayed
+    std::vector<double> rows;        // [num_ranks] X
+    std::vector<double> work;        // [num_ranks] seconds of its experts
+    double sum_rows = 0.0, sum_nodes = 0.0;
+    std::array<Loads, 2> loads;
+    ReplicaGuard guard;
+  };
+  [[nodiscard]] const Reached& now() const { return now_; }
+  void restore(const Reached& then) { now_ = then; }
+
+  [[nodiscard]] const std::vector<std::uint32_t>& parts() const { return now_.ranks.parts(); }
 
   // The two objectives as the placement stands.
   [[nodiscard]] double largest() { return reduce(true); }
@@ -106,8 +126,9 @@ class State {
   [[nodiscard]] std::pair<double, double> mean_cost() {
     nodes_seconds(0);
     nodes_seconds(1);
+    set_rank_seconds(0.0);
     double own = 0.0;
-    for (std::uint32_t rank = 0; rank < num_ranks_; ++rank) own += rank_cost(rank) / num_ranks_;
+    for (const double seconds : rank_s_) own += seconds / num_ranks_;
     return {own + common_s(), own};
   }
 
@@ -123,10 +144,12 @@ class State {
   void swap(std::uint32_t a, std::uint32_t b) {
     apply(delta_of(a, b), 1.0);
     const bool crosses = node(parts()[a]) != node(parts()[b]);
-    ranks_.swap(a, b);
-    if (crosses && cost_.relayed) {
-      nodes_.swap(a, b);
-    }
+    now_.guard.remove(a, parts()[a]);
+    now_.guard.remove(b, parts()[b]);
+    now_.ranks.swap(a, b);
+    now_.guard.add(a, parts()[a]);
+    now_.guard.add(b, parts()[b]);
+    if (crosses && now_.nodes) now_.nodes->swap(a, b);
     if (++num_swaps_ % 64 == 0) recount();  // free of rounding
   }
 
@@ -136,7 +159,7 @@ class State {
       double best = now * (1.0 - 1e-9);
       std::uint32_t partner = num_experts_;
       for (std::uint32_t b = 0; b < num_experts_; ++b) {
-        if (parts()[a] == parts()[b]) continue;
+        if (!may_swap(a, b)) continue;
         ++evaluations;
         const double value = smooth_after(a, b);
         if (value < best) {
@@ -157,21 +180,25 @@ class State {
          ++attempt) {
       const auto a = static_cast<std::uint32_t>(random.index(num_experts_));
       const auto b = static_cast<std::uint32_t>(random.index(num_experts_));
-      if (parts()[a] == parts()[b]) continue;
+      if (!may_swap(a, b)) continue;
       swap(a, b);
       ++done;
     }
   }
 
-  void restore(const std::vector<std::uint32_t>& parts_then) {
-    for (std::uint32_t a = 0; a < num_experts_; ++a) {
-      for (std::uint32_t b = a + 1; b < num_experts_ && parts()[a] != parts_then[a]; ++b) {
-        if (parts()[b] == parts_then[a] && parts()[b] != parts_then[b]) swap(a, b);
-      }
-    }
+ private:
+  // What a guard of replicas has to know.
+  static PartitionTask replica_task(const TimeTask& task) {
+    PartitionTask result;
+    result.load = task.load;
+    result.capacity.resize(task.cost.num_ranks);
+    result.replica_of = task.replica_of;
+    return result;
+  }
+  [[nodiscard]] bool may_swap(std::uint32_t a, std::uint32_t b) const {
+    return parts()[a] != parts()[b] && now_.guard.allows_swap(a, b, parts());
   }
 
- private:
   struct Delta {
     std::uint32_t rank_a = 0, rank_b = 0;
     double rows_a = 0.0, rows_b = 0.0;    // X
@@ -194,12 +221,12 @@ class State {
       delta.rows_a = tokens_[b] - tokens_[a];
       delta.rows_b = -delta.rows_a;
     } else {
-      const TokenHits::Change change = ranks_.swap_change(a, b);
+      const TokenHits::Change change = now_.ranks.swap_change(a, b);
       delta.rows_a = row_scale_ * change.at_a;
       delta.rows_b = row_scale_ * change.at_b;
     }
-    if (cost_.relayed && node(delta.rank_a) != node(delta.rank_b)) {
-      const TokenHits::Change change = nodes_.swap_change(a, b);
+    if (now_.nodes && node(delta.rank_a) != node(delta.rank_b)) {
+      const TokenHits::Change change = now_.nodes->swap_change(a, b);
       delta.nodes_a = row_scale_ * change.at_a;
       delta.nodes_b = row_scale_ * change.at_b;
     }
@@ -209,51 +236,52 @@ class State {
   void apply(const Delta& delta, double sign) {
     const std::uint32_t node_a = node(delta.rank_a);
     const std::uint32_t node_b = node(delta.rank_b);
-    rows_[delta.rank_a] += sign * delta.rows_a;
-    rows_[delta.rank_b] += sign * delta.rows_b;
-    work_[delta.rank_a] += sign * delta.work_a;
-    work_[delta.rank_b] += sign * delta.work_b;
-    sum_rows_ += sign * (delta.rows_a + delta.rows_b);
-    sum_nodes_ += sign * (delta.nodes_a + delta.nodes_b);
+    now_.rows[delta.rank_a] += sign * delta.rows_a;
+    now_.rows[delta.rank_b] += sign * delta.rows_b;
+    now_.work[delta.rank_a] += sign * delta.work_a;
+    now_.work[delta.rank_b] += sign * delta.work_b;
+    now_.sum_rows += sign * (delta.rows_a + delta.rows_b);
+    now_.sum_nodes += sign * (delta.nodes_a + delta.nodes_b);
     for (std::size_t d = 0; d < 2; ++d) {
       for (std::size_t c = 0; c < channels_[d].size(); ++c) {
-        loads_[d].rows[c] += sign * (channels_[d].row_s(c, node_a) * delta.rows_a +
-                                     channels_[d].row_s(c, node_b) * delta.rows_b);
+        now_.loads[d].rows[c] += sign * (channels_[d].row_s(c, node_a) * delta.rows_a +
+                                         channels_[d].row_s(c, node_b) * delta.rows_b);
         if (!cost_.relayed) continue;
-        loads_[d].relays[c] += sign * (channels_[d].relay_s(c, node_a) * delta.nodes_a +
-                                       channels_[d].relay_s(c, node_b) * delta.nodes_b);
+        now_.loads[d].relays[c] += sign * (channels_[d].relay_s(c, node_a) * delta.nodes_a +
+                                           channels_[d].relay_s(c, node_b) * delta.nodes_b);
       }
     }
   }
 
   void recount() {
-    rows_.assign(num_ranks_, 0.0);
-    work_.assign(num_ranks_, 0.0);
+    now_.rows.assign(num_ranks_, 0.0);
+    now_.work.assign(num_ranks_, 0.0);
     std::vector<double> node_rows(num_nodes_, 0.0);
     std::vector<double> node_tokens(num_nodes_, 0.0);
     for (std::uint32_t e = 0; e < num_experts_; ++e) {
-      work_[parts()[e]] += expert_s_[e];
-      if (cost_.rows_are_copies) rows_[parts()[e]] += tokens_[e];
+      now_.work[parts()[e]] += expert_s_[e];
+      if (cost_.rows_are_copies) now_.rows[parts()[e]] += tokens_[e];
     }
-    sum_rows_ = sum_nodes_ = 0.0;
+    now_.sum_rows = now_.sum_nodes = 0.0;
     for (std::uint32_t rank = 0; rank < num_ranks_; ++rank) {
       if (!cost_.rows_are_copies) {
-        rows_[rank] = row_scale_ * static_cast<double>(ranks_.part_tokens()[rank]);
+        now_.rows[rank] = row_scale_ * static_cast<double>(now_.ranks.part_tokens()[rank]);
       }
-      node_rows[node(rank)] += rows_[rank];
-      sum_rows_ += rows_[rank];
+      node_rows[node(rank)] += now_.rows[rank];
+      now_.sum_rows += now_.rows[rank];
     }
-    for (std::uint32_t n = 0; n < num_nodes_; ++n) {
-      node_tokens[n] = row_scale_ * static_cast<double>(nodes_.part_tokens()[n]);
-      sum_nodes_ += node_tokens[n];
+    for (std::uint32_t n = 0; now_.nodes && n < num_nodes_; ++n) {
+      node_tokens[n] = row_scale_ * static_cast<double>(now_.nodes->part_tokens()[n]);
+      now_.sum_nodes += node_tokens[n];
     }
     for (std::size_t d = 0; d < 2; ++d) {
-      loads_[d].rows.assign(channels_[d].size(), 0.0);
-      loads_[d].relays.assign(channels_[d].size(), 0.0);
+      Loads& loads = now_.loads[d];
+      loads.rows.assign(channels_[d].size(), 0.0);
+      loads.relays.assign(channels_[d].size(), 0.0);
       for (std::size_t c = 0; c < channels_[d].size(); ++c) {
         for (std::uint32_t n = 0; n < num_nodes_; ++n) {
-          loads_[d].rows[c] += channels_[d].row_s(c, n) * node_rows[n];
-          loads_[d].relays[c] += channels_[d].relay_s(c, n) * node_tokens[n];
+          loads.rows[c] += channels_[d].row_s(c, n) * node_rows[n];
+          loads.relays[c] += channels_[d].relay_s(c, n) * node_tokens[n];
         }
       }
     }
@@ -267,8 +295,8 @@ class State {
     const Channels& channels = channels_[d];
     for (std::size_t c = 0; c < channels.size(); ++c) {
       const double base = channels.base_s[c];
-      const double rows = base + loads_[d].rows[c];
-      const double relays = base + loads_[d].relays[c];
+      const double rows = base + now_.loads[d].rows[c];
+      const double relays = base + now_.loads[d].relays[c];
       const double both = rows + relays - base;
       for (std::uint32_t i = channels.begin[c]; i < channels.begin[c + 1]; ++i) {
         const Channels::Crossing& crossing = channels.crossings[i];
@@ -283,59 +311,63 @@ class State {
     }
   }
 
+  // Of a rank of node n in direction d.
   [[nodiscard]] double direction_s(std::size_t d, const LayerCost::Direction& direction,
-                                   std::uint32_t rank) const {
-    const std::uint32_t n = node(rank);
-    const double own = direction.own_base_s[rank] + direction.own_row_s[rank] * rows_[rank];
+                                   std::uint32_t n, std::uint32_t rank) const {
+    const double own = direction.own_base_s[rank] + direction.own_row_s[rank] * now_.rows[rank];
     const double rows = std::max(own, node_rows_s_[d][n]);
     if (!cost_.relayed) return rows;
     const double relays = node_relay_s_[d][n];
     return std::max(node_both_s_[d][n],
-                    std::max(rows, relays) + std::min(rows, relays) / cost_.num_rounds);
+                    std::max(rows, relays) + std::min(rows, relays) * per_round_);
   }
 
-  [[nodiscard]] double rank_cost(std::uint32_t rank) const {
-    return direction_s(0, cost_.out, rank) + cost_.row_s * rows_[rank] + work_[rank] +
-           direction_s(1, cost_.back, rank);
+  // rank_s_: what the ranks have of their own, and `common` on top. By nodes, so that the inner loop
+  // is one over arrays.
+  void set_rank_seconds(double common) {
+    for (std::uint32_t n = 0, begin = 0; begin < num_ranks_; ++n, begin += cost_.ranks_per_node) {
+      const std::uint32_t end = std::min(begin + cost_.ranks_per_node, num_ranks_);
+      for (std::uint32_t rank = begin; rank < end; ++rank) {
+        rank_s_[rank] = common + direction_s(0, cost_.out, n, rank) +
+                        cost_.row_s * now_.rows[rank] + now_.work[rank] +
+                        direction_s(1, cost_.back, n, rank);
+      }
+    }
   }
 
   [[nodiscard]] double common_s() const {
     return cost_.fixed_s +
-           cost_.source_row_s * (cost_.relayed ? sum_nodes_ : sum_rows_) / num_ranks_;
+           cost_.source_row_s * (cost_.relayed ? now_.sum_nodes : now_.sum_rows) / num_ranks_;
   }
 
   double reduce(bool largest) {
     nodes_seconds(0);
     nodes_seconds(1);
-    const double common = common_s();
-    double most = 0.0;
-    double sum = 0.0;
-    for (std::uint32_t rank = 0; rank < num_ranks_; ++rank) {
-      const double cost = common + rank_cost(rank);
-      most = std::max(most, cost);
-      double power = cost / unit_s_;
-      for (std::uint32_t i = 0; i < num_squarings_; ++i) power *= power;
-      sum += power;
+    set_rank_seconds(common_s());
+    if (largest) return *std::max_element(rank_s_.begin(), rank_s_.end());
+    for (double& seconds : rank_s_) seconds *= per_unit_;
+    for (std::uint32_t i = 0; i < num_squarings_; ++i) {
+      for (double& power : rank_s_) power *= power;
     }
-    if (largest) return most;
-    return unit_s_ * std::pow(sum / num_ranks_, 1.0 / static_cast<double>(1u << num_squarings_));
+    double sum = 0.0;
+    for (const double power : rank_s_) sum += power;
+    return std::pow(sum / num_ranks_, 1.0 / static_cast<double>(1u << num_squarings_)) / per_unit_;
   }
 
   const LayerCost& cost_;
   const TokenSample& sample_;
   std::uint32_t num_experts_, num_ranks_, num_nodes_;
-  TokenHits ranks_, nodes_;
+  PartitionTask replicas_;
+  Reached now_;
   double row_scale_;
   std::array<Channels, 2> channels_;
   std::vector<double> tokens_;    // [num_experts] L
   std::vector<double> expert_s_;  // [num_experts]
-  std::vector<double> rows_;      // [num_ranks] X
-  std::vector<double> work_;      // [num_ranks] seconds of its experts
-  double sum_rows_ = 0.0, sum_nodes_ = 0.0;
-  std::array<Loads, 2> loads_;
+  std::vector<double> rank_s_;    // [num_ranks] of set_rank_seconds
   // [direction][num_nodes] seconds of the slowest channel that the node's rows cross.
   std::array<std::vector<double>, 2> node_rows_s_, node_relay_s_, node_both_s_;
-  double unit_s_ = 1.0;
+  double per_unit_ = 1.0;
+  double per_round_ = 1.0;
   std::uint32_t num_squarings_;
   std::uint64_t num_swaps_ = 0;
 };
@@ -369,7 +401,7 @@ void refine_time(const TimeTask& task, const TimeSearch& search,
   State state(task, parts);
   std::uint64_t evaluations = 0;
   state.descend(evaluations);
-  std::vector<std::uint32_t> best = state.parts();
+  State::Reached best = state.now();
   double best_s = state.smooth();
   Random random(search.seed);
   for (std::uint32_t kick = 0; kick < search.num_kicks && evaluations < search.max_evaluations;
@@ -379,12 +411,12 @@ void refine_time(const TimeTask& task, const TimeSearch& search,
     const double now_s = state.smooth();
     if (now_s <= best_s) {
       best_s = now_s;
-      best = state.parts();
+      best = state.now();
     } else {
       state.restore(best);
     }
   }
-  parts = best;
+  parts = best.ranks.parts();
 }
 
 }  // namespace coterie

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "workloads/placement/layer_times.hpp"
+#include "workloads/placement/partition.hpp"
 #include "workloads/placement/token_hits.hpp"
 
 namespace coterie {
@@ -16,6 +17,8 @@ struct TimeTask {
   std::span<const std::uint64_t> load;
   const LayerCost& cost;
   std::uint32_t log2_exponent = 5;  // see noise_exponent
+  // LayerTask::replica_of, where the experts are replicas; or empty.
+  std::span<const ExpertIdx> replica_of = {};
 };
 
 // How sharply the slowest rank counts (time_search.cpp), given how far the cost of a rank on unseen

@@ -14,11 +14,7 @@ namespace {
 
 // Everything but tokens.
 Routing without_tokens(const Routing& routing) {
-  Routing result;
-  result.model = routing.model;
-  result.origin = routing.origin;
-  result.num_experts = routing.num_experts;
-  result.num_topk = routing.num_topk;
+  Routing result = routing_head(routing);
   result.layers = routing.layers;
   result.sequence_begin.push_back(0);
   return result;

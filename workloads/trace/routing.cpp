@@ -183,13 +183,18 @@ std::vector<T> gather(const std::vector<T>& source, const Routing& routing,
 
 }  // namespace
 
+Routing routing_head(const Routing& routing) {
+  Routing head;
+  head.model = routing.model;
+  head.origin = routing.origin;
+  head.num_experts = routing.num_experts;
+  head.num_topk = routing.num_topk;
+  return head;
+}
+
 Routing select(const Routing& routing, SequencePart part) {
   if (part == SequencePart::kAll) return routing;
-  Routing selected;
-  selected.model = routing.model;
-  selected.origin = routing.origin;
-  selected.num_experts = routing.num_experts;
-  selected.num_topk = routing.num_topk;
+  Routing selected = routing_head(routing);
   selected.layers = routing.layers;
   selected.sequence_begin.push_back(0);
   std::vector<std::pair<std::uint64_t, std::uint64_t>> ranges;
@@ -204,11 +209,7 @@ Routing select(const Routing& routing, SequencePart part) {
 }
 
 Routing select_layers(const Routing& routing, std::span<const std::size_t> layer_idxs) {
-  Routing selected;
-  selected.model = routing.model;
-  selected.origin = routing.origin;
-  selected.num_experts = routing.num_experts;
-  selected.num_topk = routing.num_topk;
+  Routing selected = routing_head(routing);
   selected.sequence_begin = routing.sequence_begin;
   for (const std::size_t layer_idx : layer_idxs) {
     if (layer_idx >= routing.num_layers()) throw std::logic_error("no such layer");

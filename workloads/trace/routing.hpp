@@ -63,6 +63,9 @@ struct ExpertCounts {
 std::vector<std::string> check(const Routing& routing);
 std::vector<std::string> check(const ExpertCounts& counts);
 
+// The trace without tokens, sequences and layers: what its parts have in common.
+Routing routing_head(const Routing& routing);
+
 // Which sequences of a trace are meant.
 enum class SequencePart : std::uint8_t { kAll, kEven, kOdd };
 std::optional<SequencePart> parse_sequence_part(std::string_view name);  // all, even, odd

@@ -115,6 +115,35 @@ TEST(LayerTimes, AreKeptApartByWhatTheyDependOn) {
   EXPECT_THROW(make_layer_times(other), InputError);
 }
 
+// Four sequences on four ranks, each token once: the times are the mean over every rotation of the
+// deal, so that a trace which begins with another of its sequences has the same. One deal alone
+// depends on it, by what it finds on the sender's own rank.
+TEST(LayerTimes, DoNotDependOnWhichRankTheFirstSequenceIsDealt) {
+  LayerTimesSetup setup = small_setup(4, 1);
+  setup.tokens_per_rank.reset();
+  const Routing routing = testing::planted_routing({4, 2, 160, 4, 1}, 2, 0.7, 7);
+  setup.training_tokens = routing.num_tokens();
+  const auto times = make_layer_times(setup);
+  const LayerPlacement layer{1, {{0}, {1}, {2}, {3}}};
+  const double predicted_s = times->predict_s(routing, 0, layer, ReplicaChoice::kLocality);
+  Routing rotated = routing;
+  std::rotate(rotated.experts.begin(), rotated.experts.begin() + 40 * 2, rotated.experts.end());
+  EXPECT_NE(rotated.experts, routing.experts);
+  EXPECT_NEAR(times->predict_s(rotated, 0, layer, ReplicaChoice::kLocality), predicted_s,
+              1e-9 * predicted_s);
+  EXPECT_THAT(times->occurrences(routing), Each(1u));
+}
+
+// A step of 2 tokens per rank from four sequences of four: every deal gives each rank the first two of
+// one sequence, whichever it begins with, and four such steps are timed.
+TEST(LayerTimes, SeeTheBeginningsOfSequences) {
+  LayerTimesSetup setup = small_setup(4, 1);
+  setup.tokens_per_rank = 2;
+  const Routing routing = testing::planted_routing({4, 2, 16, 4, 1}, 2, 0.7, 7);
+  const std::vector<std::uint64_t> count = make_layer_times(setup)->occurrences(routing);
+  EXPECT_THAT(count, ElementsAre(4u, 4u, 0u, 0u, 4u, 4u, 0u, 0u, 4u, 4u, 0u, 0u, 4u, 4u, 0u, 0u));
+}
+
 // All ways to put 4 experts on the ranks of small machines, with tokens that choose two of them: none
 // is predicted below the bound, quick or tight. Nor is the bound idle (measured: the least is 0.48 of
 // the best, with an expert per rank, where the hottest expert sets the time and the bound sees the

@@ -203,6 +203,57 @@ TEST(TimeSearch, KeepsCostsExact) {
   }
 }
 
+// A token of weight w counts as w equal tokens, in all that a search sees and does.
+TEST(TimeSearch, WeightsStandForTokens) {
+  const Routing routing = testing::planted_routing({16, 4, 300, 15, 1}, 4, 0.7, 5);
+  std::vector<std::uint32_t> weight;
+  std::vector<ExpertIdx> repeated;
+  for (std::uint32_t t = 0; t < 300; ++t) {
+    weight.push_back(1 + t % 3);
+    for (std::uint32_t i = 0; i < weight.back(); ++i) {
+      repeated.insert(repeated.end(), routing.experts.begin() + 4 * t,
+                      routing.experts.begin() + 4 * (t + 1));
+    }
+  }
+  const auto load = loads_of(repeated, 16);
+  const TokenSample weighted(routing.experts, 4, 16, weight);
+  const TokenSample all(repeated, 4, 16);
+  EXPECT_EQ(weighted.total_weight(), 600);
+  for (std::uint32_t e = 0; e < 16; ++e) EXPECT_EQ(weighted.load(e), all.load(e));
+  const LayerCost cost = varied_cost(true, false);
+  Parts parts(16);
+  for (std::uint32_t e = 0; e < 16; ++e) parts[e] = e % 4;
+  Parts parts_of_all = parts;
+  refine_time({weighted, load, cost, 4}, {100'000, 10, 5}, parts);
+  refine_time({all, load, cost, 4}, {100'000, 10, 5}, parts_of_all);
+  EXPECT_EQ(parts, parts_of_all);
+  EXPECT_NEAR(layer_cost_s({weighted, load, cost, 4}, parts), slow_cost_s(repeated, 4, cost, parts),
+              1e-9);
+}
+
+// Experts of 60, 10, 50 and 40 tokens: {0, 1} and {2, 3} end after 70 and 90. Where 0 and 1 are
+// replicas of one, which never share a rank, the best is {0, 3} and {1, 2} with 100 and 60.
+TEST(TimeSearch, KeepsReplicasApart) {
+  std::vector<ExpertIdx> experts;
+  for (const auto& [expert, count] : {std::pair{0, 60}, {1, 10}, {2, 50}, {3, 40}}) {
+    experts.insert(experts.end(), static_cast<std::size_t>(count), static_cast<ExpertIdx>(expert));
+  }
+  const TokenSample sample(experts, 1, 4);
+  const auto load = loads_of(experts, 4);
+  const LayerCost cost = compute_cost(2, 160.0, 0.0);
+  const std::vector<ExpertIdx> replica_of{0, 0, 1, 2};
+  TimeTask task{sample, load, cost};
+  Parts parts{0, 1, 0, 1};
+  refine_time(task, {}, parts);
+  EXPECT_DOUBLE_EQ(layer_cost_s(task, parts), 90.0);
+  EXPECT_EQ(parts[0], parts[1]);
+  task.replica_of = replica_of;
+  parts = {0, 1, 0, 1};
+  refine_time(task, {1000, 20, 1}, parts);
+  EXPECT_DOUBLE_EQ(layer_cost_s(task, parts), 100.0);
+  EXPECT_NE(parts[0], parts[1]);
+}
+
 // 8 experts on 4 ranks: the least expected cost of all 2520 assignments is found.
 TEST(TimeSearch, FindsTheBestOfAll) {
   const Routing routing = testing::planted_routing({8, 2, 200, 10, 1}, 4, 0.7, 9);
