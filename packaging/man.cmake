@@ -1,4 +1,5 @@
-# Writes man pages from a program's own --help: FOLDER/NAME.1, and NAME-COMMAND.1 for every command.
+# Writes man pages from a program's own --help: FOLDER/NAME.1, NAME-COMMAND.1 for every command, and
+# NAME-COMMAND-COMMAND.1 where that has commands of its own.
 #   cmake -DPROGRAM=FILE -DNAME=coterie -DVERSION=0.2.0 -DFOLDER=DIR -P man.cmake
 
 # Backslashes, and lines that begin with a dot or an apostrophe, mean something to roff.
@@ -28,12 +29,18 @@ function(write_page page arguments see_also)
   set(help "${help}" PARENT_SCOPE)
 endfunction()
 
+# The page of a command, and those of the commands below it: the indented lines behind "Subcommands:".
+function(write_pages page arguments see_also)
+  write_page(${page} "${arguments}" "${see_also}")
+  if(NOT help MATCHES "\nSubcommands:\n(  [^\n]*\n)+")
+    return()
+  endif()
+  string(REGEX MATCHALL "\n  [a-z]+[a-z-]* " commands "${CMAKE_MATCH_0}")
+  foreach(command IN LISTS commands)
+    string(STRIP "${command}" command)
+    write_pages(${page}-${command} "${arguments};${command}" ".BR ${page} (1)")
+  endforeach()
+endfunction()
+
 file(MAKE_DIRECTORY ${FOLDER})
-write_page(${NAME} "" "\\fB${NAME} \\fICOMMAND\\fB \\-\\-help\\fR")
-# The commands are the indented lines behind "Subcommands:".
-string(REGEX REPLACE "^.*Subcommands:\n" "" commands "${help}")
-string(REGEX MATCHALL "\n?  [a-z]+ " commands "${commands}")
-foreach(command IN LISTS commands)
-  string(STRIP "${command}" command)
-  write_page(${NAME}-${command} ${command} ".BR ${NAME} (1)")
-endforeach()
+write_pages(${NAME} "" "\\fB${NAME} \\fICOMMAND\\fB \\-\\-help\\fR")

@@ -17,10 +17,10 @@
 namespace coterie {
 namespace {
 
-constexpr std::size_t kFolds = 4;
-constexpr std::size_t kFewestPoints = 8;
+constexpr std::size_t kDirectFolds = 4;
+constexpr std::size_t kFewestDirectPoints = 8;
 constexpr std::uint32_t kSms = 16;  // what the runtime takes where nothing else is said
-constexpr double kBf16Bytes = 2.0;
+constexpr double kDirectBf16Bytes = 2.0;
 
 // A cluster that says no more than where the ranks of a probe sit: each GPU is a node.
 Cluster places_of(const DirectProbe& probe) {
@@ -115,7 +115,7 @@ class ListReader {
     const bool fp8 = entry.is_fp8();
     const PayloadSizes sizes{row_payload(fp8 ? PayloadType::kFp8 : PayloadType::kBf16, hidden),
                              row_payload(PayloadType::kBf16, hidden)};
-    const double plain_row = kBf16Bytes * hidden;
+    const double plain_row = kDirectBf16Bytes * hidden;
     const Matrix rows = entry.matrix(second ? "forward_rows" : "rows", num_ranks);
     const Matrix copies = entry.matrix(second ? "forward_copies" : "copies", num_ranks);
     const std::vector<Message> messages = messages_of(rows, copies, sizes, pull);
@@ -202,9 +202,9 @@ KernelFit fit_kernel(const std::vector<DirectPoint>& points, const Asked& asked,
   return {make(result.parameters), result.undetermined};
 }
 
-DirectKernel fit_in_folds(const char* name, const std::vector<DirectPoint>& points,
-                          const Cluster& cluster, std::vector<GpuFit::Part>& parts) {
-  if (points.size() < kFewestPoints) {
+DirectKernel fit_direct_in_folds(const char* name, const std::vector<DirectPoint>& points,
+                                 const Cluster& cluster, std::vector<GpuFit::Part>& parts) {
+  if (points.size() < kFewestDirectPoints) {
     throw InputError(fmt::format("fit of {}", name), fmt::format("{} points", points.size()),
                      "at least eight");
   }
@@ -213,13 +213,13 @@ DirectKernel fit_in_folds(const char* name, const std::vector<DirectPoint>& poin
   GpuFit::Part part{name, points.size(), all.undetermined, {}, {}};
   part.held_out.assign(points.size(), 0.0);
   for (const DirectPoint& point : points) part.measured_s.push_back(point.time_s);
-  for (std::size_t fold = 0; fold < kFolds; ++fold) {
+  for (std::size_t fold = 0; fold < kDirectFolds; ++fold) {
     std::vector<DirectPoint> training;
     for (std::size_t i = 0; i < points.size(); ++i) {
-      if (i % kFolds != fold) training.push_back(points[i]);
+      if (i % kDirectFolds != fold) training.push_back(points[i]);
     }
     const DirectKernel kernel = fit_kernel(training, asked, cluster).kernel;
-    for (std::size_t i = fold; i < points.size(); i += kFolds) {
+    for (std::size_t i = fold; i < points.size(); i += kDirectFolds) {
       part.held_out[i] =
           direct_step_s(kernel, points[i].load, points[i].sms) / points[i].time_s - 1.0;
     }
@@ -266,8 +266,8 @@ DirectFit fit_direct(const Cluster& cluster, const DirectProbe& probe) {
   fit.parameters.sms = kSms;
   fit.parameters.notify = Seconds{probe.synchronise_s};
   fit.parameters.announce = Seconds{probe.announce_s};
-  fit.parameters.dispatch = fit_in_folds("direct.put", probe.puts, cluster, fit.parts);
-  fit.parameters.combine = fit_in_folds("direct.pull", probe.pulls, cluster, fit.parts);
+  fit.parameters.dispatch = fit_direct_in_folds("direct.put", probe.puts, cluster, fit.parts);
+  fit.parameters.combine = fit_direct_in_folds("direct.pull", probe.pulls, cluster, fit.parts);
   return fit;
 }
 

@@ -67,13 +67,14 @@ std::optional<std::uint64_t> type_bytes(const std::string& type) {
   return found == kTypes.end() ? std::nullopt : std::optional(found->second);
 }
 
-// A launcher's mark in front of a line: Open MPI's --tag-output and --timestamp-output, MPICH's
-// -prepend-rank, srun's --label.
+// A launcher's marks in front of a line: Open MPI's --tag-output and --timestamp-output, MPICH's
+// -prepend-rank, srun's --label, pdsh's host, docker compose's service, kubectl's --timestamps.
 std::string without_prefix(std::string line) {
   static const std::regex kPrefix(
-      R"(^\s*(\[[^\]]*\]\s*<std(out|err)>\s*:?|\[\d+\](?=\s*[#\d])|\d+:(?=\s)))");
+      R"(^\s*(\[[^\]]*\]\s*<std(out|err)>\s*:?|\[\d+\](?=\s*[#\d])|\d+:(?=\s))"
+      R"(|[A-Za-z][\w.-]*(:|\s+\|)(?=\s+[#\d])|\d{4}-\d\d-\d\dT[\d:.]+(Z|[+-]\d\d:\d\d)(?=\s)))");
   std::smatch match;
-  if (std::regex_search(line, match, kPrefix)) line = match.suffix();
+  while (std::regex_search(line, match, kPrefix)) line = match.suffix();
   if (!line.empty() && line.back() == '\r') line.pop_back();
   return line;
 }

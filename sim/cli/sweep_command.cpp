@@ -166,7 +166,21 @@ void add_sweep_command(CLI::App& app) {
   command->add_flag("--retry-failed", arguments->options.retry_failed,
                     "Run points again that failed before");
   command->add_flag("--json", arguments->json, "Print the summary as JSON and nothing else");
+  // A test runs this file.
   command->footer(
+      "The file (sim/sweep/README.md says more):\n"
+      "  schema_version: 1\n"
+      "  base: experiment.yaml            # relative to this file\n"
+      "  axes:                            # every combination; the first varies slowest\n"
+      "    - {key: tokens_per_rank, values: [128, 1024]}\n"
+      "    - zip:                         # these vary together\n"
+      "        - {key: payload.dispatch, values: [bf16, fp8]}\n"
+      "        - {key: payload.combine, values: [bf16, bf16]}\n"
+      "  skip:                            # points to leave out: one value, a list, or < <= > >= "
+      "!=\n"
+      "    - {tokens_per_rank: \"> 512\", payload.dispatch: fp8}\n"
+      "  runs: [standard, dedup]          # of the base; absent: all\n"
+      "  baseline: {run: standard}        # what speedup_over_baseline refers to\n\n"
       "Example:\n  coterie sweep bandwidth.yaml -o out\n  mpirun -n 16 coterie sweep "
       "bandwidth.yaml -o out");
   command->callback([arguments] {

@@ -55,7 +55,7 @@ std::uint32_t circle_of(const Cluster& cluster, const PhaseTraffic& traffic, std
   return 0;
 }
 
-double rate_of(double bytes, double seconds) {
+double direct_rate_of(double bytes, double seconds) {
   return bytes > 0.0 && seconds > 0.0 ? bytes / seconds : 0.0;
 }
 
@@ -153,8 +153,8 @@ class DirectTransportModel final : public Transport {
         builder.add_hold({gpus.multiprocessors(gpu), static_cast<double>(parameters_.sms), launch,
                           setup.ends.back()});
       }
-      const double rate = rate_of(loads[rank].near_bytes + loads[rank].far_bytes,
-                                  direct_move_s(kernel, loads[rank], parameters_.sms));
+      const double rate = direct_rate_of(loads[rank].near_bytes + loads[rank].far_bytes,
+                                         direct_move_s(kernel, loads[rank], parameters_.sms));
       setup.move_shares.push_back(
           rate > 0.0 ? builder.add_resource(
                            fmt::format("gpu {} {}", gpu, is_put(traffic) ? "put" : "pull"), rate)

@@ -33,6 +33,24 @@ TEST(Table, FoldsWhereItIsTooWide) {
             "x               1\n");
 }
 
+// The words get 100 - 4 - 2 characters, of which 29 are used; where 26 are allowed, 26 - 6 = 20 are left,
+// which hold four words of four with their spaces (19). A number is never broken.
+TEST(Table, BreaksWordsThatDoNotFit) {
+  const Table table{
+      {"name", "text"}, {{"a", "aaaa bbbb cccc dddd eeee ffff"}, {"b", "gggg"}}, {0, 1}};
+  EXPECT_EQ(render(table),
+            "name  text\n"
+            "----  -----------------------------\n"
+            "a     aaaa bbbb cccc dddd eeee ffff\n"
+            "b     gggg\n");
+  EXPECT_EQ(render(table, 26),
+            "name  text\n"
+            "----  -------------------\n"
+            "a     aaaa bbbb cccc dddd\n"
+            "      eeee ffff\n"
+            "b     gggg\n");
+}
+
 TEST(Table, KeepsAColumnThatIsWiderThanAllowed) {
   const Table wide{{"a", "b"}, {{"1", "a long cell"}}};
   EXPECT_EQ(render(wide, 4), render(wide));

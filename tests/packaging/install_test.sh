@@ -27,6 +27,10 @@ for command in $commands; do
   page=$(find "$prefix" -name "coterie-$command.1")
   [ -n "$page" ] || fail "no man page of $command"
 done
+for command in trace-import topology-show calibrate-fit; do
+  page=$(find "$prefix" -name "coterie-$command.1")
+  [ -n "$page" ] || fail "no man page of $command"
+done
 page=$(find "$prefix" -name coterie-simulate.1)
 grep -q 'Folder for results.json' "$page" || fail "coterie-simulate.1 lacks the help of --output"
 

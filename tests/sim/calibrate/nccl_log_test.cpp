@@ -148,8 +148,10 @@ TEST(NcclLog, ReadsBehindPromptsAndLaunchersPrefixes) {
   const std::string log = log_of({});
   expect_whole("user@host:~$ ./build/alltoall_perf -b 1M -e 4M -f 2 -g 4\n" + log);
   expect_whole("mpirun -np 4 ./build/alltoall_perf -b 1M\n" + log_of({.named = false}));
-  for (const char* prefix : {"[1,0]<stdout>:", "  [1,0]<stdout>: ", "[1,mpirank:0,algo-1]<stdout>:",
-                             "0: ", " 0: ", "[0] "}) {
+  for (const char* prefix :
+       {"[1,0]<stdout>:", "  [1,0]<stdout>: ", "[1,mpirank:0,algo-1]<stdout>:", "0: ", " 0: ",
+        "[0] ", "node7: ", "worker-0  | ", "2026-01-02T10:00:00.123456789Z ",
+        "node7: 2026-01-02T10:00:00+01:00 "}) {
     expect_whole(prefixed(log, prefix));
   }
   expect_whole(prefixed(log, "") + "8 GPUs were found\n");

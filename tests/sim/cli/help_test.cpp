@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "core/csv.hpp"
 #include "tests/sim/cli/program.hpp"
 
 namespace coterie::testing {
@@ -99,6 +100,29 @@ TEST_F(HelpTest, TheCheckSeesOptionsWithoutADefault) {
       "Subcommands:\n  list                        Lists\n\nExample:\n  x list\n");
   EXPECT_EQ(page.options.size(), 2U);
   EXPECT_EQ(page.subcommands, std::vector<std::string>{"list"});
+}
+
+// The sweep that its help shows is one: two batch sizes by two payloads, of which one point is skipped,
+// and two of the experiment's three runs.
+TEST_F(HelpTest, TheSweepInTheHelpRuns) {
+  std::istringstream lines(run("sweep --help").out);
+  std::string line, sweep;
+  while (std::getline(lines, line) && !line.starts_with("  schema_version")) {
+  }
+  for (; !line.empty(); std::getline(lines, line)) sweep += line.substr(2) + "\n";
+  put("sweep.yaml", sweep);
+  put("experiment.yaml",
+      "schema_version: 1\ntopology: h100_node\nmodel: deepseek_v2_lite\n"
+      "trace: {file: " COTERIE_SOURCE_DIR
+      "/workloads/examples/collaborating.moet, train: even, eval: odd}\n"
+      "ranks: 8\ntokens_per_rank: 64\nengine: flow\nruns:\n"
+      "  - {name: standard, placement: contiguous, dispatch: standard}\n"
+      "  - {name: dedup, placement: contiguous, dispatch: dedup}\n"
+      "  - {name: random, placement: random, dispatch: dedup}\n");
+  const Outcome outcome = run("sweep sweep.yaml -o out --jobs 1");
+  ASSERT_EQ(outcome.exit_code, 0) << sweep << outcome.err;
+  const CsvTable table = parse_csv(text("out/sweep.csv"), "sweep.csv");
+  EXPECT_EQ(table.rows.size(), 3U * 2U) << text("out/sweep.csv");
 }
 
 }  // namespace
