@@ -24,11 +24,17 @@ void flush_standard_output() {
   errno = 0;
   std::cout.flush();  // passes on to stdio, which is where it fails
   const bool flushed = std::fflush(stdout) == 0;
-  const int cause = errno;
+  int cause = errno;
   if (flushed && std::ferror(stdout) == 0 && std::cout.good()) return;
   std::clearerr(stdout);
-  throw InputError(
-      fmt::format("standard output: writing failed: {}", std::strerror(cause != 0 ? cause : EIO)));
+  if (cause == 0) {  // it failed earlier; a device, or a descriptor that is closed, fails again
+    errno = 0;
+    (void)!::write(STDOUT_FILENO, "", 0);
+    cause = errno;
+  }
+  throw InputError(cause != 0
+                       ? fmt::format("standard output: writing failed: {}", std::strerror(cause))
+                       : "standard output: writing failed");
 }
 
 void prepare_standard_descriptors() {

@@ -38,7 +38,7 @@ std::string reason() {
 }
 
 InputError cannot(const fs::path& path, std::string_view what, const std::string& cause) {
-  return InputError(fmt::format("{}: {}: {}", path.string(), what, cause));
+  return InputError(fmt::format("{}: {}: {}", path.empty() ? "''" : path.string(), what, cause));
 }
 
 // The system would take the name to end there.
@@ -302,6 +302,7 @@ void replace_file(const fs::path& path, const fs::path& target,
       most > 0 && target.filename().native().size() > static_cast<std::size_t>(most)) {
     throw cannot(path, "cannot be written", std::strerror(ENAMETOOLONG));
   }
+  if (path.empty()) throw InputError("output file", "no name", "a file's name");
   if (!target.has_filename()) throw InputError(path.string(), "a folder", "a file's name");
   Temporary temporary(target);
   if (temporary.descriptor() < 0) throw cannot(path, "cannot be written", reason());
@@ -515,6 +516,7 @@ void remove_unfinished_files_on_signals() {
 }
 
 void make_folder(const fs::path& path) {
+  if (path.empty()) throw InputError("output folder", "no name", "a folder's name");
   std::error_code status;
   fs::create_directories(path, status);
   std::error_code look;

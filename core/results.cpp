@@ -20,6 +20,13 @@ constexpr const char* kResults = "results.json";
 constexpr const char* kEffective = "effective.yaml";
 constexpr const char* kTimelinePrefix = "timeline-";
 
+// Without the library's own name for it: "[json.exception.out_of_range.403] key 'x' not found".
+std::string fault_of(const nlohmann::json::exception& error) {
+  const std::string message = error.what();
+  const std::size_t end = message.find("] ");
+  return fmt::format("\"{}\"", end == std::string::npos ? message : message.substr(end + 2));
+}
+
 // ------------------------------------------------------------ CSV
 
 // A line under construction: the same calls name the columns and fill the cells, so that the two
@@ -247,7 +254,7 @@ Results results_from_json(const nlohmann::json& document, const std::string& whe
     }
     return results;
   } catch (const nlohmann::json::exception& error) {
-    throw InputError(where, error.what(), "results of schema_version 1");
+    throw InputError(where, fault_of(error), "results of schema_version 1");
   }
 }
 

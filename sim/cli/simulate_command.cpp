@@ -3,14 +3,18 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <memory>
 #include <string>
+#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "core/error.hpp"
+#include "core/file.hpp"
 #include "core/json.hpp"
 #include "core/provenance.hpp"
 #include "core/result_table.hpp"
@@ -110,6 +114,26 @@ void print_results(const Experiment& experiment, const std::vector<RunReport>& r
   print_notes(runs);
 }
 
+// The folder of the results, made before what may take hours, so that a place where none can be made
+// is refused at once. Where nothing came of it, it goes again.
+class ResultsFolder {
+ public:
+  explicit ResultsFolder(std::filesystem::path path) : path_(std::move(path)) {
+    is_new_ = !path_exists(path_);
+    make_folder(path_);
+  }
+  ~ResultsFolder() {
+    std::error_code not_empty;
+    if (is_new_) std::filesystem::remove(path_, not_empty);
+  }
+  ResultsFolder(const ResultsFolder&) = delete;
+  ResultsFolder& operator=(const ResultsFolder&) = delete;
+
+ private:
+  std::filesystem::path path_;
+  bool is_new_ = false;
+};
+
 void run_simulate(SimulateArguments& arguments) {
   std::vector<Override> overrides = parse_overrides(arguments.overrides);
   if (!arguments.engine.empty()) overrides.push_back({"engine", arguments.engine});
@@ -122,6 +146,7 @@ void run_simulate(SimulateArguments& arguments) {
     arguments.options.step_method =
         arguments.step_method == "executed" ? StepMethod::kExecuted : StepMethod::kComposed;
   }
+  const ResultsFolder folder(arguments.output);
   const std::vector<SimulatedRun> runs = simulate(experiment, arguments.options);
   const ResultFiles files = result_files(experiment, runs, own_command_line());
   write_results(arguments.output, kKind, files);

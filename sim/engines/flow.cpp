@@ -450,21 +450,21 @@ std::vector<std::vector<std::uint32_t>> equal_candidates(
   return families;
 }
 
-// Runs a component; `ops` are the original numbers of its operations.
+// Runs a component; `ops` and `links` are the original numbers of its operations and links.
 class Runner {
  public:
-  Runner(const Program& program, const Routes& routes, const FlowOptions& options,
-         Renumbering& renumbering)
-      : program_(program), routes_(routes), options_(options), renumbering_(renumbering) {}
+  Runner(const Program& program, const Routes& routes, const FlowOptions& options)
+      : program_(program), routes_(routes), options_(options) {}
 
   FlowStats run(const Part& part, std::span<const std::uint32_t> ops,
-                const ComponentRun::Observer* observer, Execution& out) const {
+                std::span<const std::uint32_t> links, const ComponentRun::Observer* observer,
+                Execution& out) const {
     ComponentRun component(part, exact_flows(program_.num_ops(), options_.exact_visits),
                            options_.relative_precision, observer);
     try {
       component.run();
     } catch (const Stuck& stuck) {
-      throw error(stuck, ops);
+      throw error(stuck, ops, links);
     }
     for (std::size_t i = 0; i < ops.size(); ++i) {
       out.start_s[ops[i]] = component.schedule().start_s[i];
@@ -474,9 +474,8 @@ class Runner {
   }
 
  private:
-  [[nodiscard]] InputError error(const Stuck& stuck, std::span<const std::uint32_t> ops) const {
-    std::vector<std::uint32_t> links;
-    (void)renumbering_.part(ops, &links);
+  [[nodiscard]] InputError error(const Stuck& stuck, std::span<const std::uint32_t> ops,
+                                 std::span<const std::uint32_t> links) const {
     switch (stuck.why) {
       case Stuck::Why::kStandsStill:
         return stands_still(program_, routes_, options_.links, ops[stuck.op],
@@ -497,7 +496,6 @@ class Runner {
   const Program& program_;
   const Routes& routes_;
   const FlowOptions& options_;
-  Renumbering& renumbering_;
 };
 
 }  // namespace
@@ -530,10 +528,10 @@ Execution simulate_checked(const Program& program, const Routes& all, const Flow
   out.start_s.assign(num_ops, 0.0);
   out.finish_s.assign(num_ops, 0.0);
 
-  const BindingRoutes routes = binding_routes(program, all);
+  BindingRoutes routes = binding_routes(program, all);
   const std::vector<std::vector<std::uint32_t>> components = split_components(program, all, routes);
   Renumbering renumbering(program, all, routes);
-  const Runner runner(program, all, options, renumbering);
+  const Runner runner(program, all, options);
   std::vector<FlowStats> component_stats(components.size());
   if (options.observer) {
     std::vector<double> limits(all.capacity);
@@ -541,7 +539,7 @@ Execution simulate_checked(const Program& program, const Routes& all, const Flow
       std::vector<std::uint32_t> links;
       const Part part = renumbering.part(components[i], &links);
       const ComponentRun::Observer observer{options.observer, components[i], links, limits};
-      component_stats[i] = runner.run(part, components[i], &observer, out);
+      component_stats[i] = runner.run(part, components[i], links, &observer, out);
       for (const std::uint32_t link : links) limits[link] = all.capacity[link];
     }
   } else {
@@ -549,13 +547,15 @@ Execution simulate_checked(const Program& program, const Routes& all, const Flow
         equal_candidates(components, renumbering, options);
     in_parallel(families.size(), options.num_threads, [&](std::size_t i) {
       const std::vector<std::uint32_t>& first = components[families[i].front()];
-      const Part part = renumbering.part(first);
-      component_stats[families[i].front()] = runner.run(part, first, nullptr, out);
+      std::vector<std::uint32_t> links;
+      const Part part = renumbering.part(first, &links);
+      if (components.size() == 1) routes = {};  // of a large program it is a tenth of the memory
+      component_stats[families[i].front()] = runner.run(part, first, links, nullptr, out);
       for (const std::uint32_t other : std::span(families[i]).subspan(1)) {
         const std::vector<std::uint32_t>& ops = components[other];
-        const Part other_part = renumbering.part(ops);
+        const Part other_part = renumbering.part(ops, &links);
         if (other_part != part) {
-          component_stats[other] = runner.run(other_part, ops, nullptr, out);
+          component_stats[other] = runner.run(other_part, ops, links, nullptr, out);
           continue;
         }
         for (std::size_t op = 0; op < ops.size(); ++op) {

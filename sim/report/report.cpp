@@ -21,6 +21,7 @@ bool has_journal(const fs::path& folder) {
 
 std::string render_report(const fs::path& folder, const fs::path& output) {
   constexpr const char* kExpected = "a folder that coterie simulate or coterie sweep wrote";
+  if (folder.empty()) throw InputError("folder", "no name", kExpected);
   if (!path_exists(folder)) throw InputError(folder.string(), "nothing there", kExpected);
   if (!is_folder(folder)) throw InputError(folder.string(), "a file", kExpected);
   if (path_exists(folder / "results.json")) return render(experiment_page(folder, output));

@@ -8,6 +8,8 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <map>
+#include <string>
 
 #include "tests/sim/cli/program.hpp"
 
@@ -41,14 +43,17 @@ class Robust : public testing::ProgramTest {
 // Output ------------------------------------------------------------------------------------------
 
 TEST_F(Robust, ATableThatCannotBeWrittenIsAnError) {
-  for (const std::string command :
-       {"topology list", "topology list --json", "model list", "--help", "--version"}) {
+  for (const std::string command : {"topology list", "topology list --json", "topology show star",
+                                    "model list", "--help", "--version"}) {
     for (const std::string& command_output : {command + " 1> /dev/full", command + " 1>&-"}) {
       // In a shell of its own, whose redirections come after those of the test.
       const testing::Outcome outcome = run(
           "--version > /dev/null; ( " COTERIE_BINARY_DIR "/bin/coterie " + command_output + " )");
       EXPECT_EQ(outcome.exit_code, 2) << command_output;
-      EXPECT_THAT(outcome.err, HasSubstr("standard output: writing failed")) << command_output;
+      EXPECT_THAT(outcome.err, HasSubstr(command_output.ends_with("full")
+                                             ? "standard output: writing failed: No space left"
+                                             : "standard output: writing failed: Bad file"))
+          << command_output;
     }
   }
 }
@@ -112,6 +117,13 @@ TEST_F(Robust, FailuresOfTheFileSystemNamePathAndCause) {
   refuses("simulate " + kBase + engine + " -o " + name, "File name too long");
   refuses(kPlace + name, "File name too long");
   refuses("simulate " + kBase + engine + " -o out --set topology=" + name, "File name too long");
+  // Before anything is simulated.
+  refuses("simulate " + kBase + engine + " -o " + kTrace + "/out",
+          "/out: the folder cannot be created: Not a directory");
+  refuses("simulate " + kBase + engine + " -o ''", "output folder: found no name");
+  refuses(kPlace + "''", "output file: found no name, expected a file's name");
+  refuses("simulate '' -o out", "'': cannot be read");
+  refuses("report ''", "folder: found no name");
   refuses("analyze . --ranks 8 --strategy contiguous", ".: found a folder, expected a file");
   refuses("trace import . --format csv --num-experts 4 -o x.moet", ".: found a folder");
   refuses(kPlace + ".", ": cannot be written: Is a directory");
@@ -215,6 +227,20 @@ TEST_F(Robust, ADamagedJournalEntryIsDoneAgain) {
   }
   put("out/points.0.jsonl", "{\"schema_version\":1,\"coterie\":7}\n");
   refuses(sweep, "points.0.jsonl:1: found results of version unknown");
+}
+
+TEST_F(Robust, DamagedResultsAreRefusedByName) {
+  ASSERT_EQ(run("--version").exit_code, 0);
+  fs::create_directory(path("out"));
+  for (const auto& [damaged, sentence] : std::map<std::string, std::string>{
+           {"", "byte 1: found text that is not JSON"},
+           {"{\"schema_version\": 1, \"runs", "found text that is not JSON"},
+           {"{\"schema_version\": 1, \"runs\": []}", "found \"key 'experiment' not found\", "},
+           {"{\"schema_version\": 1e999}", "found the number '1e999'"}}) {
+    put("out/results.json", damaged);
+    refuses("report out", sentence);
+    refuses("report out", "out/results.json: ");
+  }
 }
 
 }  // namespace

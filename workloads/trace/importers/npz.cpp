@@ -80,11 +80,17 @@ bool is_npz(const FileHead& head) {
 Imported import_npz(const std::filesystem::path& path, const ImportOptions& options) {
   const Archive archive(path);
   if (!archive.has("routed_experts.npy")) {
+    constexpr std::size_t kMostNamed = 8;
+    std::vector<std::string> names = archive.names();
+    if (names.size() > kMostNamed) {
+      const std::size_t num_others = names.size() - kMostNamed;
+      names.resize(kMostNamed);
+      names.push_back(fmt::format("{} others", num_others));
+    }
     throw InputError(
         path.string(),
         fmt::format("an archive with {}",
-                    archive.names().empty() ? "no members"
-                                            : fmt::format("{}", fmt::join(archive.names(), ", "))),
+                    names.empty() ? "no members" : fmt::format("{}", fmt::join(names, ", "))),
         "a member routed_experts.npy");
   }
   TokenMajor input;
