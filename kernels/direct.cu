@@ -263,7 +263,7 @@ struct PlaceBegins {
 
 // --- put ----------------------------------------------------------------------------------------
 
-constexpr std::uint32_t kMaxQuantiseWarps = 24;
+constexpr std::uint32_t kMaxQuantiseWarps = 28;
 constexpr std::uint32_t kStepValues = 1024;  // that a warp quantises at once
 COTERIE_HOST_DEVICE constexpr std::uint32_t steps_of(std::uint32_t hidden) {
   return (hidden + kStepValues - 1) / kStepValues;
@@ -493,9 +493,95 @@ __device__ inline void quantise_step(const StepValues& values, std::byte* output
 }
 #endif
 
-// The same as put_rows for BF16 tokens that leave as FP8. Values go from memory to registers, one
-// step ahead of the work, and only what leaves is staged in shared memory. A warp's unit of work is
-// one of `num_parts` parts of a row: whole rows where there are enough of them for all warps.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+// A warp's quantised values [first, first + num_values) of an item, and their scales, from a slot to all
+// rows of the item (`row`: the lane's). Commits one group of stores.
+__device__ inline void store_quantised(std::byte* slot, const float* scales, std::uint32_t row,
+                                       std::uint32_t first, std::uint32_t num_values,
+                                       std::uint32_t hidden, const Place* places,
+                                       std::uint32_t num_dests) {
+  const unsigned lane = threadIdx.x % 32;
+  fence_shared_proxy();
+  __syncwarp();
+  const std::uint32_t p = find_block(num_dests, row, PlaceBegins{places});
+  float* to_scales = nullptr;
+  if (row != kNoRow) {
+    const Place place = places[p];
+    const std::size_t local = row - place.row_begin;
+    store_bulk(place.values + local * hidden + first, slot, num_values);
+    to_scales = place.scales + local * (hidden / kScaleGroup) + first / kScaleGroup;
+  }
+  commit_stores();
+  const auto num_rows = static_cast<unsigned>(__popc(__ballot_sync(kAllLanes, row != kNoRow)));
+  for (unsigned r = 0; r < num_rows; ++r) {
+    auto* to = reinterpret_cast<float*>(
+        __shfl_sync(kAllLanes, reinterpret_cast<unsigned long long>(to_scales), r));
+    for (std::uint32_t i = lane; i < num_values / kScaleGroup; i += 32) to[i] = scales[i];
+  }
+}
+// Until a slot that was stored `num_slots` groups ago may be written again.
+__device__ inline void await_slot(std::uint32_t num_slots) {
+  if (num_slots > 1) {
+    await_stores_read<1>();
+  } else {
+    await_stores_read<0>();
+  }
+  __syncwarp();
+}
+#endif
+
+// BF16 tokens of kSteps * 1,024 values that leave as FP8, a row per warp at a time. Values go from
+// memory to registers, one step ahead of the work, and only what leaves is staged in shared memory.
+// Grid: at most `sms` blocks. Shared memory: the slots of the warps, then the places.
+template <std::uint32_t kSteps>
+__global__ void __launch_bounds__(kMaxQuantiseWarps * 32)
+    put_whole_rows(TokenItems items, std::uint32_t num_items, const TransferBlock* send_blocks,
+                   PutBlocks blocks, PutLaunch launch, FlagChannel channel) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  extern __shared__ __align__(128) std::byte shared[];
+  constexpr std::uint32_t kHidden = kSteps * kStepValues;
+  wait_for_previous_launch();
+  const unsigned lane = threadIdx.x % 32;
+  const unsigned warp = threadIdx.x / 32;
+  std::byte* const ring = shared + std::size_t{warp} * launch.num_slots * launch.slot_bytes;
+  auto* const places = reinterpret_cast<Place*>(shared + std::size_t{blockDim.x / 32} *
+                                                             launch.num_slots * launch.slot_bytes);
+  fill_places(places, send_blocks, blocks, launch);
+  __syncthreads();
+
+  const Share share(num_items);
+  const auto source = [&](std::uint32_t n) {
+    return reinterpret_cast<const uint4*>(items.source(share.item(n)));
+  };
+  const uint4* from = source(0);
+  StepValues now{};
+  if (share.count > 0) now = load_step(from, 0, kHidden);
+  // While the first values are on their way.
+  copy_lists(send_blocks, blocks, launch.type, kHidden);
+  std::byte* slot = ring;
+  for (std::uint32_t n = 0; n < share.count; ++n) {
+    const std::uint32_t row = items.row(share.item(n), lane);
+    // Behind the last row its own beginning is read once more, and left.
+    const uint4* const next = n + 1 < share.count ? source(n + 1) : from;
+    auto* const scales = reinterpret_cast<float*>(slot + kHidden);
+    await_slot(launch.num_slots);
+#pragma unroll
+    for (std::uint32_t step = 0; step < kSteps; ++step) {
+      const StepValues ahead =
+          step + 1 < kSteps ? load_step(from, step + 1, kHidden) : load_step(next, 0, kHidden);
+      quantise_step(now, slot + step * kStepValues, scales + 8 * step);
+      now = ahead;
+    }
+    from = next;
+    store_quantised(slot, scales, row, 0, kHidden, kHidden, places, blocks.num_dests);
+    slot = slot == ring && launch.num_slots > 1 ? ring + launch.slot_bytes : ring;
+  }
+  finish_put(channel);
+#endif
+}
+
+// The same for rows of any length, and where there are fewer rows than warps: a warp's unit of work is
+// one of `num_parts` parts of a row.
 // Grid: at most `sms` blocks. Shared memory: the slots of the warps, then the places.
 __global__ void __launch_bounds__(kMaxQuantiseWarps * 32)
     put_quantised(TokenItems items, std::uint32_t num_items, std::uint32_t num_parts,
@@ -548,36 +634,15 @@ __global__ void __launch_bounds__(kMaxQuantiseWarps * 32)
     float* const scales = reinterpret_cast<float*>(output + num_steps * kStepValues);
     if (now.step == now.first) {
       row = items.row(now.item, lane);
-      // The slot must have been read by the stores of the unit before, and by the lanes.
-      if (launch.num_slots > 1) {
-        await_stores_read<1>();
-      } else {
-        await_stores_read<0>();
-      }
-      __syncwarp();
+      await_slot(launch.num_slots);
     }
     quantise_step(values, output + (now.step - now.first) * kStepValues,
                   scales + 8 * (now.step - now.first));
     if (now.step + 1 == now.end) {
-      fence_shared_proxy();
-      __syncwarp();
-      const std::uint32_t p = find_block(blocks.num_dests, row, PlaceBegins{places});
       const std::uint32_t first = now.first * kStepValues;
       const std::uint32_t num_values = min(launch.hidden, now.end * kStepValues) - first;
-      float* to_scales = nullptr;
-      if (row != kNoRow) {
-        const Place place = places[p];
-        const std::size_t local = row - place.row_begin;
-        store_bulk(place.values + local * launch.hidden + first, output, num_values);
-        to_scales = place.scales + local * (launch.hidden / kScaleGroup) + first / kScaleGroup;
-      }
-      commit_stores();
-      const auto num_rows = static_cast<unsigned>(__popc(__ballot_sync(kAllLanes, row != kNoRow)));
-      for (unsigned r = 0; r < num_rows; ++r) {
-        auto* to = reinterpret_cast<float*>(
-            __shfl_sync(kAllLanes, reinterpret_cast<unsigned long long>(to_scales), r));
-        for (std::uint32_t i = lane; i < num_values / kScaleGroup; i += 32) to[i] = scales[i];
-      }
+      store_quantised(output, scales, row, first, num_values, launch.hidden, places,
+                      blocks.num_dests);
       if (++slot == launch.num_slots) slot = 0;
     }
     advance(now);
@@ -789,7 +854,7 @@ void check_ring(const RingShape& shape, std::uint32_t max_warps = kMaxRingWarps)
   if (shape.num_warps == 0 || shape.num_warps > max_warps || shape.num_slots == 0 ||
       shape.num_warps * shape.num_slots > kMaxRingSlots) {
     throw std::invalid_argument(
-        "direct: a ring of 1 to 16 warps (24 where rows are quantised) and 1 to 64 slots in all");
+        "direct: a ring of 1 to 16 warps (28 where rows are quantised) and 1 to 64 slots in all");
   }
 }
 
@@ -807,6 +872,9 @@ void check_room(std::size_t bytes) {
   throw std::invalid_argument("direct: a ring that is larger than the shared memory of a block");
 }
 
+// Rows that are quantised at once by all multiprocessors together: more do not hurry each other.
+constexpr std::uint32_t kMostQuantised = 416;
+
 // What both kernels of put are launched with.
 struct PutSetup {
   PutLaunch launch{};
@@ -817,7 +885,12 @@ PutSetup set_up_put(RowType type, std::uint32_t hidden, bool quantise, std::uint
                     std::uint32_t sms, RingShape shape) {
   check_hidden(type, hidden);
   check_launch_arguments(num_dests, sms);
-  if (shape.num_warps == 0) shape = put_ring(type, hidden, quantise, num_dests, shared_limit());
+  if (shape.num_warps == 0) {
+    shape = put_ring(type, hidden, quantise, num_dests, shared_limit());
+    // Measured between two H100s: with 24 multiprocessors 16 warps of each are faster than 24.
+    if (quantise) shape.num_warps = std::min(shape.num_warps, std::max(kMostQuantised / sms, 8U));
+  }
+  if (quantise) shape.num_slots = std::min(shape.num_slots, 2U);
   check_ring(shape, quantise ? kMaxQuantiseWarps : kMaxRingWarps);
   PutSetup setup;
   setup.shape = shape;
@@ -850,6 +923,25 @@ void launch_put_quantised(const TokenItems& items, std::uint32_t num_items, std:
   const std::uint32_t num_warps = sms * setup.shape.num_warps;
   const std::uint32_t num_parts =
       std::clamp((num_warps + 1) / std::max(num_items, 1U), 1U, steps_of(hidden));
+  if (num_parts == 1 && hidden % kStepValues == 0) {
+    const auto launch_whole = [&](auto kernel) {
+      allow_shared(reinterpret_cast<const void*>(kernel), setup.shared_bytes);
+      launch_dependent(kernel, sms, setup.shape.num_warps * 32, setup.shared_bytes, stream, items,
+                       num_items, index.blocks, blocks, setup.launch, channel);
+    };
+    switch (hidden / kStepValues) {
+      case 2:
+        return launch_whole(&put_whole_rows<2>);
+      case 4:
+        return launch_whole(&put_whole_rows<4>);
+      case 5:
+        return launch_whole(&put_whole_rows<5>);
+      case 7:
+        return launch_whole(&put_whole_rows<7>);
+      default:
+        break;
+    }
+  }
   allow_shared(reinterpret_cast<const void*>(&put_quantised), setup.shared_bytes);
   launch_dependent(&put_quantised, sms, setup.shape.num_warps * 32, setup.shared_bytes, stream,
                    items, num_items, num_parts, index.blocks, blocks, setup.launch, channel);

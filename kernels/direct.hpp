@@ -11,7 +11,9 @@
 // Put and pull move rows by bulk copies (cp.async.bulk) through shared memory: every warp drives a
 // ring of its own, so rows in flight, not threads, hide the latency of the links. They use `sms`
 // blocks that fill a multiprocessor each. A token's row is read once, whatever the number of its
-// destinations, and quantised on the way where the type is FP8.
+// destinations. Where it leaves as FP8 it is read into registers, one step ahead of the work, and
+// quantised; its bulk copies take what has become of it. Quantising takes instructions more than
+// anything: up to 28 warps per block work on rows of their own, or on parts of rows where there are few.
 //
 // Flags. A *channel* is one kind of step that all ranks carry out the same number of times in the
 // same order. Each rank counts in its own memory how often it has done so (the epoch), writes the new

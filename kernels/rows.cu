@@ -11,8 +11,8 @@
 // persistent grid do not (measured on an H200: 5 to 10 percent slower). Block sizes are the
 // measured best: those that mostly write (pack, forward) do best with one 16-byte vector per
 // thread, so that a row is written in one sweep; those that mostly read with several vectors in
-// flight per thread. Nobody synchronises: no kernel uses shared memory, and a warp only talks to
-// itself.
+// flight per thread. But for the scales of pack_fp8 nobody synchronises or uses shared memory: a warp
+// only talks to itself.
 
 namespace coterie::kernels {
 namespace {
@@ -62,6 +62,7 @@ __global__ void __launch_bounds__(kMaxThreads)
 // is 8 lanes. Grid: one block per token; block: pass_threads(hidden / 16).
 __global__ void __launch_bounds__(kMaxThreads)
     pack_fp8(const Bf16* tokens, std::uint32_t num_topk, std::uint32_t hidden, SendRows rows) {
+  __shared__ float scales_of_pass[kMaxThreads / 8];
   begin_kernel();
   const std::uint32_t num_vectors = hidden / 16;  // of output
   const auto* input =
@@ -72,8 +73,9 @@ __global__ void __launch_bounds__(kMaxThreads)
     const std::uint32_t i = first + threadIdx.x;
     uint4 v[2] = {};
     if (i < num_vectors) {
-      v[0] = load_once(input + 2 * i);
-      v[1] = load_once(input + 2 * i + 1);
+      // Both loads have their sectors in common: they may stay in L1.
+      v[0] = __ldg(input + 2 * i);
+      v[1] = __ldg(input + 2 * i + 1);
     }
     if (first == 0) {
       num_rows = row_places(rows.item_rows + std::size_t{blockIdx.x} * num_topk, num_topk,
@@ -99,12 +101,22 @@ __global__ void __launch_bounds__(kMaxThreads)
     }
     for (unsigned r = 0; r < num_rows; ++r) {
       auto* output = reinterpret_cast<uint4*>(values_of(place, r));
-      float* scales = scales_of(place, r);
       if (i < num_vectors) {
         store_once(output + i, make_uint4(words[0], words[1], words[2], words[3]));
-        if (i % 8 == 0) scales[i / 8] = scale;
       }
     }
+    // Scales by whole rows: four at a time, as a warp has them, would be half sectors, which cost
+    // memory a read.
+    if (threadIdx.x % 8 == 0) scales_of_pass[threadIdx.x / 8] = scale;
+    __syncthreads();
+    const std::uint32_t num_scales = min(blockDim.x, num_vectors - first) / 8;
+    for (unsigned r = threadIdx.x / 32; r < num_rows; r += blockDim.x / 32) {
+      float* scales = scales_of(place, r) + first / 8;
+      for (std::uint32_t g = threadIdx.x % 32; g < num_scales; g += 32) {
+        scales[g] = scales_of_pass[g];
+      }
+    }
+    if (first + blockDim.x < num_vectors) __syncthreads();
   }
 }
 

@@ -36,11 +36,14 @@ def reports(folder):
         print("| run | layer us | starts us | dispatch (and forward) us | (gather and) combine us | vs the first run |")
         print("|---|---|---|---|---|---|")
         first = None
-        for i, run in enumerate(starts[0]):
-            runs = [start[i] for start in starts if not start[i].get("failure")]
+        names = list(dict.fromkeys(run["name"] for start in starts for run in start))
+        for name_of_run in names:
+            runs = [run for start in starts for run in start
+                    if run["name"] == name_of_run and not run.get("failure")]
             if not runs:
-                print(f"| {run['name']} | failed | | | | |")
+                print(f"| {name_of_run} | failed | | | | |")
                 continue
+            run = runs[0]
             times = [1e6 * sum(layer["time_s"] for layer in one["layers"]) for one in runs]
             median = statistics.median(times)
             first = first or median

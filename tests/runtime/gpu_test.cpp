@@ -7,6 +7,7 @@
 #include "core/results.hpp"
 #include "kernels/cuda.hpp"
 #include "kernels/grouped_gemm.hpp"
+#include "runtime/session/probe/plan.hpp"
 #include "tests/runtime/fixture.hpp"
 
 namespace coterie {
@@ -154,6 +155,26 @@ TEST_F(Gpu, TheProbeWritesCurvesAndATopology) {
   EXPECT_EQ(document().at("curves")[0].at("restarts"), 2);
   EXPECT_EQ(document().at("parts").at("notify").at("starts"), 2);
   EXPECT_TRUE(std::filesystem::exists(folder_ / "probe/topology.yaml"));
+}
+
+// Two points for the flags, and for every case and number of multiprocessors one for each of its
+// kinds: three with one hop, five with two (runtime/README.md). The plan is made here for what the
+// file says of the machine.
+TEST_F(Gpu, TheProbeMeasuresTheTransportDirect) {
+  const Outcome outcome = shell(
+      fmt::format("{} launch --ranks 4 -- probe -o probe --parts direct --samples 2", program()));
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  const auto document = nlohmann::json::parse(read_file(folder_ / "probe/curves.json"));
+  ProbeSetting setting;
+  setting.num_ranks = setting.num_local_ranks = 4;
+  setting.ranks_per_gpu = document.at("ranks_per_gpu").get<std::uint32_t>();
+  setting.direct = true;
+  std::size_t expected = 2;
+  for (const DirectCase& entry : plan_probe(setting).direct) {
+    const std::size_t kinds = entry.policy == DispatchPolicy::kHierarchical ? 5 : 3;
+    expected += kinds * std::size(kDirectSms);
+  }
+  EXPECT_EQ(document.at("direct").size(), expected);
 }
 
 }  // namespace

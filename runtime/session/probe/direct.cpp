@@ -73,20 +73,18 @@ class DirectLayer {
     }
     check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
     tools.group.barrier("the buffers of a direct layer");
+    // Behind a closed gate nothing may wait for the device, and every function that is called for
+    // the first time loads its code: once without.
+    tools.group.watch_stage("the first pass of a direct layer");
+    enqueue_layer();
+    transport_.wait_for(memory_.events[next_ - 1]);
+    tools.group.barrier("the first pass of a direct layer");
   }
 
   // Seconds on this rank, [num_samples][works].
   std::vector<double> measure(std::uint32_t sms, std::uint32_t num_samples) {
     transport_.set_sms(sms);
     next_ = 0;
-    if (first_) {
-      // Behind a closed gate nothing may wait for the device, and every function that is called
-      // for the first time loads its code: once without.
-      first_ = false;
-      enqueue_layer();
-      memory_.stream.synchronize();
-      next_ = 0;
-    }
     return pass(num_samples, [this] { enqueue_layer(); });
   }
   // The same of {events, synchronise}.
@@ -208,7 +206,6 @@ class DirectLayer {
   std::vector<RankLayout> layouts_;
   std::vector<LayerTables> tables_;
   std::size_t next_ = 0;  // event
-  bool first_ = true;
 };
 
 // The slowest rank's microseconds, [works][num_samples]; at rank 0 only, empty lists elsewhere.
