@@ -409,6 +409,8 @@ NvlinkRuns predict_direct_runs(const fs::path& folder, const fs::path& traces) {
   for (const auto& [name, starts] : reports_of(folder)) {
     const RunReport first = read_report(starts.front()).runs.front();
     const std::uint32_t ranks = first.num_ranks;
+    const fs::path curves = folder / fmt::format("curves_ep{}.json", ranks);
+    if (!fs::exists(curves)) continue;
     fs::path& topology = topologies[ranks];
     if (topology.empty()) {
       topology = scratch.path() / fmt::format("machine{}.yaml", ranks);
