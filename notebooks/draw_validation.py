@@ -133,6 +133,7 @@ def draw_direct(layers, dispatches):
                 line.set_minor_formatter(ticker.NullFormatter())
                 line.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axes[0].set_ylabel("predicted")
+    axes[1].plot([], [], color="0.4", marker="o", markerfacecolor="none", markersize=5, linestyle="", label="open: 2 ranks per GPU, filled: 4")
     axes[1].legend(fontsize=7)
     cf.save(figure, "validation_direct")
 

@@ -445,19 +445,23 @@ NvlinkRuns predict_direct_runs(const fs::path& folder, const fs::path& traces) {
   for (const auto& [name, starts] : reports_of(folder)) {
     const RunReport first = read_report(starts.front()).runs.front();
     const std::uint32_t ranks = first.num_ranks;
+    const fs::path curves = folder / fmt::format("curves_ep{}.json", ranks);
+    if (!fs::exists(curves)) continue;
     fs::path& topology = topologies[ranks];
     if (topology.empty()) {
       topology = scratch.path() / fmt::format("machine{}.yaml", ranks);
-      write_file(topology,
-                 to_yaml(calibrate_from_probe(
-                     folder / fmt::format("curves_ep{}.json", ranks),
-                     load_cluster((folder / fmt::format("topology_ep{}.yaml", ranks)).string()))));
+      const fs::path base = folder / fmt::format("topology_ep{}.yaml", ranks);
+      write_file(topology, to_yaml(calibrate_from_probe(curves, load_cluster(base.string()))));
     }
     const auto& facts = first.provenance;
     add_measurement(folder, starts, traces, topology, scratch.path(),
                     fmt::format("{} ranks on {} GPUs, hidden {}", ranks,
                                 facts.at("num_gpus").dump(), facts.at("hidden").dump()),
                     out);
+  }
+  if (out.layer.points.empty()) {
+    throw InputError(folder.string(), "no reports of as many ranks as a probe has",
+                     "curves_epN.json beside reports of N ranks");
   }
   add_findings("95", "", out);
   return out;

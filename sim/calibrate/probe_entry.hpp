@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <nlohmann/json.hpp>
@@ -89,6 +90,24 @@ class ProbeEntry {
     return out;
   }
   [[nodiscard]] double time_s() const { return positive("median_us") * 1e-6; }
+  // The least of all samples.
+  [[nodiscard]] double fastest_s() const {
+    const auto starts = value_.find("samples_us");
+    double fastest_us = 0.0;
+    if (starts != value_.end() && starts->is_array()) {
+      for (const auto& samples : *starts) {
+        for (const auto& sample : samples) {
+          const double us = sample.is_number() ? sample.get<double>() : 0.0;
+          if (!(us > 0.0)) {
+            throw InputError(where_ + ": samples_us", json_excerpt(sample), "numbers above zero");
+          }
+          fastest_us = fastest_us == 0.0 ? us : std::min(fastest_us, us);
+        }
+      }
+    }
+    if (fastest_us == 0.0) throw InputError(where_, "no list \"samples_us\"", "every sample");
+    return fastest_us * 1e-6;
+  }
   [[nodiscard]] const std::string& where() const { return where_; }
 
  private:

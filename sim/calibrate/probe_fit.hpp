@@ -29,7 +29,8 @@ struct GroupedMlpPoint {
   double time_s = 0.0;
 };
 
-// The parts of a probe that describe the GPUs.
+// The parts of a probe that describe the GPUs. Where ranks share one, times of kernels are those of the
+// fastest sample, in which they ran side by side; all others are medians.
 struct GpuProbe {
   std::string machine;  // as the probe was told; empty where it does not say
   std::string device;

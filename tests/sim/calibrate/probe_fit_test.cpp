@@ -329,6 +329,56 @@ TEST(ProbeFit, FindsTheMlpThatWroteThePoints) {
   for (const double error : fit.held_out) EXPECT_LT(std::abs(error), 0.03);
 }
 
+// Two ranks on a GPU measured at once: each saw half of its memory, and the GPU has twice what they fitted.
+// A launch is each rank's own.
+TEST(ProbeFit, RanksThatSharedAGpuSawTheirPartOfIt) {
+  const KernelCosts half{{12e-6}, {2e-10}, {}, {1.5e12}};
+  GpuProbe probe;
+  probe.ranks_per_gpu = 2;
+  for (auto* points : {&probe.pack, &probe.forward, &probe.expand, &probe.merge, &probe.gather,
+                       &probe.sum, &probe.send_index}) {
+    *points = kernel_points(half);
+  }
+  const std::string shared = "{extends: h200_node, gpus_per_node: 4, ranks_per_gpu: 2}";
+  const GpuFit fit = fit_gpu(load_cluster(shared), probe);
+  const RowKernels& kernels = *fit.cluster.gpu.kernels;
+  EXPECT_NEAR(kernels.expand.bandwidth.value / 3e12, 1.0, 0.01);
+  EXPECT_NEAR(kernels.send_index->bandwidth.value / 3e12, 1.0, 0.01);
+  EXPECT_NEAR(kernels.expand.launch.value / 12e-6, 1.0, 0.01);
+  EXPECT_FALSE(kernels.forward_index.has_value());
+  probe.ranks_per_gpu = 4;
+  try {
+    (void)fit_gpu(load_cluster(shared), probe);
+    FAIL() << "a probe of four ranks per GPU was taken for one of two";
+  } catch (const InputError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("found 2 ranks on each GPU (ranks_per_gpu), expected 4"));
+  }
+}
+
+// Of ranks that share a GPU the fastest sample of a kernel counts; indices are read where the list
+// `direct` is there, the send index no longer than the phase that contains it.
+TEST(GpuProbe, KernelsOfSharedGpusAreThoseOfTheFastestSample) {
+  json probe = small_probe();
+  probe["ranks_per_gpu"] = 2;
+  probe["direct"] = json::array();
+  json index = kernel_entry("build_send_index", "fp8");
+  index["samples_us"] = {{50.0, 40.0}, {45.0}};
+  probe["kernels"].insert(probe["kernels"].begin() + 1, index);
+  for (auto& entry : probe["kernels"]) {
+    if (!entry.contains("samples_us")) entry["samples_us"] = {{17.0, 90.0}};
+    if (entry["kind"] == "events") entry["samples_us"] = {{3.0}};
+  }
+  const GpuProbe read = parse_gpu_probe(probe.dump(), "curves.json");
+  EXPECT_DOUBLE_EQ(read.merge.front().time_s, 17e-6);
+  ASSERT_EQ(read.send_index.size(), 1U);
+  EXPECT_DOUBLE_EQ(read.send_index.front().time_s, 17e-6);
+  EXPECT_DOUBLE_EQ(read.send_index.front().bytes, 4.0 * 800);
+  ASSERT_EQ(read.forward_index.size(), 1U);
+  EXPECT_DOUBLE_EQ(read.forward_index.front().copies_per_row, 800.0 / 300.0);
+  probe["kernels"][3].erase("samples_us");
+  EXPECT_THAT(refusal(probe), HasSubstr("kernels[3]: found no list \"samples_us\""));
+}
+
 TEST(ProbeFit, TopologyFileReadsBackTheSame) {
   const MlpCosts mlp{{25e-6}, {4.1e12}, {6.5e14}, {1e12}, 30.0, 128, 2.5, {}, 0.0, false};
   Cluster cluster = load_cluster("h200_node");
