@@ -259,7 +259,8 @@ constexpr double kTokenValueBytes = 2.0;
 
 double mean_time_s(const MlpFit& fit, const Loaded& loaded) {
   const MlpPoint& point = *loaded.point;
-  const double batch_s = point.num_tokens * kTokenValueBytes * point.hidden / fit.token_bandwidth.value;
+  const double batch_s =
+      point.num_tokens * kTokenValueBytes * point.hidden / fit.token_bandwidth.value;
   return batch_s + mean_mlp_time(fit.costs, point.hidden, point.intermediate, loaded.experts,
                                  point.num_tokens * point.topk)
                        .value;

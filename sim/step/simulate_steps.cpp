@@ -385,11 +385,10 @@ double estimated_operations(const Experiment& experiment) {
 std::vector<SimulatedRun> simulate_steps(const Experiment& experiment,
                                          const SimulateOptions& options) {
   if (experiment.cluster.ranks_per_gpu > 1) {
-    throw InputError(
-        "step",
-        fmt::format("topology {} with {} ranks on each GPU", experiment.cluster.name,
-                    experiment.cluster.ranks_per_gpu),
-        "a GPU for every rank (ranks_per_gpu: 1)");
+    throw InputError("step",
+                     fmt::format("topology {} with {} ranks on each GPU", experiment.cluster.name,
+                                 experiment.cluster.ranks_per_gpu),
+                     "a GPU for every rank (ranks_per_gpu: 1)");
   }
   const StepSimulation simulation(experiment, options);
   std::vector<SimulatedRun> out;
