@@ -872,8 +872,11 @@ void check_room(std::size_t bytes) {
   throw std::invalid_argument("direct: a ring that is larger than the shared memory of a block");
 }
 
-// Rows that are quantised at once by all multiprocessors together: more do not hurry each other.
-constexpr std::uint32_t kMostQuantised = 416;
+// Measured between two H100s (kernels/results/direct_2xh100.md): with 8 and 16 multiprocessors 24 warps of
+// each are the fastest, 28 slower; with 24 multiprocessors 12. More rows in flight then hinder each other.
+constexpr std::uint32_t kQuantiseWarps = 24;
+constexpr std::uint32_t kFewSms = 16;
+constexpr std::uint32_t kMostQuantised = 288;  // by more multiprocessors together
 
 // What both kernels of put are launched with.
 struct PutSetup {
@@ -887,8 +890,9 @@ PutSetup set_up_put(RowType type, std::uint32_t hidden, bool quantise, std::uint
   check_launch_arguments(num_dests, sms);
   if (shape.num_warps == 0) {
     shape = put_ring(type, hidden, quantise, num_dests, shared_limit());
-    // Measured between two H100s: with 24 multiprocessors 16 warps of each are faster than 24.
-    if (quantise) shape.num_warps = std::min(shape.num_warps, std::max(kMostQuantised / sms, 8U));
+    if (quantise && sms > kFewSms) {
+      shape.num_warps = std::min(shape.num_warps, std::max(kMostQuantised / sms, 8U));
+    }
   }
   if (quantise) shape.num_slots = std::min(shape.num_slots, 2U);
   check_ring(shape, quantise ? kMaxQuantiseWarps : kMaxRingWarps);
@@ -978,7 +982,7 @@ RingShape put_ring(RowType type, std::uint32_t hidden, bool quantise, std::uint3
   const std::size_t slots = room / put_slot_bytes(hidden, type, quantise);
   if (!quantise) return share_slots(slots, 8, 2);
   // Quantising wants warps; what a warp does while its row is read for its store is little.
-  RingShape shape = share_slots(slots, kMaxQuantiseWarps, 1);
+  RingShape shape = share_slots(slots, kQuantiseWarps, 1);
   shape.num_slots = std::min(shape.num_slots, 2U);
   return shape;
 }

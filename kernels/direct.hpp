@@ -13,7 +13,7 @@
 // blocks that fill a multiprocessor each. A token's row is read once, whatever the number of its
 // destinations. Where it leaves as FP8 it is read into registers, one step ahead of the work, and
 // quantised; its bulk copies take what has become of it. Quantising takes instructions more than
-// anything: up to 28 warps per block work on rows of their own, or on parts of rows where there are few.
+// anything: up to 24 warps per block work on rows of their own, or on parts of rows where there are few.
 //
 // Flags. A *channel* is one kind of step that all ranks carry out the same number of times in the
 // same order. Each rank counts in its own memory how often it has done so (the epoch), writes the new
