@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "core/error.hpp"
 #include "core/random.hpp"
 #include "topologies/switch_routes.hpp"
@@ -43,11 +45,23 @@ Link graph_link(const FabricModel& model, const FabricGraph::edge_descriptor& ed
 }  // namespace
 
 struct Network::Impl {
-  Impl(const Cluster& cluster_, RouteChoice choice_);
+  Impl(const Cluster& cluster_, RouteChoice choice_, std::span<const std::uint32_t> failed_links);
 
   void append_scale_up(std::uint32_t src, std::uint32_t dst, std::vector<LinkId>& out) const;
   void append_network(std::uint32_t src, std::uint32_t via, std::uint32_t dst,
-                      std::uint64_t flow_key, std::vector<LinkId>& out) const;
+                      std::uint64_t flow_key, const SwitchRoutes& table,
+                      std::vector<LinkId>& out) const;
+  void append_route(std::uint32_t src, std::uint32_t dst, std::uint64_t flow_key,
+                    std::vector<LinkId>& out) const;
+  // Where a transfer leaves the source's domain and enters the destination's.
+  struct Passage {
+    std::uint32_t exit = 0;
+    std::uint32_t entry = 0;
+  };
+  [[nodiscard]] std::optional<Passage> open_passage(std::uint32_t src, std::uint32_t dst) const;
+  [[nodiscard]] bool scale_up_failed(std::uint32_t src, std::uint32_t dst) const {
+    return any_failed && (failed[src * links_per_gpu] != 0 || failed[dst * links_per_gpu + 1] != 0);
+  }
   void append_caps(std::optional<std::uint32_t> first, std::uint32_t gpu, bool in,
                    std::vector<LinkId>& out) const {
     if (first) out.push_back(LinkId{*first + 2 * gpu + (in ? 1 : 0)});
@@ -92,15 +106,26 @@ struct Network::Impl {
   std::vector<std::uint32_t> switch_gpus;  // [num_switches] GPUs attached
   bool first_cable_first = false;
   std::optional<SwitchRoutes> routes;
+  bool any_failed = false;
+  std::vector<std::uint8_t> failed;          // [num_links], with any_failed only
+  std::optional<SwitchRoutes> whole_routes;  // as if nothing had failed, likewise
   Injection no_injection;
 };
 
-Network::Impl::Impl(const Cluster& cluster_, RouteChoice choice_)
-    : cluster(cluster_), choice(choice_) {
+Network::Impl::Impl(const Cluster& cluster_, RouteChoice choice_,
+                    std::span<const std::uint32_t> failed_links)
+    : cluster(cluster_), choice(choice_), any_failed(!failed_links.empty()) {
   const FabricModel model = build_fabric(cluster);
   links.resize(boost::num_edges(model.graph));
   for (const auto& edge : boost::make_iterator_range(boost::edges(model.graph))) {
     links[model.graph[edge].link] = graph_link(model, edge);
+  }
+  if (any_failed) {
+    // Caps and shared links, which follow, never fail as far as routes go.
+    failed.assign(links.size(), 0);
+    for (const std::uint32_t link : failed_links) {
+      if (link < failed.size()) failed[link] = 1;
+    }
   }
   if (cluster.scale_up) {
     domain_gpus = cluster.scale_up->nodes_per_domain * cluster.gpus_per_node;
@@ -130,7 +155,8 @@ Network::Impl::Impl(const Cluster& cluster_, RouteChoice choice_)
     switch_gpus.assign(model.switches.switches.size(), 0);
     for (const std::uint32_t at : attach) port.push_back(switch_gpus[at]++);
     first_cable_first = model.switches.first_cable_first;
-    routes.emplace(model);
+    if (any_failed) whole_routes.emplace(model);
+    routes.emplace(model, failed);
   }
   no_injection.sends_in_flight = kUnlimitedSends;
 }
@@ -194,7 +220,8 @@ void Network::Impl::append_scale_up(std::uint32_t src, std::uint32_t dst,
 }
 
 void Network::Impl::append_network(std::uint32_t src, std::uint32_t via, std::uint32_t dst,
-                                   std::uint64_t flow_key, std::vector<LinkId>& out) const {
+                                   std::uint64_t flow_key, const SwitchRoutes& table,
+                                   std::vector<LinkId>& out) const {
   out.push_back(LinkId{nic_port(via)});
   const std::uint32_t goal = attach[dst];
   const std::uint64_t hash = mix64(mix64(std::uint64_t{src} << 32 | dst) ^ (flow_key * kGolden));
@@ -203,7 +230,7 @@ void Network::Impl::append_network(std::uint32_t src, std::uint32_t via, std::ui
   // reached over a path of its own.
   std::uint64_t digits = port[dst] + std::uint64_t{switch_gpus[goal]} * goal;
   for (std::uint32_t at = attach[via]; at != goal;) {
-    const std::span<const SwitchHop> hops = routes->next_hops(at, goal);
+    const std::span<const SwitchHop> hops = table.next_hops(at, goal);
     if (hops.empty()) {
       throw InputError("topology " + cluster.name,
                        fmt::format("no route from GPU {} to GPU {}", src, dst),
@@ -223,7 +250,9 @@ void Network::Impl::append_network(std::uint32_t src, std::uint32_t via, std::ui
 }
 
 Network::Network(const Cluster& cluster, RouteChoice choice)
-    : impl_(std::make_unique<Impl>(cluster, choice)) {}
+    : impl_(std::make_unique<Impl>(cluster, choice, std::span<const std::uint32_t>())) {}
+Network::Network(const Cluster& cluster, std::span<const std::uint32_t> failed, RouteChoice choice)
+    : impl_(std::make_unique<Impl>(cluster, choice, failed)) {}
 Network::~Network() = default;
 Network::Network(Network&&) noexcept = default;
 Network& Network::operator=(Network&&) noexcept = default;
@@ -242,31 +271,61 @@ Tier Network::tier(GpuId src, GpuId dst) const {
   return impl_->tier(src.value, dst.value);
 }
 
+// The first way around what failed: the NICs of both GPUs, then those of their domains' other GPUs.
+std::optional<Network::Impl::Passage> Network::Impl::open_passage(std::uint32_t src,
+                                                                  std::uint32_t dst) const {
+  const auto candidate = [&](std::uint32_t gpu, std::uint32_t i) {
+    return domain_gpus == 0 ? gpu : gpu / domain_gpus * domain_gpus + (gpu + i) % domain_gpus;
+  };
+  const auto scale_up_ok = [&](std::uint32_t from, std::uint32_t to) {
+    return from == to || !scale_up_failed(from, to);
+  };
+  const std::uint32_t num_candidates = std::max(1U, domain_gpus);
+  for (std::uint32_t i = 0; i < num_candidates; ++i) {
+    const std::uint32_t entry = candidate(dst, i);
+    if (failed[nic_port(entry) + 1] != 0 || !scale_up_ok(entry, dst)) continue;
+    for (std::uint32_t j = 0; j < num_candidates; ++j) {
+      const std::uint32_t exit = candidate(exit_gpu(src, entry), j);
+      if (failed[nic_port(exit)] != 0 || !scale_up_ok(src, exit)) continue;
+      if (attach[exit] != attach[entry] && routes->next_hops(attach[exit], attach[entry]).empty()) {
+        continue;
+      }
+      return Passage{exit, entry};
+    }
+  }
+  return std::nullopt;
+}
+
+void Network::Impl::append_route(std::uint32_t src, std::uint32_t dst, std::uint64_t flow_key,
+                                 std::vector<LinkId>& out) const {
+  const Tier between = tier(src, dst);
+  if (between == Tier::kLocal) return;
+  const bool leaves = between == Tier::kNetwork || (scale_up_failed(src, dst) && routes);
+  const auto open = any_failed && leaves ? open_passage(src, dst) : std::nullopt;
+  if (between == Tier::kScaleUp && !open) {
+    append_caps(first_scale_up_cap, src, false, out);
+    append_total(first_scale_up_total, src, out);
+    append_scale_up(src, dst, out);
+    append_caps(first_scale_up_cap, dst, true, out);
+    append_total(first_scale_up_total, dst, out);
+    return;
+  }
+  const Passage passage = open.value_or(Passage{exit_gpu(src, dst), dst});
+  const SwitchRoutes& table = any_failed && !open ? *whole_routes : *routes;
+  append_caps(first_network_cap, src, false, out);
+  append_total(first_network_total, src, out);
+  if (passage.exit != src) append_scale_up(src, passage.exit, out);
+  append_network(src, passage.exit, passage.entry, flow_key, table, out);
+  if (passage.entry != dst) append_scale_up(passage.entry, dst, out);
+  append_caps(first_network_cap, dst, true, out);
+  append_total(first_network_total, dst, out);
+}
+
 void Network::append_route(GpuId src, GpuId dst, std::uint64_t flow_key,
                            std::vector<LinkId>& out) const {
-  const Impl& impl = *impl_;
   const std::size_t before = out.size();
-  switch (impl.tier(src.value, dst.value)) {
-    case Tier::kLocal:
-      return;
-    case Tier::kScaleUp:
-      impl.append_caps(impl.first_scale_up_cap, src.value, false, out);
-      impl.append_total(impl.first_scale_up_total, src.value, out);
-      impl.append_scale_up(src.value, dst.value, out);
-      impl.append_caps(impl.first_scale_up_cap, dst.value, true, out);
-      impl.append_total(impl.first_scale_up_total, dst.value, out);
-      return;
-    case Tier::kNetwork:
-      break;
-  }
   try {
-    impl.append_caps(impl.first_network_cap, src.value, false, out);
-    impl.append_total(impl.first_network_total, src.value, out);
-    const std::uint32_t via = impl.exit_gpu(src.value, dst.value);
-    if (via != src.value) impl.append_scale_up(src.value, via, out);
-    impl.append_network(src.value, via, dst.value, flow_key, out);
-    impl.append_caps(impl.first_network_cap, dst.value, true, out);
-    impl.append_total(impl.first_network_total, dst.value, out);
+    impl_->append_route(src.value, dst.value, flow_key, out);
   } catch (...) {
     out.resize(before);
     throw;

@@ -31,6 +31,11 @@ enum class RouteChoice : std::uint8_t {
 class Network {
  public:
   explicit Network(const Cluster& cluster, RouteChoice choice = RouteChoice::kEcmp);
+  // The same links, but routes go around `failed`, by position in links(), where another path exists:
+  // over other cables, through the NIC of another GPU of the same scale-up domain on either side, or,
+  // for a scale-up port, over the NICs. Where none exists the route is as if nothing had failed.
+  Network(const Cluster& cluster, std::span<const std::uint32_t> failed,
+          RouteChoice choice = RouteChoice::kEcmp);
   ~Network();
   Network(Network&&) noexcept;
   Network& operator=(Network&&) noexcept;

@@ -14,7 +14,7 @@ constexpr std::uint32_t kMaxCount = (1U << 15) - 1;
 
 }  // namespace
 
-SwitchRoutes::SwitchRoutes(const FabricModel& model) {
+SwitchRoutes::SwitchRoutes(const FabricModel& model, std::span<const std::uint8_t> failed) {
   const auto n = static_cast<std::uint32_t>(model.switches.switches.size());
   begin_.reserve(n + 1);
   begin_.push_back(0);
@@ -24,6 +24,8 @@ SwitchRoutes::SwitchRoutes(const FabricModel& model) {
       const auto to = static_cast<std::uint32_t>(boost::target(edge, model.graph));
       if (model.graph[to].kind != VertexKind::kSwitch) continue;
       const FabricEdge& cable = model.graph[edge];
+      // The two directions of a cable are numbered side by side.
+      if (!failed.empty() && (failed[cable.link] != 0 || failed[cable.link ^ 1U] != 0)) continue;
       hops_.push_back({model.graph[to].idx, cable.link});
       cost_.push_back(cable.cost);
       max_cost_ = std::max(max_cost_, cable.cost);

@@ -23,7 +23,9 @@ struct SwitchHop {
 
 class SwitchRoutes {
  public:
-  explicit SwitchRoutes(const FabricModel& model);
+  // `failed`: by link, whether no route takes it; empty: all are well. A cable of which one direction
+  // has failed is not taken in either, as its switches see it down.
+  explicit SwitchRoutes(const FabricModel& model, std::span<const std::uint8_t> failed = {});
 
   [[nodiscard]] std::uint32_t num_switches() const {
     return static_cast<std::uint32_t>(begin_.size() - 1);

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <boost/graph/dijkstra_shortest_paths.hpp>
 #include <chrono>
 #include <map>
@@ -311,6 +312,58 @@ TEST(Network, LargeClustersStartQuickly) {
   const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
   EXPECT_GT(ids.size(), 16383U / 97 * 2);
   EXPECT_LT(taken.count(), 10.0);
+}
+
+// The positions of links by name.
+std::vector<std::uint32_t> positions(const Network& network, const Names& names) {
+  std::vector<std::uint32_t> out;
+  for (std::uint32_t i = 0; i < network.links().size(); ++i) {
+    if (std::find(names.begin(), names.end(), network.links()[i].name) != names.end()) {
+      out.push_back(i);
+    }
+  }
+  return out;
+}
+
+// A failed cable leaves the other spine, also for traffic against its direction.
+TEST(Network, RoutesGoAroundAFailedCable) {
+  const Cluster cluster = plain_cluster(2, 4, kLeafSpine2);
+  const Network whole(cluster);
+  const Network network(cluster, positions(whole, {"leaf 0 -> spine 1"}));
+  for (std::uint32_t key = 0; key < 8; ++key) {
+    EXPECT_EQ(route(network, 0, 5, key),
+              (Names{"gpu 0 nic out", "leaf 0 -> spine 0", "spine 0 -> leaf 1", "gpu 5 nic in"}));
+    EXPECT_EQ(route(network, 5, 0, key),
+              (Names{"gpu 5 nic out", "leaf 1 -> spine 0", "spine 0 -> leaf 0", "gpu 0 nic in"}));
+  }
+  EXPECT_EQ(network.links().size(), whole.links().size());
+}
+
+// A GPU whose NIC has failed sends over that of the next GPU of its node, and is reached so.
+TEST(Network, RoutesGoAroundAFailedNic) {
+  const Cluster cluster = node_cluster(2, 2, "kind: star");
+  const Network whole(cluster);
+  const Network network(cluster, positions(whole, {"gpu 0 nic out", "gpu 3 nic in"}));
+  EXPECT_EQ(route(network, 0, 2),
+            (Names{"gpu 0 scale-up out", "gpu 1 scale-up in", "gpu 1 nic out", "gpu 2 nic in"}));
+  EXPECT_EQ(route(network, 0, 3),
+            (Names{"gpu 0 scale-up out", "gpu 1 scale-up in", "gpu 1 nic out", "gpu 2 nic in",
+                   "gpu 2 scale-up out", "gpu 3 scale-up in"}));
+  EXPECT_EQ(route(network, 2, 0), route(whole, 2, 0));
+  EXPECT_EQ(route(network, 0, 1), route(whole, 0, 1));
+}
+
+// A scale-up port is replaced by NICs; a NIC of a node without scale-up by nothing.
+TEST(Network, RoutesStayWhereThereIsNoOther) {
+  const Cluster nodes = node_cluster(2, 2, "kind: star");
+  EXPECT_EQ(route(Network(nodes, positions(Network(nodes), {"gpu 0 scale-up out"})), 0, 1),
+            (Names{"gpu 0 nic out", "gpu 1 nic in"}));
+  const Cluster plain = plain_cluster(2, 4, kLeafSpine2);
+  const Network whole(plain);
+  for (const Names& failed :
+       {Names{"gpu 0 nic out"}, Names{"leaf 0 -> spine 0", "leaf 0 -> spine 1"}}) {
+    EXPECT_EQ(route(Network(plain, positions(whole, failed)), 0, 5), route(whole, 0, 5));
+  }
 }
 
 }  // namespace
