@@ -264,6 +264,14 @@ json step_json(const StepReport& step) {
     out["critical_path"].push_back(
         {{"name", segment.name}, {"seconds", segment.seconds}, {"count", segment.count}});
   }
+  if (step.series.empty()) return out;
+  out["series"] = json::array();
+  for (const StepReport::SeriesStep& one : step.series) {
+    json item{{"time_s", one.time_s}, {"rank_load_max_over_mean", one.rank_load_max_over_mean}};
+    write_if(item, "relearnt_time_s", one.relearnt_time_s);
+    out["series"].push_back(std::move(item));
+  }
+  write_if(out, "static_loss", step.static_loss());
   return out;
 }
 
@@ -292,10 +300,30 @@ StepReport step_from(const json& document) {
                                   segment.at("seconds").get<double>(),
                                   segment.at("count").get<std::uint32_t>()});
   }
+  if (!document.contains("series")) return step;
+  for (const json& item : document.at("series")) {
+    StepReport::SeriesStep one;
+    item.at("time_s").get_to(one.time_s);
+    item.at("rank_load_max_over_mean").get_to(one.rank_load_max_over_mean);
+    read_if(item, "relearnt_time_s", one.relearnt_time_s);
+    step.series.push_back(one);
+  }
   return step;
 }
 
 }  // namespace
+
+std::optional<double> StepReport::static_loss() const {
+  double placed_once_s = 0.0;
+  double relearnt_s = 0.0;
+  for (const SeriesStep& one : series) {
+    if (!one.relearnt_time_s) return std::nullopt;
+    placed_once_s += one.time_s;
+    relearnt_s += *one.relearnt_time_s;
+  }
+  if (relearnt_s <= 0.0) return std::nullopt;
+  return placed_once_s / relearnt_s - 1.0;
+}
 
 json to_json(const RunReport& report) {
   json out{

@@ -99,6 +99,18 @@ struct StepReport {
   // By kind, of the fullest GPU, with total and available; empty where unknown.
   std::vector<std::pair<std::string, double>> memory_bytes;
   std::optional<double> tpot_s, ttft_s;  // decode; prefill
+  // Of a series of steps whose routing drifts, in order; empty for one step. What else the report says is
+  // then the mean over the steps, its memory that of the fullest one.
+  struct SeriesStep {
+    double time_s = 0.0;  // with the placement learnt for the first step
+    // With a placement learnt for this step; absent where placements are not learnt.
+    std::optional<double> relearnt_time_s;
+    double rank_load_max_over_mean = 1.0;  // of the fullest layer, with the placement of the first
+  };
+  std::vector<SeriesStep> series;
+  // By how much the series takes longer than with a placement learnt for each step, as a share; absent
+  // without a series or where placements are not learnt.
+  [[nodiscard]] std::optional<double> static_loss() const;
 };
 
 struct RunReport {

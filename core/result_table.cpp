@@ -191,4 +191,22 @@ Table step_parts_table(std::span<const RunReport> runs) {
   return table;
 }
 
+Table step_series_table(std::span<const RunReport> runs) {
+  Table table;
+  table.header = {"run", "step", "time", "placed anew", "loss", "fullest rank"};
+  for (const RunReport& run : runs) {
+    if (!run.step) continue;
+    for (std::size_t i = 0; i < run.step->series.size(); ++i) {
+      const StepReport::SeriesStep& one = run.step->series[i];
+      const std::optional<double>& anew = one.relearnt_time_s;
+      table.rows.push_back(
+          {run.name, std::to_string(i + 1), format_seconds(Seconds{one.time_s}),
+           anew ? format_seconds(Seconds{*anew}) : "-",
+           anew ? fmt::format("{:+.1f} %", 100.0 * (one.time_s / *anew - 1.0)) : "-",
+           fmt::format("{:.2f}", one.rank_load_max_over_mean)});
+    }
+  }
+  return table;
+}
+
 }  // namespace coterie

@@ -28,6 +28,9 @@ std::vector<std::string> result_notes(std::span<const RunReport> runs);
 // parts of that rank or stage (StepReport), which add up to the step.
 Table step_table(std::span<const RunReport> runs);
 Table step_parts_table(std::span<const RunReport> runs);
+// The times of every step of a series, with the placement of the first step and with one learnt for
+// it; no rows without a series.
+Table step_series_table(std::span<const RunReport> runs);
 
 // The mean time of a layer as the tables show it.
 std::string time_text(const RunReport& run);

@@ -163,6 +163,13 @@ std::string step_csv(const std::vector<RunReport>& runs) {
     cells.number("bubble_s", number(step.bubble_s));
     cells.number("tpot_s", known ? step.tpot_s : std::nullopt);
     cells.number("ttft_s", known ? step.ttft_s : std::nullopt);
+    if (!first->step->series.empty()) {
+      double slowest_s = 0.0;
+      for (const auto& one : step.series) slowest_s = std::max(slowest_s, one.time_s);
+      cells.number("series_steps", step.series.size());
+      cells.number("series_slowest_s", known ? std::optional(slowest_s) : std::nullopt);
+      cells.number("series_static_loss", known ? step.static_loss() : std::nullopt);
+    }
     for (const auto& [name, value] : step.parts) cells.number("part_" + name + "_s", number(value));
     for (const auto& [name, value] : step.busy) cells.number(name + "_busy", number(value));
     for (const auto& [name, value] : step.memory_bytes) {

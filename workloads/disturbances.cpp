@@ -15,7 +15,7 @@ std::uint32_t read_index(const YamlValue& value, std::uint32_t count) {
   return static_cast<std::uint32_t>(value.as_integer(0, static_cast<std::int64_t>(count) - 1));
 }
 
-LinkDisturbance read_times(YamlMap& map, const YamlValue& place) {
+LinkDisturbance read_times(YamlMap& map) {
   LinkDisturbance out;
   out.share = map.required("share").as_number(0.0, 1.0);
   if (const auto from = map.optional("from")) out.from_s = from->as_seconds().value;
@@ -24,10 +24,6 @@ LinkDisturbance read_times(YamlMap& map, const YamlValue& place) {
     if (*out.until_s <= out.from_s) {
       throw until->error(until->excerpt(), fmt::format("a time after {} s", out.from_s));
     }
-  }
-  if (out.share == 0.0 && !out.until_s) {
-    throw place.error("a share of 0 without \"until\"",
-                      "a time at which it recovers, or what crosses it would wait for ever");
   }
   return out;
 }
@@ -48,7 +44,7 @@ std::map<std::uint32_t, double> Disturbances::slowness(std::uint32_t num_gpus,
 }
 
 Disturbances read_disturbances(const YamlValue& value, std::uint32_t num_gpus,
-                               std::uint32_t num_nodes) {
+                               std::uint32_t num_nodes, std::uint32_t gpus_per_node) {
   YamlMap map = value.as_map();
   Disturbances out;
   if (const auto list = map.optional("slow")) {
@@ -69,7 +65,7 @@ Disturbances read_disturbances(const YamlValue& value, std::uint32_t num_gpus,
     for (const YamlValue& item : list->as_list()) {
       YamlMap entry = item.as_map();
       const std::string name = entry.required("name").as_string();
-      LinkDisturbance disturbance = read_times(entry, item);
+      LinkDisturbance disturbance = read_times(entry);
       disturbance.link = name;
       entry.finish();
       out.links.push_back(disturbance);
@@ -79,10 +75,39 @@ Disturbances read_disturbances(const YamlValue& value, std::uint32_t num_gpus,
     for (const YamlValue& item : list->as_list()) {
       YamlMap entry = item.as_map();
       const std::uint32_t node = read_index(entry.required("node"), num_nodes);
-      LinkDisturbance disturbance = read_times(entry, item);
+      LinkDisturbance disturbance = read_times(entry);
       disturbance.node = node;
       entry.finish();
       out.links.push_back(disturbance);
+    }
+  }
+  if (const auto list = map.optional("rails")) {
+    for (const YamlValue& item : list->as_list()) {
+      YamlMap entry = item.as_map();
+      const std::uint32_t rail = read_index(entry.required("rail"), gpus_per_node);
+      LinkDisturbance disturbance = read_times(entry);
+      disturbance.rail = rail;
+      entry.finish();
+      out.links.push_back(disturbance);
+    }
+  }
+  const auto fails = [](const LinkDisturbance& one) { return one.share == 0.0; };
+  const bool any_fails = std::any_of(out.links.begin(), out.links.end(), fails);
+  if (const auto reroute = map.optional("reroute")) {
+    YamlMap entry = reroute->as_map();
+    out.reroute_after_s = entry.required("after").as_seconds().value;
+    entry.finish();
+    if (!any_fails) {
+      throw reroute->error("reroute without a failure",
+                           "a link, node or rail with a share of 0 beside it");
+    }
+  }
+  if (const auto timeout = map.optional("timeout")) {
+    out.timeout_s = timeout->as_seconds().value;
+    if (out.timeout_s <= 0.0) throw timeout->error(timeout->excerpt(), "a time above 0");
+    if (!any_fails) {
+      throw timeout->error("timeout without a failure",
+                           "a link, node or rail with a share of 0 beside it");
     }
   }
   map.finish();

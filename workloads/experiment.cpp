@@ -367,7 +367,8 @@ void read_step_part(YamlMap& map, const YamlValue& value, Experiment& experiment
     throw tokens->error("tokens_per_rank beside a step", "no such key: it follows from the batch");
   }
   if (const auto given = map.optional("disturbances")) {
-    experiment.disturbances = read_disturbances(*given, num_gpus, experiment.cluster.num_nodes);
+    experiment.disturbances = read_disturbances(*given, num_gpus, experiment.cluster.num_nodes,
+                                                experiment.cluster.gpus_per_node);
   }
 }
 

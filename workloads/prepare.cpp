@@ -15,6 +15,7 @@
 #include "workloads/placement/layer_times.hpp"
 #include "workloads/placement/strategies.hpp"
 #include "workloads/trace/balanced.hpp"
+#include "workloads/trace/drift.hpp"
 #include "workloads/trace/generate.hpp"
 
 namespace coterie {
@@ -204,7 +205,30 @@ std::shared_ptr<const Routing> cut_out(Routing trace, SequencePart part) {
   return std::make_shared<const Routing>(select(trace, part));
 }
 
+// The tokens of every rank in `num_parts` equal parts, one after the other.
+std::vector<RankTokens> cut_tokens(const RankTokens& all, std::uint32_t num_parts) {
+  std::vector<RankTokens> parts(num_parts);
+  for (std::uint32_t part = 0; part < num_parts; ++part) {
+    parts[part].token_begin.push_back(0);
+    for (std::size_t rank = 0; rank + 1 < all.token_begin.size(); ++rank) {
+      const std::uint64_t count = (all.token_begin[rank + 1] - all.token_begin[rank]) / num_parts;
+      const auto first = all.trace_token.begin() +
+                         static_cast<std::ptrdiff_t>(all.token_begin[rank] + part * count);
+      parts[part].trace_token.insert(parts[part].trace_token.end(), first,
+                                     first + static_cast<std::ptrdiff_t>(count));
+      parts[part].token_begin.push_back(parts[part].trace_token.size());
+    }
+  }
+  return parts;
+}
+
 std::vector<RankTokens> deal_groups(const Experiment& experiment, const Routing& eval) {
+  if (experiment.step && experiment.step->num_routings() > 1) {
+    const std::uint32_t num_parts = experiment.step->num_routings();
+    return cut_tokens(deal_tokens(eval, experiment.num_ranks,
+                                  *experiment.tokens_per_rank * num_parts, experiment.deal),
+                      num_parts);
+  }
   std::vector<RankTokens> tokens;
   for (std::uint32_t group = 0; group < experiment.num_groups; ++group) {
     tokens.push_back(deal_tokens(eval, experiment.num_ranks, experiment.tokens_per_rank,
@@ -247,7 +271,9 @@ TraceParts generate_trace(const Experiment& experiment) {
     parts.train =
         std::make_shared<const Routing>(step_routing(experiment, experiment.seed + 1, ranks));
   } else {
-    const Routing both = step_routing(experiment, experiment.seed, 2 * ranks);
+    // Dealt round robin, a rank has a sequence per micro-batch.
+    const Routing both =
+        step_routing(experiment, experiment.seed, 2 * ranks * experiment.step->num_routings());
     parts.train = std::make_shared<const Routing>(select(both, SequencePart::kEven));
     parts.eval = std::make_shared<const Routing>(select(both, SequencePart::kOdd));
   }
@@ -360,6 +386,46 @@ TraceParts load_trace(const Experiment& experiment, Memo* memo) {
     parts.key = key;
   }
   return parts;
+}
+
+std::vector<TraceParts> load_series(const Experiment& experiment) {
+  const StepSeries& series = *experiment.step->series;
+  std::vector<TraceParts> steps;
+  if (series.drift) {
+    const TraceParts first = load_trace(experiment);
+    const bool one_part = first.train == first.eval;
+    for (std::uint32_t i = 0; i < series.num_steps; ++i) {
+      const auto after = [&](const Routing& routing) {
+        return std::make_shared<const Routing>(drifted(routing, *series.drift, i, experiment.seed));
+      };
+      TraceParts parts = first;
+      parts.eval = after(*first.eval);
+      parts.train = one_part ? parts.eval : after(*first.train);
+      steps.push_back(std::move(parts));
+    }
+    return steps;
+  }
+  const std::string file = experiment.trace.file.string();
+  const Routing trace = read_routing(experiment.trace.file);
+  require_model(experiment, trace);
+  // Even and odd sequences of each.
+  const std::size_t fewest =
+      experiment.trace.train == experiment.trace.eval && experiment.trace.eval == SequencePart::kAll
+          ? 1
+          : 2;
+  const std::size_t num_sequences = trace.num_sequences();
+  if (num_sequences < fewest * series.num_steps) {
+    throw InputError(file, fmt::format("{} sequences", num_sequences),
+                     fmt::format("at least {} for each of the {} steps of the series", fewest,
+                                 series.num_steps));
+  }
+  const std::string digest = trace_digest(trace);
+  for (std::size_t i = 0; i < series.num_steps; ++i) {
+    const Routing window = select_window(trace, num_sequences * i / series.num_steps,
+                                         num_sequences * (i + 1) / series.num_steps);
+    steps.push_back(cut_parts(experiment, window, digest));
+  }
+  return steps;
 }
 
 PreparedRun prepare_run(const Experiment& experiment, const RunSpec& spec, const TraceParts& parts,

@@ -20,7 +20,7 @@ struct TraceParts {
   std::shared_ptr<const Routing> train;  // what placements are learnt on
   std::shared_ptr<const Routing> eval;   // what the runs dispatch
   // Whose tokens are whose, [num_groups]. Groups start at different sequences, so that they are not
-  // copies of each other.
+  // copies of each other. Of a step: [StepSpec::num_routings()], by micro-batch.
   std::shared_ptr<const std::vector<RankTokens>> tokens;
   std::string digest;  // of the whole trace, see trace_digest
   // Names the content of all of these, for memos (core/memo.hpp); empty without one.
@@ -32,6 +32,10 @@ struct TraceParts {
 // part holds no tokens. `memo`, where given, keeps traces by file (its place, size and times of
 // change) and parts by content.
 TraceParts load_trace(const Experiment& experiment, Memo* memo = nullptr);
+
+// The parts of every step of `step.series`, [num_steps]. Throws InputError also where the trace has
+// too few sequences for as many windows.
+std::vector<TraceParts> load_series(const Experiment& experiment);
 
 // A run made ready: what a predictor or the runtime starts from.
 struct PreparedRun {

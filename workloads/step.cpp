@@ -243,6 +243,32 @@ void read_routing(const YamlValue& value, StepSpec& step) {
   step.routing = name == "trace" ? StepRouting::kTrace : StepRouting::kBalanced;
 }
 
+void read_routing_per(const YamlValue& value, StepSpec& step) {
+  step.routing_per_micro_batch = value.as_choice({"step", "micro_batch"}) == 1;
+  if (step.routing_per_micro_batch && step.routing == StepRouting::kBalanced) {
+    throw value.error(
+        "micro_batch beside balanced routing",
+        "routing: trace or {skew: EXPONENT}, as balanced micro-batches are all alike");
+  }
+}
+
+StepSeries read_series(const YamlValue& value, const StepSpec& step) {
+  YamlMap map = value.as_map();
+  StepSeries series;
+  series.num_steps = read_count(map.required("steps"), 2, 10'000);
+  if (const auto drift = map.optional("drift")) series.drift = drift->as_number(0.0, 1.0);
+  map.finish();
+  if (step.routing == StepRouting::kBalanced) {
+    throw value.error("a series beside balanced routing",
+                      "routing: trace or {skew: EXPONENT}, as balanced routing does not drift");
+  }
+  if (step.routing == StepRouting::kSkewed && !series.drift) {
+    throw value.error("a series of skewed routing without \"drift\"",
+                      "drift: SHARE, of the experts that exchange their roles between two steps");
+  }
+  return series;
+}
+
 StepLaunch read_launch(const YamlValue& value) {
   StepLaunch launch;
   launch.per_kernel = kHostLaunch;
@@ -380,6 +406,8 @@ StepSpec read_step(const YamlValue& value, const ModelShape& model, std::uint32_
   }
   if (const auto launch = only_train("launch")) step.launch = read_launch(*launch);
   if (const auto routing = map.optional("routing")) read_routing(*routing, step);
+  if (const auto per = map.optional("routing_per")) read_routing_per(*per, step);
+  if (const auto series = map.optional("series")) step.series = read_series(*series, step);
   if (const auto allowed = map.optional("allow_out_of_memory")) {
     step.allow_out_of_memory = allowed->as_bool();
   }

@@ -10,6 +10,8 @@
 //     recompute: none
 //     overlap: {micro_batches: 2, gradient_reduction: true, shared_expert: true}
 //     routing: balanced
+//     routing_per: step                # step | micro_batch
+//     series: {steps: 8, drift: 0.1}   # so many steps with routing that drifts
 //     launch: host                     # graph | host | {per_kernel: 40 us, graphs: [attention]}
 
 #include <cstdint>
@@ -146,6 +148,16 @@ enum class StepRouting : std::uint8_t {
   kSkewed,    // the generator's Zipf popularity with exponent `routing_skew`
 };
 
+// Several steps, one after the other, whose routing drifts.
+struct StepSeries {
+  std::uint32_t num_steps = 2;
+  // Absent: step i routes the i-th of `num_steps` windows of the trace, whole sequences that follow
+  // each other. Else all steps have the same tokens, but before each one but the first this share of
+  // a layer's experts, drawn by the seed, exchange their roles: a token that chose one of them now
+  // chooses another. At 0 all steps are the same.
+  std::optional<double> drift;
+};
+
 struct StepSpec {
   StepKind kind = StepKind::kTrain;
   ParallelSizes parallel;
@@ -157,6 +169,10 @@ struct StepSpec {
   StepOverlap overlap;
   StepRouting routing = StepRouting::kTrace;
   double routing_skew = 0.0;
+  // Each micro-batch routes tokens of its own, in the order in which its ranks own them; else all
+  // micro-batches route the same ones.
+  bool routing_per_micro_batch = false;
+  std::optional<StepSeries> series;
   StepLaunch launch;
   std::uint32_t mtp_layers = 0;  // train: multi-token prediction modules beside LM head and loss
   bool distributed_optimizer = true;  // shards the optimizer over dp (edp for experts)
@@ -169,6 +185,10 @@ struct StepSpec {
   // Micro-batches of a pipeline and step; 1 when serving without pipeline stages, else
   // overlap.micro_batches.
   [[nodiscard]] std::uint32_t num_micro_batches() const;
+  // Micro-batches with tokens of their own.
+  [[nodiscard]] std::uint32_t num_routings() const {
+    return routing_per_micro_batch ? num_micro_batches() : 1;
+  }
 };
 
 // The layers of one chunk: [first, first + num).

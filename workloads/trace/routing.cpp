@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <numeric>
 #include <stdexcept>
 
 namespace coterie {
@@ -192,13 +193,15 @@ Routing routing_head(const Routing& routing) {
   return head;
 }
 
-Routing select(const Routing& routing, SequencePart part) {
-  if (part == SequencePart::kAll) return routing;
+namespace {
+
+// Those sequences, in order.
+Routing select_sequences(const Routing& routing, std::span<const std::size_t> sequences) {
   Routing selected = routing_head(routing);
   selected.layers = routing.layers;
   selected.sequence_begin.push_back(0);
   std::vector<std::pair<std::uint64_t, std::uint64_t>> ranges;
-  for (std::size_t i = part == SequencePart::kEven ? 0 : 1; i < routing.num_sequences(); i += 2) {
+  for (const std::size_t i : sequences) {
     ranges.emplace_back(routing.sequence_begin[i], routing.sequence_begin[i + 1]);
     selected.sequence_begin.push_back(selected.sequence_begin.back() + ranges.back().second -
                                       ranges.back().first);
@@ -206,6 +209,24 @@ Routing select(const Routing& routing, SequencePart part) {
   selected.experts = gather(routing.experts, routing, ranges, selected.num_tokens());
   selected.weights = gather(routing.weights, routing, ranges, selected.num_tokens());
   return selected;
+}
+
+}  // namespace
+
+Routing select(const Routing& routing, SequencePart part) {
+  if (part == SequencePart::kAll) return routing;
+  std::vector<std::size_t> sequences;
+  for (std::size_t i = part == SequencePart::kEven ? 0 : 1; i < routing.num_sequences(); i += 2) {
+    sequences.push_back(i);
+  }
+  return select_sequences(routing, sequences);
+}
+
+Routing select_window(const Routing& routing, std::size_t first, std::size_t last) {
+  if (first > last || last > routing.num_sequences()) throw std::logic_error("no such sequences");
+  std::vector<std::size_t> sequences(last - first);
+  std::iota(sequences.begin(), sequences.end(), first);
+  return select_sequences(routing, sequences);
 }
 
 Routing select_layers(const Routing& routing, std::span<const std::size_t> layer_idxs) {

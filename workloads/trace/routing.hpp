@@ -71,6 +71,8 @@ enum class SequencePart : std::uint8_t { kAll, kEven, kOdd };
 std::optional<SequencePart> parse_sequence_part(std::string_view name);  // all, even, odd
 // The tokens of those sequences (by position in the trace), in order.
 Routing select(const Routing& routing, SequencePart part);
+// The sequences [first, last). Misuse throws std::logic_error.
+Routing select_window(const Routing& routing, std::size_t first, std::size_t last);
 Routing select_layers(const Routing& routing, std::span<const std::size_t> layer_idxs);
 
 }  // namespace coterie
