@@ -61,6 +61,17 @@ void print_steps(const Experiment& experiment, const std::vector<RunReport>& run
   fmt::print("{}: {} step of {} on {}, {} GPUs ({}), engine {}, {}\n\n{}", experiment.name,
              step.kind, found->model, found->topology, step.num_gpus, step.parallel, found->engine,
              step.method, render(step_table(runs)));
+  if (const Table series = step_series_table(runs); !series.rows.empty()) {
+    fmt::print(
+        "\nthe steps of the series, with the placement of the first step and with one learnt for "
+        "each:\n\n{}",
+        render(series));
+    for (const RunReport& run : runs) {
+      if (!run.step || !run.step->static_loss()) continue;
+      fmt::print("{}: placed once, the series takes {:.1f} percent longer\n", run.name,
+                 100.0 * *run.step->static_loss());
+    }
+  }
   fmt::print("\nwhere the time of the {} goes (adds up to the step):\n\n{}",
              step.method == "executed" ? "rank that ends last" : "stage with most to do",
              render(step_parts_table(runs)));

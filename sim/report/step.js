@@ -50,6 +50,29 @@ function bars(title, note, axisTitle, rows, format, colour) {
   }))();
 }
 
+// The steps of a series: solid with the placement of the first step, dashed with one learnt for each.
+function series() {
+  const runs = data.runs.filter((run) => run.step.series.length);
+  if (!runs.length) return;
+  const parent = section("Series", "Time of each step as the routing drifts. Solid: with the placement that was learnt for the first step; " +
+    "dashed: with one learnt for that step. All else on this page is the mean over the steps.");
+  const line = (run, i, column, dash) => ({
+    label: `${run.name}${dash.length ? ", placed anew" : ""}`, data: run.step.series.map((step) => step[column]),
+    borderColor: at(COLOURS, i), backgroundColor: at(COLOURS, i), borderDash: dash, pointRadius: 3,
+  });
+  chart(parent, 320, () => ({
+    type: "line",
+    data: {
+      labels: runs[0].step.series.map((step, i) => String(i + 1)),
+      datasets: runs.flatMap((run, i) => [line(run, i, 0, []), ...(run.step.series[0][1] === null ? [] : [line(run, i, 1, [5, 4])])]),
+    },
+    options: {
+      scales: { x: { title: { display: true, text: "step" } }, y: { title: { display: true, text: "time of the step" }, ticks: { callback: formatSeconds } } },
+      plugins: { legend: { position: "bottom" }, tooltip: { callbacks: { label: (item) => `${item.dataset.label}: ${formatSeconds(item.parsed.y)}` } } },
+    },
+  }))();
+}
+
 function criticalPath() {
   const parent = section("Critical path", "What the end of the step waited for, back to its start. The segments add up to the step.");
   for (const run of data.runs) {
@@ -105,6 +128,7 @@ stepTable();
 bars("Where the time goes", "The rank that ends last, or the stage with most to do: what it computes counts first, then what it communicates without computing, then waits. Adds up to the step.",
   "time of the step", data.runs.map((run) => run.step.parts), formatSeconds, (name) => PARTS[name] || "#000000");
 timeline();
+series();
 criticalPath();
 bars("Memory", "Bytes per GPU on the fullest stage, by kind.", "bytes per GPU",
   data.runs.map((run) => run.step.memory_bytes.filter((item) => item[0] !== "total" && item[0] !== "available")), formatBytes, (name, i) => at(COLOURS, i));

@@ -41,6 +41,14 @@ ordered_json step_json(const StepReport& step) {
   for (const StepReport::Segment& segment : step.critical_path) {
     out["critical_path"].push_back({segment.name, segment.seconds, segment.count});
   }
+  // [time, time with a placement learnt for the step or null, load of the fullest rank]
+  out["series"] = ordered_json::array();
+  for (const StepReport::SeriesStep& one : step.series) {
+    out["series"].push_back(
+        {one.time_s,
+         one.relearnt_time_s ? ordered_json(*one.relearnt_time_s) : ordered_json(nullptr),
+         one.rank_load_max_over_mean});
+  }
   return out;
 }
 
@@ -91,6 +99,14 @@ std::vector<std::string> summary(const std::vector<RunReport>& all) {
     out.push_back(
         "The step is composed of blocks that were simulated once each and stand for all equal "
         "ones.");
+  }
+  for (const RunReport& run : all) {
+    if (!run.step || !run.step->static_loss()) continue;
+    out.push_back(fmt::format(
+        "Over the {} steps of the series <b>{}</b> takes {:.1f} percent longer with the placement "
+        "of "
+        "the first step than with one learnt for each.",
+        run.step->series.size(), escape_html(run.name), 100.0 * *run.step->static_loss()));
   }
   for (const RunReport& run : all) {
     if (run.failure) {

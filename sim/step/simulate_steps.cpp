@@ -11,6 +11,7 @@
 #include "sim/step/memory.hpp"
 #include "sim/step/operations.hpp"
 #include "sim/step/step_times.hpp"
+#include "workloads/placement/strategies.hpp"
 #include "workloads/prepare.hpp"
 #include "workloads/run_report.hpp"
 
@@ -27,15 +28,22 @@ class StepSimulation {
         options_(options),
         step_(*experiment.step),
         network_(experiment.cluster),
-        times_(experiment.cluster.gpu),
-        parts_(load_trace(experiment)) {
+        times_(experiment.cluster.gpu) {
+    if (step_.series) {
+      parts_ = load_series(experiment);
+    } else {
+      parts_.push_back(load_trace(experiment));
+    }
     step_options_.engine = experiment.engine;
     step_options_.relative_precision = options.relative_precision;
     step_options_.timeline = options.timelines;
     step_options_.changes = changes();
+    step_options_.reroute_after_s = experiment.disturbances.reroute_after_s;
+    step_options_.timeout_s = experiment.disturbances.timeout_s;
     slow_ = experiment.disturbances.slowness(step_.parallel.num_ranks(), experiment.seed);
     executed_ = options.step_method ? *options.step_method == StepMethod::kExecuted
-                                    : estimated_operations(experiment) <= kExecutedOps;
+                                    : estimated_operations(experiment) <= kExecutedOps &&
+                                          !reroutes_under_way(step_options_);
   }
 
   SimulatedRun run(const RunSpec& spec) const {
@@ -43,10 +51,14 @@ class StepSimulation {
     try {
       PrepareOptions prepare;
       prepare.cache = options_.cache;
-      const PreparedRun prepared = prepare_run(experiment_, spec, parts_, prepare);
+      const PreparedRun prepared = prepare_run(experiment_, spec, parts_.front(), prepare);
       out.report = run_header(experiment_, prepared);
       if (const auto warning = fit_warning()) out.report.warnings.push_back(*warning);
-      out.report.step = simulate(prepared, out);
+      if (step_.series) {
+        out.report.step = simulate_series(prepared, prepare, out);
+      } else {
+        out.report.step = report(simulate(prepared), out);
+      }
     } catch (const Error& error) {
       out.report = failed_run(experiment_, spec, error.what());
       out.failure_code = error.exit_code();
@@ -75,19 +87,20 @@ class StepSimulation {
                      fmt::format("a link's name, as \"{}\"", links.front().name));
   }
 
-  // Of a node: what its GPUs send and receive over NICs.
+  // Of a node or rail: what its GPUs send and receive over NICs.
   [[nodiscard]] std::vector<std::uint32_t> links_of(const LinkDisturbance& disturbance) const {
-    if (!disturbance.node) return {link_of(disturbance.link)};
-    std::vector<std::uint32_t> out;
+    if (!disturbance.node && !disturbance.rail) return {link_of(disturbance.link)};
     const std::uint32_t gpus = experiment_.cluster.gpus_per_node;
+    std::set<std::string> ports;
+    for (std::uint32_t gpu = 0; gpu < network_.num_gpus(); ++gpu) {
+      if (disturbance.node && gpu / gpus != *disturbance.node) continue;
+      if (disturbance.rail && gpu % gpus != *disturbance.rail) continue;
+      ports.insert(fmt::format("gpu {} nic out", gpu));
+      ports.insert(fmt::format("gpu {} nic in", gpu));
+    }
+    std::vector<std::uint32_t> out;
     for (std::uint32_t i = 0; i < network_.links().size(); ++i) {
-      const Link& link = network_.links()[i];
-      if (link.tier != Tier::kNetwork) continue;
-      for (std::uint32_t g = 0; g < gpus; ++g) {
-        if (link.name.starts_with(fmt::format("gpu {} ", *disturbance.node * gpus + g))) {
-          out.push_back(i);
-        }
-      }
+      if (ports.contains(network_.links()[i].name)) out.push_back(i);
     }
     return out;
   }
@@ -130,22 +143,31 @@ class StepSimulation {
         fmt::join(kinds, ", "));
   }
 
-  [[nodiscard]] StepReport simulate(const PreparedRun& run, SimulatedRun& out) const {
+  // One step: how long it takes, what it needs, and the load of its fullest rank.
+  struct OneStep {
+    StepTimes times;
+    MemoryBytes memory;
+    double imbalance = 1.0;
+  };
+
+  [[nodiscard]] OneStep simulate(const PreparedRun& run) const {
+    OneStep out;
     std::vector<LayerPlan> plans;
     const PlanRequest request = plan_request(experiment_, run, PlanDetail::kCounts);
-    double imbalance = 1.0;
-    for (std::size_t layer = 0; layer < run.routing->num_layers(); ++layer) {
-      plans.push_back(
-          make_plan(*run.routing, layer, run.placement.layers[layer], run.tokens(), request));
-      imbalance = std::max(imbalance, load_max_over_mean(plans.back()));
+    for (const RankTokens& tokens : *run.group_tokens) {
+      for (std::size_t layer = 0; layer < run.routing->num_layers(); ++layer) {
+        plans.push_back(
+            make_plan(*run.routing, layer, run.placement.layers[layer], tokens, request));
+        out.imbalance = std::max(out.imbalance, load_max_over_mean(plans.back()));
+      }
     }
-    const MemoryBytes memory = memory_per_gpu(experiment_.model, step_, experiment_.cluster.gpu,
-                                              run.spec.num_replicas, imbalance);
-    if (!memory.fits() && !step_.allow_out_of_memory) {
+    out.memory = memory_per_gpu(experiment_.model, step_, experiment_.cluster.gpu,
+                                run.spec.num_replicas, out.imbalance);
+    if (!out.memory.fits() && !step_.allow_out_of_memory) {
       throw InputError(
           fmt::format("run {}: the step does not fit: a GPU {}; expected less, or "
                       "step.allow_out_of_memory: true",
-                      run.spec.name, memory_sentence(memory)));
+                      run.spec.name, memory_sentence(out.memory)));
     }
     const StepCosts costs(experiment_.model, step_, times_, plans);
     const std::uint32_t hidden = experiment_.model.hidden;
@@ -162,12 +184,70 @@ class StepSimulation {
                           experiment_.transport_of(run.spec),
                           slow_,
                           optimizer_s()};
-    const StepTimes times = executed_ ? execute_step(setup, network_, step_options_)
-                                      : compose_step(setup, network_, step_options_);
+    out.times = executed_ ? execute_step(setup, network_, step_options_)
+                          : compose_step(setup, network_, step_options_);
+    return out;
+  }
+
+  // The placement of the first step meets the routing of every step, and so does one that is learnt for
+  // it. What is reported besides is the mean over the steps.
+  [[nodiscard]] StepReport simulate_series(const PreparedRun& first, const PrepareOptions& options,
+                                           SimulatedRun& out) const {
+    const bool learns = strategy_learns_here(first.spec);
+    OneStep mean;
+    std::vector<StepReport::SeriesStep> series;
+    const double share = 1.0 / static_cast<double>(parts_.size());
+    for (std::size_t i = 0; i < parts_.size(); ++i) {
+      TraceParts parts = parts_[i];
+      parts.train = parts_.front().train;
+      PreparedRun placed_once = first;
+      if (first.spec.prune) {
+        placed_once = prepare_run(experiment_, first.spec, parts, options);
+      } else {
+        placed_once.routing = parts.eval;
+        placed_once.group_tokens = parts.tokens;
+      }
+      OneStep step = simulate(placed_once);
+      StepReport::SeriesStep& one = series.emplace_back();
+      one.time_s = step.times.time_s;
+      one.rank_load_max_over_mean = step.imbalance;
+      if (learns) {
+        one.relearnt_time_s =
+            i == 0
+                ? step.times.time_s
+                : simulate(prepare_run(experiment_, first.spec, parts_[i], options)).times.time_s;
+      }
+      if (i == 0) {
+        mean = std::move(step);
+        mean.times.scale(share);
+      } else {
+        mean.times.add(step.times, share);
+        if (step.memory.total() > mean.memory.total()) mean.memory = step.memory;
+      }
+    }
+    StepReport result = report(mean, out);
+    result.series = std::move(series);
+    return result;
+  }
+
+  static bool strategy_learns_here(const RunSpec& spec) {
+    const std::vector<std::string> names = placement_strategies();
+    return std::find(names.begin(), names.end(), spec.placement) != names.end() &&
+           strategy_learns(spec.placement);
+  }
+
+  [[nodiscard]] StepReport report(const OneStep& one, SimulatedRun& out) const {
+    const StepTimes& times = one.times;
     out.timeline = times.timeline;
     out.report.provenance["step"] = {{"blocks", times.num_blocks},
                                      {"operations", times.num_operations}};
-    StepReport step = report(times, memory);
+    if (times.longest_stall_s > 0.0) {
+      out.report.provenance["step"]["longest_stall_s"] = times.longest_stall_s;
+      out.report.warnings.push_back(
+          fmt::format("transfers over failed links stood still for up to {}",
+                      format_seconds(Seconds{times.longest_stall_s})));
+    }
+    StepReport step = report(times, one.memory);
     if (experiment_.decode_pool > 0) {
       // Each layer's keys and values leave when it has made them: the step hides all but the last
       // layer's, as long as the NICs keep up.
@@ -285,7 +365,7 @@ class StepSimulation {
   const StepSpec& step_;
   Network network_;
   OperationTimes times_;
-  TraceParts parts_;
+  std::vector<TraceParts> parts_;  // of every step of a series; else of the only one
   StepOptions step_options_;
   std::map<std::uint32_t, double> slow_;
   bool executed_ = false;

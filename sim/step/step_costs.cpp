@@ -35,7 +35,7 @@ class LayerPricer {
   [[nodiscard]] LayerCosts price(std::uint32_t layer, std::span<const Pass> passes,
                                  const LayerPlan* plan) const {
     LayerCosts costs;
-    costs.host_s = host_s(layer, passes, plan);
+    add_host(costs, layer, passes, plan);
     for (const Pass pass : passes) {
       const LayerOperations operations = layer_operations(model_, step_, work_, layer, pass);
       costs.attention = costs.attention + times_.time(operations.attention);
@@ -69,28 +69,30 @@ class LayerPricer {
   }
 
   // Until the host has launched the layer's kernels, in these passes and on the rank with most.
-  [[nodiscard]] double host_s(std::uint32_t layer, std::span<const Pass> passes,
-                              const LayerPlan* plan) const {
+  void add_host(LayerCosts& costs, std::uint32_t layer, std::span<const Pass> passes,
+                const LayerPlan* plan) const {
     const StepLaunch& launch = step_.launch;
     const bool back = passes.front() != Pass::kForward;
     const ParallelSizes& sizes = step_.parallel;
-    std::uint64_t sum = 0, most = 0;
+    std::uint64_t attention = 0, experts = 0, most = 0;
     for (const Pass pass : passes) {
       const LayerOperations operations = layer_operations(model_, step_, work_, layer, pass);
-      sum += launches(operations.attention, launch.graph_attention, pass) +
-             launches(operations.router, launch.graph_router, pass) +
-             total_launches(operations.dense_mlp) + total_launches(operations.shared);
+      attention += launches(operations.attention, launch.graph_attention, pass) +
+                   launches(operations.router, launch.graph_router, pass) +
+                   total_launches(operations.dense_mlp);
+      experts += total_launches(operations.shared);
       // A gather and a scatter around each part that tensor ranks share.
       if (sizes.tp > 1 && pass != Pass::kBackwardWeight) {
-        sum +=
-            2 * ((operations.attention.empty() ? 0U : 1U) +
-                 (operations.dense_mlp.empty() ? 0U : 1U) + (operations.shared.empty() ? 0U : 1U));
+        attention += 2 * ((operations.attention.empty() ? 0U : 1U) +
+                          (operations.dense_mlp.empty() ? 0U : 1U));
+        experts += operations.shared.empty() ? 0 : 2;
       }
-      if (sizes.cp > 1 && pass != Pass::kBackwardWeight) ++sum;
+      if (sizes.cp > 1 && pass != Pass::kBackwardWeight) ++attention;
     }
     if (plan != nullptr) {
-      // Dispatch and combine, and counts (forward), pack, expand, merge and sum.
-      sum += kRowKernels - (back || launch.graph_preprocess ? 1 : 0);
+      // Counts (forward); dispatch and combine, pack, expand, merge and sum.
+      if (!back) ++attention;
+      experts += kRowKernels - 1 - (!back && launch.graph_preprocess ? 1 : 0);
       for (std::uint32_t rank = 0; rank < plan->num_ranks; ++rank) {
         std::uint64_t here = 0;
         for (const Pass pass : passes) {
@@ -99,7 +101,8 @@ class LayerPricer {
         most = std::max(most, here);
       }
     }
-    return static_cast<double>(sum + most) * launch.per_kernel.value;
+    costs.host_attention_s = static_cast<double>(attention) * launch.per_kernel.value;
+    costs.host_experts_s = static_cast<double>(experts + most) * launch.per_kernel.value;
   }
 
   [[nodiscard]] double recompute_host_s(std::uint32_t layer) const {
@@ -168,31 +171,36 @@ StepCosts::StepCosts(const ModelShape& model, const StepSpec& step, const Operat
                      std::span<const LayerPlan> plans) {
   const LayerPricer pricer(model, step, times);
   const bool trains = step.kind == StepKind::kTrain;
+  num_layers_ = model.num_layers;
+  num_routings_ = step.num_routings();
+  const std::size_t num_plans = plans.size() / num_routings_;
   // What tells layers apart: experts, the window, and whose rows they get.
   std::map<std::tuple<bool, bool, std::uint32_t>, std::uint32_t> classes;
-  std::uint32_t num_moe = 0;
-  for (std::uint32_t layer = 0; layer < model.num_layers; ++layer) {
-    const bool moe = model.is_moe_layer(layer);
-    const auto plan = moe ? static_cast<std::uint32_t>(num_moe++ % plans.size()) : 0U;
-    const auto [entry, added] = classes.try_emplace({moe, model.is_windowed_layer(layer), plan},
-                                                    static_cast<std::uint32_t>(forward_.size()));
-    class_of_.push_back(entry->second);
-    if (!added) continue;
-    representative_.push_back(layer);
-    forward_.push_back(pricer.price(layer, kForward, moe ? &plans[plan] : nullptr));
-    forward_.back().plan = plan;
-    backward_.emplace_back();
-    if (!trains) continue;
-    LayerCosts& backward = backward_.back();
-    backward = pricer.price(layer, kBackward, moe ? &plans[plan] : nullptr);
-    backward.plan = plan;
-    // Full recomputation runs the layer's forward pass again, communication included.
-    backward.recompute_layer = step.recompute == Recompute::kFull;
-    if (step.recompute == Recompute::kSelective) {
-      backward.recompute = pricer.recompute(layer);
-      backward.host_s += pricer.recompute_host_s(layer);
+  for (std::uint32_t routing = 0; routing < num_routings_; ++routing) {
+    std::uint32_t num_moe = 0;
+    for (std::uint32_t layer = 0; layer < model.num_layers; ++layer) {
+      const bool moe = model.is_moe_layer(layer);
+      const auto plan =
+          moe ? static_cast<std::uint32_t>(routing * num_plans + num_moe++ % num_plans) : 0U;
+      const auto [entry, added] = classes.try_emplace({moe, model.is_windowed_layer(layer), plan},
+                                                      static_cast<std::uint32_t>(forward_.size()));
+      class_of_.push_back(entry->second);
+      if (!added) continue;
+      representative_.push_back(layer);
+      forward_.push_back(pricer.price(layer, kForward, moe ? &plans[plan] : nullptr));
+      forward_.back().plan = plan;
+      backward_.emplace_back();
+      if (!trains) continue;
+      LayerCosts& backward = backward_.back();
+      backward = pricer.price(layer, kBackward, moe ? &plans[plan] : nullptr);
+      backward.plan = plan;
+      // Full recomputation runs the layer's forward pass again, communication included.
+      backward.recompute_layer = step.recompute == Recompute::kFull;
+      if (step.recompute == Recompute::kSelective) {
+        backward.recompute = pricer.recompute(layer);
+        backward.host_experts_s += pricer.recompute_host_s(layer);
+      }
     }
-    if (backward.recompute_layer) backward.host_s += forward_.back().host_s;
   }
   embedding_s_ = {pricer.embedding_s(kForward), trains ? pricer.embedding_s(kBackward) : 0.0};
   head_s_ = {pricer.head_s(kForward), trains ? pricer.head_s(kBackward) : 0.0};
@@ -208,12 +216,12 @@ StepCosts::StepCosts(const ModelShape& model, const StepSpec& step, const Operat
   }
 }
 
-const LayerCosts& StepCosts::forward(std::uint32_t layer) const {
-  return forward_[class_of_[layer]];
+const LayerCosts& StepCosts::forward(std::uint32_t layer, std::uint32_t micro_batch) const {
+  return forward_[layer_class(layer, micro_batch)];
 }
 
-const LayerCosts& StepCosts::backward(std::uint32_t layer) const {
-  return backward_[class_of_[layer]];
+const LayerCosts& StepCosts::backward(std::uint32_t layer, std::uint32_t micro_batch) const {
+  return backward_[layer_class(layer, micro_batch)];
 }
 
 }  // namespace coterie

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <optional>
 
 #include "sim/step/memory.hpp"
 #include "sim/step/parallel.hpp"
@@ -55,18 +56,6 @@ PipelineShape pipeline_shape(const StepSpec& step) {
           .num_micro_batches = step.num_micro_batches(),
           .paired = trains && step.overlap.micro_batches > 1,
           .backward = trains};
-}
-
-double pass_host_s(const StepSetup& setup, std::uint32_t part, bool backward) {
-  const StepCosts& costs = setup.costs;
-  double seconds = 0.0;
-  for (const std::uint32_t layer : chunk_layers(setup.model, setup.step, part)) {
-    seconds += (backward ? costs.backward(layer) : costs.forward(layer)).host_s;
-  }
-  const ParallelSizes& parallel = setup.step.parallel;
-  if (part == 0) seconds += costs.embedding_host_s(backward);
-  if (part + 1 == parallel.pp * parallel.vp) seconds += costs.head_host_s(backward);
-  return seconds;
 }
 
 SyncBytes sync_bytes(const ModelShape& model, const StepSpec& step, std::uint32_t stage) {
@@ -227,7 +216,6 @@ StepBuilder::Events StepBuilder::dense(std::uint32_t first_gpu, const LayerCosts
 StepBuilder::Events StepBuilder::experts(std::uint32_t first_gpu, const LayerCosts& costs,
                                          bool backward, Events enter) {
   if (costs.experts_s.empty()) return enter;
-  if (!backward) enter = kernels(first_gpu, costs.router, StepPart::kRouter, enter);
   const auto shared = [&](Events begin) {
     if (costs.shared.total.value <= 0.0) return begin;
     begin = tensor(first_gpu, CollectiveKind::kAllGather, begin);
@@ -259,25 +247,35 @@ StepBuilder::Events StepBuilder::experts(std::uint32_t first_gpu, const LayerCos
   } else {
     out = shared(out);
   }
-  if (backward) out = kernels(first_gpu, costs.router, StepPart::kRouter, out);
   return out;
 }
 
 StepBuilder::Events StepBuilder::add_layer(std::uint32_t first_gpu, std::uint32_t layer,
-                                           bool backward, Events enter) {
-  const LayerCosts& forward = setup_.costs.forward(layer);
-  const auto run_forward = [&](Events begin) {
-    begin = attention(first_gpu, forward, false, std::move(begin));
-    begin = dense(first_gpu, forward, std::move(begin));
-    return experts(first_gpu, forward, false, std::move(begin));
+                                           std::uint32_t micro_batch, bool backward, Events enter,
+                                           Events* host) {
+  const LayerCosts& forward = setup_.costs.forward(layer, micro_batch);
+  const auto run_forward = [&](const Events& begin) {
+    const Events routed =
+        launched(first_gpu, forward.host_attention_s, begin, host, [&](const Events& at) {
+          return kernels(first_gpu, forward.router, StepPart::kRouter,
+                         dense(first_gpu, forward, attention(first_gpu, forward, false, at)));
+        });
+    if (forward.experts_s.empty()) return routed;
+    if (host != nullptr) *host = both(first_gpu, *host, routed);
+    return launched(first_gpu, forward.host_experts_s, routed, host,
+                    [&](const Events& at) { return experts(first_gpu, forward, false, at); });
   };
-  if (!backward) return run_forward(std::move(enter));
-  const LayerCosts& costs = setup_.costs.backward(layer);
-  if (costs.recompute_layer) enter = run_forward(std::move(enter));
-  enter = kernels(first_gpu, costs.recompute, StepPart::kAttention, enter);
-  enter = experts(first_gpu, costs, true, std::move(enter));
-  enter = dense(first_gpu, costs, std::move(enter));
-  return attention(first_gpu, costs, true, std::move(enter));
+  if (!backward) return run_forward(enter);
+  const LayerCosts& costs = setup_.costs.backward(layer, micro_batch);
+  if (costs.recompute_layer) enter = run_forward(enter);
+  enter = launched(first_gpu, costs.host_experts_s, enter, host, [&](const Events& at) {
+    return experts(first_gpu, costs, true,
+                   kernels(first_gpu, costs.recompute, StepPart::kAttention, at));
+  });
+  return launched(first_gpu, costs.host_attention_s, enter, host, [&](const Events& at) {
+    const Events routed = kernels(first_gpu, costs.router, StepPart::kRouter, at);
+    return attention(first_gpu, costs, true, dense(first_gpu, costs, routed));
+  });
 }
 
 StepProgram StepBuilder::finish() && {
@@ -350,7 +348,7 @@ class WholeStep {
       Events at_layer = builder_.add_kernels(cell, setup_.costs.embedding_s(false),
                                              StepPart::kEmbedding, builder_.start());
       for (const std::uint32_t layer : chunk_layers(setup_.model, setup_.step, 0)) {
-        at_layer = builder_.add_layer(cell, layer, false, std::move(at_layer));
+        at_layer = builder_.add_layer(cell, layer, lane, false, std::move(at_layer));
       }
       (void)builder_.add_kernels(cell, setup_.costs.head_s(false), StepPart::kEmbedding, at_layer);
     }
@@ -363,10 +361,12 @@ class WholeStep {
       Events begin = end;
       if (slot.forward) begin = when_arrived(stage, cell, *slot.forward, false, begin);
       if (slot.backward) begin = when_arrived(stage, cell, *slot.backward, true, begin);
-      Events host = begin;  // one host launches both
+      // One host launches both.
+      host_.reset();
+      if (setup_.step.launch.per_kernel.value > 0.0) host_ = begin;
       std::vector<PassUnderWay> passes;
-      if (slot.forward) passes.push_back(open(stage, cell, *slot.forward, false, begin, host));
-      if (slot.backward) passes.push_back(open(stage, cell, *slot.backward, true, begin, host));
+      if (slot.forward) passes.push_back(open(stage, cell, *slot.forward, false, begin));
+      if (slot.backward) passes.push_back(open(stage, cell, *slot.backward, true, begin));
       std::size_t num_layers = 0;
       for (const PassUnderWay& pass : passes) num_layers = std::max(num_layers, pass.layers.size());
       for (std::size_t i = 0; i < num_layers; ++i) {
@@ -406,12 +406,10 @@ class WholeStep {
     std::vector<std::uint32_t> layers;  // in the order of the pass
     std::size_t position = 0;           // of its first layer among the stage's
     Events now;
-    Events launched;  // by the host; empty with CUDA graphs
   };
 
-  // `host`: when the host is free to launch the pass, and then when it has.
   PassUnderWay open(std::uint32_t stage, std::uint32_t cell, const ChunkPass& chunk, bool backward,
-                    Events now, Events& host) {
+                    Events now) {
     PassUnderWay pass{.stage = stage,
                       .cell = cell,
                       .first_gpu = stage * stage_size_ + cell,
@@ -420,19 +418,15 @@ class WholeStep {
                       .backward = backward,
                       .layers = {},
                       .position = first_layer(chunk.chunk, stage),
-                      .now = std::move(now),
-                      .launched = {}};
+                      .now = std::move(now)};
     pass.layers = chunk_layers(setup_.model, setup_.step, pass.part);
     if (backward) std::reverse(pass.layers.begin(), pass.layers.end());
-    if (const double launches_s = pass_host_s(setup_, pass.part, backward); launches_s > 0.0) {
-      host = builder_.add_host(pass.first_gpu, launches_s,
-                               builder_.both(pass.first_gpu, pass.now, host));
-      pass.launched = host;
-    }
     begin_work(pass);
     add_ends(pass, true);
     return pass;
   }
+
+  [[nodiscard]] Events* host() { return host_ ? &*host_ : nullptr; }
 
   void begin_work(const PassUnderWay& pass) {
     const char* const lane = pass.backward ? "backward" : "forward";
@@ -441,14 +435,17 @@ class WholeStep {
 
   // Embedding or LM head, where the pass begins or ends with them.
   void add_ends(PassUnderWay& pass, bool at_start) {
-    const auto add = [&](double seconds) {
-      pass.now = builder_.add_kernels(pass.first_gpu, seconds, StepPart::kEmbedding, pass.now);
+    const StepCosts& costs = setup_.costs;
+    const auto add = [&](double seconds, double host_s) {
+      pass.now = builder_.launched(pass.first_gpu, host_s, pass.now, host(), [&](const Events& at) {
+        return builder_.add_kernels(pass.first_gpu, seconds, StepPart::kEmbedding, at);
+      });
     };
     if (pass.part == 0 && at_start != pass.backward) {
-      add(setup_.costs.embedding_s(pass.backward));
+      add(costs.embedding_s(pass.backward), costs.embedding_host_s(pass.backward));
     }
     if (pass.part + 1 == num_parts_ && at_start == pass.backward) {
-      add(setup_.costs.head_s(pass.backward));
+      add(costs.head_s(pass.backward), costs.head_host_s(pass.backward));
     }
   }
 
@@ -460,8 +457,8 @@ class WholeStep {
       const auto from = gathered.begin() + pass.cell;
       pass.now = builder_.both(pass.first_gpu, pass.now, Events(from, from + cell_));
     }
-    pass.now =
-        builder_.add_layer(pass.first_gpu, pass.layers[idx], pass.backward, std::move(pass.now));
+    pass.now = builder_.add_layer(pass.first_gpu, pass.layers[idx], pass.micro_batch, pass.backward,
+                                  std::move(pass.now), host());
     if (pass.backward && pass.micro_batch + 1 == shape_.num_micro_batches) {
       for (std::uint32_t i = 0; i < cell_; ++i) {
         layer_ends_[pass.cell + i].push_back(pass.now[i]);
@@ -473,9 +470,6 @@ class WholeStep {
   void close(PassUnderWay& pass) {
     begin_work(pass);
     add_ends(pass, false);
-    if (!pass.launched.empty()) {
-      pass.now = builder_.both(pass.first_gpu, pass.now, pass.launched);
-    }
     if (pass.part == (pass.backward ? 0 : num_parts_ - 1)) return;
     const std::uint32_t to = pass.backward ? pass.part - 1 : pass.part + 1;
     for (std::uint32_t i = 0; i < cell_; ++i) {
@@ -582,6 +576,8 @@ class WholeStep {
   std::uint32_t cell_, stage_size_, num_parts_;
   StepBuilder builder_;
   Events arrived_forward_, arrived_backward_;  // see at()
+  std::optional<Events>
+      host_;  // [GPUs of the cell] when it is free; of the slot under construction
   // Of the stage under construction.
   std::vector<Events> layer_ends_;  // [rank][layers, last first] of the last micro-batch
   std::vector<Events> parameters_;  // [layers][rank] when they are gathered; empty: they are there

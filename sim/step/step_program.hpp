@@ -10,11 +10,13 @@
 //   forward    gather, attention, scatter -> router -> dispatch, experts, combine   shared experts
 //   backward   dispatch of gradients, experts, their way back -> router, attention  beside or after
 //
-// Without CUDA graphs the host launches the kernels of a pass while the GPU runs them, and begins
-// with the next pass when both are done: it needs the counts of rows that a MoE layer's GPUs exchange.
+// Without CUDA graphs the host launches the kernels of a pass while the GPU runs them (LaunchClock). In
+// the forward pass of a MoE layer it waits for the router, as it needs the counts of rows for what
+// follows; with the next pass it begins when the GPU has done this one.
 //
 // Approximations: a GPU's kernels compete for its multiprocessors with communication kernels that
-// hold some, but their memory traffic does not slow transfers; all EP groups route the same rows.
+// hold some, but their memory traffic does not slow transfers; all EP groups route the same rows, and
+// so do all micro-batches unless `routing_per: micro_batch` gives them tokens of their own.
 
 #include <cstdint>
 #include <map>
@@ -34,7 +36,7 @@ struct StepSetup {
   const ModelShape& model;
   const StepSpec& step;
   const StepCosts& costs;
-  std::span<const LayerPlan> plans;  // of one EP group
+  std::span<const LayerPlan> plans;  // of one EP group, as StepCosts has them
   PayloadSizes forward_rows;
   PayloadSizes backward_rows;
   PayloadType dispatch_payload = PayloadType::kBf16;
@@ -50,9 +52,6 @@ std::uint32_t stage_gpus(const ParallelSizes& parallel);
 std::vector<std::uint32_t> chunk_layers(const ModelShape& model, const StepSpec& step,
                                         std::uint32_t part);
 PipelineShape pipeline_shape(const StepSpec& step);
-
-// What the host takes to launch the kernels of a pass of a chunk; zero with CUDA graphs.
-double pass_host_s(const StepSetup& setup, std::uint32_t part, bool backward);
 
 // The pass that operations belong to, for those who look at them: what runs one after the other
 // ("forward", "half 2"), and which of these it is ("forward 3"). Empty: no pass.
@@ -78,7 +77,18 @@ class StepBuilder {
   [[nodiscard]] Events start() const { return Events(cell_, kStartEvent); }
   // What is added from now on belongs to `work`.
   void begin_work(StepWork work);
-  Events add_layer(std::uint32_t first_gpu, std::uint32_t layer, bool backward, Events enter);
+  // `host`: when the host of every GPU is free, and then is again; null: graphs hold all kernels.
+  Events add_layer(std::uint32_t first_gpu, std::uint32_t layer, std::uint32_t micro_batch,
+                   bool backward, Events enter, Events* host = nullptr);
+  // What `add` adds from its argument on, launched by the host in `host_s`.
+  template <class Add>
+  Events launched(std::uint32_t first_gpu, double host_s, const Events& enter, Events* host,
+                  const Add& add) {
+    if (host == nullptr) return add(enter);
+    const Events begin = both(first_gpu, enter, *host);
+    *host = add_host(first_gpu, host_s, *host);
+    return both(first_gpu, add(begin), *host);
+  }
   // `seconds` on every GPU of the cell.
   Events add_kernels(std::uint32_t first_gpu, double seconds, StepPart part, const Events& enter);
   // The host of every GPU of the cell is busy for `seconds`, beside the GPU's kernels.

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <numeric>
 #include <tuple>
 
@@ -56,23 +57,74 @@ struct SyncTimes {
   double network_bytes = 0.0;
 };
 
-// A time of the step in which no link changes, from `begin_s` to the next one's.
+// A link without capacity, for a time.
+struct Failure {
+  std::uint32_t link = 0;
+  double from_s = 0.0;
+  double until_s = std::numeric_limits<double>::infinity();
+  [[nodiscard]] bool lasts_at(double time_s) const { return from_s <= time_s && time_s < until_s; }
+  // When routes go around it.
+  [[nodiscard]] double rerouted_s(double after_s) const {
+    return from_s == 0.0 ? 0.0 : from_s + after_s;
+  }
+};
+
+std::vector<CapacityChange> by_time(std::vector<CapacityChange> changes) {
+  std::stable_sort(changes.begin(), changes.end(),
+                   [](const auto& a, const auto& b) { return a.time_s < b.time_s; });
+  return changes;
+}
+
+// By link and time.
+std::vector<Failure> failures_of(const std::vector<CapacityChange>& changes) {
+  std::map<std::uint32_t, std::vector<Failure>> by_link;
+  for (const CapacityChange& change : by_time(changes)) {
+    std::vector<Failure>& of_link = by_link[change.link];
+    const bool down = !of_link.empty() && std::isinf(of_link.back().until_s);
+    if (down && change.capacity > 0.0) of_link.back().until_s = change.time_s;
+    if (!down && change.capacity <= 0.0) of_link.push_back({change.link, change.time_s});
+  }
+  std::vector<Failure> out;
+  for (const auto& [link, failures] : by_link) {
+    out.insert(out.end(), failures.begin(), failures.end());
+  }
+  return out;
+}
+
+[[noreturn]] void time_out(double failed_at_s, const StepOptions& options, std::string_view what) {
+  throw Error(
+      ExitCode::kDeviceFailure,
+      fmt::format("the step ends at {:g} s: {} stood still for {:g} s, which is the timeout",
+                  failed_at_s + options.timeout_s, what, options.timeout_s));
+}
+
+// A time of the step in which no link and no route changes, from `begin_s` to the next one's.
 struct Epoch {
   double begin_s = 0.0;
-  StepOptions options;  // whose changes, all at zero, are the links of this epoch
+  StepOptions options;                    // whose changes, all at zero, are the links of this epoch
+  std::vector<std::uint32_t> failed;      // links
+  std::shared_ptr<const Network> around;  // with routes around failed links; null: as ever
 };
 
 // What a link that has failed still carries of its bandwidth: what crosses it makes no progress.
 constexpr double kFailedShare = 1e-6;
+// What takes so many times as long as with whole links stands still.
+constexpr double kStandsStill = 100.0;
 
+// The last one is that of whole links and never comes.
 std::vector<Epoch> epochs_of(const Network& network, const StepOptions& options) {
+  const std::vector<CapacityChange> changes = by_time(options.changes);
+  const std::vector<Failure> failures = failures_of(changes);
   std::vector<double> begins{0.0};
-  for (const CapacityChange& change : options.changes) begins.push_back(change.time_s);
+  for (const CapacityChange& change : changes) begins.push_back(change.time_s);
+  for (const Failure& failure : failures) {
+    if (!options.reroute_after_s) break;
+    const double begin_s = failure.rerouted_s(*options.reroute_after_s);
+    if (begin_s < failure.until_s) begins.push_back(begin_s);
+  }
   std::sort(begins.begin(), begins.end());
   begins.erase(std::unique(begins.begin(), begins.end()), begins.end());
-  std::vector<CapacityChange> changes = options.changes;
-  std::stable_sort(changes.begin(), changes.end(),
-                   [](const auto& a, const auto& b) { return a.time_s < b.time_s; });
+  std::map<std::vector<std::uint32_t>, std::shared_ptr<const Network>> networks;
   std::vector<Epoch> epochs;
   for (const double begin_s : begins) {
     std::map<std::uint32_t, double> capacity;
@@ -81,13 +133,28 @@ std::vector<Epoch> epochs_of(const Network& network, const StepOptions& options)
       capacity[change.link] =
           std::max(change.capacity, kFailedShare * network.links()[change.link].bandwidth.value);
     }
-    Epoch epoch{begin_s, options};
+    Epoch epoch{begin_s, options, {}, nullptr};
     epoch.options.changes.clear();
     for (const auto& [link, bandwidth] : capacity) {
       epoch.options.changes.push_back({0.0, link, bandwidth});
     }
+    std::vector<std::uint32_t> around;
+    for (const Failure& failure : failures) {
+      if (!failure.lasts_at(begin_s)) continue;
+      epoch.failed.push_back(failure.link);
+      if (options.reroute_after_s && failure.rerouted_s(*options.reroute_after_s) <= begin_s) {
+        around.push_back(failure.link);
+      }
+    }
+    if (!around.empty()) {
+      std::shared_ptr<const Network>& made = networks[around];
+      if (!made) made = std::make_shared<const Network>(network.cluster(), around);
+      epoch.around = made;
+    }
     epochs.push_back(std::move(epoch));
   }
+  epochs.push_back({std::numeric_limits<double>::infinity(), options, {}, nullptr});
+  epochs.back().options.changes.clear();
   return epochs;
 }
 
@@ -122,9 +189,8 @@ class Composition {
         stage_size_(stage_gpus(parallel_)),
         cells_per_stage_(stage_size_ / cell_),
         num_parts_(parallel_.pp * parallel_.vp),
-        epochs_(epochs_of(network, options)),
-        classes_(cell_classes(network, parallel_.num_ranks() / cell_, cell_,
-                              marked_links(network, options))) {
+        epochs_(epochs_of(network, options)) {
+    tell_cells_apart();
     for (std::uint32_t part = 0; part < num_parts_; ++part) {
       layers_.push_back(chunk_layers(setup.model, setup.step, part));
     }
@@ -162,14 +228,16 @@ class Composition {
       for (const std::uint32_t layer : layers) {
         for (const bool backward : {false, true}) {
           if (backward && !trains()) continue;
-          const LayerCosts& costs =
-              backward ? setup_.costs.backward(layer) : setup_.costs.forward(layer);
-          const double alike =
-              (costs.attention + costs.dense + costs.router + costs.shared + costs.recompute)
-                  .total.value;
-          for (std::uint32_t i = 0; i < cell_; ++i) {
-            loads[i] += alike;
-            if (!costs.experts_s.empty()) loads[i] += costs.experts_s[i % costs.experts_s.size()];
+          for (std::uint32_t micro = 0; micro < setup_.costs.num_routings(); ++micro) {
+            const LayerCosts& costs =
+                backward ? setup_.costs.backward(layer, micro) : setup_.costs.forward(layer, micro);
+            const double alike =
+                (costs.attention + costs.dense + costs.router + costs.shared + costs.recompute)
+                    .total.value;
+            for (std::uint32_t i = 0; i < cell_; ++i) {
+              loads[i] += alike;
+              if (!costs.experts_s.empty()) loads[i] += costs.experts_s[i % costs.experts_s.size()];
+            }
           }
         }
       }
@@ -179,28 +247,86 @@ class Composition {
     return loads;
   }
 
+  // Classes of cells with the routes of every epoch, and which cells are alike in all of them.
+  void tell_cells_apart() {
+    const std::uint32_t num_cells = parallel_.num_ranks() / cell_;
+    const std::vector<CapacityChange> marks = marked_links(network_, options_);
+    std::map<const Network*, std::shared_ptr<const CellClasses>> known;
+    for (const Epoch& epoch : epochs_) {
+      const Network* const network = epoch.around ? epoch.around.get() : &network_;
+      std::shared_ptr<const CellClasses>& classes = known[network];
+      if (!classes) {
+        classes =
+            std::make_shared<const CellClasses>(cell_classes(*network, num_cells, cell_, marks));
+        distinct_classes_.push_back(classes.get());
+      }
+      classes_.push_back(classes);
+    }
+    std::map<std::vector<std::uint32_t>, std::uint32_t> kinds;
+    for (std::uint32_t cell = 0; cell < num_cells; ++cell) {
+      std::vector<std::uint32_t> key;
+      for (const CellClasses* classes : distinct_classes_) {
+        key.push_back(classes->class_of[cell]);
+        key.push_back(classes->position_of[cell]);
+      }
+      kind_of_.push_back(kinds.try_emplace(std::move(key), static_cast<std::uint32_t>(kinds.size()))
+                             .first->second);
+    }
+  }
+  // Of the epoch at hand.
+  [[nodiscard]] const Network& network() const {
+    const Epoch& epoch = epochs_[epoch_];
+    return epoch.around ? *epoch.around : network_;
+  }
+  [[nodiscard]] const CellClasses& classes() const { return *classes_[epoch_]; }
+
   // Epochs ----------------------------------------------------------------------------------------
 
+  template <class Of>
+  BlockTimes in_epoch(std::size_t epoch, const Of& of) {
+    epoch_ = epoch;
+    const BlockTimes times = of();
+    epoch_ = 0;
+    return times;
+  }
+
   // What begins at `start_s` and takes of() with the links as they are in an epoch: of every epoch
-  // that it lives through it does as much as the epoch has time for.
+  // that it lives through it does as much as the epoch has time for, and none while it stands still.
   template <class Of>
   BlockTimes through(double start_s, const Of& of) {
     BlockTimes sum;
     double left = 1.0;
+    double stall_s = 0.0;
     for (std::size_t e = 0;; ++e) {
-      const bool last = e + 1 == epochs_.size();
-      if (!last && start_s >= epochs_[e + 1].begin_s) continue;
-      epoch_ = e;
-      const BlockTimes here = of();
-      epoch_ = 0;
-      if (last || start_s + left * here.time_s <= epochs_[e + 1].begin_s) {
-        return sum += here * left;
+      const double end_s = epochs_[e + 1].begin_s;
+      if (start_s >= end_s) continue;
+      const BlockTimes here = in_epoch(e, of);
+      const bool stands = !epochs_[e].failed.empty() &&
+                          here.time_s > kStandsStill * in_epoch(epochs_.size() - 1, of).time_s;
+      if (!stands) {
+        stall_s = 0.0;
+        if (start_s + left * here.time_s <= end_s) return sum += here * left;
+        const double share = (end_s - start_s) / here.time_s;
+        sum += here * share;
+        left -= share;
+      } else {
+        const double began_s = start_s - stall_s;
+        stall_s += end_s - start_s;
+        if (stall_s > options_.timeout_s) time_out(began_s, options_, failed_links(e));
+        if (std::isinf(stall_s)) throw InputError(failed_links(e), "no end of it", "a timeout");
+        longest_stall_s_ = std::max(longest_stall_s_, stall_s);
+        sum.time_s += end_s - start_s;
+        sum.parts[static_cast<std::size_t>(StepPart::kWait)] += end_s - start_s;
       }
-      const double share = (epochs_[e + 1].begin_s - start_s) / here.time_s;
-      sum += here * share;
-      left -= share;
-      start_s = epochs_[e + 1].begin_s;
+      start_s = end_s;
     }
+  }
+  [[nodiscard]] std::string failed_links(std::size_t epoch) const {
+    const std::vector<std::uint32_t>& failed = epochs_[epoch].failed;
+    const std::string& name = network_.links()[failed.front()].name;
+    if (failed.size() == 1) return fmt::format("what crosses the failed link \"{}\"", name);
+    return fmt::format("what crosses the failed links (\"{}\" and {} more)", name,
+                       failed.size() - 1);
   }
   template <class Of>
   double duration_s(double start_s, const Of& of) {
@@ -230,7 +356,7 @@ class Composition {
   // Executes a block on the component that stands for a class of cells and measures one of them.
   template <class Add>
   BlockTimes block(std::uint32_t cell, bool slow, const Add& add) {
-    const CellClass& cells = classes_.classes[classes_.class_of[cell]];
+    const CellClass& cells = classes().classes[classes().class_of[cell]];
     StepSetup setup = setup_;
     setup.slow.clear();
     if (slow) {
@@ -244,26 +370,34 @@ class Composition {
     StepBuilder builder(setup);
     for (const std::uint32_t first : cells.first_gpus) add(builder, first);
     const Executed executed =
-        execute(std::move(builder).finish(), network_, epochs_[epoch_].options);
+        execute(std::move(builder).finish(), network(), epochs_[epoch_].options);
     ++num_blocks_;
     num_operations_ += executed.block.program.num_ops();
     return measure_block(executed.block, executed.execution, setup_.cluster,
-                         cells.first_gpus[classes_.position_of[cell]], cell_);
+                         cells.first_gpus[classes().position_of[cell]], cell_);
   }
 
-  // A layer forward, backward, or both side by side.
-  using Layer = std::optional<std::uint32_t>;
+  // A layer of a micro-batch forward, backward, or both side by side.
+  struct LayerOf {
+    std::uint32_t layer = 0;
+    std::uint32_t micro_batch = 0;
+  };
+  using Layer = std::optional<LayerOf>;
   BlockTimes layer_block(std::uint32_t cell, bool slow, Layer forward, Layer backward) {
     const auto class_of = [&](const Layer& layer) {
-      return layer ? static_cast<int>(setup_.costs.layer_class(*layer)) : -1;
+      return layer ? static_cast<int>(setup_.costs.layer_class(layer->layer, layer->micro_batch))
+                   : -1;
     };
-    const auto key = std::make_tuple(classes_.class_of[cell], classes_.position_of[cell], slow,
+    const auto key = std::make_tuple(classes().class_of[cell], classes().position_of[cell], slow,
                                      class_of(forward), class_of(backward), epoch_);
     const auto found = blocks_.find(key);
     if (found != blocks_.end()) return found->second;
     const BlockTimes times = block(cell, slow, [&](StepBuilder& builder, std::uint32_t first) {
-      if (forward) (void)builder.add_layer(first, *forward, false, builder.start());
-      if (backward) (void)builder.add_layer(first, *backward, true, builder.start());
+      const auto add = [&](const LayerOf& one, bool back) {
+        (void)builder.add_layer(first, one.layer, one.micro_batch, back, builder.start());
+      };
+      if (forward) add(*forward, false);
+      if (backward) add(*backward, true);
     });
     return blocks_.emplace(key, times).first->second;
   }
@@ -275,47 +409,102 @@ class Composition {
     return times;
   }
 
-  BlockTimes slot_block(std::uint32_t cell, bool slow, const std::optional<std::uint32_t>& forward,
-                        const std::optional<std::uint32_t>& backward) {
+  // A part of the model and a micro-batch.
+  struct PartOf {
+    std::uint32_t part = 0;
+    std::uint32_t micro_batch = 0;
+  };
+  BlockTimes slot_block(std::uint32_t cell, bool slow, const std::optional<PartOf>& forward,
+                        const std::optional<PartOf>& backward) {
     BlockTimes sum;
+    LaunchClock clock;
+    const bool launches = setup_.step.launch.per_kernel.value > 0.0;
+    const StepCosts& costs = setup_.costs;
     const double factor = slow ? slowest_ : 1.0;
-    const auto ends = [&](std::uint32_t part, bool back) {
-      if (part == 0) sum += kernel(setup_.costs.embedding_s(back) * factor);
-      if (part + 1 == num_parts_) sum += kernel(setup_.costs.head_s(back) * factor);
+    const auto end = [&](double seconds, double host_s) {
+      sum += kernel(seconds * factor);
+      clock.add(host_s, seconds * factor);
     };
-    if (forward) ends(*forward, false);
-    if (backward) ends(*backward, true);
+    // Embedding or LM head before the layers, or behind them.
+    const auto ends = [&](const std::optional<PartOf>& pass, bool back, bool at_start) {
+      if (!pass) return;
+      if (pass->part == 0 && at_start != back) {
+        end(costs.embedding_s(back), costs.embedding_host_s(back));
+      }
+      if (pass->part + 1 == num_parts_ && at_start == back) {
+        end(costs.head_s(back), costs.head_host_s(back));
+      }
+    };
+    ends(forward, false, true);
+    ends(backward, true, true);
     const std::vector<std::uint32_t> none;
-    const auto& front = forward ? layers_[*forward] : none;
-    const auto& back = backward ? layers_[*backward] : none;
+    const auto& front = forward ? layers_[forward->part] : none;
+    const auto& back = backward ? layers_[backward->part] : none;
     // Both together layer by layer, the backward pass from its end.
     for (std::size_t i = 0; i < std::max(front.size(), back.size()); ++i) {
-      const Layer f = i < front.size() ? Layer(front[i]) : std::nullopt;
-      const Layer b = i < back.size() ? Layer(back[back.size() - 1 - i]) : std::nullopt;
-      sum += layer_block(cell, slow, f, b);
+      Layer f, b;
+      if (i < front.size()) f = LayerOf{front[i], forward->micro_batch};
+      if (i < back.size()) b = LayerOf{back[back.size() - 1 - i], backward->micro_batch};
+      const BlockTimes times = layer_block(cell, slow, f, b);
+      sum += times;
+      if (launches) launch_layer(clock, f, b, times.time_s, factor);
     }
-    // One host launches the kernels of both; while it is behind, the GPU waits.
-    double host_s = forward ? pass_host_s(setup_, *forward, false) : 0.0;
-    if (backward) host_s += pass_host_s(setup_, *backward, true);
-    if (host_s > sum.time_s) {
-      sum.parts[static_cast<std::size_t>(StepPart::kWait)] += host_s - sum.time_s;
-      sum.time_s = host_s;
+    ends(forward, false, false);
+    ends(backward, true, false);
+    // While the host is behind, the GPU waits.
+    if (launches && clock.now_s() > sum.time_s) {
+      sum.parts[static_cast<std::size_t>(StepPart::kWait)] += clock.now_s() - sum.time_s;
+      sum.time_s = clock.now_s();
     }
     return sum;
+  }
+
+  // One host launches a layer forward and one backward whose kernels take `block_s` together, in the
+  // order in which StepBuilder::add_layer adds them.
+  void launch_layer(LaunchClock& clock, const Layer& forward, const Layer& backward, double block_s,
+                    double factor) const {
+    const StepCosts& costs = setup_.costs;
+    double left_s = block_s;
+    const auto attention = [&](const LayerCosts& layer) {
+      const double seconds = std::min(left_s, layer.attention_s() * factor);
+      left_s -= seconds;
+      clock.add(layer.host_attention_s, seconds);
+    };
+    double host_s = 0.0;
+    const auto front = [&](const LayerCosts& layer) {
+      attention(layer);
+      if (layer.experts_s.empty()) return;
+      clock.wait();
+      host_s += layer.host_experts_s;
+    };
+    if (forward) front(costs.forward(forward->layer, forward->micro_batch));
+    if (!backward) {
+      clock.add(host_s, left_s);
+      return;
+    }
+    const LayerCosts& back = costs.backward(backward->layer, backward->micro_batch);
+    if (back.recompute_layer) front(costs.forward(backward->layer, backward->micro_batch));
+    // The backward pass's attention comes last.
+    const double last_s = std::min(left_s, back.attention_s() * factor);
+    clock.add(host_s + back.host_experts_s, left_s - last_s);
+    clock.add(back.host_attention_s, last_s);
   }
 
   // A slot on a cell that is `slowness` times as slow: between the times of a cell of full speed and
   // of the slowest one.
   const BlockTimes& slot_times(std::uint32_t cell, std::uint32_t stage, const PipelineSlot& slot) {
-    const auto part_of = [&](const std::optional<ChunkPass>& pass) -> std::optional<std::uint32_t> {
+    const auto part_of = [&](const std::optional<ChunkPass>& pass) -> std::optional<PartOf> {
       if (!pass) return std::nullopt;
-      return pass->chunk * parallel_.pp + stage;
+      return PartOf{pass->chunk * parallel_.pp + stage, setup_.costs.routing_of(pass->micro_batch)};
     };
     const auto forward = part_of(slot.forward);
     const auto backward = part_of(slot.backward);
-    const auto key =
-        std::make_tuple(classes_.class_of[cell], classes_.position_of[cell], slowness_[cell],
-                        forward.value_or(num_parts_), backward.value_or(num_parts_), epoch_);
+    const auto place = [&](const std::optional<PartOf>& part) {
+      return part ? part->part * setup_.costs.num_routings() + part->micro_batch
+                  : num_parts_ * setup_.costs.num_routings();
+    };
+    const auto key = std::make_tuple(classes().class_of[cell], classes().position_of[cell],
+                                     slowness_[cell], place(forward), place(backward), epoch_);
     const auto found = slots_.find(key);
     if (found != slots_.end()) return found->second;
     BlockTimes times = slot_block(cell, false, forward, backward);
@@ -334,7 +523,7 @@ class Composition {
       builder.add_send(from * stage_size_ + rank, to * stage_size_ + rank, kStartEvent, arrived);
     }
     const Executed executed =
-        execute(std::move(builder).finish(), network_, epochs_[epoch_].options);
+        execute(std::move(builder).finish(), network(), epochs_[epoch_].options);
     ++num_blocks_;
     num_operations_ += executed.block.program.num_ops();
     return executed.execution.makespan_s;
@@ -367,7 +556,7 @@ class Composition {
       end_op.push_back(builder.program().num_ops());
     }
     const Executed executed =
-        execute(std::move(builder).finish(), network_, epochs_[epoch_].options);
+        execute(std::move(builder).finish(), network(), epochs_[epoch_].options);
     ++num_blocks_;
     num_operations_ += executed.block.program.num_ops();
     std::size_t op = 0;
@@ -494,12 +683,12 @@ class Composition {
 
   StepTimes schedule() {
     // Equal pipelines, cell for cell, take equal times.
-    std::map<std::vector<std::tuple<std::uint32_t, std::uint32_t, double>>, Pipeline> pipelines;
+    std::map<std::vector<std::pair<std::uint32_t, double>>, Pipeline> pipelines;
     for (std::uint32_t idx = 0; idx < cells_per_stage_; ++idx) {
-      std::vector<std::tuple<std::uint32_t, std::uint32_t, double>> key;
+      std::vector<std::pair<std::uint32_t, double>> key;
       for (std::uint32_t stage = 0; stage < parallel_.pp; ++stage) {
         const std::uint32_t cell = cell_of(stage, idx);
-        key.emplace_back(classes_.class_of[cell], classes_.position_of[cell], slowness_[cell]);
+        key.emplace_back(kind_of_[cell], slowness_[cell]);
       }
       if (!pipelines.contains(key)) pipelines.emplace(std::move(key), run_pipeline(idx));
     }
@@ -592,6 +781,7 @@ class Composition {
     follow(times, times.first[stage + 1] - 1);
     out.critical_path = critical_path();
     if (options_.timeline) out.timeline = timeline(times, delay_s);
+    out.longest_stall_s = longest_stall_s_;
     out.num_blocks = num_blocks_;
     out.num_operations = num_operations_;
   }
@@ -661,7 +851,7 @@ class Composition {
         StepBuilder::Events at = builder.add_kernels(first, setup_.costs.embedding_s(false),
                                                      StepPart::kEmbedding, builder.start());
         for (std::size_t i = 0; i < num_layers; ++i) {
-          at = builder.add_layer(first, layers_[0][i], false, std::move(at));
+          at = builder.add_layer(first, layers_[0][i], lane, false, std::move(at));
         }
         (void)builder.add_kernels(first, setup_.costs.head_s(false), StepPart::kEmbedding, at);
       }
@@ -672,14 +862,14 @@ class Composition {
   // the simulated ones with experts took each.
   const BlockTimes& serve_cell(std::uint32_t cell, bool slow) {
     const auto key =
-        std::make_tuple(classes_.class_of[cell], classes_.position_of[cell], slow, epoch_);
+        std::make_tuple(classes().class_of[cell], classes().position_of[cell], slow, epoch_);
     const auto found = served_.find(key);
     if (found != served_.end()) return found->second;
     return served_.emplace(key, simulate_serving(cell, slow)).first->second;
   }
   BlockTimes simulate_serving(std::uint32_t cell, bool slow) {
     const std::size_t all = layers_[0].size();
-    const std::uint64_t cells = classes_.classes[classes_.class_of[cell]].first_gpus.size();
+    const std::uint64_t cells = classes().classes[classes().class_of[cell]].first_gpus.size();
     // Hierarchical plans have many rounds of messages; all go there and back.
     std::uint64_t messages = 0;
     for (const LayerPlan& plan : setup_.plans) {
@@ -704,10 +894,9 @@ class Composition {
   StepTimes serve() {
     StepTimes out;
     BlockTimes slowest;
-    std::map<std::tuple<std::uint32_t, std::uint32_t, double>, BlockTimes> known;
+    std::map<std::pair<std::uint32_t, double>, BlockTimes> known;
     for (std::uint32_t cell = 0; cell < cells_per_stage_; ++cell) {
-      const auto key =
-          std::make_tuple(classes_.class_of[cell], classes_.position_of[cell], slowness_[cell]);
+      const std::pair key{kind_of_[cell], slowness_[cell]};
       if (known.contains(key)) continue;
       const BlockTimes times = through(0.0, [&] {
         if (slowness_[cell] <= 1.0) return serve_cell(cell, false);
@@ -729,6 +918,7 @@ class Composition {
       path_.push_back({std::string(to_string(static_cast<StepPart>(i))), out.parts[i], 1});
     }
     out.critical_path = critical_path();
+    out.longest_stall_s = longest_stall_s_;
     out.num_blocks = num_blocks_;
     out.num_operations = num_operations_;
     return out;
@@ -741,8 +931,11 @@ class Composition {
   PipelineShape shape_;
   std::uint32_t cell_, stage_size_, cells_per_stage_, num_parts_;
   std::vector<Epoch> epochs_;
-  std::size_t epoch_ = 0;  // in which blocks are simulated
-  CellClasses classes_;
+  std::size_t epoch_ = 0;                                    // in which blocks are simulated
+  std::vector<std::shared_ptr<const CellClasses>> classes_;  // [num_epochs]
+  std::vector<const CellClasses*> distinct_classes_;
+  std::vector<std::uint32_t> kind_of_;  // [num_cells] equal: alike in every epoch
+  double longest_stall_s_ = 0.0;
   // [num_cells] how many times as long the GPU that is done last computes as one of full speed would
   // that has most to do; at least 1.
   std::vector<double> slowness_;
@@ -817,15 +1010,112 @@ Timeline rank_timeline(const StepProgram& block, const Execution& execution,
   return out;
 }
 
+// For which a transfer stood still on a failed link. Ends the step where a timeout does.
+double longest_stall(const Executed& executed, const Network& network,
+                     const std::vector<Failure>& failures, const StepOptions& options) {
+  if (failures.empty()) return 0.0;
+  std::map<std::uint32_t, std::vector<Failure>> by_link;
+  for (const Failure& failure : failures) by_link[failure.link].push_back(failure);
+  double longest_s = 0.0;
+  std::optional<std::pair<double, std::string>> first;  // that times out: when, and what
+  const Program& program = executed.block.program;
+  std::vector<LinkId> route;
+  for (std::size_t op = 0; op < program.num_ops(); ++op) {
+    if (!program.is_transfer(op)) continue;
+    const GpuId src{program.src[op]};
+    const GpuId dst{program.dst[op]};
+    route.clear();
+    network.append_route(src, dst, flow_key(src.value, dst.value, network.num_gpus()), route);
+    for (const LinkId link : route) {
+      const auto found = by_link.find(link.value);
+      if (found == by_link.end()) continue;
+      for (const Failure& failure : found->second) {
+        const double from_s = std::max(executed.execution.start_s[op], failure.from_s);
+        const double stall_s = std::min(executed.execution.finish_s[op], failure.until_s) - from_s;
+        longest_s = std::max(longest_s, stall_s);
+        if (stall_s <= options.timeout_s || (first && first->first <= from_s)) continue;
+        first.emplace(from_s,
+                      fmt::format("a transfer from GPU {} to GPU {} over the failed link \"{}\"",
+                                  src.value, dst.value, network.links()[link.value].name));
+      }
+    }
+  }
+  if (first) time_out(first->first, options, first->second);
+  return longest_s;
+}
+
 }  // namespace
+
+void StepTimes::scale(double factor) {
+  for (double* const seconds : {&time_s, &communication_s, &exposed_s, &bubble_s, &compute_s,
+                                &scale_up_busy_s, &network_busy_s}) {
+    *seconds *= factor;
+  }
+  for (double& part : parts) part *= factor;
+  for (CriticalSegment& segment : critical_path) segment.seconds *= factor;
+}
+
+void StepTimes::add(const StepTimes& other, double factor) {
+  StepTimes more = other;
+  more.scale(factor);
+  time_s += more.time_s;
+  communication_s += more.communication_s;
+  exposed_s += more.exposed_s;
+  bubble_s += more.bubble_s;
+  compute_s += more.compute_s;
+  scale_up_busy_s += more.scale_up_busy_s;
+  network_busy_s += more.network_busy_s;
+  for (std::size_t i = 0; i < kNumStepParts; ++i) parts[i] += more.parts[i];
+  for (const CriticalSegment& segment : more.critical_path) {
+    const auto same = std::find_if(critical_path.begin(), critical_path.end(),
+                                   [&](const auto& own) { return own.name == segment.name; });
+    if (same == critical_path.end()) {
+      critical_path.push_back(segment);
+    } else {
+      same->seconds += segment.seconds;
+    }
+  }
+  std::stable_sort(critical_path.begin(), critical_path.end(),
+                   [](const auto& a, const auto& b) { return a.seconds > b.seconds; });
+  longest_stall_s = std::max(longest_stall_s, more.longest_stall_s);
+  num_blocks += more.num_blocks;
+  num_operations += more.num_operations;
+}
+
+bool reroutes_under_way(const StepOptions& options) {
+  if (!options.reroute_after_s) return false;
+  const std::vector<Failure> failures = failures_of(options.changes);
+  return std::any_of(failures.begin(), failures.end(), [](const Failure& failure) {
+    return failure.from_s > 0.0 || !std::isinf(failure.until_s);
+  });
+}
 
 StepTimes execute_step(const StepSetup& setup, const Network& network, const StepOptions& options) {
   expect_times(options.engine);
-  const Executed executed = execute(build_step(setup), network, options);
+  if (reroutes_under_way(options)) {
+    throw InputError("disturbances.reroute", "failures during an executed step",
+                     "the composed method, or failures of the whole step");
+  }
+  std::vector<Failure> failures = failures_of(options.changes);
+  std::vector<std::uint32_t> failed;
+  StepOptions with_ends = options;
+  for (Failure& failure : failures) {
+    failed.push_back(failure.link);
+    if (!std::isinf(failure.until_s) || std::isinf(options.timeout_s)) continue;
+    // Longer than anything may wait, so that the execution ends.
+    failure.until_s = failure.from_s + 2.0 * options.timeout_s;
+    with_ends.changes.push_back(
+        {failure.until_s, failure.link, network.links()[failure.link].bandwidth.value});
+  }
+  std::optional<Network> around;
+  if (options.reroute_after_s && !failed.empty()) around.emplace(network.cluster(), failed);
+  const Network& routes = around ? *around : network;
+  const Executed executed = execute(build_step(setup), routes, with_ends);
+  StepTimes out;
+  out.longest_stall_s = longest_stall(executed, routes, failures, options);
   const std::uint32_t num_ranks = setup.step.parallel.num_ranks();
   const BlockTimes times =
       measure_block(executed.block, executed.execution, setup.cluster, 0, num_ranks);
-  StepTimes out;
   out.time_s = times.time_s;
   out.parts = times.parts;
   // In a pipeline the wait is mostly that for other stages.

@@ -11,10 +11,9 @@
 
 #include "core/csv.hpp"
 #include "core/error.hpp"
-#include "core/file.hpp"
 #include "core/results.hpp"
-#include "sim/experiment/simulate.hpp"
-#include "workloads/experiment.hpp"
+#include "sim/step/step_costs.hpp"
+#include "tests/sim/step/whole_steps.hpp"
 
 namespace coterie {
 namespace {
@@ -22,73 +21,6 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-
-// A small model of four layers whose parts all take some of the time on H100 nodes.
-constexpr const char* kModel = R"(
-schema_version: 1
-name: small
-description: four MoE layers
-num_layers: 4
-moe_layers: {first: 0, step: 1}
-hidden: 2048
-expert_intermediate: 1024
-num_experts: 32
-num_topk: 4
-num_shared_experts: 1
-routing: softmax
-attention: {kind: gqa, heads: 16, kv_heads: 4, head_dim: 128}
-vocabulary: 1024
-)";
-
-struct Case {
-  std::uint32_t ranks = 8;
-  std::string topology = "h100_rail_optimised";
-  std::string parallel = "{pp: 1, ep: 8}";
-  std::string batch = "{global: 16, micro: 1, sequence: 2048}";
-  std::string overlap = "{}";
-  std::string extra{};  // further lines of the experiment
-  std::string kind = "train";
-  std::string routing = "balanced";
-  std::string engine = "flow";
-};
-
-class WholeSteps : public ::testing::Test {
- protected:
-  void SetUp() override {
-    const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
-    folder_ =
-        std::filesystem::path(::testing::TempDir()) / fmt::format("coterie_step_{}", info->name());
-    std::filesystem::create_directories(folder_);
-    write_file(folder_ / "model.yaml", kModel);
-  }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
-
-  Experiment load(const Case& c) const {
-    const std::string text = fmt::format(
-        "schema_version: 1\ntopology: {}\nmodel: model.yaml\nranks: {}\nengine: {}\n"
-        "payload: {{dispatch: bf16, combine: bf16}}\n"
-        "step:\n  kind: {}\n  parallel: {}\n  batch: {}\n  precision: bf16\n  overlap: {}\n"
-        "  routing: {}\n{}\nruns:\n  - {{name: dedup, placement: contiguous, dispatch: dedup}}\n",
-        c.topology, c.ranks, c.engine, c.kind, c.parallel, c.batch, c.overlap, c.routing, c.extra);
-    write_file(folder_ / "step.yaml", text);
-    return load_experiment(folder_ / "step.yaml");
-  }
-
-  StepReport run(const Case& c, StepMethod method) const {
-    SimulateOptions options;
-    options.step_method = method;
-    options.relative_precision = 0.0;
-    return *simulate(load(c), options).front().report.step;
-  }
-
-  std::filesystem::path folder_;
-};
-
-double part(const StepReport& step, const std::string& name) {
-  const auto found = std::find_if(step.parts.begin(), step.parts.end(),
-                                  [&](const auto& item) { return item.first == name; });
-  return found->second;
-}
 
 // The composition leaves out what its header lists. Measured on these cases it is off by 0.0 percent where
 // nothing overlaps, -0.4 percent with chunks or two stages and overlapped gradients, +1.4 percent with one
@@ -128,6 +60,14 @@ TEST_F(WholeSteps, ComposedAgreesWithExecuted) {
         .batch = "{global: 64, micro: 1, sequence: 2048}",
         .overlap = "{micro_batches: 2, gradient_reduction: true, shared_expert: true}"},
        0.04},
+      // With a host that is about as slow as the GPU.
+      {{.extra = "  launch: {per_kernel: 25 us}"}, 0.02},
+      {{.extra = "  launch: {per_kernel: 25 us}\n  recompute: full"}, 0.02},
+      {{.ranks = 16,
+        .parallel = "{pp: 2, ep: 8}",
+        .overlap = "{micro_batches: 2, gradient_reduction: true, shared_expert: true}",
+        .extra = "  launch: {per_kernel: 25 us}"},
+       0.03},
       {{.ranks = 64,
         .parallel = "{pp: 2, ep: 16}",
         .batch = "{global: 64, micro: 1, sequence: 512}"},
@@ -192,6 +132,27 @@ TEST_F(WholeSteps, SlowHostSetsThePasses) {
                     time("{per_kernel: 10 ms, graphs: [attention, router, preprocess]}"),
                 4.18, 1e-6);
   }
+}
+
+// Counted by hand. A list whose launches take 3 s and whose kernels take 1 s ends with the last launch, at
+// 3 s; the next one, launched by 4 s, is computed from there on: 3 + 5 = 8 s, the sum of the longer of
+// each and not the longer sum of 6 s. In the other order the host is ahead: 5 s, or 1 + 3 s, and 1 s more.
+// After the host has waited for the GPU, it is ahead of nothing.
+TEST(LaunchClock, AddsUpWhatComesInTurn) {
+  LaunchClock host_first;
+  host_first.add(3.0, 1.0);
+  EXPECT_DOUBLE_EQ(host_first.now_s(), 3.0);
+  host_first.add(1.0, 5.0);
+  EXPECT_DOUBLE_EQ(host_first.now_s(), 8.0);
+  LaunchClock gpu_first;
+  gpu_first.add(1.0, 5.0);
+  gpu_first.add(3.0, 1.0);
+  EXPECT_DOUBLE_EQ(gpu_first.now_s(), 6.0);
+  LaunchClock waits;
+  waits.add(1.0, 5.0);
+  waits.wait();
+  waits.add(3.0, 1.0);
+  EXPECT_DOUBLE_EQ(waits.now_s(), 8.0);
 }
 
 TEST_F(WholeSteps, FastHostAndGraphsCostNothing) {
@@ -423,7 +384,13 @@ TEST_F(WholeSteps, BadDisturbancesAreRefused) {
   EXPECT_THAT(message("{slow: [{gpu: 8000, factor: 2}]}"), HasSubstr("8000"));
   EXPECT_THAT(message("{slow: [{gpu: 1, factor: 0.5}]}"), HasSubstr("0.5"));
   EXPECT_THAT(message("{links: [{name: nowhere, share: 0.5}]}"), HasSubstr("no link \"nowhere\""));
-  EXPECT_THAT(message("{nodes: [{node: 0, share: 0}]}"), HasSubstr("until"));
+  EXPECT_THAT(message("{nodes: [{node: 0, share: 0, from: 2 s, until: 1 s}]}"),
+              HasSubstr("a time after 2 s"));
+  EXPECT_THAT(message("{rails: [{rail: 8, share: 0}]}"), HasSubstr("8"));
+  EXPECT_THAT(message("{nodes: [{node: 0, share: 0.5}], reroute: {after: 1 ms}}"),
+              HasSubstr("reroute without a failure"));
+  EXPECT_THAT(message("{timeout: 1 s}"), HasSubstr("timeout without a failure"));
+  EXPECT_THAT(message("{nodes: [{node: 0, share: 0}], timeout: 0 s}"), HasSubstr("above 0"));
 }
 
 }  // namespace
