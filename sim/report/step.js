@@ -88,18 +88,28 @@ function criticalPath() {
 
 // Forward passes orange, backward passes blue, both together violet; on ranks the colours of the parts.
 function spanColour(name) {
-  if (PARTS[name]) return PARTS[name];
+  const part = PARTS[name.split(" ")[0]];  // "experts forward 3"
+  if (part) return part;
   if (name.includes(" + ")) return "#cc79a7";
   return name.startsWith("forward") ? "#e69f00" : "#0072b2";
 }
 
+// Stages as they come; ranks by number, each with its kernels before its communication.
+function byRank(a, b) {
+  const rank = (track) => (track.startsWith("rank ") ? parseInt(track.slice(5), 10) : -1);
+  return rank(a) - rank(b);
+}
+
+// The ranks that a page shows of an executed step; all do about the same.
+const SHOWN_RANKS = 4;
+
 function drawSpans(box, spans) {
-  const tracks = [...new Set(spans.map((span) => span[0]))];
-  const end = Math.max(...spans.map((span) => span[3]));
-  const left = 80, width = 960, row = 20, height = tracks.length * row + 40;
+  const tracks = [...new Set(spans.map((span) => span[0]))].sort(byRank);
+  const end = spans.reduce((latest, span) => Math.max(latest, span[3]), 0);
+  const left = 14 + 6 * Math.max(...tracks.map((track) => track.length)), width = 880 + left, row = 20, height = tracks.length * row + 40;
   const x = (s) => left + (s / end) * (width - left - 10);
   const svg = svgElement("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img" });
-  tracks.forEach((track, i) => svg.append(svgElement("text", { x: left - 6, y: i * row + 14, "font-size": 11, "text-anchor": "end" }, track)));
+  tracks.forEach((track, i) => svg.append(svgElement("text", { x: left - 6, y: i * row + 14, "font-size": 11, "text-anchor": "end" }, words(track))));
   for (const [track, name, begin, stop] of spans) {
     const rect = svgElement("rect", { x: x(begin), y: tracks.indexOf(track) * row + 2, width: Math.max(0.5, x(stop) - x(begin) - 0.3), height: row - 4, fill: spanColour(name) });
     rect.append(svgElement("title", {}, `${track}: ${words(name)}, ${formatSeconds(begin)} to ${formatSeconds(stop)}`));
@@ -115,10 +125,11 @@ function drawSpans(box, spans) {
 function timeline() {
   const runs = data.runs.filter((run) => run.spans.length);
   if (!runs.length) return;
-  const parent = section("Timeline", "When each pipeline stage (or rank) computes which micro-batch: forward orange, backward blue, both together violet; ranks by part. " +
+  const parent = section("Timeline", "When each pipeline stage (or rank) computes which micro-batch: forward orange, backward blue, both together violet; ranks by part, in the colours of the bars above, the first four of them. " +
     "The white triangles at both ends of a pipeline are its bubble.");
   const box = element("div", { id: "timeline", class: "scroll" });
-  const draw = () => drawSpans(box, runs[Number(pick.value())].spans);
+  const shown = (span) => !span[0].startsWith("rank ") || parseInt(span[0].slice(5), 10) < SHOWN_RANKS;
+  const draw = () => drawSpans(box, runs[Number(pick.value())].spans.filter(shown));
   const pick = choice("run", runs.map((run, i) => [String(i), run.name]), "0", () => draw());
   parent.append(element("div", { class: "controls" }, pick), box);
   draw();
