@@ -154,13 +154,13 @@ Asked asked_of(const std::vector<DirectPoint>& points) {
   return asked;
 }
 
-struct KernelFit {
+struct DirectKernelFit {
   DirectKernel kernel;
   std::vector<std::string> undetermined;
 };
 
-KernelFit fit_kernel(const std::vector<DirectPoint>& points, const Asked& asked,
-                     const Cluster& cluster) {
+DirectKernelFit fit_kernel(const std::vector<DirectPoint>& points, const Asked& asked,
+                           const Cluster& cluster) {
   const double memory = cluster.gpu.memory_bandwidth.value * cluster.gpu.memory_efficiency;
   const double link = cluster.nic        ? cluster.nic->bandwidth.value * cluster.nic->per_gpu
                       : cluster.scale_up ? cluster.scale_up->bandwidth.value
@@ -209,7 +209,7 @@ DirectKernel fit_direct_in_folds(const char* name, const std::vector<DirectPoint
                      "at least eight");
   }
   const Asked asked = asked_of(points);
-  const KernelFit all = fit_kernel(points, asked, cluster);
+  const DirectKernelFit all = fit_kernel(points, asked, cluster);
   GpuFit::Part part{name, points.size(), all.undetermined, {}, {}};
   part.held_out.assign(points.size(), 0.0);
   for (const DirectPoint& point : points) part.measured_s.push_back(point.time_s);
