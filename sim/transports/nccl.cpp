@@ -14,8 +14,10 @@
 #include <array>
 #include <limits>
 #include <map>
+#include <set>
 #include <string>
 #include <tuple>
+#include <utility>
 
 #include "sim/transports/makers.hpp"
 #include "sim/transports/parts.hpp"
@@ -242,6 +244,7 @@ class NcclPhase : public PhaseTransport {
         rates_(rates),
         first_gpu_(traffic.first_gpu) {
     for (const std::uint32_t event : traffic.ready) starts_.push_back({event, event});
+    meets_ = may_meet(traffic);
     if (traffic.continues) return;
     const auto delays = start_delays(cluster, parameters, traffic);
     for (std::uint32_t rank = 0; rank < starts_.size(); ++rank) {
@@ -278,8 +281,26 @@ class NcclPhase : public PhaseTransport {
   }
 
  private:
+  // Whether messages may leave in the order in which pairs of ranks have started: where a rank's messages
+  // wait for places, or come in rounds, the order in which they were added decides, and they wait for
+  // their sender alone.
+  [[nodiscard]] bool may_meet(const PhaseTraffic& traffic) const {
+    std::vector<std::uint32_t> sends(traffic.ready.size(), 0);
+    std::set<std::pair<std::uint32_t, std::uint32_t>> pairs;
+    for (const Message& message : traffic.messages) {
+      if (message.src == message.dst) continue;
+      if (!pairs.emplace(message.src, message.dst).second) return false;
+      const Injection* injection =
+          injection_of(cluster_, tier_of(cluster_, message.src, message.dst));
+      const std::uint32_t places = injection ? injection->sends_in_flight : kUnlimitedSends;
+      if (++sends[message.src - first_gpu_] > places) return false;
+    }
+    return true;
+  }
+
   // From when on two ranks exchange: both kernels run.
   std::uint32_t meeting(std::uint32_t src, std::uint32_t dst, std::size_t tier) {
+    if (!meets_) return starts_[src - first_gpu_][tier];
     const auto [found, is_new] =
         meetings_.try_emplace({std::min(src, dst), std::max(src, dst), tier}, kStartEvent);
     if (is_new) {
@@ -295,6 +316,7 @@ class NcclPhase : public PhaseTransport {
   SendQueues& queues_;
   Rates& rates_;
   std::map<std::tuple<std::uint32_t, std::uint32_t, std::size_t>, std::uint32_t> meetings_;
+  bool meets_ = false;
   std::uint32_t first_gpu_;
   std::vector<std::array<std::uint32_t, 2>> starts_;  // [rank][0: scale-up, 1: network]
 };
