@@ -259,6 +259,24 @@ class GroupBuilder {
     }
   }
 
+  // Of an MLP's duration what passes while another rank's kernels have the GPU: the launches. On a GPU
+  // of its own nobody else is there.
+  [[nodiscard]] Seconds shared_launch(std::uint32_t rank, Seconds duration) const {
+    if (cluster_.ranks_per_gpu == 1 || !has_kernels() || !setup_.mlp_s.empty()) return {};
+    const GpuModel& gpu = cluster_.gpu;
+    const PayloadType type =
+        expert_payload(gpu, out_.transport().runs_with_row_kernels(),
+                       setup_.kernels->dispatch_payload, setup_.kernels->experts);
+    const auto& routed = type == PayloadType::kFp8 && gpu.mlp_fp8 ? gpu.mlp_fp8 : gpu.mlp;
+    Seconds launch;
+    if (routed && rows_[rank].copies > 0) launch += routed->launch;
+    if (gpu.shared_mlp && setup_.kernels->model.num_shared_experts > 0 &&
+        plan_.num_tokens(rank) > 0) {
+      launch += gpu.shared_mlp->launch;
+    }
+    return Seconds{std::min(launch.value, duration.value)};
+  }
+
   void add_experts() {
     std::vector<std::uint64_t> tokens;
     for (std::uint32_t rank = 0; rank < plan_.num_ranks; ++rank) {
@@ -285,8 +303,9 @@ class GroupBuilder {
         duration += shared_mlp_time(cluster_.gpu, {model.hidden, model.shared_intermediate, type},
                                     model.num_shared_experts, plan_.num_tokens(rank));
       }
-      out_.gpus().add_work(first_gpu_ + rank, duration, after_gap(Phase::kMlp, rank, expanded[0]),
-                           multiplied);
+      const Seconds launch = shared_launch(rank, duration);
+      out_.gpus().add_work(first_gpu_ + rank, Seconds{duration.value - launch.value},
+                           after_gap(Phase::kMlp, rank, expanded[0]), multiplied, launch);
       out_.label(Phase::kMlp);
       std::vector<std::uint32_t> ready{merged_[rank], returned_[rank]};
       for (std::uint32_t round = 0; two_hops() && round < plan_.num_rounds; ++round) {
