@@ -446,12 +446,14 @@ NvlinkRuns predict_direct_runs(const fs::path& folder, const fs::path& traces) {
     const RunReport first = read_report(starts.front()).runs.front();
     const std::uint32_t ranks = first.num_ranks;
     const fs::path curves = folder / fmt::format("curves_ep{}.json", ranks);
+    const fs::path base_file = folder / fmt::format("topology_ep{}.yaml", ranks);
     if (!fs::exists(curves)) continue;
+    const Cluster base = load_cluster(base_file.string());
+    if (base.ranks_per_gpu == 1) continue;
     fs::path& topology = topologies[ranks];
     if (topology.empty()) {
       topology = scratch.path() / fmt::format("machine{}.yaml", ranks);
-      const fs::path base = folder / fmt::format("topology_ep{}.yaml", ranks);
-      write_file(topology, to_yaml(calibrate_from_probe(curves, load_cluster(base.string()))));
+      write_file(topology, to_yaml(calibrate_from_probe(curves, base)));
     }
     const auto& facts = first.provenance;
     add_measurement(folder, starts, traces, topology, scratch.path(),
@@ -461,7 +463,7 @@ NvlinkRuns predict_direct_runs(const fs::path& folder, const fs::path& traces) {
   }
   if (out.layer.points.empty()) {
     throw InputError(folder.string(), "no reports of as many ranks as a probe has",
-                     "curves_epN.json beside reports of N ranks");
+                     "curves_epN.json beside reports of N ranks that share GPUs");
   }
   add_findings("95", "", out);
   return out;

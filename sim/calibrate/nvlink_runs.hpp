@@ -48,7 +48,7 @@ NvlinkRuns predict_nvlink_runs(const std::vector<std::filesystem::path>& folders
 // number of ranks N that reports have
 //   curves_epN.json, topology_epN.yaml   a probe with its list `direct`; the machine with its
 //                                        ranks_per_gpu
-// (reports of other numbers of ranks are left out)
+// (reports of other numbers of ranks, and of a GPU for every rank, are left out)
 // and experiments, reports and placements as above. Deterministic.
 NvlinkRuns predict_direct_runs(const std::filesystem::path& folder,
                                const std::filesystem::path& traces);
