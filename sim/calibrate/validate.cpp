@@ -543,9 +543,9 @@ std::string spread_finding(const std::vector<ValidationPoint>& points,
 // its dispatch did, so that a table of both payloads holds each combine twice. For times t1 > t2 their
 // harmonic mean is off by (t1 - t2) / (t1 + t2) from both, and every other number by more from one.
 std::string repeats_finding(const std::vector<RowExchange>& tested) {
-  using Key =
+  using RepeatKey =
       std::tuple<std::uint32_t, std::string, std::string, std::vector<std::vector<std::uint32_t>>>;
-  std::map<Key, std::vector<const RowExchange*>> repeats;
+  std::map<RepeatKey, std::vector<const RowExchange*>> repeats;
   for (const RowExchange& exchange : tested) {
     if (exchange.direction != Direction::kCombine) continue;
     repeats[{exchange.num_gpus, exchange.pattern, exchange.name, exchange.rows}].push_back(

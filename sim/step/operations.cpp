@@ -16,14 +16,14 @@ double d(std::uint64_t count) {
 }
 
 // One forward operation, with what its backward pass needs to know.
-struct Stage {
+struct OperationStage {
   ModelOperation op;
   bool weights = false;         // a product with trained weights: it has a weight gradient
   double backward_bytes = 0.0;  // of memory-bound ones; 0: no kernel in the backward pass
   std::optional<std::uint32_t> backward_launches{};  // where they are not those of the forward pass
   bool cheap = false;                                // made again under selective recomputation
 };
-using Stages = std::vector<Stage>;
+using Stages = std::vector<OperationStage>;
 
 bool is_quantised(Precision precision) {
   return precision != Precision::kBf16 && precision != Precision::kFp32;
@@ -45,9 +45,9 @@ class StageList {
       : part_(part), types_(types), step_(step), training_(step.kind == StepKind::kTrain) {}
 
   // [m, k] x [k, n] with weights. In low precision the rows are quantised before.
-  Stage& product(std::string name, std::uint64_t m, std::uint64_t n, std::uint64_t k) {
+  OperationStage& product(std::string name, std::uint64_t m, std::uint64_t n, std::uint64_t k) {
     quantise(name, d(m) * d(k));
-    Stage& stage = add(std::move(name), OperationKind::kMatrixProduct);
+    OperationStage& stage = add(std::move(name), OperationKind::kMatrixProduct);
     ModelOperation& op = stage.op;
     op.precision = types_.compute;
     op.m = m;
@@ -59,13 +59,13 @@ class StageList {
     return stage;
   }
   // The same per expert; experts without rows read no weights.
-  Stage& grouped(std::string name, std::span<const std::uint64_t> rows, std::uint64_t n,
-                 std::uint64_t k) {
+  OperationStage& grouped(std::string name, std::span<const std::uint64_t> rows, std::uint64_t n,
+                          std::uint64_t k) {
     const std::uint64_t all = std::accumulate(rows.begin(), rows.end(), std::uint64_t{0});
     // Serving dispatches quantised rows and quantises in the activation's kernel.
     const auto launches = training_ ? static_cast<std::uint32_t>(rows.size()) : 1U;
     if (training_) quantise(name, d(all) * d(k), launches);
-    Stage& stage = add(std::move(name), OperationKind::kGroupedProduct);
+    OperationStage& stage = add(std::move(name), OperationKind::kGroupedProduct);
     ModelOperation& op = stage.op;
     op.launches = launches;
     op.precision = types_.compute;
@@ -82,7 +82,7 @@ class StageList {
   // `batch` products of activations with a weight slice each (MLA's absorbed projections).
   void batched(std::string name, std::uint64_t batch, std::uint64_t m, std::uint64_t n,
                std::uint64_t k) {
-    Stage& stage = add(std::move(name), OperationKind::kMatrixProduct);
+    OperationStage& stage = add(std::move(name), OperationKind::kMatrixProduct);
     ModelOperation& op = stage.op;
     op.batch = batch;
     op.m = m;
@@ -91,8 +91,8 @@ class StageList {
     op.flops = 2.0 * d(batch) * d(m) * d(n) * d(k);
     op.bytes = d(batch) * (kBf16 * d(m) * (d(n) + d(k)) + kBf16 * d(n) * d(k));
   }
-  Stage& memory(std::string name, double bytes, double backward_bytes) {
-    Stage& stage = add(std::move(name), OperationKind::kMemoryBound);
+  OperationStage& memory(std::string name, double bytes, double backward_bytes) {
+    OperationStage& stage = add(std::move(name), OperationKind::kMemoryBound);
     stage.op.bytes = bytes;
     stage.backward_bytes = backward_bytes;
     return stage;
@@ -115,7 +115,7 @@ class StageList {
   //              bias's multiplied and summed (4 + 4, 4), the weight's likewise (4 + 4, 4), the
   //              bias's added to its sum. All rows joined: reads 2, writes 2                      40
   void expert_bias(double values, std::uint32_t num_experts) {
-    Stage& stage = memory("expert bias", 28.0 * values, 40.0 * values);
+    OperationStage& stage = memory("expert bias", 28.0 * values, 40.0 * values);
     stage.op.launches = 2 * num_experts + 2;
     stage.backward_launches = 6 * num_experts + 2;
   }
@@ -123,7 +123,7 @@ class StageList {
   void residual(double values) { memory("residual", 3.0 * kBf16 * values, 3.0 * kBf16 * values); }
 
   void attention(const AttentionCall& call) {
-    Stage& stage = add("attention product", OperationKind::kAttention);
+    OperationStage& stage = add("attention product", OperationKind::kAttention);
     stage.op.attention = call;
     stage.op.precision = step_.precision.attention_core;
   }
@@ -131,8 +131,8 @@ class StageList {
   Stages take() && { return std::move(stages_); }
 
  private:
-  Stage& add(std::string name, OperationKind kind) {
-    Stage stage;
+  OperationStage& add(std::string name, OperationKind kind) {
+    OperationStage stage;
     stage.op.name = std::move(name);
     stage.op.part = part_;
     stage.op.kind = kind;
@@ -182,14 +182,14 @@ void price_attention(ModelOperation& op, const StepSpec& step) {
                          : query_bytes + keys * cached * key_bytes;
 }
 
-bool in_pass(const Stage& stage, Pass pass, Recompute recompute) {
+bool in_pass(const OperationStage& stage, Pass pass, Recompute recompute) {
   if (pass == Pass::kForward) return true;
   if (pass != Pass::kRecompute) return false;
   return recompute == Recompute::kFull || (recompute == Recompute::kSelective && stage.cheap);
 }
 
 // [m, n] x [n, k]: the gradient of the rows.
-ModelOperation input_gradient(const Stage& stage) {
+ModelOperation input_gradient(const OperationStage& stage) {
   ModelOperation op = stage.op;
   op.name += " input gradient";
   std::swap(op.n, op.k);
@@ -197,7 +197,7 @@ ModelOperation input_gradient(const Stage& stage) {
 }
 
 // [n, m] x [m, k], added to the gradient of the weights.
-ModelOperation weight_gradient(const Stage& stage, const StepSpec& step) {
+ModelOperation weight_gradient(const OperationStage& stage, const StepSpec& step) {
   ModelOperation op = stage.op;
   op.name += " weight gradient";
   const double gradients = bytes_per_value(step.precision.gradients);
@@ -221,7 +221,7 @@ ModelOperation weight_gradient(const Stage& stage, const StepSpec& step) {
 std::vector<ModelOperation> of_pass(const Stages& stages, const StepSpec& step, Pass pass) {
   std::vector<ModelOperation> list;
   if (pass == Pass::kForward || pass == Pass::kRecompute) {
-    for (const Stage& stage : stages) {
+    for (const OperationStage& stage : stages) {
       if (!in_pass(stage, pass, step.recompute)) continue;
       list.push_back(stage.op);
       if (stage.op.kind == OperationKind::kAttention) price_attention(list.back(), step);
