@@ -439,7 +439,7 @@ NvlinkRuns predict_direct_runs(const fs::path& folder, const fs::path& traces) {
       "Up to four ranks on each of two H100 joined by NVLink, under MPS: a GPU is a node, NVLink "
       "the "
       "network. Everything from the probe of the same number of ranks; measured: the median of the "
-      "starts, up to three. No run went into a fit. Predicted with flow.",
+      "starts, up to four. No run went into a fit. Predicted with flow.",
       0.08, std::nullopt);
   std::map<std::uint32_t, fs::path> topologies;  // by number of ranks
   for (const auto& [name, starts] : reports_of(folder)) {

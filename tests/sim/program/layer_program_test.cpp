@@ -116,19 +116,20 @@ TEST(LayerProgram, CalibratedKernelsAndEvents) {
 
 // The same over the transport `direct`, without latencies: of pack the index is left (400 ns, 10 per row and
 // 4 B/ns of 4 B per pair), own rows are read among the tokens, and the combine sums.  A put or pull
-// starts in 1100 ns and moves 1 B/ns on its two multiprocessors.
+// starts in 1100 ns and moves 2 B/ns on its two multiprocessors; rank 0's ends before its expansion moves
+// bytes, so that they do not share the memory.
 //                                 rank 0                                 rank 1
 // notify    2000
 // pack      3 rows, 4 pairs: 434              2100..2534     2 rows, 2 pairs: 422  2100..2522
-// dispatch  100, 1100, then 2 tokens and the rows: 2000 + 2032; 1000 + 1012
-//                                             3834..7866                           3822..5834
-// expand    as above                          5934..7354                           7966..9706
-// MLP                                         7454..19454                          9806..25010
-// merge                                       19554..20974                         25110..26850
-// combine   100, then 300 from when both are ready (27050) and 1100; 3 results of 1000 B, and for 2 tokens
+// dispatch  100, 1100, then 2 tokens and the rows, which the NIC passes on at 1 B/ns: 2032; 1012
+//                                             3834..5866                           3822..4834
+// expand    as above                          4934..6354                           5966..7706
+// MLP                                         6454..18454                          7806..23010
+// merge                                       18554..19974                         23110..24850
+// combine   100, then 300 from when both are ready (25050) and 1100; 3 results of 1000 B, and for 2 tokens
 //           the sum and what the shared expert adds: 7000 B; 2 results, 1 token: 4000 B
-//                                             28450..35450                         28450..32450
-// sum       its events                        35550..35650
+//                                             26450..29950                         26450..28450
+// sum       its events                        30050..30150
 TEST(LayerProgram, DirectPutsAndPullsBesideTheCalibratedKernels) {
   Cluster cluster = with_row_kernels(small_cluster(2, 1));
   cluster.nic->latency = Seconds{};
@@ -137,7 +138,7 @@ TEST(LayerProgram, DirectPutsAndPullsBesideTheCalibratedKernels) {
   DirectKernel kernel;
   kernel.fixed = Seconds{1000e-9};
   kernel.peer = Seconds{100e-9};
-  kernel.sm_bandwidth = Bandwidth{0.5e9};
+  kernel.sm_bandwidth = Bandwidth{1e9};
   kernel.port_bandwidth = Bandwidth{100e9};
   cluster.transports = {DirectParameters{2, Seconds{2000e-9}, Seconds{300e-9}, kernel, kernel}};
   const SmallLayer run = two_ranks_dedup(cluster, {"direct", {}});
@@ -145,13 +146,13 @@ TEST(LayerProgram, DirectPutsAndPullsBesideTheCalibratedKernels) {
               UnorderedElementsAre(Timed{0, 0, 2100, 2534}, Timed{1, 1, 2100, 2522},
                                    Timed{0, 0, 2000, 2100}, Timed{1, 1, 2000, 2100}));
   EXPECT_THAT(messages(run, Phase::kDispatch),
-              UnorderedElementsAre(Timed{0, 1, 3834, 7866}, Timed{1, 0, 3822, 5834}));
+              UnorderedElementsAre(Timed{0, 1, 3834, 5866}, Timed{1, 0, 3822, 4834}));
   EXPECT_THAT(kernels(run, Phase::kMlp),
-              IsSupersetOf({Timed{0, 0, 7454, 19454}, Timed{1, 1, 9806, 25010}}));
+              IsSupersetOf({Timed{0, 0, 6454, 18454}, Timed{1, 1, 7806, 23010}}));
   EXPECT_THAT(messages(run, Phase::kCombine),
-              UnorderedElementsAre(Timed{0, 1, 28450, 32450}, Timed{1, 0, 28450, 35450}));
-  EXPECT_THAT(kernels(run, Phase::kSum), IsSupersetOf({Timed{0, 0, 35550, 35650}}));
-  EXPECT_EQ(nanoseconds(run.execution().makespan_s), 35650);
+              UnorderedElementsAre(Timed{0, 1, 26450, 28450}, Timed{1, 0, 26450, 29950}));
+  EXPECT_THAT(kernels(run, Phase::kSum), IsSupersetOf({Timed{0, 0, 30050, 30150}}));
+  EXPECT_EQ(nanoseconds(run.execution().makespan_s), 30150);
 }
 
 // Every round of a relay has a kernel and an event of its own.
