@@ -48,15 +48,16 @@ TEST_F(ValidationFile, AgreesWithTheCommand) {
   if (!std::filesystem::exists(data / "measurements")) {
     GTEST_SKIP() << "no measured tables: the build's COTERIE_DATA names no folder that has them";
   }
-  const auto outcome = run("validate --data " + (data / "measurements").string() + " --traces " +
-                           (data / "traces" / "deepseek-v2-lite-esft").string() +
-                           " --runs " COTERIE_SOURCE_DIR "/runtime/results/h200_shared" +
-                           " --nvlink-runs " COTERIE_SOURCE_DIR "/runtime/results/h200_nvlink_2" +
-                           " --nvlink-runs " COTERIE_SOURCE_DIR "/runtime/results/h200_nvlink_4" +
-                           " --nvlink-runs " COTERIE_SOURCE_DIR "/runtime/results/h100_nvlink_2" +
-                           " --nvlink-runs " COTERIE_SOURCE_DIR "/runtime/results/h100_nvlink_4" +
-                           " --direct-runs " COTERIE_SOURCE_DIR "/runtime/results/h100_direct_2gpu" +
-                           " -o now.md --points now.csv");
+  const auto outcome =
+      run("validate --data " + (data / "measurements").string() + " --traces " +
+          (data / "traces" / "deepseek-v2-lite-esft").string() +
+          " --runs " COTERIE_SOURCE_DIR "/runtime/results/h200_shared" +
+          " --nvlink-runs " COTERIE_SOURCE_DIR "/runtime/results/h200_nvlink_2" +
+          " --nvlink-runs " COTERIE_SOURCE_DIR "/runtime/results/h200_nvlink_4" +
+          " --nvlink-runs " COTERIE_SOURCE_DIR "/runtime/results/h100_nvlink_2" +
+          " --nvlink-runs " COTERIE_SOURCE_DIR "/runtime/results/h100_nvlink_4" +
+          " --direct-runs " COTERIE_SOURCE_DIR "/runtime/results/h100_direct_2gpu" +
+          " -o now.md --points now.csv");
   ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
   const auto committed = table_rows(read_file(COTERIE_SOURCE_DIR "/VALIDATION.md"));
   const auto now = table_rows(text("now.md"));
