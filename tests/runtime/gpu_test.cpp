@@ -162,7 +162,7 @@ TEST_F(Gpu, TheProbeWritesCurvesAndATopology) {
 // file says of the machine.
 TEST_F(Gpu, TheProbeMeasuresTheTransportDirect) {
   const Outcome outcome = shell(
-      fmt::format("{} launch --ranks 4 -- probe -o probe --parts direct --samples 2", program()));
+      fmt::format("{} launch --ranks 4 -- probe -o probe --parts direct --samples 4", program()));
   ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
   const auto document = nlohmann::json::parse(read_file(folder_ / "probe/curves.json"));
   ProbeSetting setting;
