@@ -29,7 +29,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
-#include <functional>
 #include <string>
 #include <vector>
 
@@ -37,6 +36,7 @@
 #include "kernels/reference.hpp"
 #include "kernels/rows.hpp"
 #include "tests/bench/random_values.cuh"
+#include "tests/bench/time_calls.cuh"
 
 namespace coterie::kernels {
 namespace {
@@ -136,33 +136,6 @@ std::vector<T> fetch(const T* data, std::size_t count) {
   std::vector<T> host(count);
   check(cudaMemcpy(host.data(), data, count * sizeof(T), cudaMemcpyDeviceToHost), "fetch");
   return host;
-}
-
-// Median seconds per call of call(0), call(1), ..., enqueued on the stream.
-double time_calls(const Stream& stream, int replays, int calls,
-                  const std::function<void(std::size_t, cudaStream_t)>& call) {
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t executable = nullptr;
-  call(0, stream.get());  // loads the module outside the capture
-  stream.synchronize();
-  check(cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeThreadLocal), "capture");
-  for (int i = 0; i < calls; ++i) call(static_cast<std::size_t>(i), stream.get());
-  check(cudaStreamEndCapture(stream.get(), &graph), "capture");
-  check(cudaGraphInstantiate(&executable, graph, 0), "cudaGraphInstantiate");
-  const Event begin;
-  const Event end;
-  std::vector<double> times;
-  for (int i = -2; i < replays; ++i) {
-    begin.record(stream.get());
-    check(cudaGraphLaunch(executable, stream.get()), "cudaGraphLaunch");
-    end.record(stream.get());
-    stream.synchronize();
-    if (i >= 0) times.push_back(seconds_between(begin, end) / calls);
-  }
-  cudaGraphExecDestroy(executable);
-  cudaGraphDestroy(graph);
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
 }
 
 // output = input. One 16-byte vector per thread and step, four steps in flight.

@@ -12,7 +12,6 @@
 #include <cstdio>
 #include <cstring>
 #include <fstream>
-#include <functional>
 #include <string>
 #include <vector>
 
@@ -20,6 +19,7 @@
 #include "kernels/row_places.cuh"
 #include "kernels/rows.hpp"
 #include "tests/bench/random_values.cuh"
+#include "tests/bench/time_calls.cuh"
 
 namespace coterie::kernels {
 namespace {
@@ -164,32 +164,6 @@ const char* const kNames[] = {"scales by fours",  "with quotients",      "no sca
                               "loads contiguous", "copies, cached in L1"};
 constexpr std::size_t kNumVariants = std::size(kNames);
 
-double median_call(const Stream& stream, int calls,
-                   const std::function<void(std::size_t, cudaStream_t)>& call) {
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t executable = nullptr;
-  call(0, stream.get());
-  stream.synchronize();
-  check(cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeThreadLocal), "capture");
-  for (int i = 0; i < calls; ++i) call(static_cast<std::size_t>(i), stream.get());
-  check(cudaStreamEndCapture(stream.get(), &graph), "capture");
-  check(cudaGraphInstantiate(&executable, graph, 0), "cudaGraphInstantiate");
-  const Event begin;
-  const Event end;
-  std::vector<double> times;
-  for (int i = -2; i < kReplays; ++i) {
-    begin.record(stream.get());
-    check(cudaGraphLaunch(executable, stream.get()), "cudaGraphLaunch");
-    end.record(stream.get());
-    stream.synchronize();
-    if (i >= 0) times.push_back(seconds_between(begin, end) / calls);
-  }
-  cudaGraphExecDestroy(executable);
-  cudaGraphDestroy(graph);
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
-}
-
 std::uint64_t mix(std::uint64_t x) {
   x += 0x9e3779b97f4a7c15ULL;
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
@@ -255,14 +229,14 @@ class Case {
   }
   [[nodiscard]] int calls() const { return std::max(4, static_cast<int>(sets_.size())); }
   [[nodiscard]] double library(const Stream& stream) const {
-    return median_call(stream, calls(), [&](std::size_t i, cudaStream_t s) {
+    return time_calls(stream, kReplays, calls(), [&](std::size_t i, cudaStream_t s) {
       const Set& set = sets_[i % sets_.size()];
       pack(set.tokens.data(), num_tokens_, kTopk, hidden_, RowType::kFp8, index_of(set), kDests, s);
     });
   }
   template <std::size_t kIndex>
   [[nodiscard]] double variant(const Stream& stream) const {
-    return median_call(stream, calls(), [&](std::size_t i, cudaStream_t s) {
+    return time_calls(stream, kReplays, calls(), [&](std::size_t i, cudaStream_t s) {
       const Set& set = sets_[i % sets_.size()];
       launch_dependent(&pack_variant<Tag<kIndex>>, num_tokens_, (hidden_ / 16 + 31) / 32 * 32, 0, s,
                        set.tokens.data(), hidden_,
@@ -316,7 +290,7 @@ double copy_rate(const Stream& stream) {
   constexpr std::size_t kBytes = std::size_t{1} << 30;
   const DeviceBuffer<std::byte> from(kBytes);
   const DeviceBuffer<std::byte> to(kBytes);
-  const double seconds = median_call(stream, 4, [&](std::size_t, cudaStream_t s) {
+  const double seconds = time_calls(stream, kReplays, 4, [&](std::size_t, cudaStream_t s) {
     copy_vectors<<<kBytes / 16 / 1024, 256, 0, s>>>(reinterpret_cast<const uint4*>(from.data()),
                                                     reinterpret_cast<uint4*>(to.data()),
                                                     kBytes / 16);
