@@ -117,8 +117,12 @@ double time_us(const json& entry, const DirectKernel& kernel, bool pull, bool se
       const double count = rows[rank][peer];
       received += entry.at("rows")[peer][rank].get<double>();
       (rank / 2 == peer / 2 ? near : far) += count;
-      (rank / 2 == peer / 2 ? copied : out)[rank / 2] += count * wire;
-      if (rank / 2 != peer / 2) in[peer / 2] += count * wire;
+      if (rank / 2 == peer / 2) {
+        copied[rank / 2] += count * wire;
+      } else {
+        out[rank / 2] += count * wire;
+        in[peer / 2] += count * wire;
+      }
     }
     const double items = second ? received : entry.at("tokens")[rank].get<double>();
     const double item_bytes = second && !pull && fp8 ? values : 2.0 * hidden;
