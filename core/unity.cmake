@@ -1,5 +1,5 @@
 # coterie_unity(target): with COTERIE_UNITY, compiles the sources of one folder together, in units of at
-# most eight. Headers and templates are then compiled once for eight files, which takes a third of the
+# most twelve. Headers and templates are then compiled once for twelve files, which takes a third of the
 # time; a change of one file compiles its unit anew. tests/core/unity_rules_test.cpp holds the files to
 # what this asks of them. Call it when the target has all its sources.
 function(coterie_unity target)
@@ -22,9 +22,9 @@ function(coterie_unity target)
   endforeach()
   list(REMOVE_DUPLICATES groups)
   foreach(folder IN LISTS groups)
-    # As many units as eight files each ask for, of about the same size.
+    # As many units as twelve files each ask for, of about the same size.
     list(LENGTH sources_${folder} num_sources)
-    math(EXPR num_units "(${num_sources} + 7) / 8")
+    math(EXPR num_units "(${num_sources} + 11) / 12")
     set(number 0)
     foreach(source IN LISTS sources_${folder})
       math(EXPR unit "${number} * ${num_units} / ${num_sources}")
