@@ -1,5 +1,5 @@
 # coterie_unity(target): with COTERIE_UNITY, compiles the sources of one folder together, in units of at
-# most twelve. Headers and templates are then compiled once for twelve files, which takes a third of the
+# most twelve. Headers and templates are then compiled once for twelve files, which takes half the
 # time; a change of one file compiles its unit anew. tests/core/unity_rules_test.cpp holds the files to
 # what this asks of them. Call it when the target has all its sources.
 function(coterie_unity target)
