@@ -259,15 +259,17 @@ class GroupBuilder {
     }
   }
 
+  [[nodiscard]] PayloadType expert_type() const {
+    return expert_payload(cluster_.gpu, out_.transport().runs_with_row_kernels(),
+                          setup_.kernels->dispatch_payload, setup_.kernels->experts);
+  }
+
   // Of an MLP's duration what passes while another rank's kernels have the GPU: the launches. On a GPU
   // of its own nobody else is there.
   [[nodiscard]] Seconds shared_launch(std::uint32_t rank, Seconds duration) const {
     if (cluster_.ranks_per_gpu == 1 || !has_kernels() || !setup_.mlp_s.empty()) return {};
     const GpuModel& gpu = cluster_.gpu;
-    const PayloadType type =
-        expert_payload(gpu, out_.transport().runs_with_row_kernels(),
-                       setup_.kernels->dispatch_payload, setup_.kernels->experts);
-    const auto& routed = type == PayloadType::kFp8 && gpu.mlp_fp8 ? gpu.mlp_fp8 : gpu.mlp;
+    const auto& routed = expert_type() == PayloadType::kFp8 && gpu.mlp_fp8 ? gpu.mlp_fp8 : gpu.mlp;
     Seconds launch;
     if (routed && rows_[rank].copies > 0) launch += routed->launch;
     if (gpu.shared_mlp && setup_.kernels->model.num_shared_experts > 0 &&
@@ -294,9 +296,7 @@ class GroupBuilder {
       } else if (has_kernels()) {
         // The routed experts this rank hosts, and the shared ones, whole, for its own tokens.
         const ModelShape& model = setup_.kernels->model;
-        const PayloadType type =
-            expert_payload(cluster_.gpu, out_.transport().runs_with_row_kernels(),
-                           setup_.kernels->dispatch_payload, setup_.kernels->experts);
+        const PayloadType type = expert_type();
         tokens.assign(plan_.rank_expert_tokens.begin() + plan_.rank_expert_begin[rank],
                       plan_.rank_expert_tokens.begin() + plan_.rank_expert_begin[rank + 1]);
         duration = mlp_time(cluster_.gpu, {model.hidden, model.expert_intermediate, type}, tokens);

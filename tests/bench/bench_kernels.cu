@@ -35,6 +35,7 @@
 #include "kernels/index.hpp"
 #include "kernels/reference.hpp"
 #include "kernels/rows.hpp"
+#include "tests/bench/copy_vectors.cuh"
 #include "tests/bench/random_values.cuh"
 #include "tests/bench/time_calls.cuh"
 
@@ -136,21 +137,6 @@ std::vector<T> fetch(const T* data, std::size_t count) {
   std::vector<T> host(count);
   check(cudaMemcpy(host.data(), data, count * sizeof(T), cudaMemcpyDeviceToHost), "fetch");
   return host;
-}
-
-// output = input. One 16-byte vector per thread and step, four steps in flight.
-__global__ void __launch_bounds__(256)
-    copy_vectors(const uint4* input, uint4* output, std::uint64_t count) {
-  const std::uint64_t first = std::uint64_t{blockIdx.x} * 1024 + threadIdx.x;
-  uint4 v[4];
-#pragma unroll
-  for (unsigned u = 0; u < 4; ++u) {
-    if (first + u * 256 < count) v[u] = __ldcs(input + first + u * 256);
-  }
-#pragma unroll
-  for (unsigned u = 0; u < 4; ++u) {
-    if (first + u * 256 < count) __stcs(output + first + u * 256, v[u]);
-  }
 }
 
 // The fastest known way to copy bytes_moved / 2 bytes: cudaMemcpyAsync (outside a graph, where some

@@ -18,6 +18,7 @@
 #include "kernels/index.hpp"
 #include "kernels/row_places.cuh"
 #include "kernels/rows.hpp"
+#include "tests/bench/copy_vectors.cuh"
 #include "tests/bench/random_values.cuh"
 #include "tests/bench/time_calls.cuh"
 
@@ -272,20 +273,6 @@ class Case {
   std::vector<Set> sets_;
 };
 
-// output = input, four vectors in flight per thread.
-__global__ void __launch_bounds__(256)
-    copy_vectors(const uint4* input, uint4* output, std::uint64_t count) {
-  const std::uint64_t first = std::uint64_t{blockIdx.x} * 1024 + threadIdx.x;
-  uint4 v[4];
-#pragma unroll
-  for (unsigned u = 0; u < 4; ++u) {
-    if (first + u * 256 < count) v[u] = __ldcs(input + first + u * 256);
-  }
-#pragma unroll
-  for (unsigned u = 0; u < 4; ++u) {
-    if (first + u * 256 < count) __stcs(output + first + u * 256, v[u]);
-  }
-}
 double copy_rate(const Stream& stream) {
   constexpr std::size_t kBytes = std::size_t{1} << 30;
   const DeviceBuffer<std::byte> from(kBytes);
