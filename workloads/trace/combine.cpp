@@ -17,7 +17,7 @@ namespace {
 // Tokens of a sequence's beginning by which shared prompts are told, and the fewest for which equal
 // choices are no accident.
 constexpr std::uint64_t kPromptTokens = 16;
-constexpr std::uint64_t kFewestTokens = 4;
+constexpr std::uint64_t kFewestOfPrompt = 4;
 
 template <class T>
 std::string_view bytes_of(std::span<const T> values) {
@@ -261,7 +261,7 @@ void note_shared_prompts(const Routing& routing, std::vector<std::string>& notes
   for (std::size_t s = 0; s < routing.num_sequences(); ++s) {
     const std::uint64_t begin = routing.sequence_begin[s];
     const std::uint64_t length = std::min(kPromptTokens, routing.sequence_begin[s + 1] - begin);
-    if (length < kFewestTokens) continue;
+    if (length < kFewestOfPrompt) continue;
     const auto ids =
         routing.layer_experts(0).subspan(begin * routing.num_topk, length * routing.num_topk);
     if (!seen.insert({length, content_hash(bytes_of(ids))}).second) ++num_shared;
