@@ -6,8 +6,11 @@
   summarise.py table REPORTS [PREDICTED]
                                         medians over the starts of REPORTS/TRACE-epN[-hH]-tT-startI.json,
                                         beside PREDICTED/TRACE-epN[-hH]-tT/results.json, as Markdown
+  summarise.py errors POINTS            errors of the layers over NVLink per machine, item and measurement, from
+                                        the points that `coterie validate --points POINTS` wrote, as Markdown
 """
 
+import csv
 import json
 import re
 import statistics
@@ -92,10 +95,49 @@ def table(reports, predicted):
             print("| " + " | ".join(cells) + " |")
 
 
+OVER_NVLINK = "Our runs over NVLink: "
+
+
+def percent(errors):
+    return f"{100 * min(errors):+.0f}% to {100 * max(errors):+.0f}%"
+
+
+def errors(points):
+    by_item, by_measurement = defaultdict(list), defaultdict(lambda: defaultdict(list))
+    with open(points, newline="") as file:
+        for row in csv.DictReader(file):
+            if not row["protocol"].startswith(OVER_NVLINK):
+                continue
+            item = row["protocol"].removeprefix(OVER_NVLINK)
+            machine, _, kernel = row["group"].partition(", ")
+            error = float(row["error"])
+            by_item[item.replace("kernels", kernel) if kernel else item, machine].append(error)
+            if not kernel:
+                measurement, run = row["point"].split(", ", 1)
+                by_measurement[machine, measurement][item].append((error, run))
+    machines = sorted({machine for _, machine in by_item}, key=lambda name: (name[-1], name))
+    print("| item | " + " | ".join(machines) + " |\n|---|" + "---|" * len(machines))
+    for item in dict.fromkeys(item for item, _ in by_item):
+        cells = []
+        for machine in machines:
+            found = by_item.get((item, machine))
+            cells.append(f"{100 * statistics.median(map(abs, found)):.1f}% ({percent(found)})" if found else "none")
+        print("| " + " | ".join([item, *cells]) + " |")
+    items = [item for item in dict.fromkeys(item for item, _ in by_item) if any(item in m for m in by_measurement.values())]
+    print("\n| machine | measurement | " + " | ".join(items) + " | layer furthest off |")
+    print("|---|---|" + "---|" * (len(items) + 1))
+    for (machine, measurement), found in sorted(by_measurement.items(), key=lambda entry: (machines.index(entry[0][0]), entry[0][1])):
+        cells = [percent([error for error, _ in found[item]]) if found[item] else "none" for item in items]
+        error, run = max(found["whole layer"], key=lambda entry: abs(entry[0]))
+        print("| " + " | ".join([machine, measurement, *cells, f"{run}: {100 * error:+.1f}%"]) + " |")
+
+
 if __name__ == "__main__":
     if len(sys.argv) == 4 and sys.argv[1] == "condense":
         condense(Path(sys.argv[2]), Path(sys.argv[3]))
     elif len(sys.argv) in (3, 4) and sys.argv[1] == "table":
         table(Path(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) == 4 else None)
+    elif len(sys.argv) == 3 and sys.argv[1] == "errors":
+        errors(Path(sys.argv[2]))
     else:
         sys.exit(__doc__)

@@ -344,7 +344,7 @@ double percentage(std::size_t part, std::size_t all) {
 }
 
 // What is said below the sections' tables.
-void add_findings(const char* target, const char* of_starts, NvlinkRuns& out) {
+void add_findings(const char* target, NvlinkRuns& out) {
   const std::string hops =
       out.num_mixed == 0
           ? ""
@@ -364,8 +364,8 @@ void add_findings(const char* target, const char* of_starts, NvlinkRuns& out) {
     const auto starts = out.starts.find(section->title);
     if (starts == out.starts.end()) continue;
     section->finding += fmt::format(
-        "{}Starts of one point{} differ by {:.1f} % in the median and {:.0f} % at most.",
-        section->finding.empty() ? "" : " ", of_starts, 100.0 * median(starts->second),
+        "{}Starts of one point differ by {:.1f} % in the median and {:.0f} % at most.",
+        section->finding.empty() ? "" : " ", 100.0 * median(starts->second),
         100.0 * *std::max_element(starts->second.begin(), starts->second.end()));
   }
 }
@@ -428,7 +428,7 @@ NvlinkRuns predict_nvlink_runs(const std::vector<fs::path>& folders, const fs::p
       add_measurement(folder, starts, traces, topology, scratch.path(), "", out);
     }
   }
-  add_findings("98", " (H100)", out);
+  add_findings("98", out);
   return out;
 }
 
@@ -465,7 +465,7 @@ NvlinkRuns predict_direct_runs(const fs::path& folder, const fs::path& traces) {
     throw InputError(folder.string(), "no reports of as many ranks as a probe has",
                      "curves_epN.json beside reports of N ranks that share GPUs");
   }
-  add_findings("95", "", out);
+  add_findings("95", out);
   return out;
 }
 
