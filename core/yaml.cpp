@@ -10,18 +10,41 @@
 #include <utility>
 
 #include "core/file.hpp"
+#include "core/memo.hpp"
 
 namespace coterie {
 
-// The yaml-cpp node with what it lacks: the file's name and the dotted path from the root.
+// A value with its file's name and the dotted path from the root.
 struct YamlValue::Node {
-  YAML::Node yaml;
+  // A parsed value. yaml-cpp's own nodes change when they are written to and lose their places when
+  // they are copied; these can be kept and shared by all who read the same text.
+  struct Tree {
+    YAML::NodeType::value type = YAML::NodeType::Null;
+    YAML::Mark mark = YAML::Mark::null_mark();
+    std::string scalar;
+    std::string tag;
+    YAML::EmitterStyle::value style = YAML::EmitterStyle::Default;
+    // Of a map: keys and values in the order of the file. Of a list: values behind empty keys. What
+    // an alias names is shared.
+    std::vector<std::pair<std::shared_ptr<Tree>, std::shared_ptr<Tree>>> entries;
+  };
+
+  std::shared_ptr<const Tree> tree;
   std::shared_ptr<const std::string> file;
   std::string path;
   std::shared_ptr<const std::vector<std::string>> overridden;  // keys given with --set
 };
 
 namespace {
+
+using Tree = YamlValue::Node::Tree;
+
+// What a text means.
+struct YamlDocument {
+  std::shared_ptr<Tree> root;
+  bool has_aliases = false;
+  std::size_t num_values = 0;
+};
 
 bool starts_with_path(const std::string& path, const std::string& prefix) {
   return path == prefix ||
@@ -121,66 +144,176 @@ class TreeCheck {
   std::map<std::pair<int, bool>, Size> known_;  // by position in the text and kind
 };
 
-void apply_override(YAML::Node root, const Override& override_) {
-  const std::string where = "--set " + override_.key;
-  YAML::Node value;
+// Turns yaml-cpp's nodes, which TreeCheck has found to be finite, into ours.
+class YamlReader {
+ public:
+  // Counts into `document.num_values`.
+  explicit YamlReader(YamlDocument& document) : document_(document) {}
+
+  std::shared_ptr<Tree> read(const YAML::Node& node) {
+    if (document_.has_aliases) {
+      for (const auto& [known, tree] : known_[node.Mark().pos]) {
+        if (known.is(node)) return tree;
+      }
+    }
+    ++document_.num_values;
+    auto tree = std::make_shared<Tree>();
+    tree->type = node.Type();
+    tree->mark = node.Mark();
+    tree->tag = node.Tag();
+    tree->style = node.Style();
+    if (node.IsScalar()) tree->scalar = node.Scalar();
+    tree->entries.reserve(node.size());
+    for (const auto& entry : node) {
+      if (node.IsMap()) {
+        std::shared_ptr<Tree> key = read(entry.first);
+        tree->entries.emplace_back(std::move(key), read(entry.second));
+      } else {
+        tree->entries.emplace_back(nullptr, read(entry));
+      }
+    }
+    if (document_.has_aliases) known_[node.Mark().pos].emplace_back(node, tree);
+    return tree;
+  }
+
+ private:
+  YamlDocument& document_;
+  std::map<int, std::vector<std::pair<YAML::Node, std::shared_ptr<Tree>>>> known_;  // by position
+};
+
+// Turns ours into yaml-cpp's, which it can write.
+class YamlWriter {
+ public:
+  YAML::Node write(const Tree& tree) {
+    if (const auto found = known_.find(&tree); found != known_.end()) return found->second;
+    YAML::Node node(tree.type);
+    if (tree.type == YAML::NodeType::Scalar) node = tree.scalar;
+    for (const auto& [key, value] : tree.entries) {
+      if (key) {
+        node.force_insert(write(*key), write(*value));
+      } else {
+        node.push_back(write(*value));
+      }
+    }
+    node.SetTag(tree.tag);
+    node.SetStyle(tree.style);
+    known_.emplace(&tree, node);
+    return node;
+  }
+
+ private:
+  std::map<const Tree*, YAML::Node> known_;
+};
+
+// A copy that can be written to; what aliases share stays shared.
+class YamlCopier {
+ public:
+  explicit YamlCopier(bool has_aliases) : has_aliases_(has_aliases) {}
+
+  std::shared_ptr<Tree> copy(const std::shared_ptr<Tree>& tree) {
+    if (!tree) return nullptr;
+    if (has_aliases_) {
+      if (const auto found = known_.find(tree.get()); found != known_.end()) return found->second;
+    }
+    auto out = std::make_shared<Tree>(*tree);
+    for (auto& [key, value] : out->entries) {
+      key = copy(key);
+      value = copy(value);
+    }
+    if (has_aliases_) known_.emplace(tree.get(), out);
+    return out;
+  }
+
+ private:
+  bool has_aliases_;
+  std::map<const Tree*, std::shared_ptr<Tree>> known_;
+};
+
+// What `text` means, from memory where it was read before: the points of a sweep read the same base,
+// presets and models again and again. Throws YAML::Exception, and InputError with `name` for what is
+// no finite tree.
+std::shared_ptr<const YamlDocument> document_of(const std::string& text, const std::string& name) {
+  static Memo known(std::size_t{4} << 20);
+  return known.get(
+      text,
+      [&] {
+        const YAML::Node root = YAML::Load(text);
+        TreeCheck(name).check(root);
+        YamlDocument document{nullptr, text.find('*') != std::string::npos, 0};
+        document.root = YamlReader(document).read(root);
+        return document;
+      },
+      [&](const YamlDocument& document) {
+        return 2 * text.size() +
+               document.num_values * (sizeof(Tree) + 2 * sizeof(std::shared_ptr<Tree>));
+      });
+}
+
+// A copy of its own of an override's value.
+std::shared_ptr<Tree> value_of(const Override& override_, const std::string& where) {
   try {
-    value = YAML::Load(override_.value);
+    const auto document = document_of(override_.value, where);
+    return YamlCopier(document->has_aliases).copy(document->root);
   } catch (const YAML::Exception& error) {
     throw InputError(where, fmt::format("\"{}\" ({})", override_.value, error.msg), "a YAML value");
   }
-  TreeCheck(where).check(value);
-  const std::vector<std::string> parts = split_path(override_.key);
-  YAML::Node node;
-  node.reset(root);
-  for (std::size_t i = 0; i < parts.size(); ++i) {
-    const bool last = i + 1 == parts.size();
-    YAML::Node next;
-    if (node.IsSequence()) {
+}
+
+// The value of a map's key; where it is missing, an empty map is added.
+std::shared_ptr<Tree> entry_of(Tree& map, const std::string& key) {
+  for (const auto& [name, value] : map.entries) {
+    if (name->type == YAML::NodeType::Scalar && name->scalar == key) return value;
+  }
+  auto name = std::make_shared<Tree>();
+  name->type = YAML::NodeType::Scalar;
+  name->scalar = key;
+  auto value = std::make_shared<Tree>();
+  value->type = YAML::NodeType::Map;
+  map.entries.emplace_back(std::move(name), value);
+  return value;
+}
+
+void apply_override(const std::shared_ptr<Tree>& root, const Override& override_) {
+  const std::string where = "--set " + override_.key;
+  std::shared_ptr<Tree> value = value_of(override_, where);
+  std::shared_ptr<Tree> node = root;
+  for (const std::string& part : split_path(override_.key)) {
+    if (node->type == YAML::NodeType::Sequence) {
       std::size_t idx = 0;
-      const auto [end, status] =
-          std::from_chars(parts[i].data(), parts[i].data() + parts[i].size(), idx);
-      if (status != std::errc{} || end != parts[i].data() + parts[i].size() || idx >= node.size()) {
-        throw InputError(where, fmt::format("index \"{}\"", parts[i]),
-                         fmt::format("a list position below {}", node.size()));
+      const auto [end, status] = std::from_chars(part.data(), part.data() + part.size(), idx);
+      if (status != std::errc{} || end != part.data() + part.size() ||
+          idx >= node->entries.size()) {
+        throw InputError(where, fmt::format("index \"{}\"", part),
+                         fmt::format("a list position below {}", node->entries.size()));
       }
-      if (last) {
-        node[idx] = value;
-        return;
-      }
-      next.reset(node[idx]);
-    } else if (node.IsMap()) {
-      if (last) {
-        node[parts[i]] = value;
-        return;
-      }
-      if (!node[parts[i]]) node[parts[i]] = YAML::Node(YAML::NodeType::Map);
-      next.reset(node[parts[i]]);
+      node = node->entries[idx].second;
+    } else if (node->type == YAML::NodeType::Map) {
+      node = entry_of(*node, part);
     } else {
-      throw InputError(where, fmt::format("a plain value before \"{}\"", parts[i]),
+      throw InputError(where, fmt::format("a plain value before \"{}\"", part),
                        "a path through maps and lists of the file");
     }
-    node.reset(next);
   }
+  *node = std::move(*value);  // in place: what an alias names changes everywhere
 }
 
 }  // namespace
 
 bool YamlValue::is_map() const {
-  return node_->yaml.IsMap();
+  return node_->tree->type == YAML::NodeType::Map;
 }
 bool YamlValue::is_list() const {
-  return node_->yaml.IsSequence();
+  return node_->tree->type == YAML::NodeType::Sequence;
 }
 bool YamlValue::is_scalar() const {
-  return node_->yaml.IsScalar();
+  return node_->tree->type == YAML::NodeType::Scalar;
 }
 
 std::string YamlValue::where() const {
   for (const std::string& key : *node_->overridden) {
     if (starts_with_path(node_->path, key)) return "--set " + node_->path;
   }
-  const YAML::Mark mark = node_->yaml.Mark();
+  const YAML::Mark mark = node_->tree->mark;
   std::string place = *node_->file;
   if (!mark.is_null()) place += fmt::format(":{}:{}", mark.line + 1, mark.column + 1);
   return node_->path.empty() ? place : fmt::format("{}: key \"{}\"", place, node_->path);
@@ -191,10 +324,10 @@ InputError YamlValue::error(std::string_view found, std::string_view expected) c
 }
 
 std::string YamlValue::excerpt() const {
-  if (node_->yaml.IsNull() || !node_->yaml.IsDefined()) return "nothing";
-  if (node_->yaml.IsMap()) return "a map";
-  if (node_->yaml.IsSequence()) return "a list";
-  std::string text = node_->yaml.Scalar();
+  if (node_->tree->type == YAML::NodeType::Null) return "nothing";
+  if (is_map()) return "a map";
+  if (is_list()) return "a list";
+  std::string text = node_->tree->scalar;
   if (text.size() > 60) text = text.substr(0, 57) + "...";
   return fmt::format("\"{}\"", text);
 }
@@ -206,8 +339,8 @@ YamlMap YamlValue::as_map() const {
 std::vector<YamlValue> YamlValue::as_list() const {
   if (!is_list()) throw error(excerpt(), "a list");
   std::vector<YamlValue> items;
-  for (std::size_t i = 0; i < node_->yaml.size(); ++i) {
-    items.emplace_back(std::make_shared<Node>(Node{node_->yaml[i], node_->file,
+  for (std::size_t i = 0; i < node_->tree->entries.size(); ++i) {
+    items.emplace_back(std::make_shared<Node>(Node{node_->tree->entries[i].second, node_->file,
                                                    child_path(node_->path, std::to_string(i)),
                                                    node_->overridden}));
   }
@@ -215,20 +348,20 @@ std::vector<YamlValue> YamlValue::as_list() const {
 }
 
 std::string YamlValue::as_string() const {
-  if (!is_scalar() || node_->yaml.Scalar().empty()) throw error(excerpt(), "a text");
-  return node_->yaml.Scalar();
+  if (!is_scalar() || node_->tree->scalar.empty()) throw error(excerpt(), "a text");
+  return node_->tree->scalar;
 }
 
 bool YamlValue::as_bool() const {
-  if (is_scalar() && node_->yaml.Scalar() == "true") return true;
-  if (is_scalar() && node_->yaml.Scalar() == "false") return false;
+  if (is_scalar() && node_->tree->scalar == "true") return true;
+  if (is_scalar() && node_->tree->scalar == "false") return false;
   throw error(excerpt(), "true or false");
 }
 
 std::int64_t YamlValue::as_integer(std::int64_t min, std::int64_t max) const {
   const std::string expected = fmt::format("a whole number from {} to {}", min, max);
   if (!is_scalar()) throw error(excerpt(), expected);
-  const std::string& text = node_->yaml.Scalar();
+  const std::string& text = node_->tree->scalar;
   std::int64_t number = 0;
   const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), number);
   if (text.empty() || status != std::errc{} || end != text.data() + text.size() || number < min ||
@@ -241,7 +374,7 @@ std::int64_t YamlValue::as_integer(std::int64_t min, std::int64_t max) const {
 double YamlValue::as_number(double min, double max) const {
   const std::string expected = fmt::format("a number from {} to {}", min, max);
   if (!is_scalar()) throw error(excerpt(), expected);
-  const std::string& text = node_->yaml.Scalar();
+  const std::string& text = node_->tree->scalar;
   double number = 0.0;
   const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), number);
   if (text.empty() || status != std::errc{} || end != text.data() + text.size() ||
@@ -253,24 +386,24 @@ double YamlValue::as_number(double min, double max) const {
 
 Seconds YamlValue::as_seconds() const {
   if (!is_scalar()) throw error(excerpt(), "a time with its unit, such as \"2 us\"");
-  return parse_seconds(node_->yaml.Scalar(), where());
+  return parse_seconds(node_->tree->scalar, where());
 }
 Bytes YamlValue::as_bytes() const {
   if (!is_scalar()) throw error(excerpt(), "a size with its unit, such as \"4 KiB\"");
-  return parse_bytes(node_->yaml.Scalar(), where());
+  return parse_bytes(node_->tree->scalar, where());
 }
 Bandwidth YamlValue::as_bandwidth() const {
   if (!is_scalar()) throw error(excerpt(), "a bandwidth with its unit, such as \"50 GB/s\"");
-  return parse_bandwidth(node_->yaml.Scalar(), where());
+  return parse_bandwidth(node_->tree->scalar, where());
 }
 ComputeRate YamlValue::as_compute_rate() const {
   if (!is_scalar()) throw error(excerpt(), "a compute rate with its unit, such as \"989 TFLOP/s\"");
-  return parse_compute_rate(node_->yaml.Scalar(), where());
+  return parse_compute_rate(node_->tree->scalar, where());
 }
 
 std::size_t YamlValue::as_choice(const std::vector<std::string>& choices) const {
   if (is_scalar()) {
-    const auto found = std::find(choices.begin(), choices.end(), node_->yaml.Scalar());
+    const auto found = std::find(choices.begin(), choices.end(), node_->tree->scalar);
     if (found != choices.end()) return static_cast<std::size_t>(found - choices.begin());
   }
   throw error(excerpt(), "one of " + joined(choices));
@@ -278,16 +411,16 @@ std::size_t YamlValue::as_choice(const std::vector<std::string>& choices) const 
 
 YamlMap::YamlMap(YamlValue value) : value_(std::move(value)) {
   const YamlValue::Node& node = *value_.node_;
-  if (!node.yaml.IsMap()) throw value_.error(value_.excerpt(), "a map of keys and values");
-  for (const auto& entry : node.yaml) {
+  if (!value_.is_map()) throw value_.error(value_.excerpt(), "a map of keys and values");
+  for (const auto& [name, child] : node.tree->entries) {
     const YamlValue key_place(std::make_shared<YamlValue::Node>(
-        YamlValue::Node{entry.first, node.file, node.path, node.overridden}));
-    if (!entry.first.IsScalar()) throw key_place.error(key_place.excerpt(), "a plain key");
-    const std::string key = entry.first.Scalar();
-    const YamlValue child(std::make_shared<YamlValue::Node>(
-        YamlValue::Node{entry.second, node.file, child_path(node.path, key), node.overridden}));
+        YamlValue::Node{name, node.file, node.path, node.overridden}));
+    if (!key_place.is_scalar()) throw key_place.error(key_place.excerpt(), "a plain key");
+    const std::string& key = name->scalar;
     if (has(key)) throw key_place.error(fmt::format("a second key \"{}\"", key), "each key once");
-    entries_.emplace_back(key, child);
+    entries_.emplace_back(
+        key, YamlValue(std::make_shared<YamlValue::Node>(
+                 YamlValue::Node{child, node.file, child_path(node.path, key), node.overridden})));
     key_places_.push_back(key_place);
   }
 }
@@ -335,22 +468,23 @@ Override parse_override(std::string_view text) {
 
 YamlValue parse_yaml(std::string_view text, const std::string& name,
                      const std::vector<Override>& overrides) {
-  YAML::Node root;
+  std::shared_ptr<const YamlDocument> document;
   try {
-    root = YAML::Load(std::string(text));
+    document = document_of(std::string(text), name);
   } catch (const YAML::Exception& error) {
     throw InputError(fmt::format("{}:{}:{}: not valid YAML: {}", name, error.mark.line + 1,
                                  error.mark.column + 1, error.msg));
   }
-  if (!root.IsDefined() || root.IsNull()) throw InputError(name, "an empty document", "keys");
-  TreeCheck(name).check(root);
+  std::shared_ptr<Tree> root = document->root;
+  if (root->type == YAML::NodeType::Null) throw InputError(name, "an empty document", "keys");
   auto overridden = std::make_shared<std::vector<std::string>>();
+  if (!overrides.empty()) root = YamlCopier(document->has_aliases).copy(root);
   for (const Override& override_ : overrides) {
     apply_override(root, override_);
     overridden->push_back(override_.key);
   }
-  return YamlValue(std::make_shared<YamlValue::Node>(
-      YamlValue::Node{root, std::make_shared<std::string>(name), "", std::move(overridden)}));
+  return YamlValue(std::make_shared<YamlValue::Node>(YamlValue::Node{
+      std::move(root), std::make_shared<std::string>(name), "", std::move(overridden)}));
 }
 
 YamlValue load_yaml(const std::filesystem::path& path, const std::vector<Override>& overrides) {
@@ -359,7 +493,7 @@ YamlValue load_yaml(const std::filesystem::path& path, const std::vector<Overrid
 
 std::string dump_yaml(const YamlValue& value) {
   YAML::Emitter out;
-  out << value.node_->yaml;
+  out << YamlWriter().write(*value.node_->tree);
   return std::string(out.c_str()) + "\n";
 }
 

@@ -110,9 +110,9 @@ void run_recommend(RecommendArguments& arguments) {
   const SweepCounts counts = run_points(spec, options, [&](const SweepPoint& point) {
     return evaluate_candidate(spec, options, point);
   });
-  write_sweep_tables(spec, options.folder);
-  const std::vector<Recommendation> all =
-      rank_candidates(request, collect(spec, options.folder), spec);
+  const std::vector<nlohmann::json> entries = collect(spec, options.folder);
+  write_sweep_tables(spec, entries, options.folder);
+  const std::vector<Recommendation> all = rank_candidates(request, entries, spec);
   nlohmann::ordered_json json;
   json["schema_version"] = 1;
   json["fitting"] = space.num_fitting;

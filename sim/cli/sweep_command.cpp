@@ -131,7 +131,7 @@ void run_sweep(SweepArguments& arguments, const Job& job) {
   counts.failed = static_cast<std::size_t>(
       std::count_if(entries.begin(), entries.end(),
                     [](const nlohmann::json& entry) { return entry.at("status") != "ok"; }));
-  write_sweep_tables(spec, options.folder);
+  write_sweep_tables(spec, entries, options.folder);
   print_summary(arguments, counts);
   const auto first = std::find_if(entries.begin(), entries.end(), [](const nlohmann::json& entry) {
     return entry.at("status") != "ok";

@@ -258,13 +258,14 @@ std::vector<json> collect(const SweepSpec& spec, const std::filesystem::path& fo
   return ordered;
 }
 
-void write_sweep_tables(const SweepSpec& spec, const std::filesystem::path& folder) {
+void write_sweep_tables(const SweepSpec& spec, const std::vector<json>& entries,
+                        const std::filesystem::path& folder) {
   std::map<std::string, const SweepPoint*> point_of;
   for (const SweepPoint& point : spec.points) point_of[point.id] = &point;
 
   std::vector<Row> rows;
   std::string commands;
-  for (const json& entry : collect(spec, folder)) {
+  for (const json& entry : entries) {
     const SweepPoint* point = point_of.at(entry.at("id").get<std::string>());
     commands += command_of(spec, *point) + "\n";
     if (entry.at("status") == "ok") {

@@ -46,11 +46,12 @@ SweepCounts run_points(const SweepSpec& spec, const SweepOptions& options,
 // out.
 std::vector<nlohmann::json> collect(const SweepSpec& spec, const std::filesystem::path& folder);
 
-// Writes sweep.csv and the same as sweep.parquet (one row per point and run: point, the axes as
-// set.KEY, `status`, `error`, the columns of the rows, and `speedup_over_baseline` where the spec
-// has one), commands.txt (one line per point) and sweep.json (schema_version, coterie: version,
-// sweep: id, base: path, base_yaml: its text, overrides: [KEY=VALUE] of the base, axes: [keys],
-// baseline: {key: value}, points: number).
-void write_sweep_tables(const SweepSpec& spec, const std::filesystem::path& folder);
+// Writes, from the entries that collect() gives, sweep.csv and the same as sweep.parquet (one row per
+// point and run: point, the axes as set.KEY, `status`, `error`, the columns of the rows, and
+// `speedup_over_baseline` where the spec has one), commands.txt (one line per point) and sweep.json
+// (schema_version, coterie: version, sweep: id, base: path, base_yaml: its text, overrides:
+// [KEY=VALUE] of the base, axes: [keys], baseline: {key: value}, points: number).
+void write_sweep_tables(const SweepSpec& spec, const std::vector<nlohmann::json>& entries,
+                        const std::filesystem::path& folder);
 
 }  // namespace coterie

@@ -56,6 +56,22 @@ TEST(Yaml, OverridesAreCheckedLikeTheFile) {
             "--set a.b: found \"no\", expected a whole number from 0 to 9");
 }
 
+// Texts are read once and remembered: what one reader overrides must not reach the next. The dumps
+// are what yaml-cpp writes for these documents by its own rules; an override of what aliases share
+// changes it wherever it is named, as it does in yaml-cpp.
+TEST(Yaml, AnOverrideStaysWithItsReader) {
+  const std::string text = "a: &x {b: 1}\nc: *x\nd: [one, ~]\n";
+  const std::string plain = "a: &1 {b: 1}\nc: *1\nd: [one, ~]\n";
+  EXPECT_EQ(dump_yaml(parse_yaml(text, "x.yaml")), plain);
+  const YamlValue changed =
+      parse_yaml(text, "y.yaml", {parse_override("a.b=2"), parse_override("d.0=[3]")});
+  EXPECT_EQ(dump_yaml(changed), "a: &1 {b: 2}\nc: *1\nd: [[3], ~]\n");
+  EXPECT_EQ(changed.as_map().required("c").as_map().required("b").where(),
+            "y.yaml:1:1: key \"c.b\"");
+  EXPECT_EQ(dump_yaml(parse_yaml(text, "x.yaml")), plain);
+  EXPECT_EQ(parse_yaml(text, "z.yaml").as_map().required("d").where(), "z.yaml:3:4: key \"d\"");
+}
+
 TEST(Yaml, DocumentsAreFiniteTrees) {
   const auto refusal = [](const std::string& text) {
     return message_of([&] { (void)parse_yaml(text, "x.yaml"); });

@@ -65,7 +65,7 @@ TEST_F(SweepRunnerTest, RunsEveryPointOnceAndThenNothing) {
 
 TEST_F(SweepRunnerTest, WritesTheSameTablesForAnyNumberOfJobs) {
   run_points(spec_, options_, evaluate());
-  write_sweep_tables(spec_, options_.folder);
+  write_sweep_tables(spec_, collect(spec_, options_.folder), options_.folder);
   const std::string csv = read_file(options_.folder / "sweep.csv");
   EXPECT_EQ(csv.substr(0, csv.find('\n')),
             "point,set.ranks,set.seed,status,error,run,layer_time_s,speedup_over_baseline");
@@ -77,7 +77,7 @@ TEST_F(SweepRunnerTest, WritesTheSameTablesForAnyNumberOfJobs) {
   alone.folder = folder_ / "alone";
   alone.num_jobs = 1;
   run_points(spec_, alone, evaluate());
-  write_sweep_tables(spec_, alone.folder);
+  write_sweep_tables(spec_, collect(spec_, alone.folder), alone.folder);
   EXPECT_EQ(read_file(alone.folder / "sweep.csv"), csv);
 }
 
@@ -90,7 +90,7 @@ TEST_F(SweepRunnerTest, AFailedPointIsRecordedAndTheOthersGoOn) {
   const SweepCounts counts = run_points(spec_, options_, failing);
   EXPECT_EQ(counts.done, 12U);
   EXPECT_EQ(counts.failed, 6U);
-  write_sweep_tables(spec_, options_.folder);
+  write_sweep_tables(spec_, collect(spec_, options_.folder), options_.folder);
   EXPECT_NE(read_file(options_.folder / "sweep.csv").find(",2,1,failed,no such cluster"),
             std::string::npos);
 
