@@ -259,6 +259,7 @@ json step_json(const StepReport& step) {
   write_if(out, "high_s", step.high_s);
   write_if(out, "tpot_s", step.tpot_s);
   write_if(out, "ttft_s", step.ttft_s);
+  write_if(out, "rank_load_max_over_mean", step.rank_load_max_over_mean);
   out["critical_path"] = json::array();
   for (const StepReport::Segment& segment : step.critical_path) {
     out["critical_path"].push_back(
@@ -295,6 +296,7 @@ StepReport step_from(const json& document) {
   read_if(document, "high_s", step.high_s);
   read_if(document, "tpot_s", step.tpot_s);
   read_if(document, "ttft_s", step.ttft_s);
+  read_if(document, "rank_load_max_over_mean", step.rank_load_max_over_mean);
   for (const json& segment : document.at("critical_path")) {
     step.critical_path.push_back({segment.at("name").get<std::string>(),
                                   segment.at("seconds").get<double>(),

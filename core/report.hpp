@@ -99,6 +99,8 @@ struct StepReport {
   // By kind, of the fullest GPU, with total and available; empty where unknown.
   std::vector<std::pair<std::string, double>> memory_bytes;
   std::optional<double> tpot_s, ttft_s;  // decode; prefill
+  // Token rows of the rank with most over the mean, of the layer where this is largest.
+  std::optional<double> rank_load_max_over_mean;
   // Of a series of steps whose routing drifts, in order; empty for one step. What else the report says is
   // then the mean over the steps, its memory that of the fullest one.
   struct SeriesStep {

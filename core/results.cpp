@@ -170,6 +170,7 @@ std::string step_csv(const std::vector<RunReport>& runs) {
     cells.number("bubble_s", number(step.bubble_s));
     cells.number("tpot_s", known ? step.tpot_s : std::nullopt);
     cells.number("ttft_s", known ? step.ttft_s : std::nullopt);
+    cells.number("rank_load_max_over_mean", known ? step.rank_load_max_over_mean : std::nullopt);
     if (!first->step->series.empty()) {
       double slowest_s = 0.0;
       for (const auto& one : step.series) slowest_s = std::max(slowest_s, one.time_s);

@@ -1,9 +1,11 @@
-// `coterie recommend`: which parallel sizes, transport and batch suit a step.
+// `coterie recommend`: which parallel sizes, transport, batch, placement and replicas suit a step.
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -11,6 +13,7 @@
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/table.hpp"
+#include "core/yaml.hpp"
 #include "sim/cli/commands.hpp"
 #include "sim/experiment/simulate.hpp"
 #include "sim/sweep/recommend.hpp"
@@ -22,7 +25,7 @@ namespace {
 
 struct RecommendArguments {
   RecommendRequest request;
-  std::string tpot, ttft;
+  std::string tpot, ttft, memory;
   double price = 0.0;
   std::vector<std::string> overrides;
   SweepOptions options;
@@ -30,22 +33,41 @@ struct RecommendArguments {
   bool json = false;
 };
 
-nlohmann::ordered_json evaluate_candidate(const SweepSpec& spec, const SweepOptions& options,
+nlohmann::ordered_json evaluate_candidate(const SweepSpec& spec, const std::filesystem::path& cache,
                                           const SweepPoint& point) {
   const Experiment experiment = load_experiment(spec.base, overrides_of(spec, point));
   SimulateOptions simulation;
-  simulation.cache = options.folder / "cache";
+  simulation.cache = cache;
   simulation.timelines = false;
   return sweep_rows(experiment, results_of(experiment, simulate(experiment, simulation)).runs);
 }
 
+// "64 GPUs, ep 64, sequences_per_gpu 128": sizes of one and layers of zero are left out, runs have
+// columns of their own.
 std::string settings_text(const Settings& settings) {
-  std::string text;
+  std::vector<std::string> texts;
   for (const auto& [key, value] : settings) {
-    const std::string name = key.substr(key.rfind('.') + 1);
-    text += fmt::format("{}{} {}", text.empty() ? "" : ", ", name, value);
+    if (key == "runs") continue;
+    if (key == "ranks") {
+      texts.push_back(value + " GPUs");
+    } else if (key == "transport") {
+      texts.push_back(value);
+    } else if (key == "step.parallel") {
+      YamlMap sizes = parse_yaml(value, key).as_map();
+      for (const std::string& name : sizes.keys()) {
+        const std::string size = sizes.required(name).as_string();
+        if (size != (name.ends_with("_layers") ? "0" : "1")) texts.push_back(name + " " + size);
+      }
+    } else {
+      texts.push_back(key.substr(key.rfind('.') + 1) + " " + value);
+    }
   }
-  return text;
+  return fmt::format("{}", fmt::join(texts, ", "));
+}
+
+std::string placement_text(const Recommendation& one) {
+  const std::string name = std::filesystem::path(one.placement).filename().string();
+  return one.num_replicas == 0 ? name : fmt::format("{} +{}", name, one.num_replicas);
 }
 
 nlohmann::ordered_json recommendation_json(const Recommendation& one) {
@@ -54,6 +76,9 @@ nlohmann::ordered_json recommendation_json(const Recommendation& one) {
   for (const auto& [key, value] : one.settings) settings[key] = value;
   json["settings"] = settings;
   json["run"] = one.run;
+  json["placement"] = one.placement;
+  json["replicas"] = one.num_replicas;
+  json["dispatch"] = one.policy;
   json["time_s"] = one.time_s;
   json["tokens_per_s_per_gpu"] = one.tokens_per_s_per_gpu;
   json["num_gpus"] = one.num_gpus;
@@ -69,15 +94,19 @@ nlohmann::ordered_json recommendation_json(const Recommendation& one) {
 void print_best(const RecommendArguments& arguments, const std::vector<Recommendation>& all,
                 StepKind kind) {
   const bool serves = kind != StepKind::kTrain;
-  std::vector<std::string> header{"settings", "run", "tokens/s/GPU", "step"};
+  std::vector<std::string> header{"",    "settings", "run", "placement +replicas", "tokens/s/GPU",
+                                  "step"};
   if (serves) header.emplace_back(kind == StepKind::kDecode ? "TPOT" : "TTFT");
   header.emplace_back("memory");
   if (arguments.request.price) header.emplace_back("cost per 1M tokens");
   header.emplace_back("what binds");
-  Table table{header, {}, {0, 1, header.size() - 1}};
+  Table table{header, {}, {1, 2, 3, header.size() - 1}};
   for (const Recommendation& one : all) {
     if (table.rows.size() == arguments.num_best || !one.within_limits) break;
-    std::vector<std::string> row{settings_text(one.settings), one.run,
+    std::vector<std::string> row{std::to_string(table.rows.size() + 1),
+                                 settings_text(one.settings),
+                                 one.run,
+                                 placement_text(one),
                                  fmt::format("{:.0f}", one.tokens_per_s_per_gpu),
                                  format_seconds({one.time_s})};
     if (serves) row.push_back(one.latency_s ? format_seconds({*one.latency_s}) : "");
@@ -89,34 +118,68 @@ void print_best(const RecommendArguments& arguments, const std::vector<Recommend
   fmt::print("{}", render(table));
 }
 
+struct Searched {
+  std::vector<Recommendation> ranked;
+  SweepCounts counts;
+};
+
+// Simulates the candidates as a sweep, whose file is written. Its results lie in the folder of the
+// options, or in one below it whose name is `below` and the sweep's id: candidates that follow from
+// others are another sweep when those change.
+Searched run_sweep(const RecommendRequest& request, const SearchSpace& space,
+                   const std::filesystem::path& experiment, const std::filesystem::path& file,
+                   SweepOptions options, const std::optional<std::string>& below) {
+  const std::filesystem::path cache = options.folder / "cache";
+  make_folder(cache);
+  write_file(file, sweep_text(space.candidates, std::filesystem::absolute(experiment)));
+  const SweepSpec spec = load_sweep(file);
+  if (below) options.folder /= *below + spec.id.substr(0, 8);
+  make_folder(options.folder);
+  Searched searched;
+  searched.counts = run_points(spec, options, [&](const SweepPoint& point) {
+    return evaluate_candidate(spec, cache, point);
+  });
+  const std::vector<nlohmann::json> entries = collect(spec, options.folder);
+  write_sweep_tables(spec, entries, options.folder);
+  searched.ranked = rank_candidates(request, entries, spec);
+  return searched;
+}
+
 void run_recommend(RecommendArguments& arguments) {
   RecommendRequest& request = arguments.request;
   request.overrides = parse_overrides(arguments.overrides);
   if (!arguments.tpot.empty()) request.tpot_s = parse_seconds(arguments.tpot, "--tpot").value;
   if (!arguments.ttft.empty()) request.ttft_s = parse_seconds(arguments.ttft, "--ttft").value;
   if (arguments.price > 0.0) request.price = arguments.price;
+  if (!arguments.memory.empty()) {
+    request.memory_bytes = static_cast<double>(parse_bytes(arguments.memory, "--memory").value);
+  }
+  check(request.runs);
   const SearchSpace space = search_space(request);
   const Experiment base = load_experiment(request.experiment, request.overrides);
   SweepOptions& options = arguments.options;
   if (options.num_jobs == 0) options.num_jobs = std::max(1U, std::thread::hardware_concurrency());
   make_folder(options.folder);
-  make_folder(options.folder / "cache");
   // What --set changed is in the effective experiment, which stands beside the results.
   const std::filesystem::path experiment = options.folder / "experiment.yaml";
   write_file(experiment, base.effective_yaml);
-  const std::filesystem::path sweep = options.folder / "sweep.yaml";
-  write_file(sweep, sweep_text(space.candidates, std::filesystem::absolute(experiment)));
-  const SweepSpec spec = load_sweep(sweep);
-  const SweepCounts counts = run_points(spec, options, [&](const SweepPoint& point) {
-    return evaluate_candidate(spec, options, point);
-  });
-  const std::vector<nlohmann::json> entries = collect(spec, options.folder);
-  write_sweep_tables(spec, entries, options.folder);
-  const std::vector<Recommendation> all = rank_candidates(request, entries, spec);
+  const Searched sizes =
+      run_sweep(request, space, experiment, options.folder / "sweep.yaml", options, std::nullopt);
+  const std::size_t left = request.max_points - space.candidates.size();
+  const SearchSpace variants = placement_space(request, sizes.ranked, left);
+  std::vector<Recommendation> all = sizes.ranked;
+  SweepCounts counts = sizes.counts;
+  if (!variants.candidates.empty()) {
+    const Searched placed = run_sweep(request, variants, experiment,
+                                      options.folder / "placements.yaml", options, "placements-");
+    all = merge_ranked(std::move(all), placed.ranked, base.step->kind);
+    counts.total += placed.counts.total;
+    counts.failed += placed.counts.failed;
+  }
   nlohmann::ordered_json json;
   json["schema_version"] = 1;
-  json["fitting"] = space.num_fitting;
-  json["too_large"] = space.num_too_large;
+  json["fitting"] = space.num_fitting + variants.num_fitting;
+  json["too_large"] = space.num_too_large + variants.num_too_large;
   json["too_slow"] = space.num_too_slow;
   json["simulated"] = counts.total;
   json["failed"] = counts.failed;
@@ -131,7 +194,8 @@ void run_recommend(RecommendArguments& arguments) {
   fmt::print(
       "{} candidates fit, {} do not, {} are too slow even without communication; {} simulated, {} "
       "failed\n\n",
-      space.num_fitting, space.num_too_large, space.num_too_slow, counts.total, counts.failed);
+      space.num_fitting + variants.num_fitting, space.num_too_large + variants.num_too_large,
+      space.num_too_slow, counts.total, counts.failed);
   if (all.empty() || !all.front().within_limits) {
     throw CheckError("no simulated candidate keeps the limits; recommend.json has them all");
   }
@@ -147,7 +211,9 @@ void add_recommend_command(CLI::App& app) {
   auto arguments = std::make_shared<RecommendArguments>();
   arguments->options.num_jobs = 0;
   CLI::App* command = app.add_subcommand(
-      "recommend", "Searches parallel sizes, transport and batch of a step within stated limits");
+      "recommend",
+      "Searches parallel sizes, transport, batch, placement and replicas of a step within stated "
+      "limits");
   command->add_option("EXPERIMENT", arguments->request.experiment, "A YAML file with a step block")
       ->required();
   command
@@ -164,6 +230,19 @@ void add_recommend_command(CLI::App& app) {
                       "Longest time per output token, \"50 ms\"; default: no limit");
   command->add_option("--ttft", arguments->ttft,
                       "Longest time to the first token, \"2 s\"; default: no limit");
+  command->add_option("--memory", arguments->memory,
+                      "Most memory of a GPU, \"70 GiB\"; default: what the GPU has");
+  command
+      ->add_option("--placements", arguments->request.runs.placements,
+                   "Strategies or placement files to try (default: those of the runs and, unless "
+                   "routing is balanced, contiguous, load_balanced and collaboration_two_level)")
+      ->delimiter(',');
+  command
+      ->add_option("--replicas", arguments->request.runs.replicas,
+                   "Numbers of expert replicas to try (default: those of the runs, the fewest that "
+                   "divide over the EP ranks and, unless routing is balanced, one more per rank)")
+      ->delimiter(',')
+      ->check(CLI::Range(0U, 1U << 16));
   command
       ->add_option("--price", arguments->price,
                    "Price of a GPU hour, for costs per million tokens; default: no costs")

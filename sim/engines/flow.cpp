@@ -87,6 +87,15 @@ class ComponentRun {
   [[nodiscard]] double next_change_s() const {
     return next_change_ < part_.changes.size() ? part_.changes[next_change_].time_s : kNever;
   }
+  [[nodiscard]] double next_detour_s() const {
+    return next_detour_ < part_.detours.size() ? part_.detours[next_detour_].time_s : kNever;
+  }
+  // As it is now.
+  [[nodiscard]] std::span<const std::uint32_t> route_of(std::uint32_t op) const {
+    if (detour_of_.empty() || detour_of_[op] == kNone) return part_.route_of(op);
+    return part_.detours[detour_of_[op]].links;
+  }
+  void take_detours(double until);
   [[nodiscard]] double next_finish_s();
   [[nodiscard]] double next_event_s();
   std::uint32_t end_next();
@@ -136,8 +145,10 @@ class ComponentRun {
   std::vector<FlowRate> snapshot_;
 
   Schedule schedule_;
-  std::size_t next_change_ = 0;  // of part_.changes
-  bool must_solve_ = false;      // a capacity changed under a flow
+  std::size_t next_change_ = 0;           // of part_.changes
+  std::size_t next_detour_ = 0;           // of part_.detours
+  std::vector<std::uint32_t> detour_of_;  // [num_ops] the last one taken; empty: none ever
+  bool must_solve_ = false;               // a capacity changed under a flow
 };
 
 // What may start now is silent first. Holds that began or ended change what flows share.
@@ -170,7 +181,7 @@ void ComponentRun::touch(std::uint32_t link_id) {
 }
 
 void ComponentRun::touch_route(std::uint32_t op) {
-  for (const std::uint32_t link : part_.route_of(op)) touch(link);
+  for (const std::uint32_t link : route_of(op)) touch(link);
 }
 
 void ComponentRun::finish_slot(std::uint32_t slot) {
@@ -220,6 +231,7 @@ void ComponentRun::take_events() {
     now_ = std::max(now_, next_change_s());
     set_capacity(part_.changes[next_change_].link, part_.changes[next_change_].capacity);
   }
+  if (next_detour_s() <= until) take_detours(until);
   ++stats.num_events;
   if (!started_.empty()) check_time();
   if (exact_ && precision_ > 0.0 &&
@@ -229,9 +241,9 @@ void ComponentRun::take_events() {
   for (const std::uint32_t slot : started_) {
     const std::uint32_t op = state_.op(slot);
     if (exact_) {
-      bottlenecks_.start(slot, part_.route_of(op), part_.amount[op], part_.cap[op]);
+      bottlenecks_.start(slot, route_of(op), part_.amount[op], part_.cap[op]);
     } else {
-      state_.attach(slot, part_.route_of(op), part_.amount[op], part_.cap[op], now_);
+      state_.attach(slot, route_of(op), part_.amount[op], part_.cap[op], now_);
     }
   }
 }
@@ -253,7 +265,7 @@ double ComponentRun::next_finish_s() {
 
 double ComponentRun::next_event_s() {
   const double timer = state_.timers().empty() ? kNever : state_.timers().top_time();
-  return std::min({timer, next_finish_s(), next_change_s()});
+  return std::min({timer, next_finish_s(), next_change_s(), next_detour_s()});
 }
 
 // From here on rates are as exact as the precision asks for.
@@ -268,8 +280,39 @@ void ComponentRun::leave_exact() {
     const std::uint32_t op = state_.op(slot);
     const double left = bottlenecks_.left(slot, now_);
     bottlenecks_.remove(slot);
-    state_.attach(slot, part_.route_of(op), left, part_.cap[op], now_);
+    state_.attach(slot, route_of(op), left, part_.cap[op], now_);
     touch_route(op);
+  }
+  bottlenecks_.forget_started();
+}
+
+// What is under way goes on over its new links with what is left of it; what begins later, or is
+// silent, finds its route changed. Those under way are put there with exact rates, which the caller
+// leaves where there are too many.
+void ComponentRun::take_detours(double until) {
+  if (detour_of_.empty()) detour_of_.assign(part_.num_ops(), kNone);
+  const std::size_t first = next_detour_;
+  for (; next_detour_s() <= until; ++next_detour_) {
+    now_ = std::max(now_, next_detour_s());
+    if (exact_) continue;
+    detour_of_[part_.detours[next_detour_].op] = static_cast<std::uint32_t>(next_detour_);
+  }
+  must_solve_ = true;
+  if (!exact_) {
+    enter_exact();
+    return;
+  }
+  std::vector<std::uint8_t> moves(part_.num_ops(), 0);
+  for (std::size_t i = first; i < next_detour_; ++i) {
+    detour_of_[part_.detours[i].op] = static_cast<std::uint32_t>(i);
+    moves[part_.detours[i].op] = 1;
+  }
+  for (std::uint32_t slot = 0; slot < state_.num_slots(); ++slot) {
+    if (!bottlenecks_.flowing(slot) || moves[state_.op(slot)] == 0) continue;
+    const std::uint32_t op = state_.op(slot);
+    const double left = bottlenecks_.left(slot, now_);
+    bottlenecks_.remove(slot);
+    bottlenecks_.start(slot, route_of(op), left, part_.cap[op]);
   }
 }
 
@@ -278,7 +321,7 @@ void ComponentRun::enter_exact() {
   exact_ = true;
   state_.detach_all(now_, [&](std::uint32_t slot, double left) {
     const std::uint32_t op = state_.op(slot);
-    bottlenecks_.start(slot, part_.route_of(op), left, part_.cap[op]);
+    bottlenecks_.start(slot, route_of(op), left, part_.cap[op]);
   });
 }
 
@@ -327,7 +370,7 @@ void ComponentRun::adjust_rates() {
   repair_.begin(part_.capacity.size());
   for (const std::uint32_t slot : started_) repair_.insert(state_, slot, now_, slack_);
   for (const std::uint32_t op : ended_) {
-    for (const std::uint32_t link : part_.route_of(op)) repair_.raise(state_, link, now_);
+    for (const std::uint32_t link : route_of(op)) repair_.raise(state_, link, now_);
   }
   for (const std::uint32_t link : slack_) {
     touch(link);
@@ -377,7 +420,7 @@ Stuck ComponentRun::why_stuck() {
     out.op = state_.op(slot);
     out.why = Stuck::Why::kTooLate;  // it moves, but never ends
     out.step_s = part_.amount[out.op] / rate(slot);
-    for (const std::uint32_t link : part_.route_of(out.op)) {
+    for (const std::uint32_t link : route_of(out.op)) {
       if (capacity(link) > 0.0) continue;
       out.why = Stuck::Why::kStandsStill;
       out.capacity = link;

@@ -115,6 +115,8 @@ class BottleneckOrder {
   std::uint32_t end_next();
   // Takes a flow off its links before its end.
   void remove(std::uint32_t slot);
+  // Once all flows are removed: none of them waits for its first rate.
+  void forget_started() { started_.clear(); }
   // Of its amount. `now` is not before the last update, and its rate has not changed since.
   [[nodiscard]] double left(std::uint32_t slot, double now) const;
   void set_capacity(std::uint32_t link, double capacity);

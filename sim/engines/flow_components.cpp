@@ -75,6 +75,11 @@ std::vector<std::vector<std::uint32_t>> split_components(const Program& program,
     }
   }
 
+  for (const Detour& detour : all.detours) {
+    const std::uint32_t item = anchor(detour.op);
+    for (const std::uint32_t link : detour.links) sets.join(item, link);
+  }
+
   std::vector<std::vector<std::uint32_t>> components;
   std::vector<std::uint32_t> component_of(first_event + program.event_count.size(), kNone);
   for (std::size_t op = 0; op < program.num_ops(); ++op) {
@@ -131,6 +136,12 @@ std::uint64_t Part::hash() const {
     places.push_back(change.link);
     values.insert(values.end(), {change.time_s, change.capacity});
   }
+  for (const Detour& detour : detours) {
+    places.push_back(detour.op);
+    places.push_back(static_cast<std::uint32_t>(detour.links.size()));
+    places.insert(places.end(), detour.links.begin(), detour.links.end());
+    values.push_back(detour.time_s);
+  }
   return hash.add(places).add(values).digest();
 }
 
@@ -145,6 +156,9 @@ Renumbering::Renumbering(const Program& program, const Routes& all, const Bindin
   std::stable_sort(
       changes_.begin(), changes_.end(),
       [](const CapacityChange& a, const CapacityChange& b) { return a.link < b.link; });
+  detours_ = all.detours;
+  std::stable_sort(detours_.begin(), detours_.end(),
+                   [](const Detour& a, const Detour& b) { return a.op < b.op; });
 }
 
 void Renumbering::add_changes(std::uint32_t link, std::uint32_t number,
@@ -206,6 +220,20 @@ Part Renumbering::part(std::span<const std::uint32_t> ops, std::vector<std::uint
                            event_number(hold->end_event)});
     }
   }
+  auto detour = detours_.begin();
+  for (std::uint32_t i = 0; i < ops.size() && detour != detours_.end(); ++i) {
+    detour = std::lower_bound(detour, detours_.end(), ops[i],
+                              [](const Detour& a, std::uint32_t op) { return a.op < op; });
+    for (; detour != detours_.end() && detour->op == ops[i]; ++detour) {
+      Detour& own = out.detours.emplace_back(Detour{detour->time_s, i, {}});
+      for (const std::uint32_t link : detour->links) {
+        own.links.push_back(number(link_, used_links, link));
+      }
+      out.max_hops = std::max(out.max_hops, static_cast<std::uint32_t>(own.links.size()));
+    }
+  }
+  std::stable_sort(out.detours.begin(), out.detours.end(),
+                   [](const Detour& a, const Detour& b) { return a.time_s < b.time_s; });
   for (const std::uint32_t link : used_links) {
     out.capacity.push_back(all_.capacity[link]);
     if (!changes_.empty()) add_changes(link, link_[link], out.changes);

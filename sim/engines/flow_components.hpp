@@ -38,6 +38,7 @@ struct Part {
   std::vector<double> capacity;             // [num_links] of links and resources, at the start
   std::vector<Hold> holds;                  // by begin_op; `resource` is a position in capacity
   std::vector<CapacityChange> changes;      // by time
+  std::vector<Detour> detours;              // by time, then op
   std::uint32_t max_hops = 1;
 
   [[nodiscard]] std::size_t num_ops() const { return amount.size(); }
@@ -67,6 +68,7 @@ class Renumbering {
   const Routes& all_;
   const BindingRoutes& routes_;
   std::vector<CapacityChange> changes_;  // by link, then time
+  std::vector<Detour> detours_;          // by op, then time
   std::vector<std::uint32_t> link_;      // [num_links] number within its component
   std::vector<std::uint32_t> queue_;     // [num_queues]
   std::vector<std::uint32_t> event_;     // [num_events]

@@ -100,7 +100,9 @@ class Pruner {
 
 BindingRoutes binding_routes(const Program& program, const Routes& routes) {
   const std::size_t num_ops = routes.begin.size() - 1;
-  const std::vector<std::uint8_t> dropped = Pruner(program, routes).run();
+  const bool detours = !routes.detours.empty();
+  const std::vector<std::uint8_t> dropped =
+      detours ? std::vector<std::uint8_t>(routes.capacity.size()) : Pruner(program, routes).run();
   BindingRoutes out;
   out.num_dropped = static_cast<std::uint64_t>(std::count(dropped.begin(), dropped.end(), 1));
   out.begin.reserve(num_ops + 1);
@@ -118,7 +120,10 @@ BindingRoutes binding_routes(const Program& program, const Routes& routes) {
     out.begin.push_back(out.links.size());
     out.max_hops = std::max(out.max_hops, static_cast<std::uint32_t>(out.of(op).size()));
     const double cap = routes.rate_cap[op];
-    out.cap.push_back(cap < narrowest ? cap : std::numeric_limits<double>::infinity());
+    out.cap.push_back(cap < narrowest || detours ? cap : std::numeric_limits<double>::infinity());
+  }
+  for (const Detour& detour : routes.detours) {
+    out.max_hops = std::max(out.max_hops, static_cast<std::uint32_t>(detour.links.size()));
   }
   return out;
 }

@@ -9,7 +9,8 @@
 // tried are the first and the last of the narrowest links of each route. A link that a dropped one
 // relies on is kept, so that no two links vouch for each other. Of links and resources whose capacity
 // varies during the run (by changes or holds) none is dropped, and they count with the largest
-// capacity that they ever have where others rely on them.
+// capacity that they ever have where others rely on them. Where transfers take detours, all links are
+// kept.
 
 #include <cstdint>
 #include <span>

@@ -66,9 +66,53 @@ void check_holds(const Program& program) {
   }
 }
 
+// What the routes of the network have other than what held before it.
+void add_detours(const Program& program, const LaterNetwork& later,
+                 std::vector<std::vector<std::uint32_t>>& current, std::vector<Detour>& out) {
+  const auto num_links = static_cast<std::uint32_t>(later.network->links().size());
+  const std::uint32_t num_gpus = later.network->num_gpus();
+  std::vector<LinkId> path;
+  std::vector<std::uint32_t> route;
+  for (std::uint32_t op = 0; op < program.num_ops(); ++op) {
+    if (!program.is_transfer(op)) continue;
+    const GpuId src{program.src[op]};
+    const GpuId dst{program.dst[op]};
+    path.clear();
+    route.clear();
+    later.network->append_route(src, dst, flow_key(src.value, dst.value, num_gpus), path);
+    for (const LinkId link : path) route.push_back(link.value);
+    for (const std::uint32_t resource : program.uses_of(op)) route.push_back(num_links + resource);
+    if (route == current[op]) continue;
+    current[op] = route;
+    out.push_back({later.from_s, op, route});
+  }
+}
+
+// The routes with those links alone that every route of an operation has.
+Routes shared_links(const Routes& routes) {
+  std::vector<std::vector<const Detour*>> of_op(routes.begin.size() - 1);
+  for (const Detour& detour : routes.detours) of_op[detour.op].push_back(&detour);
+  Routes out = routes;
+  out.links.clear();
+  out.begin.assign(1, 0);
+  for (std::size_t op = 0; op < of_op.size(); ++op) {
+    for (const std::uint32_t link : routes.of(op)) {
+      const bool everywhere =
+          std::all_of(of_op[op].begin(), of_op[op].end(), [&](const Detour* detour) {
+            return std::find(detour->links.begin(), detour->links.end(), link) !=
+                   detour->links.end();
+          });
+      if (everywhere) out.links.push_back(link);
+    }
+    out.begin.push_back(out.links.size());
+  }
+  return out;
+}
+
 }  // namespace
 
-Routes resolve_routes(const Program& program, const Network& network) {
+Routes resolve_routes(const Program& program, const Network& network,
+                      std::span<const LaterNetwork> later) {
   Routes out;
   const std::size_t num_ops = program.num_ops();
   const std::uint32_t num_gpus = network.num_gpus();
@@ -105,13 +149,22 @@ Routes resolve_routes(const Program& program, const Network& network) {
     }
     out.begin.push_back(out.links.size());
   }
+  if (later.empty()) return out;
+  std::vector<std::vector<std::uint32_t>> current(num_ops);
+  for (std::size_t op = 0; op < num_ops; ++op) {
+    const std::span<const std::uint32_t> route = out.of(op);
+    current[op].assign(route.begin(), route.end());
+  }
+  for (const LaterNetwork& one : later) add_detours(program, one, current, out.detours);
   return out;
 }
 
-ResolvedProgram resolve(const Program& program, const Network& network) {
-  ResolvedProgram out{program, network, resolve_routes(program, network), {}};
+ResolvedProgram resolve(const Program& program, const Network& network,
+                        std::span<const LaterNetwork> later) {
+  ResolvedProgram out{program, network, resolve_routes(program, network, later), {}};
   check_numbers(program, out.routes, network.links());
-  out.bound = lower_bounds(program, out.routes);
+  out.bound =
+      lower_bounds(program, out.routes.detours.empty() ? out.routes : shared_links(out.routes));
   return out;
 }
 
@@ -120,6 +173,20 @@ void check_numbers(const Program& program, const Routes& routes, std::span<const
     check_operation(program, routes, links, op);
   }
   check_holds(program);
+  for (const Detour& detour : routes.detours) {
+    for (const std::uint32_t link : detour.links) {
+      if (link < routes.capacity.size() && routes.largest[link] > 0.0) continue;
+      throw InputError(operation_name(program, detour.op),
+                       fmt::format("a detour over {}",
+                                   capacity_name(program, links, routes.num_links(program), link)),
+                       "links with a capacity above 0 at some time");
+    }
+    if (!detour.links.empty() && std::isfinite(detour.time_s)) continue;
+    throw InputError(
+        operation_name(program, detour.op),
+        fmt::format("a detour over {} links at {} s", detour.links.size(), detour.time_s),
+        "at least one link and a finite time");
+  }
   for (const CapacityChange& change : program.changes) {
     if (std::isfinite(change.time_s) && std::isfinite(change.capacity)) continue;
     throw InputError(fmt::format("capacity change of {}",

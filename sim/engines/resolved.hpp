@@ -24,13 +24,22 @@ constexpr std::uint64_t flow_key(std::uint32_t src, std::uint32_t dst, std::uint
   return std::uint64_t{src} * num_gpus + dst;
 }
 
+// From `time_s` on, a transfer flows over other links: one that is under way with what is left of it.
+struct Detour {
+  double time_s = 0.0;
+  std::uint32_t op = 0;
+  std::vector<std::uint32_t> links;  // its whole new route, the resources that it uses included
+  bool operator==(const Detour&) const = default;
+};
+
 struct Routes {
-  std::vector<std::uint64_t> begin;  // [num_ops + 1]
+  std::vector<std::uint64_t> begin;  // [num_ops + 1], of the routes at the start
   std::vector<std::uint32_t> links;  // capacities in use
   std::vector<double> delay_s;       // [num_ops] silent time: duration, and the path's latency
   std::vector<double> rate_cap;      // [num_ops] per second; infinite where there is none
   std::vector<double> capacity;      // [num_links + num_resources] per second, at the start
   std::vector<double> largest;       // [num_links + num_resources] ever; as capacity if constant
+  std::vector<Detour> detours;       // by time, then operation; the silent times stay as they are
 
   [[nodiscard]] std::uint32_t num_links(const Program& program) const {
     return static_cast<std::uint32_t>(capacity.size() - program.resources.size());
@@ -40,9 +49,16 @@ struct Routes {
   }
 };
 
+// A network of the same links whose routes hold from `from_s` on, after the start.
+struct LaterNetwork {
+  double from_s = 0.0;
+  const Network* network = nullptr;
+};
+
 // Throws InputError where a transfer's destination cannot be reached, and for a change of a link that
-// the network lacks.
-Routes resolve_routes(const Program& program, const Network& network);
+// the network lacks. `later`: by time.
+Routes resolve_routes(const Program& program, const Network& network,
+                      std::span<const LaterNetwork> later = {});
 
 // A view: program and network must outlive it.
 struct ResolvedProgram {
@@ -52,7 +68,8 @@ struct ResolvedProgram {
   Execution bound;  // earliest start and finish of every operation; a bound on the makespan
 };
 // Throws InputError as resolve_routes and check_numbers do.
-ResolvedProgram resolve(const Program& program, const Network& network);
+ResolvedProgram resolve(const Program& program, const Network& network,
+                        std::span<const LaterNetwork> later = {});
 
 // Throws InputError for what no engine can work with: amounts, times and capacities that are not
 // finite, something that flows over what never has any capacity, an operation that holds more of a
@@ -60,7 +77,8 @@ ResolvedProgram resolve(const Program& program, const Network& network);
 void check_numbers(const Program& program, const Routes& routes, std::span<const Link> links = {});
 
 // The closed-form lower bounds (bound.cpp derives them): earliest start and finish of every
-// operation, and the bound on the makespan, which is at least the latest of those finishes.
+// operation, and the bound on the makespan, which is at least the latest of those finishes. What
+// takes detours counts on the links that all its routes share.
 // Throws std::logic_error for a program whose operations wait for each other in a circle.
 Execution lower_bounds(const Program& program, const Routes& routes);
 

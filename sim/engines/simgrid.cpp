@@ -411,6 +411,10 @@ std::string simgrid_version() {
 Execution run_simgrid(const ResolvedProgram& resolved, const EngineOptions& options) {
   const Program& program = resolved.program;
   if (program.num_ops() == 0) return {};
+  if (!resolved.routes.detours.empty()) {
+    throw InputError("engine", "simgrid for transfers whose routes change under way",
+                     "flow: a communication of SimGrid keeps the route that it began on");
+  }
   // Loaded here, so that the children of later calls have it already.
   const StartSimGrid start_simgrid = load_simgrid();
   std::string bytes;

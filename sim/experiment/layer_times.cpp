@@ -688,6 +688,12 @@ std::shared_ptr<const LayerTimes> layer_times_of(const Experiment& experiment, c
   setup.dispatch_payload = experiment.dispatch_payload;
   setup.combine_payload = experiment.combine_payload;
   setup.expert_type = experiment.expert_type;
+  if (experiment.step) {
+    // The kernels of a layer know BF16 and FP8: the nearest to what the step computes in.
+    setup.expert_type = experiment.step->precision.experts.compute == Precision::kBf16
+                            ? PayloadType::kBf16
+                            : PayloadType::kFp8;
+  }
   setup.chunk = experiment.chunk;
   setup.deal = experiment.deal;
   setup.tokens_per_rank = experiment.tokens_per_rank;

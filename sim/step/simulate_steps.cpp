@@ -8,6 +8,7 @@
 #include <set>
 
 #include "core/progress.hpp"
+#include "sim/experiment/layer_times.hpp"
 #include "sim/step/memory.hpp"
 #include "sim/step/operations.hpp"
 #include "sim/step/step_times.hpp"
@@ -41,9 +42,10 @@ class StepSimulation {
     step_options_.reroute_after_s = experiment.disturbances.reroute_after_s;
     step_options_.timeout_s = experiment.disturbances.timeout_s;
     slow_ = experiment.disturbances.slowness(step_.parallel.num_ranks(), experiment.seed);
-    executed_ = options.step_method ? *options.step_method == StepMethod::kExecuted
-                                    : estimated_operations(experiment) <= kExecutedOps &&
-                                          !reroutes_under_way(step_options_);
+    executed_ = options.step_method
+                    ? *options.step_method == StepMethod::kExecuted
+                    : estimated_operations(experiment) <= kExecutedOps &&
+                          (experiment.engine == "flow" || !reroutes_under_way(step_options_));
   }
 
   SimulatedRun run(const RunSpec& spec) const {
@@ -51,6 +53,9 @@ class StepSimulation {
     try {
       PrepareOptions prepare;
       prepare.cache = options_.cache;
+      prepare.times = [&](const RunSpec& run, const Routing& training) {
+        return layer_times_of(experiment_, run, training);
+      };
       const PreparedRun prepared = prepare_run(experiment_, spec, parts_.front(), prepare);
       out.report = run_header(experiment_, prepared);
       if (const auto warning = fit_warning()) out.report.warnings.push_back(*warning);
@@ -162,7 +167,7 @@ class StepSimulation {
       }
     }
     out.memory = memory_per_gpu(experiment_.model, step_, experiment_.cluster.gpu,
-                                run.spec.num_replicas, out.imbalance);
+                                num_replicas(run.placement), out.imbalance);
     if (!out.memory.fits() && !step_.allow_out_of_memory) {
       throw InputError(
           fmt::format("run {}: the step does not fit: a GPU {}; expected less, or "
@@ -248,6 +253,7 @@ class StepSimulation {
                       format_seconds(Seconds{times.longest_stall_s})));
     }
     StepReport step = report(times, one.memory);
+    step.rank_load_max_over_mean = one.imbalance;
     if (experiment_.decode_pool > 0) {
       // Each layer's keys and values leave when it has made them: the step hides all but the last
       // layer's, as long as the NICs keep up.
@@ -276,6 +282,17 @@ class StepSimulation {
     EngineOptions engine;
     engine.relative_precision = options_.relative_precision;
     return run_engine(experiment_.engine, resolve(program, network_), engine).makespan_s;
+  }
+
+  // Of the layer with most; placement files have them, too.
+  static std::uint32_t num_replicas(const Placement& placement) {
+    std::size_t most = placement.num_experts;
+    for (const LayerPlacement& layer : placement.layers) {
+      std::size_t copies = 0;
+      for (const auto& experts : layer.rank_experts) copies += experts.size();
+      most = std::max(most, copies);
+    }
+    return static_cast<std::uint32_t>(most - placement.num_experts);
   }
 
   static double load_max_over_mean(const LayerPlan& plan) {

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <memory>
 #include <numeric>
+#include <span>
 #include <tuple>
 
 #include "core/error.hpp"
@@ -28,7 +29,8 @@ void expect_times(const std::string& engine) {
                    "simgrid or flow: lower bounds have no schedule");
 }
 
-Executed execute(StepProgram block, const Network& network, const StepOptions& options) {
+Executed execute(StepProgram block, const Network& network, const StepOptions& options,
+                 std::span<const LaterNetwork> later = {}) {
   auto& changes = block.program.changes;
   changes.insert(changes.end(), options.changes.begin(), options.changes.end());
   std::stable_sort(changes.begin(), changes.end(),
@@ -37,7 +39,7 @@ Executed execute(StepProgram block, const Network& network, const StepOptions& o
   engine.relative_precision = options.relative_precision;
   Execution execution;
   {
-    const ResolvedProgram resolved = resolve(block.program, network);
+    const ResolvedProgram resolved = resolve(block.program, network, later);
     execution = run_engine(options.engine, resolved, engine);
   }
   return {std::move(block), std::move(execution)};
@@ -1010,8 +1012,56 @@ Timeline rank_timeline(const StepProgram& block, const Execution& execution,
   return out;
 }
 
+// The networks whose routes hold one after the other, the first from the start on: around the links
+// that have failed for so long that routes go around them.
+class RouteTimes {
+ public:
+  RouteTimes(const Network& network, const std::vector<Failure>& failures,
+             const StepOptions& options) {
+    std::vector<double> times{0.0};
+    if (options.reroute_after_s) {
+      for (const Failure& failure : failures) {
+        const double from_s = failure.rerouted_s(*options.reroute_after_s);
+        if (from_s >= failure.until_s) continue;
+        times.push_back(from_s);
+        if (!std::isinf(failure.until_s)) times.push_back(failure.until_s);
+      }
+    }
+    std::sort(times.begin(), times.end());
+    times.erase(std::unique(times.begin(), times.end()), times.end());
+    std::map<std::vector<std::uint32_t>, std::shared_ptr<const Network>> made;
+    for (const double time_s : times) {
+      std::vector<std::uint32_t> around;
+      for (const Failure& failure : failures) {
+        if (options.reroute_after_s && failure.lasts_at(time_s) &&
+            failure.rerouted_s(*options.reroute_after_s) <= time_s) {
+          around.push_back(failure.link);
+        }
+      }
+      const Network* at = &network;
+      if (!around.empty()) {
+        std::shared_ptr<const Network>& own = made[around];
+        if (!own) own = std::make_shared<const Network>(network.cluster(), around);
+        owned_.push_back(own);
+        at = own.get();
+      }
+      if (at != (all_.empty() ? nullptr : all_.back().network)) all_.push_back({time_s, at});
+    }
+  }
+  [[nodiscard]] std::span<const LaterNetwork> all() const { return all_; }
+  [[nodiscard]] const Network& first() const { return *all_.front().network; }
+  [[nodiscard]] std::span<const LaterNetwork> later() const { return std::span(all_).subspan(1); }
+  [[nodiscard]] double until_s(std::size_t i) const {
+    return i + 1 < all_.size() ? all_[i + 1].from_s : std::numeric_limits<double>::infinity();
+  }
+
+ private:
+  std::vector<LaterNetwork> all_;
+  std::vector<std::shared_ptr<const Network>> owned_;
+};
+
 // For which a transfer stood still on a failed link. Ends the step where a timeout does.
-double longest_stall(const Executed& executed, const Network& network,
+double longest_stall(const Executed& executed, const RouteTimes& routes,
                      const std::vector<Failure>& failures, const StepOptions& options) {
   if (failures.empty()) return 0.0;
   std::map<std::uint32_t, std::vector<Failure>> by_link;
@@ -1024,19 +1074,26 @@ double longest_stall(const Executed& executed, const Network& network,
     if (!program.is_transfer(op)) continue;
     const GpuId src{program.src[op]};
     const GpuId dst{program.dst[op]};
-    route.clear();
-    network.append_route(src, dst, flow_key(src.value, dst.value, network.num_gpus()), route);
-    for (const LinkId link : route) {
-      const auto found = by_link.find(link.value);
-      if (found == by_link.end()) continue;
-      for (const Failure& failure : found->second) {
-        const double from_s = std::max(executed.execution.start_s[op], failure.from_s);
-        const double stall_s = std::min(executed.execution.finish_s[op], failure.until_s) - from_s;
-        longest_s = std::max(longest_s, stall_s);
-        if (stall_s <= options.timeout_s || (first && first->first <= from_s)) continue;
-        first.emplace(from_s,
-                      fmt::format("a transfer from GPU {} to GPU {} over the failed link \"{}\"",
-                                  src.value, dst.value, network.links()[link.value].name));
+    for (std::size_t i = 0; i < routes.all().size(); ++i) {
+      // While it is under way and has these routes.
+      const Network& network = *routes.all()[i].network;
+      const double begin_s = std::max(executed.execution.start_s[op], routes.all()[i].from_s);
+      const double end_s = std::min(executed.execution.finish_s[op], routes.until_s(i));
+      if (begin_s >= end_s) continue;
+      route.clear();
+      network.append_route(src, dst, flow_key(src.value, dst.value, network.num_gpus()), route);
+      for (const LinkId link : route) {
+        const auto found = by_link.find(link.value);
+        if (found == by_link.end()) continue;
+        for (const Failure& failure : found->second) {
+          const double from_s = std::max(begin_s, failure.from_s);
+          const double stall_s = std::min(end_s, failure.until_s) - from_s;
+          longest_s = std::max(longest_s, stall_s);
+          if (stall_s <= options.timeout_s || (first && first->first <= from_s)) continue;
+          first.emplace(from_s,
+                        fmt::format("a transfer from GPU {} to GPU {} over the failed link \"{}\"",
+                                    src.value, dst.value, network.links()[link.value].name));
+        }
       }
     }
   }
@@ -1092,25 +1149,23 @@ bool reroutes_under_way(const StepOptions& options) {
 
 StepTimes execute_step(const StepSetup& setup, const Network& network, const StepOptions& options) {
   expect_times(options.engine);
-  if (reroutes_under_way(options)) {
-    throw InputError("disturbances.reroute", "failures during an executed step",
-                     "the composed method, or failures of the whole step");
+  if (reroutes_under_way(options) && options.engine != "flow") {
+    throw InputError(
+        "disturbances.reroute",
+        fmt::format("engine {} for an executed step whose routes change under way", options.engine),
+        "engine flow, the composed method, or failures of the whole step");
   }
   std::vector<Failure> failures = failures_of(options.changes);
-  std::vector<std::uint32_t> failed;
+  const RouteTimes routes(network, failures, options);
   StepOptions with_ends = options;
   for (Failure& failure : failures) {
-    failed.push_back(failure.link);
     if (!std::isinf(failure.until_s) || std::isinf(options.timeout_s)) continue;
     // Longer than anything may wait, so that the execution ends.
     failure.until_s = failure.from_s + 2.0 * options.timeout_s;
     with_ends.changes.push_back(
         {failure.until_s, failure.link, network.links()[failure.link].bandwidth.value});
   }
-  std::optional<Network> around;
-  if (options.reroute_after_s && !failed.empty()) around.emplace(network.cluster(), failed);
-  const Network& routes = around ? *around : network;
-  const Executed executed = execute(build_step(setup), routes, with_ends);
+  const Executed executed = execute(build_step(setup), routes.first(), with_ends, routes.later());
   StepTimes out;
   out.longest_stall_s = longest_stall(executed, routes, failures, options);
   const std::uint32_t num_ranks = setup.step.parallel.num_ranks();

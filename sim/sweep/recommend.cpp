@@ -18,6 +18,7 @@ namespace {
 
 constexpr std::uint32_t kMaxPipeline = 16;
 constexpr std::uint32_t kMaxBatchSteps = 8;
+constexpr std::uint32_t kUnbalancedReserve = 50;  // a fiftieth of the memory
 
 struct Candidate {
   Settings settings;
@@ -71,14 +72,36 @@ bool splits_batch(const StepSpec& step) {
          (step.parallel.vp == 1 || num_micro % step.parallel.pp == 0);
 }
 
+// What a GPU may use.
+GpuModel limited_gpu(const RecommendRequest& request, GpuModel gpu) {
+  if (!request.memory_bytes) return gpu;
+  const auto limit = static_cast<std::int64_t>(*request.memory_bytes);
+  gpu.memory = Bytes{gpu.memory ? std::min(gpu.memory->value, limit) : limit};
+  return gpu;
+}
+
+// What the largest batch may fill: with routing that is not balanced the fullest rank needs more than
+// the mean that is searched with.
+std::optional<std::uint32_t> largest_decode_batch(const ModelShape& model, const StepSpec& step,
+                                                  GpuModel gpu, std::uint32_t num_replicas) {
+  if (gpu.memory && step.routing != StepRouting::kBalanced) {
+    gpu.memory = Bytes{gpu.memory->value - gpu.memory->value / kUnbalancedReserve};
+  }
+  return largest_batch(model, step, gpu, num_replicas);
+}
+
+// Whether placements and replicas are a second sweep's.
+bool searches_runs(const RecommendRequest& request, const Experiment& experiment) {
+  return !request.runs.is_default() || experiment.step->routing != StepRouting::kBalanced;
+}
+
 class Search {
  public:
   Search(const RecommendRequest& request, const Experiment& experiment)
-      : request_(request), experiment_(experiment), base_(*experiment.step) {
-    for (const RunSpec& run : experiment.runs) {
-      num_replicas_ = std::max(num_replicas_, run.num_replicas);
-    }
-  }
+      : request_(request),
+        experiment_(experiment),
+        base_(*experiment.step),
+        gpu_(limited_gpu(request, experiment.cluster.gpu)) {}
 
   SearchSpace run() && {
     std::vector<std::uint32_t> sizes = request_.gpus;
@@ -95,8 +118,11 @@ class Search {
                        return a.bound_tokens_per_s > b.bound_tokens_per_s;
                      });
     space_.num_fitting = candidates_.size();
+    const std::size_t most = searches_runs(request_, experiment_)
+                                 ? std::max<std::size_t>(1, request_.max_points / 2)
+                                 : request_.max_points;
     for (const Candidate& candidate : candidates_) {
-      if (space_.candidates.size() == request_.max_points) break;
+      if (space_.candidates.size() == most) break;
       space_.candidates.push_back(candidate.settings);
     }
     return std::move(space_);
@@ -123,15 +149,19 @@ class Search {
       step.parallel.loss_layers = loss;
       if (loss > (model.num_layers + embedding + loss) / chunks) continue;
       for (std::uint32_t ep = 1; ep <= stage; ++ep) {
-        if (stage % ep != 0 || (model.num_experts + num_replicas_) % ep != 0) continue;
+        if (stage % ep != 0) continue;
         step.parallel.ep = ep;
-        if (divides(model, step, experiment_.cluster.gpus_per_node)) try_batches(gpus, step);
+        if (!divides(model, step, experiment_.cluster.gpus_per_node)) continue;
+        const auto [runs, added] = runs_.try_emplace(ep);
+        if (added) runs->second = runs_on(experiment_, request_.runs, ep);
+        if (!runs->second.empty()) try_batches(gpus, step, runs->second);
       }
     }
   }
 
-  void try_batches(std::uint32_t gpus, StepSpec step) {
-    const GpuModel& gpu = experiment_.cluster.gpu;
+  void try_batches(std::uint32_t gpus, StepSpec step, const std::vector<RunSpec>& runs) {
+    std::uint32_t num_replicas = 0;
+    for (const RunSpec& run : runs) num_replicas = std::max(num_replicas, run.num_replicas);
     bool any = false;
     const auto try_batch = [&](std::uint32_t& batch, std::uint32_t value) {
       batch = value;
@@ -141,9 +171,9 @@ class Search {
            trains() ? std::vector{Recompute::kNone, Recompute::kSelective, Recompute::kFull}
                     : std::vector{Recompute::kNone}) {
         step.recompute = recompute;
-        if (!memory_per_gpu(experiment_.model, step, gpu, num_replicas_).fits()) continue;
+        if (!memory_per_gpu(experiment_.model, step, gpu_, num_replicas).fits()) continue;
         any = true;
-        add(gpus, step);
+        add(gpus, step, runs);
         return;
       }
     };
@@ -158,7 +188,7 @@ class Search {
       }
     } else {
       // Powers of two, and the largest multiple of eight that fits.
-      const auto largest = largest_batch(experiment_.model, step, gpu, num_replicas_);
+      const auto largest = largest_decode_batch(experiment_.model, step, gpu_, num_replicas);
       std::set<std::uint32_t> sizes;
       for (std::uint32_t batch = 8; batch <= std::min(largest.value_or(1024), 1024U); batch *= 2) {
         sizes.insert(batch);
@@ -169,7 +199,7 @@ class Search {
     if (!any) ++space_.num_too_large;
   }
 
-  void add(std::uint32_t gpus, const StepSpec& step) {
+  void add(std::uint32_t gpus, const StepSpec& step, const std::vector<RunSpec>& runs) {
     const double bound_s = computation_bound_s(experiment_.model, step, experiment_.cluster.gpu);
     const auto limit = step.kind == StepKind::kDecode    ? request_.tpot_s
                        : step.kind == StepKind::kPrefill ? request_.ttft_s
@@ -203,6 +233,7 @@ class Search {
         set("step.batch.sequences_per_gpu", std::to_string(step.decode.sequences_per_gpu));
         break;
     }
+    set("runs", runs_text(runs));
     // Every transport that the machine has parameters of, unless the experiment chose one.
     const auto& transports = experiment_.cluster.transports;
     if (experiment_.transport.name || transports.size() < 2) {
@@ -218,7 +249,8 @@ class Search {
   const RecommendRequest& request_;
   const Experiment& experiment_;
   StepSpec base_;
-  std::uint32_t num_replicas_ = 0;
+  GpuModel gpu_;
+  std::map<std::uint32_t, std::vector<RunSpec>> runs_;  // by EP ranks
   std::vector<Candidate> candidates_;
   SearchSpace space_;
 };
@@ -242,8 +274,33 @@ std::string what_binds(const nlohmann::json& row, double time_s, double memory_s
     text += fmt::format("{}{} {:.0f} %", text.empty() ? "" : ", ", shares[i].second,
                         100.0 * shares[i].first);
   }
+  const auto load = row.find("rank_load_max_over_mean");
+  if (load != row.end() && load->is_number() && load->get<double>() > 1.1) {
+    text += fmt::format("; the fullest rank has {:.1f} times the mean load", load->get<double>());
+  }
   if (memory_share > 0.9) text += fmt::format("; memory {:.0f} % full", 100.0 * memory_share);
   return text;
+}
+
+// By which candidates stand in a list.
+bool stands_before(const Recommendation& a, const Recommendation& b) {
+  if (a.within_limits != b.within_limits) return a.within_limits;
+  return a.tokens_per_s_per_gpu > b.tokens_per_s_per_gpu;
+}
+
+// Of a run that stands in the setting `runs`.
+std::uint32_t replicas_of(const Settings& settings, const std::string& run) {
+  for (const auto& [key, value] : settings) {
+    if (key != "runs") continue;
+    for (const YamlValue& item : parse_yaml(value, "runs").as_list()) {
+      YamlMap map = item.as_map();
+      const auto replicas = map.optional("replicas");
+      if (replicas && map.required("name").as_string() == run) {
+        return static_cast<std::uint32_t>(replicas->as_integer(0, 1 << 20));
+      }
+    }
+  }
+  return 0;
 }
 
 // The plot's horizontal axis: more is better.
@@ -312,6 +369,12 @@ SearchSpace search_space(const RecommendRequest& request) {
                      "an experiment with a `step` block, whose sizes are searched");
   }
   SearchSpace space = Search(request, experiment).run();
+  if (space.candidates.empty() && space.num_too_large + space.num_too_slow == 0) {
+    throw InputError(request.experiment.string(),
+                     "no candidate whose sizes divide GPUs, layers, heads, batch, and experts with "
+                     "the searched replicas",
+                     "other numbers of GPUs, or a placement that takes replicas");
+  }
   if (space.candidates.empty()) {
     throw InputError(
         request.experiment.string(),
@@ -354,6 +417,9 @@ std::vector<Recommendation> rank_candidates(const RecommendRequest& request,
       Recommendation one;
       one.settings = point->settings;
       one.run = row.at("run").get<std::string>();
+      one.placement = row.value("placement", "");
+      one.policy = row.value("policy", "");
+      one.num_replicas = replicas_of(one.settings, one.run);
       one.time_s = row.at("run_time_s").get<double>();
       one.tokens_per_s_per_gpu = row.at("tokens_per_s_per_gpu").get<double>();
       one.num_gpus = row.at("num_gpus").get<std::uint32_t>();
@@ -377,15 +443,88 @@ std::vector<Recommendation> rank_candidates(const RecommendRequest& request,
         one.cost = *request.price / 3600.0 / one.tokens_per_s_per_gpu * 1e6;
       }
       one.binds = what_binds(row, one.time_s, one.memory_share);
+      if (limit && one.latency_s && *one.latency_s > 0.9 * *limit) {
+        one.binds +=
+            fmt::format("; {} {:.0f} % of its limit", kind == StepKind::kDecode ? "TPOT" : "TTFT",
+                        100.0 * *one.latency_s / *limit);
+      }
       all.push_back(std::move(one));
     }
   }
-  std::stable_sort(all.begin(), all.end(), [](const auto& a, const auto& b) {
-    if (a.within_limits != b.within_limits) return a.within_limits;
-    return a.tokens_per_s_per_gpu > b.tokens_per_s_per_gpu;
-  });
+  std::stable_sort(all.begin(), all.end(), stands_before);
   mark_front(all, kind);
   return all;
+}
+
+SearchSpace placement_space(const RecommendRequest& request,
+                            const std::vector<Recommendation>& ranked, std::size_t max_points) {
+  SearchSpace space;
+  const Experiment base = load_experiment(request.experiment, request.overrides);
+  if (!searches_runs(request, base)) return space;
+  std::vector<const Recommendation*> order;
+  for (const Recommendation& one : ranked) order.push_back(&one);
+  // Where none keeps the limit of latency, a placement may bring the nearest one within it.
+  if (!ranked.empty() && !ranked.front().within_limits) {
+    std::stable_sort(order.begin(), order.end(), [](const auto* a, const auto* b) {
+      return a->latency_s.value_or(a->time_s) < b->latency_s.value_or(b->time_s);
+    });
+  }
+  std::set<Settings> seen;
+  for (const Recommendation& one : ranked) {
+    // Its runs one by one, so that no variant repeats what was simulated.
+    std::vector<Override> overrides = request.overrides;
+    for (const auto& [key, value] : one.settings) overrides.push_back({key, value});
+    Settings settings = one.settings;
+    for (const RunSpec& run : load_experiment(request.experiment, overrides).runs) {
+      for (auto& [key, value] : settings) {
+        if (key == "runs") value = runs_text(std::span(&run, 1));
+      }
+      seen.insert(settings);
+    }
+  }
+  for (const Recommendation* one : order) {
+    std::vector<Override> overrides = request.overrides;
+    for (const auto& [key, value] : one->settings) overrides.push_back({key, value});
+    const Experiment experiment = load_experiment(request.experiment, overrides);
+    const auto run = std::find_if(experiment.runs.begin(), experiment.runs.end(),
+                                  [&](const RunSpec& other) { return other.name == one->run; });
+    if (run == experiment.runs.end()) continue;
+    const GpuModel gpu = limited_gpu(request, experiment.cluster.gpu);
+    for (const RunSpec& variant :
+         variants_of(base, request.runs, *run, experiment.step->parallel.ep)) {
+      Settings settings = one->settings;
+      for (auto& [key, value] : settings) {
+        if (key == "runs") value = runs_text(std::span(&variant, 1));
+      }
+      StepSpec step = *experiment.step;
+      if (step.kind == StepKind::kDecode) {
+        // Replicas may leave less room for keys and values.
+        const auto largest =
+            largest_decode_batch(experiment.model, step, gpu, variant.num_replicas);
+        std::uint32_t& batch = step.decode.sequences_per_gpu;
+        if (largest && *largest >= 8 && batch > *largest) batch = *largest / 8 * 8;
+        for (auto& [key, value] : settings) {
+          if (key == "step.batch.sequences_per_gpu") value = std::to_string(batch);
+        }
+      }
+      if (!seen.insert(settings).second) continue;
+      if (!memory_per_gpu(experiment.model, step, gpu, variant.num_replicas).fits()) {
+        ++space.num_too_large;
+        continue;
+      }
+      ++space.num_fitting;
+      if (space.candidates.size() < max_points) space.candidates.push_back(std::move(settings));
+    }
+  }
+  return space;
+}
+
+std::vector<Recommendation> merge_ranked(std::vector<Recommendation> first,
+                                         const std::vector<Recommendation>& second, StepKind kind) {
+  first.insert(first.end(), second.begin(), second.end());
+  std::stable_sort(first.begin(), first.end(), stands_before);
+  mark_front(first, kind);
+  return first;
 }
 
 std::string pareto_svg(const std::vector<Recommendation>& all, StepKind kind) {

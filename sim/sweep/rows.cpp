@@ -109,6 +109,7 @@ void add_step(const StepReport& step, ordered_json& row) {
   row["bubble_s"] = step.bubble_s;
   row["tpot_s"] = optional_number(step.tpot_s);
   row["ttft_s"] = optional_number(step.ttft_s);
+  row["rank_load_max_over_mean"] = optional_number(step.rank_load_max_over_mean);
   for (const auto& [name, seconds] : step.parts) row["step_" + name + "_s"] = seconds;
   for (const auto& [name, share] : step.busy) row[name + "_busy_share"] = share;
   for (const auto& [name, bytes] : step.memory_bytes) row["memory_" + name + "_bytes"] = bytes;

@@ -273,7 +273,16 @@ std::string named_files(const SweepSpec& spec, const std::vector<ZippedAxes>& ax
   std::set<std::string> texts;  // relative to the base's folder
   collect_scalars(load_yaml(spec.base), texts);
   for (const ZippedAxes& zip : axes) {
-    for (const Axis& axis : zip) texts.insert(axis.values.begin(), axis.values.end());
+    for (const Axis& axis : zip) {
+      for (const std::string& value : axis.values) {
+        texts.insert(value);
+        if (value.front() != '[' && value.front() != '{') continue;
+        try {
+          collect_scalars(parse_yaml(value, axis.key), texts);
+        } catch (const InputError&) {  // a text that only begins like a list or map
+        }
+      }
+    }
   }
   std::set<std::string> given;  // with --set: relative to the working directory
   for (const Override& override_ : spec.base_overrides) given.insert(override_.value);

@@ -256,5 +256,86 @@ TEST_F(SweepCommand, ResultsOfAnotherTraceDoNotCount) {
   EXPECT_THAT(run(sweep("out")).text, HasSubstr("results of another sweep"));
 }
 
+// `coterie recommend` for tokens whose experts are popular by Zipf's law.
+class RecommendCommand : public SweepCommand {
+ protected:
+  [[nodiscard]] std::string recommend(const std::string& name, const std::string& more) const {
+    write_file(folder_ / "step.yaml",
+               "schema_version: 1\ntopology: h100_node\nmodel: deepseek_v2_lite\nranks: 8\n"
+               "payload: {dispatch: fp8, combine: bf16}\nengine: flow\n"
+               "step:\n  kind: decode\n  parallel: {ep: 8}\n"
+               "  batch: {sequences_per_gpu: 64, context: 1024}\n  precision: fp8\n"
+               "  routing: {skew: 1.0}\n"
+               "runs:\n  - {name: standard, placement: contiguous, dispatch: standard}\n");
+    return kProgram + " recommend " + (folder_ / "step.yaml").string() + " -o " + path(name) + " " +
+           more;
+  }
+  [[nodiscard]] nlohmann::json result(const std::string& name) const {
+    return nlohmann::json::parse(read_file(folder_ / name / "recommend.json"));
+  }
+};
+
+// The contiguous rank of the hot experts has more rows than any rank of a placement that balances them:
+// with the same sizes the step is no longer with that.
+TEST_F(RecommendCommand, TriesPlacementsAndReplicasAndSaysWhatBinds) {
+  const std::string options = "--price 2.5 --max-points 12 --jobs ";
+  const Output out = run(recommend("out", options + "2"));
+  ASSERT_EQ(out.exit_code, 0) << out.text;
+  EXPECT_THAT(out.text, HasSubstr("placement +replicas"));
+  const nlohmann::json json = result("out");
+  EXPECT_EQ(json.at("simulated"), 12);
+  EXPECT_EQ(json.at("failed"), 0);
+  std::set<std::string> placements;
+  std::set<int> replicas;
+  const auto sizes = [](const nlohmann::json& one) {
+    nlohmann::json settings = one.at("settings");
+    settings.erase("runs");
+    return settings;
+  };
+  int num_pairs = 0;
+  for (const auto& one : json.at("candidates")) {
+    placements.insert(one.at("placement").get<std::string>());
+    replicas.insert(one.at("replicas").get<int>());
+    EXPECT_FALSE(one.at("binds").get<std::string>().empty());
+    EXPECT_TRUE(one.at("cost_per_million_tokens").is_number());
+    if (one.at("placement") != "load_balanced" || one.at("replicas") != 0) continue;
+    for (const auto& other : json.at("candidates")) {
+      if (other.at("placement") != "contiguous" || sizes(other) != sizes(one)) continue;
+      ++num_pairs;
+      EXPECT_LE(one.at("time_s").get<double>(), 1.001 * other.at("time_s").get<double>());
+    }
+  }
+  EXPECT_GT(num_pairs, 0);
+  EXPECT_GT(placements.size(), 1U);
+  EXPECT_GT(replicas.size(), 1U);
+  EXPECT_TRUE(fs::exists(folder_ / "out" / "pareto.svg"));
+  EXPECT_THAT(read_file(folder_ / "out" / "placements.yaml"), HasSubstr("load_balanced"));
+
+  // The same bytes from one job, and from a start that finds all that it needs.
+  const std::string first = read_file(folder_ / "out" / "recommend.json");
+  ASSERT_EQ(run(recommend("one", options + "1")).exit_code, 0);
+  EXPECT_EQ(read_file(folder_ / "one" / "recommend.json"), first);
+  ASSERT_EQ(run(recommend("out", options + "2")).exit_code, 0);
+  EXPECT_EQ(read_file(folder_ / "out" / "recommend.json"), first);
+}
+
+TEST_F(RecommendCommand, SearchesWhatItIsTold) {
+  const Output out = run(recommend(
+      "out", "--max-points 6 --placements load_balanced,random --replicas 0,8 --memory 40GB"));
+  ASSERT_EQ(out.exit_code, 0) << out.text;
+  for (const auto& one : result("out").at("candidates")) {
+    const auto placement = one.at("placement").get<std::string>();
+    EXPECT_TRUE(placement == "load_balanced" || (placement == "random" && one.at("replicas") == 0))
+        << placement;
+    EXPECT_LE(one.at("memory_share").get<double>(), 40e9 / 80e9);
+  }
+  const Output wrong = run(recommend("wrong", "--placements colaboration"));
+  EXPECT_EQ(wrong.exit_code, 2);
+  EXPECT_THAT(wrong.text, HasSubstr("--placements: found \"colaboration\", expected one of"));
+  const Output memory = run(recommend("memory", "--memory 1MB"));
+  EXPECT_EQ(memory.exit_code, 2);
+  EXPECT_THAT(memory.text, HasSubstr("do not fit in memory"));
+}
+
 }  // namespace
 }  // namespace coterie

@@ -450,6 +450,91 @@ TEST(FlowProperties, EqualComponentsWithHoldsAndChangesRunOnce) {
   }
 }
 
+// --- detours --------------------------------------------------------------------------------------
+
+// Two ways of 10 and 5 B/s. A moves 100 B over the first: 40 by 4 s, when it fails; nothing until 6 s,
+// when the detour begins. B moves 30 B over the second from the start on and ends at 6 s. From there on
+// A has the 5 B/s for itself: its last 60 B take 12 s. C begins to wait at 7 s (a kernel) for the first
+// way and takes the second as well: A and C share it until C's 5 B are over at 9 s, and A, with 50 B
+// left then, ends at 19 s. At 30 s all go back: D, 20 B from 30.5 s on, has the first way again,
+// which is whole since 20 s.
+TEST(FlowDetours, WhatIsUnderWayGoesOnWithWhatIsLeft) {
+  Case input(3, {10.0, 5.0}, kNoLimit);
+  const std::uint32_t at_7 = input.builder.add_event();
+  const std::uint32_t at_30 = input.builder.add_event();
+  const std::uint32_t a = input.transfer(0, 1, 100.0, {0});
+  const std::uint32_t b = input.transfer(1, 2, 30.0, {1});
+  input.compute(2, 7.0, kStartEvent, {at_7});
+  input.compute(2, 30.5, kStartEvent, {at_30});
+  const std::uint32_t c = input.transfer(0, 1, 5.0, {0}, 0.0, kUnlimited, at_7);
+  const std::uint32_t d = input.transfer(0, 1, 20.0, {0}, 0.0, kUnlimited, at_30);
+  input.builder.add_change({4.0, 0, 0.0});
+  input.builder.add_change({20.0, 0, 10.0});
+  const Program program = std::move(input.builder).finish();
+  for (const std::uint32_t op : {a, c, d}) input.routes.detours.push_back({6.0, op, {1}});
+  for (const std::uint32_t op : {a, c, d}) input.routes.detours.push_back({30.0, op, {0}});
+  // Exact, exact by smallness, and coarse with quanta of a thousandth of a second.
+  for (const auto& [precision, visits] :
+       {std::pair{0.0, 0.0}, {1e-2, kFlowExactVisits}, {1e-4, 0.0}}) {
+    FlowOptions options;
+    options.relative_precision = precision;
+    options.exact_visits = visits;
+    const Execution run = simulate_flows(program, input.routes, options);
+    EXPECT_NEAR(run.finish_s[a], 19.0, 1e-2) << precision;
+    EXPECT_NEAR(run.finish_s[b], 6.0, 1e-2) << precision;
+    EXPECT_NEAR(run.finish_s[c], 9.0, 1e-2) << precision;
+    EXPECT_NEAR(run.finish_s[d], 32.5, 1e-2) << precision;
+    if (precision > 0.0 && visits == 0.0) continue;
+    EXPECT_NEAR(run.finish_s[a], 19.0, 1e-12) << precision;
+    EXPECT_NEAR(run.finish_s[c], 9.0, 1e-12) << precision;
+  }
+}
+
+// All receivers of an all-to-all move to other links, some in the middle of everything, from and to
+// links of the same capacity, exact and coarse: with every transfer of a receiver on the new link the
+// bytes are as they were, so that the end is within the precision of that without detours. (The new
+// link is free: it takes over what the old one had left to do.)
+TEST(FlowDetours, ToALinkOfItsOwnChangeNothing) {
+  for (const double visits : {0.0, kFlowExactVisits}) {
+    Case plain = all_to_all({.num_gpus = 70, .in_flight = kNoLimit, .delay = 0.0, .seed = 5});
+    Case moved = all_to_all({.num_gpus = 70, .in_flight = kNoLimit, .delay = 0.0, .seed = 5});
+    const Program plain_program = std::move(plain.builder).finish();
+    const Program program = std::move(moved.builder).finish();
+    moved.routes.capacity.resize(210, 1.0);
+    moved.routes.largest.resize(210, 1.0);
+    for (const double time_s : {20.0, 40.0}) {
+      for (std::uint32_t op = 0; op < program.num_ops(); ++op) {
+        const std::uint32_t dst = program.dst[op];
+        if (dst % 2 == (time_s > 30.0 ? 0U : 1U)) continue;
+        moved.routes.detours.push_back({time_s, op, {2 * program.src[op], 140 + dst}});
+      }
+    }
+    FlowOptions options;
+    options.exact_visits = visits;
+    const Execution before = simulate_flows(plain_program, plain.routes, options);
+    const Execution after = simulate_flows(program, moved.routes, options);
+    EXPECT_GT(before.makespan_s, 80.0) << "the detours must come while flows run";
+    EXPECT_NEAR(after.makespan_s, before.makespan_s, 0.02 * before.makespan_s) << visits;
+    for (std::uint32_t op = 0; op < program.num_ops(); ++op) {
+      EXPECT_GE(after.finish_s[op], plain_program.amount[op] * (1.0 - 1e-9));
+    }
+  }
+}
+
+TEST(FlowDetours, OverNothingAreRefused) {
+  Case input(2, {10.0}, kNoLimit);
+  const std::uint32_t op = input.transfer(0, 1, 100.0, {0});
+  const Program program = std::move(input.builder).finish();
+  input.routes.detours = {{1.0, op, {}}};
+  try {
+    (void)simulate_flows(program, input.routes, {});
+    FAIL() << "accepted";
+  } catch (const InputError& error) {
+    EXPECT_THAT(error.what(),
+                HasSubstr("a detour over 0 links at 1 s, expected at least one link"));
+  }
+}
+
 // Between events a saturated network never idles: with no delay and no limit, the receiver of an
 // incast of unequal sizes is busy from the first to the last byte, in exact and coarse runs.
 TEST(FlowProperties, IncastKeepsTheReceiverBusy) {

@@ -340,10 +340,48 @@ TEST_F(ChangingSteps, RailsDegradeAndFail) {
   EXPECT_LT(rerouted, 2.0 * plain);
 }
 
-// Routes of an executed step stay as they are.
-TEST_F(ChangingSteps, ExecutedStepsAreNotReroutedUnderWay) {
-  const Case c = on_spines(2, 2.0, spine_fails(", from: 1 ms", ", reroute: {after: 0 s}"));
-  EXPECT_THAT(refusal(c, StepMethod::kExecuted), HasSubstr("composed"));
+// Routes of an executed step change under way. A failure before the first message is that of the
+// whole step; one after the last changes nothing; in between the step takes as long as parts of both.
+// What stood still did so until it was routed around, which a timeout may not wait for, and the
+// recovered spine is used again.
+TEST_F(ChangingSteps, ExecutedStepsAreReroutedUnderWay) {
+  const auto executed = [&](const std::string& when, const std::string& further) {
+    return run_report(on_spines(2, 2.0, spine_fails(when, further)), StepMethod::kExecuted);
+  };
+  const double two = run(on_spines(2, 2.0), StepMethod::kExecuted).time_s;
+  const double one = run(on_spines(1, 4.0), StepMethod::kExecuted).time_s;
+  ASSERT_GT(one, 1.05 * two);
+  const std::string at_once = ", reroute: {after: 0 s}";
+  EXPECT_NEAR(executed(", from: 1 ns", at_once).step->time_s, one, 1e-3 * one);
+  EXPECT_NEAR(executed(", from: 10 s", at_once).step->time_s, two, 1e-12 * two);
+  for (const double share : {0.25, 0.5, 0.75}) {
+    const double time_s = executed(fmt::format(", from: {} s", share * two), at_once).step->time_s;
+    EXPECT_GT(time_s, two);
+    EXPECT_LT(time_s, 1.001 * one);
+  }
+  // How long the step is in all does not follow from that of its parts: ranks that wait use the links
+  // while others compute.
+  const std::string middle = fmt::format(", from: {} s", 0.5 * two);
+  const RunReport waits = executed(middle, ", reroute: {after: 2 ms}");
+  EXPECT_GT(waits.step->time_s, two + 1e-3);
+  const double stall_s = waits.provenance.at("step").at("longest_stall_s").get<double>();
+  EXPECT_GT(stall_s, 1e-3);
+  EXPECT_LE(stall_s, 2e-3 * (1.0 + 1e-9));
+  EXPECT_THAT(
+      refusal(on_spines(2, 2.0, spine_fails(middle, ", reroute: {after: 2 ms}, timeout: 1 ms")),
+              StepMethod::kExecuted),
+      HasSubstr("which is the timeout"));
+  // Back after a millisecond: shorter than if it stayed away.
+  const std::string back = fmt::format(", from: {} s, until: {} s", 0.25 * two, 0.25 * two + 1e-3);
+  const double recovered = executed(back, at_once).step->time_s;
+  EXPECT_GT(recovered, two);
+  EXPECT_LT(recovered, executed(fmt::format(", from: {} s", 0.25 * two), at_once).step->time_s);
+  // Twice the same bits.
+  EXPECT_DOUBLE_EQ(executed(back, at_once).step->time_s, recovered);
+  // A communication of SimGrid keeps its route.
+  Case simgrid = on_spines(2, 2.0, spine_fails(", from: 1 ms", at_once));
+  simgrid.engine = "simgrid";
+  EXPECT_THAT(refusal(simgrid, StepMethod::kExecuted), HasSubstr("expected engine flow"));
 }
 
 }  // namespace

@@ -74,6 +74,99 @@ TEST(SearchSpace, RefusesWhatCannotBe) {
   }
 }
 
+// The sequences per GPU of the largest candidate whose EP group has 64 ranks.
+int largest_batch_on_64(const SearchSpace& space) {
+  int largest = 0;
+  for (const Settings& settings : space.candidates) {
+    if (settings[1].second.find("tp: 1,") == std::string::npos ||
+        settings[1].second.find("ep: 64") == std::string::npos) {
+      continue;
+    }
+    EXPECT_EQ(settings[2].first, "step.batch.sequences_per_gpu");
+    largest = std::max(largest, std::stoi(settings[2].second));
+  }
+  return largest;
+}
+
+// A replica more on each of 64 GPUs are 58 layers of three matrices of 7168 x 2048 weights in FP8 with
+// a float per 128: 2.63 GB. A sequence of 4,096 tokens has 61 layers of 576 values in BF16: 288 MB. So
+// 9.1 sequences of memory are gone, at least one step of eight of the largest candidate.
+TEST(SearchSpace, CountsTheMemoryOfReplicas) {
+  const Scratch scratch("recommend");
+  RecommendRequest request;
+  request.experiment = scratch.write("decode.yaml", kDecode);
+  request.runs.placements = {"load_balanced"};
+  request.runs.replicas = {0};
+  const int without = largest_batch_on_64(search_space(request));
+  request.runs.replicas = {64};
+  const SearchSpace space = search_space(request);
+  for (const Settings& settings : space.candidates) {
+    std::vector<Override> overrides;
+    for (const auto& [key, value] : settings) overrides.push_back({key, value});
+    const Experiment one = load_experiment(request.experiment, overrides);
+    ASSERT_EQ(one.runs.size(), 1U);
+    EXPECT_EQ(one.runs.front().placement, "load_balanced");
+    EXPECT_EQ(one.runs.front().num_replicas, 64U);
+    EXPECT_TRUE(memory_per_gpu(one.model, *one.step, one.cluster.gpu, 64).fits());
+  }
+  const int with = largest_batch_on_64(space);
+  EXPECT_GE(without - with, 8);
+  EXPECT_LE(without - with, 16);
+
+  // And so does a limit below what the GPU has: 2.63 GB less.
+  request.runs.replicas = {0};
+  request.memory_bytes = 80.0 * 1024 * 1024 * 1024 - 2.63e9;
+  const int limited = largest_batch_on_64(search_space(request));
+  EXPECT_GE(without - limited, 8);
+  EXPECT_LE(without - limited, 16);
+}
+
+// Of a search over placements the first sweep has half the points.
+TEST(SearchSpace, LeavesHalfOfThePointsToPlacements) {
+  const Scratch scratch("recommend");
+  RecommendRequest request;
+  request.experiment = scratch.write("decode.yaml", kDecode);
+  request.max_points = 8;
+  EXPECT_EQ(search_space(request).candidates.size(), 8U);
+  request.runs.replicas = {0, 64};
+  EXPECT_EQ(search_space(request).candidates.size(), 4U);
+}
+
+// The run is contiguous, which has no replicas: load_balanced with none and with 64 are two variants
+// of every candidate, those of the first one first.
+TEST(PlacementSpace, GivesTheBestOfTheFirstSweepOtherPlacements) {
+  const Scratch scratch("recommend");
+  RecommendRequest request;
+  request.experiment = scratch.write("decode.yaml", kDecode);
+  request.runs.placements = {"contiguous", "load_balanced"};
+  request.runs.replicas = {0, 64};
+  const SearchSpace sizes = search_space(request);
+  std::vector<Recommendation> ranked;
+  for (const Settings& settings : sizes.candidates) {
+    if (settings[1].second.find("ep: 64") == std::string::npos || ranked.size() == 2) continue;
+    ranked.push_back({});
+    ranked.back().settings = settings;
+    ranked.back().run = "contiguous";
+  }
+  ASSERT_EQ(ranked.size(), 2U);
+  const SearchSpace space = placement_space(request, ranked, 100);
+  EXPECT_EQ(space.num_fitting + space.num_too_large, 4U);
+  ASSERT_GE(space.candidates.size(), 2U);
+  for (std::size_t i = 0; i < space.candidates.size(); ++i) {
+    const std::string& runs =
+        space.candidates[i].back().first == "runs"
+            ? space.candidates[i].back().second
+            : std::find_if(space.candidates[i].begin(), space.candidates[i].end(),
+                           [](const auto& one) { return one.first == "runs"; })
+                  ->second;
+    EXPECT_NE(runs.find("load_balanced"), std::string::npos) << runs;
+  }
+  EXPECT_EQ(placement_space(request, ranked, 1).candidates.size(), 1U);
+  // Balanced by force all placements are alike, and nothing else was asked for.
+  request.runs = {};
+  EXPECT_TRUE(placement_space(request, ranked, 100).candidates.empty());
+}
+
 // No communication, no launches and a GPU that computes at its peak: what remains are the FLOPs of
 // the step, here prompts whose matrix products are bound by arithmetic.
 TEST(ComputationBound, IsTheArithmeticAtTheRateOfTheGpu) {
@@ -134,9 +227,41 @@ TEST(Ranking, PutsTheBestWithinTheLimitsFirst) {
   EXPECT_FALSE(all[3].on_front);
   EXPECT_DOUBLE_EQ(all[0].cost.value(), 1.0);
   EXPECT_EQ(all[0].binds, "attention 60 %, dispatch 40 %");
+  EXPECT_EQ(all[1].binds, "attention 60 %, dispatch 40 %");  // 45 of 50 ms
+  EXPECT_EQ(all[3].binds, "attention 60 %, dispatch 40 %; TPOT 160 % of its limit");
   const std::string svg = pareto_svg(all, StepKind::kDecode);
   EXPECT_EQ(std::count(svg.begin(), svg.end(), '\n') > 10, true);
   EXPECT_NE(svg.find("tokens per second of one user"), std::string::npos);
+}
+
+// By hand: a second sweep adds E, which takes the front from D: as fast per token and more of them.
+// Its run stands in its settings with 64 replicas, and its fullest rank has twice the mean.
+TEST(Ranking, MergesBothSweeps) {
+  RecommendRequest request;
+  SweepSpec first, second;
+  first.points = {{"b", {{"ranks", "b"}}}, {"d", {{"ranks", "d"}}}};
+  second.points = {
+      {"e",
+       {{"ranks", "e"},
+        {"runs", "[{name: one, placement: load_balanced, dispatch: dedup, replicas: 64}]"}}}};
+  nlohmann::json changed = entry("e", 800.0, 0.02);
+  nlohmann::json rows = nlohmann::json::parse(changed.at("rows").get<std::string>());
+  rows[0]["placement"] = "load_balanced";
+  rows[0]["rank_load_max_over_mean"] = 2.0;
+  changed["rows"] = rows.dump();
+  const std::vector<Recommendation> all = merge_ranked(
+      rank_candidates(request, {entry("b", 1000.0, 0.04), entry("d", 500.0, 0.02)}, first),
+      rank_candidates(request, {changed}, second), StepKind::kDecode);
+  ASSERT_EQ(all.size(), 3U);
+  EXPECT_EQ(all[0].settings.front().second, "b");
+  EXPECT_EQ(all[1].settings.front().second, "e");
+  EXPECT_TRUE(all[0].on_front);
+  EXPECT_TRUE(all[1].on_front);
+  EXPECT_FALSE(all[2].on_front);
+  EXPECT_EQ(all[1].num_replicas, 64U);
+  EXPECT_EQ(all[1].placement, "load_balanced");
+  EXPECT_EQ(all[1].binds,
+            "attention 60 %, dispatch 40 %; the fullest rank has 2.0 times the mean load");
 }
 
 }  // namespace
