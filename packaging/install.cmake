@@ -27,7 +27,7 @@ if(programs)
   add_dependencies(programs ${programs})
   install(TARGETS ${programs} RUNTIME COMPONENT programs)
   # Loaded when needed (core/module.hpp), from lib/coterie beside bin; not in Debian's multiarch folder.
-  foreach(module coterie_simgrid coterie_mpi)
+  foreach(module coterie_simgrid coterie_mpi coterie_ceres)
     if(TARGET ${module})
       install(TARGETS ${module} LIBRARY DESTINATION lib/coterie COMPONENT programs)
     endif()

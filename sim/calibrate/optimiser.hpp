@@ -1,5 +1,5 @@
 #pragma once
-// Robust least squares, on Ceres Solver, which only optimiser.cpp knows.
+// Robust least squares, on Ceres Solver, which only ceres_module.cpp knows.
 //
 // Minimises sum_i rho((log model_i - log measured_i) / scale) + sum_j ((p_j - prior_j) /
 // prior_width_j)^2 with rho the soft L1 loss: quadratic up to `scale`, linear beyond, so that an

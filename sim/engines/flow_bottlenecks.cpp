@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <queue>
 #include <utility>
@@ -30,11 +31,59 @@ constexpr std::size_t kFewChanged = 16;
 constexpr std::size_t kManyVisits = 4;
 // Flows of one link, which lie together, are seen so much faster than those of many.
 constexpr std::size_t kSequential = 8;
+// So many links without flows of their own are many.
+constexpr std::size_t kManyIdle = 64;
 // Links whose next finishes are searched together.
 constexpr std::size_t kBlock = 64;
 
 double limit_of(double capacity) {
   return capacity * (1.0 + kTie);
+}
+
+// Sixteen bytes of numbers that are compared at once, and what a comparison of them gives.
+template <class Number>
+using Several [[gnu::vector_size(16)]] = Number;
+
+template <class Number>
+Several<Number> read_several(const Number* numbers) {
+  Several<Number> out;
+  std::memcpy(&out, numbers, sizeof(out));
+  return out;
+}
+
+template <class Mask>
+bool any_set(const Mask& mask) {
+  std::uint64_t halves[2];
+  std::memcpy(halves, &mask, sizeof(halves));
+  return (halves[0] | halves[1]) != 0;
+}
+
+// Calls `work(i)` for every i < count with numbers[i] = wanted, ascending.
+template <class Number, class Work>
+void find_all(const Number* numbers, std::size_t count, std::uint32_t wanted, const Work& work) {
+  constexpr std::size_t kTogether = 16 / sizeof(Number);
+  const auto number = static_cast<Number>(wanted);
+  const Several<Number> all = Several<Number>{} + number;
+  std::size_t i = 0;
+  for (; i + kTogether <= count; i += kTogether) {
+    if (!any_set(read_several(numbers + i) == all)) continue;
+    for (std::size_t j = i; j < i + kTogether; ++j) {
+      if (numbers[j] == number) work(j);
+    }
+  }
+  for (; i < count; ++i) {
+    if (numbers[i] == number) work(i);
+  }
+}
+
+// Whether a value is larger than its limit.
+bool any_above(std::span<const double> values, std::span<const double> limits) {
+  auto above = Several<double>{} > Several<double>{};  // none
+  std::size_t i = 0;
+  for (; i + 2 <= values.size(); i += 2) {
+    above |= read_several(values.data() + i) > read_several(limits.data() + i);
+  }
+  return any_set(above) || (i < values.size() && values[i] > limits[i]);
 }
 
 }  // namespace
@@ -481,12 +530,10 @@ std::uint32_t BottleneckOrder::advance(std::uint32_t at) {
     const Link& passed = links_[passed_id];
     num_seen += passed.own;
     passed.others.read([&](const auto* others, auto) {
-      const std::size_t end = std::size_t{passed.own} * num_others_;
-      for (std::size_t i = 0; i < end; ++i) {
-        if (others[i] != link_id) continue;
+      find_all(others, std::size_t{passed.own} * num_others_, link_id, [&](std::size_t i) {
         given_.push_back(passed.slots[i / num_others_]);
         take(level_[passed_id]);
-      }
+      });
     });
   }
   scanned_ += num_seen / kSequential + 1;
@@ -566,6 +613,8 @@ bool BottleneckOrder::walk(std::uint32_t at) {
       peak_[at] = std::max(before, level_[link_id]);
       ++at;
     }
+    // With many idle links it is faster to look at all links, which lie one behind the other, first.
+    if (idle_.size() > kManyIdle && !any_above(taken_, limit_)) return true;
     for (const std::uint32_t link : idle_) {
       if (overloaded(link) && pos_[link] == kNone) append(link);
     }

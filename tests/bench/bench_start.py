@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """The start of `coterie`: CPU time of tiny commands, against the same command in a process that loads
-SimGrid and MPI at once (by LD_PRELOAD of the program's own modules), as version 0.1 did.
+SimGrid, MPI and Ceres at once (by LD_PRELOAD of the program's own modules), as version 0.1 did.
 
     tests/bench/bench_start.py build/release [REPETITIONS]
 """
@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 
+MODULES = ["coterie_mpi", "coterie_simgrid", "coterie_ceres"]
 COMMANDS = [["--help"], ["--version"], ["model", "list"], ["topology", "list"]]
 
 
@@ -24,7 +25,7 @@ def cpu_ms(command, environment):
 def main():
     build = sys.argv[1]
     repetitions = int(sys.argv[2]) if len(sys.argv) > 2 else 15
-    modules = [os.path.join(build, "lib", "coterie", name + ".so") for name in ("coterie_mpi", "coterie_simgrid")]
+    modules = [os.path.join(build, "lib", "coterie", name + ".so") for name in MODULES]
     eager = {**os.environ, "LD_PRELOAD": ":".join(modules)}
     print(f"CPU ms, median of {repetitions} (least to most)")
     print(f"{'command':24}{'modules at once':>26}{'as it is':>26}{'ratio':>8}")

@@ -269,6 +269,25 @@ TEST(Property, DefaultPrecisionIsWithinOnePercent) {
   }
 }
 
+// The default precision is one in bytes for every flow, which is finer where many share a link: of
+// 1,024 flows into one GPU each may end with 2e-3 / 64 / (1024 / 64)^1.5 of the link's bytes left, all
+// together with 5e-4 of them. The exact time is that of all bytes over that link; two hops of 1 us.
+TEST(SimGrid, DefaultPrecisionHoldsWhereManyFlowsShareALink) {
+  constexpr std::uint32_t kFlows = 1024;
+  const Network network(star(5));
+  Random random(7);
+  std::vector<Send> list;
+  double num_bytes = 0.0;
+  for (std::uint32_t i = 0; i < kFlows; ++i) {
+    const double bytes = std::floor(1e6 * -std::log1p(-random.uniform()));
+    list.push_back({1 + i % 4, 0, bytes});
+    num_bytes += bytes;
+  }
+  const double exact = num_bytes / 1e9 + 2e-6;
+  const double predicted = run_simgrid(resolve(sends(list), network), {}).makespan_s;
+  EXPECT_NEAR(predicted, exact, 1e-3 * exact);
+}
+
 // Property: every operation starts no earlier than the bound allows.
 TEST(Property, OperationsStartNoEarlierThanTheirBound) {
   const Network network(small_cluster());
