@@ -80,7 +80,7 @@ class ComponentRun {
   }
 
   void run();
-  [[nodiscard]] const Schedule& schedule() const { return schedule_; }
+  [[nodiscard]] Schedule& schedule() { return schedule_; }
   FlowStats stats;
 
  private:
@@ -319,10 +319,13 @@ void ComponentRun::take_detours(double until) {
 // From here on rates are max-min fair at every event.
 void ComponentRun::enter_exact() {
   exact_ = true;
-  state_.detach_all(now_, [&](std::uint32_t slot, double left) {
+  std::vector<std::pair<std::uint32_t, double>> flows;  // slot, what is left
+  state_.detach_all(now_, [&](std::uint32_t slot, double left) { flows.emplace_back(slot, left); });
+  state_.release_flows();
+  for (const auto& [slot, left] : flows) {
     const std::uint32_t op = state_.op(slot);
     bottlenecks_.start(slot, route_of(op), left, part_.cap[op]);
-  });
+  }
 }
 
 void ComponentRun::solve() {
@@ -509,9 +512,15 @@ class Runner {
     } catch (const Stuck& stuck) {
       throw error(stuck, ops, links);
     }
+    Schedule& schedule = component.schedule();
+    if (ops.size() == program_.num_ops()) {  // all: they have their own numbers
+      out.start_s = std::move(schedule.start_s);
+      out.finish_s = std::move(schedule.finish_s);
+      return component.stats;
+    }
     for (std::size_t i = 0; i < ops.size(); ++i) {
-      out.start_s[ops[i]] = component.schedule().start_s[i];
-      out.finish_s[ops[i]] = component.schedule().finish_s[i];
+      out.start_s[ops[i]] = schedule.start_s[i];
+      out.finish_s[ops[i]] = schedule.finish_s[i];
     }
     return component.stats;
   }
@@ -568,11 +577,12 @@ Execution simulate_checked(const Program& program, const Routes& all, const Flow
   }
   const std::size_t num_ops = program.num_ops();
   Execution out;
-  out.start_s.assign(num_ops, 0.0);
-  out.finish_s.assign(num_ops, 0.0);
-
   BindingRoutes routes = binding_routes(program, all);
   const std::vector<std::vector<std::uint32_t>> components = split_components(program, all, routes);
+  if (components.size() != 1) {  // a single one brings its own
+    out.start_s.assign(num_ops, 0.0);
+    out.finish_s.assign(num_ops, 0.0);
+  }
   Renumbering renumbering(program, all, routes);
   const Runner runner(program, all, options);
   std::vector<FlowStats> component_stats(components.size());

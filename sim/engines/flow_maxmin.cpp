@@ -61,8 +61,7 @@ void MaxMinSolver::start(FlowState& state, double now, double allow_s) {
   links_.clear();
   flows_.clear();
   capped_.clear();
-  mark_.resize(state.num_slots(), 0);
-  new_rate_.resize(state.num_slots());
+  if (!state.all_plain()) new_rate_.resize(state.num_slots());
 }
 
 void MaxMinSolver::visit_link(FlowState& state, std::uint32_t link_id) {
@@ -205,6 +204,7 @@ void MaxMinSolver::apply(FlowState& state, std::span<const std::uint32_t> flows)
 void MaxMinSolver::solve(FlowState& state, std::span<const std::uint32_t> seeds, double now,
                          double allow_s) {
   start(state, now, allow_s);
+  mark_.resize(state.num_slots(), 0);
   for (const std::uint32_t seed : seeds) visit_link(state, seed);
   for (std::size_t i = 0; i < links_.size(); ++i) {  // grows while it is walked: breadth first
     for (const Entry& entry : state.link(links_[i]).entries) {

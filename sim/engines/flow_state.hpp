@@ -10,6 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include "sim/engines/schedule.hpp"
+
 namespace coterie::flow {
 
 inline constexpr double kNever = std::numeric_limits<double>::infinity();
@@ -94,7 +96,11 @@ class EventHeap {
     place_[nodes_.front().slot] = kAbsent;
     const Node last = nodes_.back();
     nodes_.pop_back();
-    if (!nodes_.empty()) sift_down(0, last);
+    if (!nodes_.empty()) {
+      sift_down(0, last);
+    } else {
+      if (nodes_.capacity() > kManyEntries) release(nodes_);
+    }
   }
 
  private:
@@ -159,9 +165,6 @@ class FlowState {
     if (free_.empty()) {
       slot = num_slots();
       slots_.push_back({op, 0, false, false});
-      flows_.emplace_back();
-      narrow_.push_back(kNoLink);
-      hops_.resize(slots_.size() << hop_bits_);
     } else {
       slot = free_.back();
       free_.pop_back();
@@ -174,6 +177,11 @@ class FlowState {
   // Puts the slot on its links at rate zero. The route is not empty.
   void attach(std::uint32_t slot, std::span<const std::uint32_t> route, double bytes, double cap,
               double now) {
+    if (slot >= flows_.size()) {
+      flows_.resize(slots_.size());
+      narrow_.resize(slots_.size(), kNoLink);
+      hops_.resize(slots_.size() << hop_bits_);
+    }
     flows_[slot] = {0.0, bytes, now, cap};
     Slot& place = slots_[slot];
     place.num_hops = static_cast<std::uint16_t>(route.size());
@@ -300,6 +308,14 @@ class FlowState {
       detach(slot, now);
       take(slot, left);
     }
+  }
+  // Gives back the memory of flows, where that is much. No flow is on any link.
+  void release_flows() {
+    if (slots_.size() <= kManyEntries) return;
+    release(flows_);
+    release(narrow_);
+    release(hops_);
+    for (LinkState& link : links_) release(link.entries);
   }
   // Only for a time before which no sleeping flow ends.
   void start_horizon(double horizon) { horizon_ = horizon; }

@@ -28,6 +28,14 @@
 
 namespace coterie {
 
+// Lists with room for more entries than this give it back when they are empty: at the start of a large
+// program all operations are in them, and later a few.
+inline constexpr std::size_t kManyEntries = 65536;
+template <class T>
+void release(std::vector<T>& list) {
+  std::vector<T>().swap(list);
+}
+
 class Schedule {
  public:
   // A program or a part of one, as its arrays. They must outlive the schedule.
@@ -90,6 +98,9 @@ class Schedule {
   static void sort(std::vector<std::uint32_t>& items) {
     if (!std::is_sorted(items.begin(), items.end())) std::sort(items.begin(), items.end());
   }
+  static void release_if_many(std::vector<std::uint32_t>& empty) {
+    if (empty.capacity() > kManyEntries) release(empty);
+  }
   void join(std::uint32_t op);
   void touch(std::uint32_t queue);
   void change(std::uint32_t capacity, double amount, bool begins);
@@ -146,8 +157,13 @@ void Schedule::settle(double now, const Start& start) {
         }
       }
     }
+    batch_.clear();
+    release_if_many(batch_);
+    release_if_many(ready_);
     sort(joining_);
     for (const std::uint32_t op : joining_) join(op);
+    joining_.clear();
+    release_if_many(joining_);
     giving_.swap(touched_);
     touched_.clear();
     sort(giving_);
