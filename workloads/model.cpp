@@ -125,6 +125,9 @@ void read_step_shapes(YamlMap& map, ModelShape& model) {
   };
   model.tied_embeddings = flag("tied_embeddings");
   model.expert_bias = flag("expert_bias");
+  if (const auto clamp = map.optional("activation_clamp")) {
+    model.activation_clamp = clamp->as_number(1e-6, 1e6);
+  }
   model.router_bias = flag("router_bias");
   if (model.num_dense_layers() > 0) {
     model.dense_intermediate = read_dimension(map.required("dense_intermediate"), 1, kMaxWidth);

@@ -71,9 +71,11 @@ struct ModelShape {
   bool tied_embeddings = false;          // the LM head shares the embedding's weights
   std::uint32_t dense_intermediate = 0;  // of the gated MLP in layers without experts
   bool expert_bias = false;              // experts and router have biases
-  bool router_bias = false;              // one selection bias per expert, no gradient
-  bool shared_expert_gate = false;       // one sigmoid gate of `hidden` weights
-  std::uint32_t num_mtp_layers = 0;      // multi-token prediction modules, each one layer and more
+  // To which the experts' gate and up results are clamped before the activation; 0: they are not.
+  double activation_clamp = 0.0;
+  bool router_bias = false;          // one selection bias per expert, no gradient
+  bool shared_expert_gate = false;   // one sigmoid gate of `hidden` weights
+  std::uint32_t num_mtp_layers = 0;  // multi-token prediction modules, each one layer and more
 
   // Whether whole steps can be built of it.
   [[nodiscard]] bool has_step_shapes() const { return attention.has_value() && vocabulary > 0; }

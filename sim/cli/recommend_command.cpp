@@ -1,7 +1,6 @@
 // `coterie recommend`: which parallel sizes, transport, batch, placement and replicas suit a step.
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <memory>
@@ -13,7 +12,6 @@
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/table.hpp"
-#include "core/yaml.hpp"
 #include "sim/cli/commands.hpp"
 #include "sim/experiment/simulate.hpp"
 #include "sim/sweep/recommend.hpp"
@@ -40,34 +38,6 @@ nlohmann::ordered_json evaluate_candidate(const SweepSpec& spec, const std::file
   simulation.cache = cache;
   simulation.timelines = false;
   return sweep_rows(experiment, results_of(experiment, simulate(experiment, simulation)).runs);
-}
-
-// "64 GPUs, ep 64, sequences_per_gpu 128": sizes of one and layers of zero are left out, runs have
-// columns of their own.
-std::string settings_text(const Settings& settings) {
-  std::vector<std::string> texts;
-  for (const auto& [key, value] : settings) {
-    if (key == "runs") continue;
-    if (key == "ranks") {
-      texts.push_back(value + " GPUs");
-    } else if (key == "transport") {
-      texts.push_back(value);
-    } else if (key == "step.parallel") {
-      YamlMap sizes = parse_yaml(value, key).as_map();
-      for (const std::string& name : sizes.keys()) {
-        const std::string size = sizes.required(name).as_string();
-        if (size != (name.ends_with("_layers") ? "0" : "1")) texts.push_back(name + " " + size);
-      }
-    } else {
-      texts.push_back(key.substr(key.rfind('.') + 1) + " " + value);
-    }
-  }
-  return fmt::format("{}", fmt::join(texts, ", "));
-}
-
-std::string placement_text(const Recommendation& one) {
-  const std::string name = std::filesystem::path(one.placement).filename().string();
-  return one.num_replicas == 0 ? name : fmt::format("{} +{}", name, one.num_replicas);
 }
 
 nlohmann::ordered_json recommendation_json(const Recommendation& one) {

@@ -105,6 +105,17 @@ class StageList {
   void gated_activation(double values) {
     memory("activation", 3.0 * kBf16 * values, 5.0 * kBf16 * values).cheap = true;
   }
+  // Gate and up results, `values` in all, to a range: Megatron Core does so in front of the fused
+  // activation (weighted_bias_quick_geglu_impl). Each half is clamped (reads 2, writes 2 bytes per
+  // value) and both are joined (the same); backward each clamp reads gradient and result and writes
+  // one (6), and the halves' gradients are joined (4). Then it makes a number on the GPU out of one of
+  // the host's, a copy that the host waits for.
+  void clamp(double values) {
+    OperationStage& stage = memory("activation clamp", 8.0 * values, 10.0 * values);
+    stage.cheap = true;
+    stage.op.launches = 3;
+    stage.op.host_waits = true;
+  }
   // The experts' biases, times each row's weight, onto the result of their second product: Megatron
   // Core does so outside the product, expert by expert (TEGroupedMLP._apply_bias). Per value in
   // bytes, BF16 rows in and out and FP32 between:
@@ -453,6 +464,9 @@ std::vector<ModelOperation> expert_operations(const ModelShape& model, const Ste
   StageList list(ModelPart::kExperts, step.precision.experts, step);
   list.grouped("gate and up product", rows, 2 * std::uint64_t{model.expert_intermediate},
                model.hidden);
+  if (model.activation_clamp > 0.0 && step.kind == StepKind::kTrain) {
+    list.clamp(2.0 * d(all) * model.expert_intermediate);
+  }
   list.gated_activation(d(all) * model.expert_intermediate);
   list.grouped("down product", rows, model.hidden, model.expert_intermediate);
   if (model.expert_bias && step.kind == StepKind::kTrain) {

@@ -90,6 +90,8 @@ struct ModelOperation {
   // Kernels that the host launches for it without CUDA graphs. Products of experts in training, and
   // the quantisation of their rows: one per expert, as Transformer Engine's grouped layers do.
   std::uint32_t launches = 1;
+  // Train, forward: the host copies a value to the GPU behind it and goes on when that is there.
+  bool host_waits = false;
 };
 std::uint64_t total_launches(std::span<const ModelOperation> operations);
 double total_flops(std::span<const ModelOperation> operations);

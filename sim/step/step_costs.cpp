@@ -47,12 +47,36 @@ class LayerPricer {
     for (std::uint32_t rank = 0; rank < plan->num_ranks; ++rank) {
       const std::vector<std::uint64_t> rows = rows_of(*plan, rank);
       double seconds = 0.0;
-      for (const Pass pass : passes) {
-        seconds += times_.time(expert_operations(model_, step_, rows, pass)).total.value;
+      for (const Pass pass : expert_passes(passes)) {
+        const auto operations = expert_operations(model_, step_, rows, pass);
+        seconds +=
+            pass == Pass::kForward ? launched_s(operations) : times_.time(operations).total.value;
       }
       costs.experts_s.push_back(seconds);
     }
     return costs;
+  }
+
+  // Selective recomputation makes the activation's result again in front of the backward pass.
+  [[nodiscard]] std::vector<Pass> expert_passes(std::span<const Pass> passes) const {
+    std::vector<Pass> all(passes.begin(), passes.end());
+    if (passes.front() != Pass::kForward && step_.recompute == Recompute::kSelective) {
+      all.insert(all.begin(), Pass::kRecompute);
+    }
+    return all;
+  }
+
+  // Of a list in which the host waits for the GPU once: what comes behind that takes at least until
+  // it is launched.
+  [[nodiscard]] double launched_s(std::span<const ModelOperation> operations) const {
+    auto waits = operations.begin();
+    while (waits != operations.end() && !waits->host_waits) ++waits;
+    if (waits == operations.end()) return times_.time(operations).total.value;
+    const std::span<const ModelOperation> before(operations.begin(), waits + 1);
+    const std::span<const ModelOperation> behind(waits + 1, operations.end());
+    const double launches_s =
+        static_cast<double>(total_launches(behind)) * step_.launch.per_kernel.value;
+    return times_.time(before).total.value + std::max(times_.time(behind).total.value, launches_s);
   }
 
   [[nodiscard]] OperationTime recompute(std::uint32_t layer) const {
@@ -95,7 +119,7 @@ class LayerPricer {
       experts += kRowKernels - 1 - (!back && launch.graph_preprocess ? 1 : 0);
       for (std::uint32_t rank = 0; rank < plan->num_ranks; ++rank) {
         std::uint64_t here = 0;
-        for (const Pass pass : passes) {
+        for (const Pass pass : expert_passes(passes)) {
           here += total_launches(expert_operations(model_, step_, rows_of(*plan, rank), pass));
         }
         most = std::max(most, here);

@@ -1,6 +1,7 @@
 #include "sim/sweep/recommend.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
@@ -321,6 +322,33 @@ void mark_front(std::vector<Recommendation>& all, StepKind kind) {
   }
 }
 
+// 1, 2 or 5 times a power of ten, so that four to eight of them reach `largest`.
+double tick_step(double largest) {
+  double step = std::pow(10.0, std::floor(std::log10(largest)));
+  if (largest / step < 2.0) {
+    step /= 5.0;
+  } else if (largest / step < 4.0) {
+    step /= 2.0;
+  } else if (largest / step > 8.0) {
+    step *= 2.0;
+  }
+  return step;
+}
+
+// "35,000", "0.25".
+std::string tick_text(double value) {
+  if (value < 1000.0) return fmt::format("{:.4g}", value);
+  std::string digits = fmt::format("{:.0f}", value);
+  for (std::size_t at = digits.size(); at > 3; at -= 3) digits.insert(at - 3, ",");
+  return digits;
+}
+
+std::string xml_text(const std::string& text) {
+  std::string out;
+  for (const char c : text) out += c == '&' ? "&amp;" : c == '<' ? "&lt;" : std::string(1, c);
+  return out;
+}
+
 }  // namespace
 
 double computation_bound_s(const ModelShape& model, const StepSpec& step, const GpuModel& gpu) {
@@ -527,8 +555,35 @@ std::vector<Recommendation> merge_ranked(std::vector<Recommendation> first,
   return first;
 }
 
+std::string settings_text(const Settings& settings) {
+  std::vector<std::string> texts;
+  for (const auto& [key, value] : settings) {
+    if (key == "runs") continue;
+    if (key == "ranks") {
+      texts.push_back(value + " GPUs");
+    } else if (key == "transport") {
+      texts.push_back(value);
+    } else if (key == "step.parallel") {
+      YamlMap sizes = parse_yaml(value, key).as_map();
+      for (const std::string& name : sizes.keys()) {
+        const std::string size = sizes.required(name).as_string();
+        if (size != (name.ends_with("_layers") ? "0" : "1")) texts.push_back(name + " " + size);
+      }
+    } else {
+      texts.push_back(key.substr(key.rfind('.') + 1) + " " + value);
+    }
+  }
+  return fmt::format("{}", fmt::join(texts, ", "));
+}
+
+std::string placement_text(const Recommendation& one) {
+  const std::string name = std::filesystem::path(one.placement).filename().string();
+  return one.num_replicas == 0 ? name : fmt::format("{} +{}", name, one.num_replicas);
+}
+
 std::string pareto_svg(const std::vector<Recommendation>& all, StepKind kind) {
-  constexpr double kWidth = 640.0, kHeight = 420.0, kLeft = 80.0, kBottom = 60.0, kEdge = 20.0;
+  constexpr double kWidth = 720.0, kPlotBottom = 360.0, kLeft = 90.0, kTop = 20.0, kEdge = 24.0;
+  constexpr std::size_t kMostNamed = 12;
   const bool decode = kind == StepKind::kDecode;
   const auto x_of = [&](const Recommendation& one) { return std::abs(horizontal(one, kind)); };
   double right = 0.0, top = 0.0;
@@ -538,44 +593,60 @@ std::string pareto_svg(const std::vector<Recommendation>& all, StepKind kind) {
   }
   if (right == 0.0) right = 1.0;
   if (top == 0.0) top = 1.0;
-  right *= 1.05;
-  top *= 1.05;
+  const double x_step = tick_step(right), y_step = tick_step(top);
+  right = x_step * std::ceil(1.02 * right / x_step);
+  top = y_step * std::ceil(1.02 * top / y_step);
   const auto px = [&](double x) { return kLeft + x / right * (kWidth - kLeft - kEdge); };
-  const auto py = [&](double y) {
-    return kHeight - kBottom - y / top * (kHeight - kBottom - kEdge);
-  };
+  const auto py = [&](double y) { return kPlotBottom - y / top * (kPlotBottom - kTop); };
+  std::vector<std::pair<const Recommendation*, std::size_t>> front;  // and the position in the list
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    if (all[i].on_front) front.emplace_back(&all[i], i + 1);
+  }
+  const double height =
+      kPlotBottom + 64.0 + 16.0 * static_cast<double>(std::min(front.size(), kMostNamed));
   std::string text = fmt::format(
       "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\" width=\"{0}\" "
       "height=\"{1}\" font-family=\"sans-serif\" font-size=\"12\">\n"
       "<rect width=\"{0}\" height=\"{1}\" fill=\"white\"/>\n",
-      kWidth, kHeight);
-  for (int i = 0; i <= 4; ++i) {
-    const double x = right * i / 4.0, y = top * i / 4.0;
+      kWidth, height);
+  for (double x = 0.0; x < 1.001 * right; x += x_step) {
     text += fmt::format(
         "<line x1=\"{0:.1f}\" y1=\"{2}\" x2=\"{0:.1f}\" y2=\"{3}\" stroke=\"#ddd\"/>\n"
-        "<text x=\"{0:.1f}\" y=\"{4}\" text-anchor=\"middle\">{1:.3g}</text>\n",
-        px(x), x, kEdge, kHeight - kBottom, kHeight - kBottom + 18.0);
+        "<text x=\"{0:.1f}\" y=\"{4}\" text-anchor=\"middle\">{1}</text>\n",
+        px(x), tick_text(x), kTop, kPlotBottom, kPlotBottom + 18.0);
+  }
+  for (double y = 0.0; y < 1.001 * top; y += y_step) {
     text += fmt::format(
         "<line x1=\"{2}\" y1=\"{0:.1f}\" x2=\"{3}\" y2=\"{0:.1f}\" stroke=\"#ddd\"/>\n"
-        "<text x=\"{4}\" y=\"{5:.1f}\" text-anchor=\"end\">{1:.3g}</text>\n",
-        py(y), y, kLeft, kWidth - kEdge, kLeft - 8.0, py(y) + 4.0);
+        "<text x=\"{4}\" y=\"{5:.1f}\" text-anchor=\"end\">{1}</text>\n",
+        py(y), tick_text(y), kLeft, kWidth - kEdge, kLeft - 8.0, py(y) + 4.0);
   }
-  std::vector<const Recommendation*> front;
   for (const Recommendation& one : all) {
-    if (one.on_front) front.push_back(&one);
-    text += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"{}\" fill=\"{}\"/>\n",
-                        px(x_of(one)), py(one.tokens_per_s_per_gpu), one.on_front ? 5 : 3,
-                        one.on_front        ? "#c0392b"
-                        : one.within_limits ? "#34495e"
-                                            : "#bdc3c7");
+    if (one.on_front) continue;
+    text +=
+        fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"3\" fill=\"{}\"/>\n", px(x_of(one)),
+                    py(one.tokens_per_s_per_gpu), one.within_limits ? "#34495e" : "#bdc3c7");
   }
   std::stable_sort(front.begin(), front.end(),
-                   [&](const auto* a, const auto* b) { return x_of(*a) < x_of(*b); });
+                   [&](const auto& a, const auto& b) { return x_of(*a.first) < x_of(*b.first); });
   std::string line;
-  for (const Recommendation* one : front) {
+  for (const auto& [one, position] : front) {
     line += fmt::format("{:.1f},{:.1f} ", px(x_of(*one)), py(one->tokens_per_s_per_gpu));
   }
   text += fmt::format("<polyline points=\"{}\" fill=\"none\" stroke=\"#c0392b\"/>\n", line);
+  for (std::size_t i = 0; i < front.size(); ++i) {
+    const auto& [one, position] = front[i];
+    const double x = px(x_of(*one)), y = py(one->tokens_per_s_per_gpu);
+    text += fmt::format(
+        "<circle cx=\"{0:.1f}\" cy=\"{1:.1f}\" r=\"5\" fill=\"#c0392b\"/>\n"
+        "<text x=\"{2:.1f}\" y=\"{3:.1f}\" fill=\"#c0392b\">{4}</text>\n",
+        x, y, x + 7.0, y - 6.0, position);
+    if (i >= kMostNamed) continue;
+    text += fmt::format("<text x=\"{}\" y=\"{}\" font-size=\"11\">{}: {}, {} ({})</text>\n", 16.0,
+                        kPlotBottom + 66.0 + 16.0 * static_cast<double>(i), position,
+                        xml_text(settings_text(one->settings)), xml_text(placement_text(*one)),
+                        xml_text(one->run));
+  }
   const char* x_title = decode                       ? "tokens per second of one user"
                         : kind == StepKind::kPrefill ? "time to first token, seconds"
                                                      : "step time, seconds";
@@ -583,8 +654,8 @@ std::string pareto_svg(const std::vector<Recommendation>& all, StepKind kind) {
       "<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"middle\">{}</text>\n"
       "<text x=\"16\" y=\"{:.1f}\" text-anchor=\"middle\" transform=\"rotate(-90 16 {:.1f})\">"
       "tokens per second and GPU</text>\n</svg>\n",
-      (kLeft + kWidth - kEdge) / 2.0, kHeight - 16.0, x_title, (kHeight - kBottom) / 2.0,
-      (kHeight - kBottom) / 2.0);
+      (kLeft + kWidth - kEdge) / 2.0, kPlotBottom + 40.0, x_title, (kTop + kPlotBottom) / 2.0,
+      (kTop + kPlotBottom) / 2.0);
   return text;
 }
 

@@ -82,8 +82,14 @@ SearchSpace placement_space(const RecommendRequest& request,
 std::vector<Recommendation> merge_ranked(std::vector<Recommendation> first,
                                          const std::vector<Recommendation>& second, StepKind kind);
 
+// "64 GPUs, ep 64, sequences_per_gpu 128": sizes of one and layers of zero are left out, and so are
+// the runs, of which placement_text gives "load_balanced +32", the replicas with it.
+std::string settings_text(const Settings& settings);
+std::string placement_text(const Recommendation& one);
+
 // Tokens per second and GPU over tokens per second of a user (decode), time to first token
-// (prefill), or step time (train), the front joined: an SVG document.
+// (prefill), or step time (train), the front joined, its
+// candidates named by their position in the list: an SVG document.
 std::string pareto_svg(const std::vector<Recommendation>& all, StepKind kind);
 
 }  // namespace coterie

@@ -384,5 +384,17 @@ TEST_F(ChangingSteps, ExecutedStepsAreReroutedUnderWay) {
   EXPECT_THAT(refusal(simgrid, StepMethod::kExecuted), HasSubstr("expected engine flow"));
 }
 
+// A placement that is learnt by the time of the layers on the tokens that the step has makes no step
+// longer than one that knows nothing: experts that go together sit on one rank.
+TEST_F(ChangingSteps, PlacementsAreLearntByTime) {
+  Case c = traced("time.moet", make_trace(std::vector<std::uint32_t>(16, 0), 512), kAll);
+  c.kind = "prefill";
+  c.parallel = "{ep: 8}";
+  c.batch = "{tokens_per_gpu: 1024, sequence: 512}";
+  const double plain = run(c, StepMethod::kExecuted).time_s;
+  c.placement = "time_aware";
+  EXPECT_LT(run(c, StepMethod::kExecuted).time_s, 0.99 * plain);
+}
+
 }  // namespace
 }  // namespace coterie

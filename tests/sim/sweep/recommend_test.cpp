@@ -232,6 +232,10 @@ TEST(Ranking, PutsTheBestWithinTheLimitsFirst) {
   const std::string svg = pareto_svg(all, StepKind::kDecode);
   EXPECT_EQ(std::count(svg.begin(), svg.end(), '\n') > 10, true);
   EXPECT_NE(svg.find("tokens per second of one user"), std::string::npos);
+  // D is the third of the list and the second of the front, and named below the plot.
+  EXPECT_NE(svg.find(">3</text>"), std::string::npos);
+  EXPECT_NE(svg.find("3: d GPUs,  (one)"), std::string::npos);
+  EXPECT_NE(svg.find(">3,000</text>"), std::string::npos);  // of A's 3,000 tokens per second
 }
 
 // By hand: a second sweep adds E, which takes the front from D: as fast per token and more of them.
