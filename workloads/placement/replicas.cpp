@@ -23,6 +23,7 @@ constexpr std::size_t kMaxTokens = 1 << 16;  // that the greedy choice looks at
 constexpr std::size_t kMaxNearer = 3;
 constexpr std::uint64_t kMaxExchanges = 400;
 constexpr double kNear = 1.1;
+constexpr std::uint32_t kTriesPerRank = 4;  // experts of either end whose replica a rank may take
 
 LayerPlacement sorted_layer(const LayerTask& layer, RankExperts placement) {
   for (auto& experts : placement) std::sort(experts.begin(), experts.end());
@@ -452,6 +453,53 @@ Candidate nearer_to_caps(const LayerTask& layer, Candidate now) {
   return now;
 }
 
+// Adds replicas to a placement without, one after the other and each counted anew: on the lightest rank
+// with a free slot, of the heaviest of the fullest ranks' experts with which the caps still hold, else of
+// the lightest, which changes little. A cap that holds without replicas holds with these then, unless
+// the lightest experts are heavy. Ends where no replica keeps the caps.
+Candidate add_within_caps(const LayerTask& layer, RankExperts placement) {
+  const PlacementRequest& request = layer.request;
+  const std::vector<std::uint32_t> capacity =
+      rank_capacities(layer.num_experts + request.num_replicas, request.num_ranks);
+  std::vector<ExpertIdx> by_load(layer.num_experts);
+  std::iota(by_load.begin(), by_load.end(), ExpertIdx{0});
+  std::stable_sort(by_load.begin(), by_load.end(),
+                   [&](ExpertIdx a, ExpertIdx b) { return layer.load[a] < layer.load[b]; });
+  Candidate now = make_candidate(layer, std::move(placement));
+  for (std::uint32_t i = 0; i < request.num_replicas; ++i) {
+    std::vector<std::uint32_t> ranks(request.num_ranks);
+    std::iota(ranks.begin(), ranks.end(), 0u);
+    std::stable_sort(ranks.begin(), ranks.end(), [&](std::uint32_t a, std::uint32_t b) {
+      return now.rank_load[a] < now.rank_load[b];
+    });
+    std::vector<ExpertIdx> experts = now.placement[ranks.back()];
+    std::stable_sort(experts.begin(), experts.end(),
+                     [&](ExpertIdx a, ExpertIdx b) { return layer.load[a] > layer.load[b]; });
+    experts.resize(std::min<std::size_t>(experts.size(), kTriesPerRank));
+    std::optional<Candidate> added;
+    for (const bool heavy : {true, false}) {
+      for (const std::uint32_t rank : ranks) {
+        const std::vector<ExpertIdx>& held = now.placement[rank];
+        if (added || held.size() >= capacity[rank]) continue;
+        std::uint32_t tries = 0;
+        for (const ExpertIdx expert : heavy ? experts : by_load) {
+          if (std::binary_search(held.begin(), held.end(), expert)) continue;
+          if (tries++ == kTriesPerRank) break;
+          RankExperts grown = now.placement;
+          grown[rank].push_back(expert);
+          Candidate next = make_candidate(layer, std::move(grown));
+          if (!meets_caps(request, next.counts)) continue;
+          added = std::move(next);
+          break;
+        }
+      }
+    }
+    if (!added) return now;
+    now = std::move(*added);
+  }
+  return now;
+}
+
 [[noreturn]] void refuse(const LayerTask& layer, const ReplicaCounts& nearest) {
   const PlacementRequest& request = layer.request;
   const bool nodes = nearest.rank_imbalance <= request.max_imbalance.value_or(1e300);
@@ -560,6 +608,24 @@ RankExperts place_with_replicas(const LayerTask& layer, RankExperts (*place)(con
     for (std::size_t i = 0; i < std::min(candidates.size(), kMaxNearer); ++i) {
       if (excess(request, candidates[i].counts) > kNear) break;
       settle(nearer_to_caps(layer, candidates[i]));
+    }
+  }
+  if (!meets_caps(request, best->counts)) {
+    // What holds without replicas, and replicas that leave it so.
+    std::vector<RankExperts> without;
+    try {
+      without.push_back(place(layer));
+    } catch (const InputError&) {
+      // Nor does the strategy meet the cap without.
+    }
+    without.push_back(balance_jointly(layer.load, request.num_ranks, 0, request.seed));
+    const std::size_t num_slots = layer.num_experts + request.num_replicas;
+    for (RankExperts& placement : without) {
+      if (meets_caps(request, best->counts)) break;
+      Candidate grown = add_within_caps(layer, std::move(placement));
+      std::size_t held = 0;
+      for (const auto& experts : grown.placement) held += experts.size();
+      if (held == num_slots) settle(std::move(grown));
     }
   }
   if (!meets_caps(request, best->counts)) refuse(layer, best->counts);

@@ -279,10 +279,13 @@ TEST(Replicas, BringACapIntoReach) {
 }
 
 // A cap that a placement without replicas meets, 2 percent above the most even packing, is met with a
-// replica per rank as well, though tokens then choose their ranks.
-TEST(Replicas, MeetACapThatHoldsWithout) {
+// replica per rank and two as well, though tokens then choose their ranks. With fewer sequences than
+// ranks most tokens start on a few, and prefer what stands there.
+class CappedReplicas : public ::testing::TestWithParam<std::uint64_t> {};
+
+TEST_P(CappedReplicas, MeetACapThatHoldsWithout) {
   for (const std::uint64_t seed : {1u, 2u, 3u}) {
-    const Routing routing = planted_routing({64, 6, 1500, 60, 1}, 16, 0.6, seed);
+    const Routing routing = planted_routing({64, 6, 1500, GetParam(), 1}, 16, 0.6, seed);
     const RankTokens tokens = deal_tokens(routing, 16, std::nullopt, SequenceDeal::kRoundRobin);
     const auto imbalance = [&](const Placement& placement) {
       return fan_out(routing, 0, placement.layers[0], 8, tokens).rank_load_max_over_mean;
@@ -296,13 +299,14 @@ TEST(Replicas, MeetACapThatHoldsWithout) {
     for (const char* const strategy :
          {"collaboration", "collaboration_refined", "collaboration_two_level"}) {
       request.strategy = strategy;
-      for (const std::uint32_t replicas : {0u, 16u}) {
+      for (const std::uint32_t replicas : {0u, 16u, 32u}) {
         request.num_replicas = replicas;
         EXPECT_LE(imbalance(make_placement(routing, request)), cap + 1e-9) << strategy;
       }
     }
   }
 }
+INSTANTIATE_TEST_SUITE_P(Sequences, CappedReplicas, ::testing::Values(60, 7));
 
 TEST(Replicas, NoMoreThanRanksCanHold) {
   const Routing routing = planted_routing({8, 2, 200, 4, 1}, 2, 0.5, 1);
