@@ -97,7 +97,7 @@ double total_copies(const Stage& stage) {
 class Usage {
  public:
   Usage(const LayerProgram& layer, const Routes& routes, std::uint32_t num_ranks,
-        std::uint32_t ranks_per_node, bool relayed)
+        std::uint32_t ranks_per_node, std::uint32_t ranks_per_gpu, bool relayed)
       : ranks_per_node_(ranks_per_node),
         num_nodes_((num_ranks + ranks_per_node - 1) / ranks_per_node),
         num_links_(routes.capacity.size()) {
@@ -113,10 +113,18 @@ class Usage {
       const bool back = phase == Phase::kCombine || phase == Phase::kGather;
       const bool transfer = back || phase == Phase::kDispatch || phase == Phase::kForward;
       if (!transfer) {
+        // Beside other ranks of its GPU a kernel is two operations, of the memory and of its turns.
+        const bool shared = ranks_per_gpu > 1;
+        if (shared && op > 0 && layer.phase[op - 1] == phase && same_kernel(program, op - 1, op)) {
+          continue;
+        }
+        const double flow = flow_s(program, routes, op);
+        const double turns = shared ? flow : 0.0;
         if (phase == Phase::kExpand || phase == Phase::kMerge) {
-          serving_s += alone_s(program, routes, op) / num_ranks;
+          serving_s += (program.duration[op] + (flow - turns)) / num_ranks;
+          serving_turns_s += turns / num_ranks;
         } else if (phase == Phase::kPack || phase == Phase::kSum) {
-          source_s += alone_s(program, routes, op) / num_ranks;
+          source_s += (program.duration[op] + flow * ranks_per_gpu) / num_ranks;
         }
         continue;
       }
@@ -138,18 +146,24 @@ class Usage {
   std::array<std::vector<double>, 2> relay_s;  // [num_links][num_nodes] of rows to a node's relays
   std::array<std::vector<std::uint32_t>, 2> only_rank;  // [num_links] the one rank whose rows cross
   std::array<std::vector<double>, 2> capped_s;          // [num_ranks] of its most held-up message
-  double serving_s = 0.0;                               // of expand and merge, mean rank
-  double source_s = 0.0;                                // of pack, sum and starts, mean rank
+  // Of expand and merge, mean rank; apart, what takes turns with the other ranks of the GPU.
+  double serving_s = 0.0, serving_turns_s = 0.0;
+  double source_s = 0.0;  // of pack, sum and starts, mean rank
 
   [[nodiscard]] std::size_t num_links() const { return num_links_; }
 
  private:
-  static double alone_s(const Program& program, const Routes& routes, std::size_t op) {
-    double flow_s = 0.0;
+  static double flow_s(const Program& program, const Routes& routes, std::size_t op) {
+    double most = 0.0;
     for (const std::uint32_t link : routes.of(op)) {
-      flow_s = std::max(flow_s, program.amount[op] / routes.capacity[link]);
+      most = std::max(most, program.amount[op] / routes.capacity[link]);
     }
-    return program.duration[op] + flow_s;
+    return most;
+  }
+  // Operations that need several resources in different proportions are one per resource.
+  static bool same_kernel(const Program& program, std::size_t a, std::size_t b) {
+    return program.flows(a) && program.flows(b) && program.src[a] == program.src[b] &&
+           program.waits_for[a] == program.waits_for[b];
   }
 
   void add(std::size_t d, const Program& program, const Routes& routes, std::size_t op,
@@ -256,7 +270,8 @@ class PredictedTimes : public LayerTimes {
   }
 
   // Rank r ends no earlier than notify + out[r] + work[r] + back[r], since its experts wait for all of its
-  // rows and its results for them; the largest over the ranks is at least the mean. The sum of the
+  // rows and its results for them; the largest over the ranks is at least the mean. Where ranks share
+  // a GPU it ends no earlier than notify and the turns of all of them, either. The sum of the
   // work is known but for the rows. What crosses the links of the ranks, in or out, is at least
   //   F - T rows in all     (F: distinct ranks over all tokens, T: tokens; one row per token stays)
   //   N - T rows over NICs  (N: distinct nodes)
@@ -280,15 +295,17 @@ class PredictedTimes : public LayerTimes {
       if (step == 0 || setup_.tokens_per_rank) {
         serving = serving_bound(routing.layer_experts(layer_idx), tokens, task);
       }
-      sum_s += notify_s_ + least_kernels_s(tokens, serving.load) + serving.mean_s;
+      const Kernels least = least_kernels(tokens, serving.load);
+      sum_s += notify_s_ + std::max(least.own_s + serving.mean_s, least.turns_s + serving.turns_s);
     }
     return sum_s / static_cast<double>(steps);
   }
 
  private:
-  // What the mean rank takes at least for its rows, products and results; and the experts' loads.
+  // What the mean rank takes at least for its rows, products and results; the mean GPU for what its
+  // ranks take turns with; and the experts' loads.
   struct ServingBound {
-    double mean_s = 0.0;
+    double mean_s = 0.0, turns_s = 0.0;
     std::vector<double> load;  // [num_experts]
   };
   [[nodiscard]] ServingBound serving_bound(std::span<const ExpertIdx> layer,
@@ -316,8 +333,12 @@ class PredictedTimes : public LayerTimes {
       task.part_capacity *= cost_.ranks_per_node;
       nodes = static_cast<double>(fan_out_bound(task));
     }
-    double work = cost_.row_s * (cost_.rows_are_copies ? num_tokens * task.num_topk : ranks);
-    for (const double count : result.load) work += cost_.expert_s(count);
+    const double copies = num_tokens * task.num_topk;
+    const double rows = cost_.rows_are_copies ? copies : ranks;
+    double turns = cost_.turn_row_s * rows;
+    for (const double count : result.load) turns += cost_.expert_s(count);
+    const double work = cost_.row_s * rows + turns;
+    result.turns_s = (turns - copy_silent_s_ * copies) / num_gpus();
     const double out = wire_s(0, ranks - num_tokens, nodes - num_tokens);
     const double back = wire_s(1, ranks - num_tokens, nodes - num_tokens);
     result.mean_s =
@@ -326,10 +347,18 @@ class PredictedTimes : public LayerTimes {
   }
 
  private:
+  [[nodiscard]] double num_gpus() const {
+    return (setup_.num_ranks + cost_.ranks_per_gpu - 1) / cost_.ranks_per_gpu;
+  }
+
   // What every rank computes whatever it serves: the shared experts of its own tokens, and the launches
-  // of the kernels, where it serves anything, as it must if all experts are chosen.
-  [[nodiscard]] double least_kernels_s(const RankTokens& tokens,
-                                       const std::vector<double>& load) const {
+  // of the kernels, where it serves anything, as it must if all experts are chosen. And what the mean
+  // GPU computes of the former in turns.
+  struct Kernels {
+    double own_s = 0.0, turns_s = 0.0;
+  };
+  [[nodiscard]] Kernels least_kernels(const RankTokens& tokens,
+                                      const std::vector<double>& load) const {
     std::uint64_t fewest = tokens.trace_token.size();
     for (std::size_t r = 0; r + 1 < tokens.token_begin.size(); ++r) {
       fewest = std::min(fewest, tokens.token_begin[r + 1] - tokens.token_begin[r]);
@@ -341,7 +370,9 @@ class PredictedTimes : public LayerTimes {
             .value;
     const bool all_chosen =
         std::all_of(load.begin(), load.end(), [](double count) { return count > 0.0; });
-    return shared_s + (all_chosen ? launches_s_ : 0.0);
+    const auto& costs = setup_.cluster.gpu.shared_mlp;
+    const double in_turns = std::max(0.0, shared_s - (costs ? costs->launch.value : 0.0));
+    return {shared_s + (all_chosen ? launches_s_ : 0.0), in_turns * setup_.num_ranks / num_gpus()};
   }
 
   // Seconds, summed over the ranks, that rows between ranks take of the links at the ranks, `network_rows`
@@ -404,7 +435,11 @@ class PredictedTimes : public LayerTimes {
 
   [[nodiscard]] Usage usage_of(const LayerPlan& plan) const {
     const LayerProgram layer = program_of(plan);
-    return {layer, resolve_routes(layer.program, network_), setup_.num_ranks, ranks_per_node(),
+    return {layer,
+            resolve_routes(layer.program, network_),
+            setup_.num_ranks,
+            ranks_per_node(),
+            cost_.ranks_per_gpu,
             plan.stages.size() > 1};
   }
 
@@ -429,6 +464,7 @@ class PredictedTimes : public LayerTimes {
     };
     constexpr double kFewer = 2.0 / 3.0;
     constexpr double kMore = 1.5;
+    cost_.ranks_per_gpu = std::min(setup_.cluster.ranks_per_gpu, setup_.num_ranks);
     const LayerPlan base = varied(1.0, 1.0, 1.0);
     const LayerPlan fewer = varied(1.0, kFewer, 1.0);
     const LayerPlan more = varied(1.0, 1.0, kMore);
@@ -476,12 +512,19 @@ class PredictedTimes : public LayerTimes {
     }
     cost_.row_s =
         std::max(0.0, (at_base.serving_s - at_fewer.serving_s) / (fewer_rows / setup_.num_ranks));
-    const double copy_s =
+    cost_.turn_row_s = std::max(0.0, (at_base.serving_turns_s - at_fewer.serving_turns_s) /
+                                         (fewer_rows / setup_.num_ranks));
+    copy_silent_s_ =
         std::max(0.0, (at_more.serving_s - at_base.serving_s) / (more_copies / setup_.num_ranks));
-    set_expert_times(copy_s);
+    const double copy_turns_s = std::max(0.0, (at_more.serving_turns_s - at_base.serving_turns_s) /
+                                                  (more_copies / setup_.num_ranks));
+    // What an expert's copies take beside other ranks' kernels is little, and counts with the turns.
+    set_expert_times(copy_silent_s_ + copy_turns_s);
     launches_s_ += std::max(
-        0.0, at_base.serving_s - (cost_.row_s * rows + copy_s * copies) / setup_.num_ranks);
-    if (cost_.rows_are_copies && setup_.policy != DispatchPolicy::kStandard) cost_.row_s = 0.0;
+        0.0, at_base.serving_s - (cost_.row_s * rows + copy_silent_s_ * copies) / setup_.num_ranks);
+    if (cost_.rows_are_copies && setup_.policy != DispatchPolicy::kStandard) {
+      cost_.row_s = cost_.turn_row_s = 0.0;
+    }
     const double source_rows = (relayed ? first_rows : rows) / setup_.num_ranks;
     const double source_change = (relayed ? fewer_first : fewer_rows) / setup_.num_ranks;
     const Usage& source_other = relayed ? at_relay : at_fewer;
@@ -492,7 +535,9 @@ class PredictedTimes : public LayerTimes {
     const double modelled =
         cost_.source_row_s * source_rows + direction_s(cost_.out, served, first_rows) +
         direction_s(cost_.back, served, first_rows) + cost_.row_s * served / setup_.num_ranks +
-        cost_.expert_s(cost_.group_tokens * setup_.model.num_topk / setup_.model.num_experts) *
+        cost_.ranks_per_gpu * cost_.turn_row_s * served / setup_.num_ranks +
+        cost_.ranks_per_gpu *
+            cost_.expert_s(cost_.group_tokens * setup_.model.num_topk / setup_.model.num_experts) *
             setup_.model.num_experts / setup_.num_ranks;
     cost_.fixed_s = std::max(0.0, makespan_s(base) - modelled);
   }
@@ -649,7 +694,8 @@ class PredictedTimes : public LayerTimes {
   Network network_;
   LayerCost cost_;
   double notify_s_ = 0.0;
-  double launches_s_ = 0.0;  // of expand, products and merge
+  double launches_s_ = 0.0;     // of expand, products and merge
+  double copy_silent_s_ = 0.0;  // of a copy's expand and merge, what takes no turns
   PayloadType mlp_type_ = PayloadType::kBf16;
   struct Wire {
     double scale_up_row_s = 0.0, network_row_s = 0.0;  // of a row that crosses the tier

@@ -12,10 +12,12 @@
 //
 //   bench_time_aware --measured [--traces DIR]
 //
-// The recorded runs of a runtime on 4 H200 (beside the traces, measurements/runtime_4xh200) and the
-// same predicted on h200_nvlink_4_calibrated: of the pairs of placements of one policy that differ by
-// more than a percent, how many are predicted in the measured order; and where time_aware is
-// predicted.
+// Recorded runs of a runtime, and the same predicted: those on 4 H200 (beside the traces,
+// measurements/runtime_4xh200) on h200_nvlink_4_calibrated, and those of 4 and 8 ranks on two H100,
+// which share the GPUs (runtime/results/h100_direct_2gpu), on h100_direct_2x2_calibrated and
+// h100_direct_2x4_calibrated. Of the pairs of placements of one policy and one start that differ by
+// more than a percent, how many are predicted in the measured order, and how many the rates order so
+// that time_aware follows; and where time_aware is predicted.
 
 #include <fmt/format.h>
 
@@ -23,9 +25,11 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <span>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -37,6 +41,7 @@
 #include "sim/experiment/layer_times.hpp"
 #include "tests/bench/recorded.hpp"
 #include "workloads/placement/placement.hpp"
+#include "workloads/placement/time_search.hpp"
 #include "workloads/trace/importer.hpp"
 
 namespace coterie {
@@ -248,22 +253,50 @@ Options read_options(int argc, char** argv) {
 // Measured runs ----------------------------------------------------------------------------------
 
 struct Pairs {
-  std::uint32_t num_pairs = 0, num_agreeing = 0;
+  std::uint32_t num_pairs = 0, num_predicted = 0, num_by_rates = 0;
 };
 
+// Where reports were measured.
+struct MeasuredOn {
+  std::string topology, transport;
+  std::uint32_t num_ranks;
+  bool hierarchical;                 // such runs are of these nodes
+  std::filesystem::path placements;  // of runs whose placement was learnt beforehand
+  Bytes chunk;
+};
+
+// Seconds that the rates give a placement, summed over the layers.
+double rates_on(const LayerCost& cost, const Routing& routing, const Placement& placement) {
+  double sum = 0.0;
+  for (std::size_t i = 0; i < routing.num_layers(); ++i) {
+    const std::span<const ExpertIdx> experts = routing.layer_experts(i);
+    std::vector<std::uint64_t> load(routing.num_experts, 0);
+    for (const ExpertIdx expert : experts) ++load[expert];
+    std::vector<std::uint32_t> parts(routing.num_experts, 0);
+    for (std::uint32_t rank = 0; rank < cost.num_ranks; ++rank) {
+      for (const ExpertIdx expert : placement.layers[i].rank_experts[rank]) parts[expert] = rank;
+    }
+    const TokenSample sample(experts, routing.num_topk, routing.num_experts);
+    sum += layer_cost_s({sample, load, cost}, parts);
+  }
+  return sum;
+}
+
 // The runs of one file: measured and predicted, sums over its layers.
-void compare_measured(const std::filesystem::path& file, const Routing& training,
-                      const Routing& evaluated, Pairs& pairs) {
+void compare_measured(const std::filesystem::path& file, const MeasuredOn& machine,
+                      const Routing& training, const Routing& evaluated, Pairs& pairs) {
   const Results results = results_from_json(nlohmann::json::parse(read_file(file)), file.string());
   struct Row {
-    std::string policy;
-    double measured_s, predicted_s;
+    std::string name, policy;
+    double measured_s, predicted_s, rates_s;
   };
   std::vector<Row> rows;
   fmt::print("{}\n", file.filename() == "results.json" ? file.parent_path().filename().string()
                                                        : file.stem().string());
+  std::optional<PlacementRequest> aware;
   for (const RunReport& run : results.runs) {
-    if (run.policy == "hierarchical") continue;  // measured on one NVLink domain as two nodes
+    if (run.policy == "hierarchical" && !machine.hierarchical) continue;
+    if (!run.transport.empty() && run.transport != machine.transport) continue;
     std::vector<std::size_t> layer_idxs;
     for (const LayerReport& layer : run.layers) {
       const auto found = std::find(training.layers.begin(), training.layers.end(), layer.layer);
@@ -272,32 +305,43 @@ void compare_measured(const std::filesystem::path& file, const Routing& training
     const Routing train = select_layers(training, layer_idxs);
     const Routing eval = select_layers(evaluated, layer_idxs);
     LayerTimesSetup setup;
-    setup.cluster = load_cluster("h200_nvlink_4_calibrated", {}, 4);
+    setup.cluster = load_cluster(machine.topology, {}, machine.num_ranks);
     setup.model = load_model("deepseek_v2_lite");
     setup.model.hidden = run.provenance.at("hidden").get<std::uint32_t>();
-    setup.num_ranks = 4;
+    setup.model.expert_intermediate = run.provenance.at("expert_intermediate").get<std::uint32_t>();
+    setup.model.shared_intermediate = setup.model.expert_intermediate;
+    setup.num_ranks = machine.num_ranks;
     setup.policy = parse_policy(run.policy).value();
-    setup.transport.name = "nccl";
+    setup.transport.name = machine.transport;
+    setup.chunk = machine.chunk;
     setup.dispatch_payload = parse_payload(run.dispatch_payload).value();
     setup.tokens_per_rank = run.tokens_per_rank;
+    const auto times = make_layer_times(setup);
     PlacementRequest request;
-    request.num_ranks = request.ranks_per_node = 4;
+    request.num_ranks = machine.num_ranks;
+    request.ranks_per_node = times->cost().ranks_per_node;
     request.num_jobs = kBenchJobs;
     request.strategy = run.placement;
     if (const auto dash = run.name.rfind("refined-"); dash != std::string::npos) {
       request.max_imbalance = std::stod(run.name.substr(dash + 8));
     }
-    const auto times = make_layer_times(setup);
-    rows.push_back(
-        {run.policy, run.time_s(), seconds_on(*times, eval, make_placement(train, request))});
-    fmt::print("    {:<40} measured {:>9.4f} ms, predicted {:>9.4f} ms\n", run.name,
-               rows.back().measured_s * 1e3, rows.back().predicted_s * 1e3);
-    if (&run != &results.runs.back()) continue;
-    request.strategy = "time_aware";
-    request.max_imbalance.reset();
-    request.times = times;
-    fmt::print("    {:<40} {:>31} {:>9.4f} ms\n", run.policy + "-time_aware", "predicted",
-               seconds_on(*times, eval, make_placement(train, request)) * 1e3);
+    if (run.name == "hierarchical-two-direct") request.max_imbalance = 1.2;  // epN_hHIDDEN.yaml
+    const Placement placement = run.placement == "time_aware" ? read_placement(machine.placements)
+                                                              : make_placement(train, request);
+    rows.push_back({run.name, run.policy, run.time_s(), seconds_on(*times, eval, placement),
+                    rates_on(times->cost(), eval, placement)});
+    fmt::print("    {:<40} measured {:>9.4f} ms, predicted {:>9.4f}, by the rates {:>9.4f}\n",
+               run.name, rows.back().measured_s * 1e3, rows.back().predicted_s * 1e3,
+               rows.back().rates_s * 1e3);
+    if (setup.policy == DispatchPolicy::kDedup) {
+      aware = request;
+      aware->times = times;
+    }
+    if (&run != &results.runs.back() || !aware) continue;
+    aware->strategy = "time_aware";
+    aware->max_imbalance.reset();
+    fmt::print("    {:<40} {:>31} {:>9.4f}\n", "dedup, placed by time here", "predicted",
+               seconds_on(*aware->times, eval, make_placement(train, *aware)) * 1e3);
   }
   for (std::size_t i = 0; i < rows.size(); ++i) {
     for (std::size_t j = i + 1; j < rows.size(); ++j) {
@@ -305,39 +349,78 @@ void compare_measured(const std::filesystem::path& file, const Routing& training
       const double ratio = rows[i].measured_s / rows[j].measured_s;
       if (ratio < 1.01 && ratio > 1.0 / 1.01) continue;
       ++pairs.num_pairs;
+      if ((ratio < 1.0) == (rows[i].rates_s < rows[j].rates_s)) ++pairs.num_by_rates;
       if ((ratio < 1.0) == (rows[i].predicted_s < rows[j].predicted_s)) {
-        ++pairs.num_agreeing;
+        ++pairs.num_predicted;
       } else {
-        fmt::print("    in another order: {} and {}\n", i, j);
+        fmt::print("    in another order: {} ({:.1f} % apart) {}\n", rows[i].name,
+                   std::abs(ratio - 1.0) * 100.0, rows[j].name);
       }
     }
   }
   std::fflush(stdout);
 }
 
+// The files of `folder` whose names `wanted` takes, in order.
+std::vector<std::filesystem::path> files_of(const std::filesystem::path& folder,
+                                            const std::function<bool(const std::string&)>& wanted) {
+  std::vector<std::filesystem::path> files;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(folder)) {
+    if (wanted(entry.path().filename().string())) files.push_back(entry.path());
+  }
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+void print_pairs(const std::string& machine, const Pairs& pairs) {
+  fmt::print(
+      "\n{}: of {} pairs of placements {} are predicted in the measured order, {} by the rates\n\n",
+      machine, pairs.num_pairs, pairs.num_predicted, pairs.num_by_rates);
+}
+
 void run_measured(const Options& options) {
-  const std::filesystem::path folder =
-      options.traces.parent_path() / "measurements" / "runtime_4xh200";
   const std::filesystem::path path = options.traces / "deepseek-v2-lite-esft" / "law.npz";
-  if (!std::filesystem::exists(folder) || !std::filesystem::exists(path)) {
-    fmt::print("no measurements {} or no trace {}\n", folder.string(), path.string());
+  if (!std::filesystem::exists(path)) {
+    fmt::print("no trace {}\n", path.string());
     return;
   }
   const std::vector<std::filesystem::path> inputs = {path};
   const auto trace = std::get<Routing>(import_traces(inputs, "npz", {}).trace);
-  std::vector<std::filesystem::path> files;
-  for (const auto& entry : std::filesystem::recursive_directory_iterator(folder)) {
-    const std::string name = entry.path().filename().string();
-    if (name == "results.json" || name.starts_with("caps-")) files.push_back(entry.path());
+  const Routing training = select(trace, SequencePart::kEven);
+  const Routing evaluated = select(trace, SequencePart::kOdd);
+  const std::filesystem::path h200 =
+      options.traces.parent_path() / "measurements" / "runtime_4xh200";
+  if (std::filesystem::exists(h200)) {
+    // Its hierarchical runs took one NVLink domain as two nodes.
+    const MeasuredOn machine{"h200_nvlink_4_calibrated", "nccl", 4, false, {}, Bytes{1 << 20}};
+    Pairs pairs;
+    for (const std::filesystem::path& file : files_of(h200, [](const std::string& name) {
+           return name == "results.json" || name.starts_with("caps-");
+         })) {
+      compare_measured(file, machine, training, evaluated, pairs);
+    }
+    print_pairs("4 H200", pairs);
+  } else {
+    fmt::print("no measurements {}\n", h200.string());
   }
-  std::sort(files.begin(), files.end());
-  Pairs pairs;
-  for (const std::filesystem::path& file : files) {
-    compare_measured(file, select(trace, SequencePart::kEven), select(trace, SequencePart::kOdd),
-                     pairs);
+  const std::filesystem::path h100 =
+      std::filesystem::path(COTERIE_SOURCE_DIR) / "runtime" / "results" / "h100_direct_2gpu";
+  for (const auto& [topology, num_ranks] :
+       {std::pair{"h100_direct_2x2_calibrated", 4u}, {"h100_direct_2x4_calibrated", 8u}}) {
+    const std::string ranks = fmt::format("-ep{}", num_ranks);
+    Pairs pairs;
+    for (const std::filesystem::path& file :
+         files_of(h100 / "reports",
+                  [&](const std::string& name) { return name.find(ranks) != std::string::npos; })) {
+      // law-hHIDDEN-tTOKENS-bf16-epN-startI.json
+      const std::string name = file.filename().string();
+      const std::string placed = name.substr(0, name.find("-bf16")) + ranks + ".json";
+      compare_measured(
+          file, {topology, "direct", num_ranks, true, h100 / "placements" / placed, Bytes{4 << 20}},
+          training, evaluated, pairs);
+    }
+    print_pairs(fmt::format("{} ranks on 2 H100", num_ranks), pairs);
   }
-  fmt::print("\n{} of {} pairs of placements are predicted in the measured order\n",
-             pairs.num_agreeing, pairs.num_pairs);
 }
 
 void run(const Options& options) {

@@ -21,8 +21,11 @@ namespace coterie {
 //   L[e]  tokens of expert e
 // A rank that serves r has waited for its rows, computes, and sends its results:
 //   time = fixed_s + source_row_s * rows sent per rank
-//          + max over r of (out[r] + row_s X[r] + sum over its experts of expert_s(L[e]) + back[r])
-// Each direction takes as long as the most loaded of what the rows of r cross: what they alone
+//          + max over r of (out[r] + row_s X[r] + turns[r] + back[r])
+//   turns[r] = sum over the ranks q of r's GPU of (turn_row_s X[q] + sum over q's experts of
+//              expert_s(L[e]))
+// The kernels of ranks that share a GPU take turns, and a rank that ends last has waited for all of
+// them; on a GPU of its own a rank waits for nobody. Each direction takes as long as the most loaded of what the rows of r cross: what they alone
 // cross (own), and what rows of others cross too (channels).
 struct LayerCost {
   // A link or resource that the rows of several ranks share: base_s + sum over nodes of
@@ -40,6 +43,7 @@ struct LayerCost {
   };
   std::uint32_t num_ranks = 1;
   std::uint32_t ranks_per_node = 1;
+  std::uint32_t ranks_per_gpu = 1;  // neighbours, from rank 0 on
   // X counts (token, expert) pairs: nothing is de-duplicated.
   bool rows_are_copies = false;
   // Hierarchical dispatch: a row per token and node travels to a relay there, which passes it on in
@@ -47,7 +51,8 @@ struct LayerCost {
   bool relayed = false;
   std::uint32_t num_rounds = 1;
   Direction out, back;
-  double row_s = 0.0;                      // of the serving rank's kernels
+  double row_s = 0.0;       // of the serving rank's kernels, what passes beside those of others
+  double turn_row_s = 0.0;  // likewise, what takes turns with them
   std::function<double(double)> expert_s;  // seconds of one expert's tokens, all kernels
   double source_row_s = 0.0;               // per row that a rank sends, N if relayed
   double fixed_s = 0.0;

@@ -23,6 +23,8 @@ constexpr std::size_t kMaxTokens = 1 << 16;  // that the greedy choice looks at
 constexpr std::size_t kMaxNearer = 3;
 constexpr std::uint64_t kMaxExchanges = 400;
 constexpr double kNear = 1.1;
+constexpr std::uint32_t kHeavyTries = 4;   // experts whose replica a rank may take, heaviest first
+constexpr std::uint32_t kLightTries = 16;  // and lightest first
 
 LayerPlacement sorted_layer(const LayerTask& layer, RankExperts placement) {
   for (auto& experts : placement) std::sort(experts.begin(), experts.end());
@@ -452,6 +454,59 @@ Candidate nearer_to_caps(const LayerTask& layer, Candidate now) {
   return now;
 }
 
+// Adds replicas to a placement without, one after the other and each counted anew: on the lightest rank
+// with a free slot, with `relieve` of one of the fullest rank's experts, heaviest first, if the caps
+// still hold with it; else of the lightest expert with which they do, which changes little; else the
+// one that exceeds them least.
+Candidate add_within_caps(const LayerTask& layer, RankExperts placement, bool relieve) {
+  const PlacementRequest& request = layer.request;
+  const std::vector<std::uint32_t> capacity =
+      rank_capacities(layer.num_experts + request.num_replicas, request.num_ranks);
+  const auto lighter = [&](ExpertIdx a, ExpertIdx b) { return layer.load[a] < layer.load[b]; };
+  std::vector<ExpertIdx> light_first(layer.num_experts);
+  std::iota(light_first.begin(), light_first.end(), ExpertIdx{0});
+  std::stable_sort(light_first.begin(), light_first.end(), lighter);
+  Candidate now = make_candidate(layer, std::move(placement));
+  std::optional<Candidate> added;
+  // Whether the caps hold with one of the experts on the rank too.
+  const auto add = [&](std::uint32_t rank, const std::vector<ExpertIdx>& experts,
+                       std::uint32_t num_tries) {
+    for (const ExpertIdx expert : experts) {
+      const std::vector<ExpertIdx>& held = now.placement[rank];
+      if (std::binary_search(held.begin(), held.end(), expert)) continue;
+      if (num_tries-- == 0) break;
+      RankExperts grown = now.placement;
+      grown[rank].push_back(expert);
+      Candidate next = make_candidate(layer, std::move(grown));
+      if (added && excess(request, next.counts) >= excess(request, added->counts)) continue;
+      added = std::move(next);
+      if (meets_caps(request, added->counts)) return true;
+    }
+    return false;
+  };
+  for (std::uint32_t i = 0; i < request.num_replicas; ++i) {
+    std::vector<std::uint32_t> ranks(request.num_ranks);
+    std::iota(ranks.begin(), ranks.end(), 0u);
+    std::stable_sort(ranks.begin(), ranks.end(), [&](std::uint32_t a, std::uint32_t b) {
+      return now.rank_load[a] < now.rank_load[b];
+    });
+    std::vector<ExpertIdx> heavy_first = now.placement[ranks.back()];
+    std::stable_sort(heavy_first.rbegin(), heavy_first.rend(), lighter);
+    std::erase_if(ranks, [&](std::uint32_t r) { return now.placement[r].size() >= capacity[r]; });
+    added.reset();
+    bool holds = false;
+    for (std::size_t r = 0; relieve && !holds && r < ranks.size(); ++r) {
+      holds = add(ranks[r], heavy_first, kHeavyTries);
+    }
+    for (std::size_t r = 0; !holds && r < ranks.size(); ++r) {
+      holds = add(ranks[r], light_first, kLightTries);
+    }
+    if (!added) return now;  // every rank with a free slot holds every expert already
+    now = std::move(*added);
+  }
+  return now;
+}
+
 [[noreturn]] void refuse(const LayerTask& layer, const ReplicaCounts& nearest) {
   const PlacementRequest& request = layer.request;
   const bool nodes = nearest.rank_imbalance <= request.max_imbalance.value_or(1e300);
@@ -560,6 +615,23 @@ RankExperts place_with_replicas(const LayerTask& layer, RankExperts (*place)(con
     for (std::size_t i = 0; i < std::min(candidates.size(), kMaxNearer); ++i) {
       if (excess(request, candidates[i].counts) > kNear) break;
       settle(nearer_to_caps(layer, candidates[i]));
+    }
+  }
+  if (!meets_caps(request, best->counts)) {
+    // What holds without replicas, and replicas that leave it so.
+    std::vector<RankExperts> without;
+    try {
+      without.push_back(place(layer));
+    } catch (const InputError&) {
+      // Nor does the strategy meet the cap without.
+    }
+    without.push_back(balance_jointly(layer.load, request.num_ranks, 0, request.seed));
+    for (const RankExperts& placement : without) {
+      for (const bool relieve : {true, false}) {
+        if (meets_caps(request, best->counts)) break;
+        const Candidate grown = add_within_caps(layer, placement, relieve);
+        settle(nearer_to_caps(layer, grown));
+      }
     }
   }
   if (!meets_caps(request, best->counts)) refuse(layer, best->counts);

@@ -21,7 +21,8 @@ namespace coterie {
 //   by balance   (with a cap) the most even packing that balance_jointly finds.
 // Under locality and static the tokens are then assigned to replicas by the rule, the placement
 // refined for that assignment, and so on while the fan-out falls. Where a cap is nearly met,
-// replicas are then exchanged one by one. `keep_nodes`: refinement moves experts inside their nodes
+// replicas are then exchanged one by one; where none of that meets it, replicas are added to a
+// placement without, each where the cap still holds. `keep_nodes`: refinement moves experts inside their nodes
 // only. Throws InputError with the smallest cap that was found where none is met.
 RankExperts place_with_replicas(const LayerTask& layer, RankExperts (*place)(const LayerTask&),
                                 bool keep_nodes = false);

@@ -31,31 +31,33 @@ constexpr double kHopeless = 1.1;  // times the least cost by the rates: not wor
 // sequences are drawn anew. Experts that are chosen together stray together, so it depends on what
 // stands together. A sequence of n tokens with c copies for rank r strays from its share by
 // d = c - n k load(r) / sum; loads of S sequences have the variance sum d^2, their difference to S
-// others twice as much.
-double load_noise(const LayerTask& layer, const PartOf& parts) {
+// others twice as much. Ranks that share a GPU, of which there are `ranks_per_gpu`, count as one.
+double load_noise(const LayerTask& layer, const PartOf& parts, std::uint32_t ranks_per_gpu) {
   const std::size_t num_sequences =
       layer.sequence_begin.empty() ? 0 : layer.sequence_begin.size() - 1;
   const auto total = static_cast<double>(layer.experts.size());
   if (num_sequences < 2 || total == 0.0) return 0.0;
-  const std::uint32_t num_ranks = layer.request.num_ranks;
-  std::vector<double> load(num_ranks, 0.0);
+  const std::uint32_t num_gpus = (layer.request.num_ranks + ranks_per_gpu - 1) / ranks_per_gpu;
+  PartOf gpus = parts;
+  for (std::uint32_t& gpu : gpus) gpu /= ranks_per_gpu;
+  std::vector<double> load(num_gpus, 0.0);
   for (std::uint32_t e = 0; e < layer.num_experts; ++e) {
-    load[parts[e]] += static_cast<double>(layer.load[e]);
+    load[gpus[e]] += static_cast<double>(layer.load[e]);
   }
-  std::vector<double> count(num_ranks);
+  std::vector<double> count(num_gpus);
   double variance = 0.0;
   for (std::size_t s = 0; s < num_sequences; ++s) {
     const std::size_t begin = layer.sequence_begin[s] * layer.num_topk;
     const std::size_t end = layer.sequence_begin[s + 1] * layer.num_topk;
     std::fill(count.begin(), count.end(), 0.0);
-    for (std::size_t i = begin; i < end; ++i) count[parts[layer.experts[i]]] += 1.0;
+    for (std::size_t i = begin; i < end; ++i) count[gpus[layer.experts[i]]] += 1.0;
     const double share = static_cast<double>(end - begin) / total;
-    for (std::uint32_t r = 0; r < num_ranks; ++r) {
-      const double stray = count[r] - share * load[r];
+    for (std::uint32_t g = 0; g < num_gpus; ++g) {
+      const double stray = count[g] - share * load[g];
       variance += stray * stray;
     }
   }
-  return std::sqrt(2.0 * variance / num_ranks) / (total / num_ranks);
+  return std::sqrt(2.0 * variance / num_gpus) / (total / num_gpus);
 }
 
 // The layer as the steps see it that are timed: the tokens that occur in them, and how often.
@@ -228,7 +230,8 @@ RankExperts place_time_aware(const LayerTask& layer) {
   const TokenSample sample(steps.experts, layer.num_topk, layer.num_experts, steps.weight);
   TimeTask task{sample, steps.load, cost};
   const PartOf together = parts_of(candidates[0], layer.num_experts);
-  task.log2_exponent = noise_exponent(task, together, load_noise(layer, together));
+  task.log2_exponent =
+      noise_exponent(task, together, load_noise(layer, together, cost.ranks_per_gpu));
   struct Found {
     double cost_s;
     PartOf parts;

@@ -94,6 +94,7 @@ class State {
       node_both_s_[d].resize(num_nodes_);
     }
     rank_s_.resize(num_ranks_);
+    if (cost_.ranks_per_gpu > 1) turns_s_.resize(num_ranks_);
     per_round_ = 1.0 / cost_.num_rounds;
     if (cost_.relayed) now_.nodes.emplace(task.sample, nodes_of(parts), num_nodes_);
     recount();
@@ -322,14 +323,29 @@ class State {
                     std::max(rows, relays) + std::min(rows, relays) * per_round_);
   }
 
+  // [num_ranks] what each rank's GPU computes, one of its ranks after the other.
+  [[nodiscard]] const std::vector<double>& turns() {
+    if (cost_.ranks_per_gpu == 1) return now_.work;
+    for (std::uint32_t begin = 0; begin < num_ranks_; begin += cost_.ranks_per_gpu) {
+      const std::uint32_t end = std::min(begin + cost_.ranks_per_gpu, num_ranks_);
+      double sum = 0.0;
+      for (std::uint32_t rank = begin; rank < end; ++rank) {
+        sum += cost_.turn_row_s * now_.rows[rank] + now_.work[rank];
+      }
+      for (std::uint32_t rank = begin; rank < end; ++rank) turns_s_[rank] = sum;
+    }
+    return turns_s_;
+  }
+
   // rank_s_: what the ranks have of their own, and `common` on top. By nodes, so that the inner loop
   // is one over arrays.
   void set_rank_seconds(double common) {
+    const std::vector<double>& turns_s = turns();
     for (std::uint32_t n = 0, begin = 0; begin < num_ranks_; ++n, begin += cost_.ranks_per_node) {
       const std::uint32_t end = std::min(begin + cost_.ranks_per_node, num_ranks_);
       for (std::uint32_t rank = begin; rank < end; ++rank) {
         rank_s_[rank] = common + direction_s(0, cost_.out, n, rank) +
-                        cost_.row_s * now_.rows[rank] + now_.work[rank] +
+                        cost_.row_s * now_.rows[rank] + turns_s[rank] +
                         direction_s(1, cost_.back, n, rank);
       }
     }
@@ -364,6 +380,7 @@ class State {
   std::vector<double> tokens_;    // [num_experts] L
   std::vector<double> expert_s_;  // [num_experts]
   std::vector<double> rank_s_;    // [num_ranks] of set_rank_seconds
+  std::vector<double> turns_s_;   // [num_ranks] of turns, where ranks share GPUs
   // [direction][num_nodes] seconds of the slowest channel that the node's rows cross.
   std::array<std::vector<double>, 2> node_rows_s_, node_relay_s_, node_both_s_;
   double per_unit_ = 1.0;

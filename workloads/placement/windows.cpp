@@ -10,38 +10,11 @@
 #include "core/random.hpp"
 
 namespace coterie {
-namespace {
-
-// Everything but tokens.
-Routing without_tokens(const Routing& routing) {
-  Routing result = routing_head(routing);
-  result.layers = routing.layers;
-  result.sequence_begin.push_back(0);
-  return result;
-}
-
-}  // namespace
-
-Routing select_tokens(const Routing& routing, std::span<const TokenRange> ranges) {
-  Routing selected = without_tokens(routing);
-  for (const auto& [first, last] : ranges) {
-    if (first > last || last > routing.num_tokens()) throw std::logic_error("no such tokens");
-    selected.sequence_begin.push_back(selected.sequence_begin.back() + last - first);
-  }
-  selected.experts.reserve(routing.num_layers() * selected.num_tokens() * routing.num_topk);
-  for (std::size_t i = 0; i < routing.num_layers(); ++i) {
-    const std::span<const ExpertIdx> layer = routing.layer_experts(i);
-    for (const auto& [first, last] : ranges) {
-      const auto part = layer.subspan(first * routing.num_topk, (last - first) * routing.num_topk);
-      selected.experts.insert(selected.experts.end(), part.begin(), part.end());
-    }
-  }
-  return selected;
-}
-
 Routing concatenate(std::span<const Routing> traces) {
   const Routing& first = traces.front();
-  Routing all = without_tokens(first);
+  Routing all = routing_head(first);
+  all.layers = first.layers;
+  all.sequence_begin.push_back(0);
   const auto shape = [](const Routing& routing) {
     return fmt::format("{} layers ({} to {}), top-{} of {} experts", routing.num_layers(),
                        routing.layers.empty() ? 0 : routing.layers.front(),

@@ -10,12 +10,6 @@
 
 namespace coterie {
 
-using TokenRange = std::pair<std::uint64_t, std::uint64_t>;  // [first, second) of a trace's tokens
-
-// The tokens of those ranges, each of which is one sequence of the result, in order; without router
-// weights. Misuse throws std::logic_error.
-Routing select_tokens(const Routing& routing, std::span<const TokenRange> ranges);
-
 // The traces one after the other, without router weights. Throws InputError, naming the trace, where
 // one differs from the first in experts, top-k or layers.
 Routing concatenate(std::span<const Routing> traces);

@@ -166,8 +166,7 @@ namespace {
 // Copies the kept token ranges of every layer, in order.
 template <class T>
 std::vector<T> gather(const std::vector<T>& source, const Routing& routing,
-                      const std::vector<std::pair<std::uint64_t, std::uint64_t>>& ranges,
-                      std::uint64_t num_kept) {
+                      std::span<const TokenRange> ranges, std::uint64_t num_kept) {
   std::vector<T> kept;
   if (source.empty()) return kept;
   kept.reserve(routing.num_layers() * num_kept * routing.num_topk);
@@ -193,22 +192,28 @@ Routing routing_head(const Routing& routing) {
   return head;
 }
 
-namespace {
-
-// Those sequences, in order.
-Routing select_sequences(const Routing& routing, std::span<const std::size_t> sequences) {
+Routing select_tokens(const Routing& routing, std::span<const TokenRange> ranges) {
   Routing selected = routing_head(routing);
   selected.layers = routing.layers;
   selected.sequence_begin.push_back(0);
-  std::vector<std::pair<std::uint64_t, std::uint64_t>> ranges;
-  for (const std::size_t i : sequences) {
-    ranges.emplace_back(routing.sequence_begin[i], routing.sequence_begin[i + 1]);
-    selected.sequence_begin.push_back(selected.sequence_begin.back() + ranges.back().second -
-                                      ranges.back().first);
+  for (const auto& [first, last] : ranges) {
+    if (first > last || last > routing.num_tokens()) throw std::logic_error("no such tokens");
+    selected.sequence_begin.push_back(selected.sequence_begin.back() + last - first);
   }
   selected.experts = gather(routing.experts, routing, ranges, selected.num_tokens());
   selected.weights = gather(routing.weights, routing, ranges, selected.num_tokens());
   return selected;
+}
+
+namespace {
+
+// Those sequences, in order.
+Routing select_sequences(const Routing& routing, std::span<const std::size_t> sequences) {
+  std::vector<TokenRange> ranges;
+  for (const std::size_t i : sequences) {
+    ranges.emplace_back(routing.sequence_begin[i], routing.sequence_begin[i + 1]);
+  }
+  return select_tokens(routing, ranges);
 }
 
 }  // namespace

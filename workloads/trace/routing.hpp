@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace coterie {
@@ -65,6 +66,12 @@ std::vector<std::string> check(const ExpertCounts& counts);
 
 // The trace without tokens, sequences and layers: what its parts have in common.
 Routing routing_head(const Routing& routing);
+
+using TokenRange = std::pair<std::uint64_t, std::uint64_t>;  // [first, second) of a trace's tokens
+
+// The tokens of those ranges, each of which is one sequence of the result, in order. Misuse throws
+// std::logic_error.
+Routing select_tokens(const Routing& routing, std::span<const TokenRange> ranges);
 
 // Which sequences of a trace are meant.
 enum class SequencePart : std::uint8_t { kAll, kEven, kOdd };

@@ -67,6 +67,24 @@ TEST(LayerRates, OfTheServingRank) {
   EXPECT_NEAR(cost.expert_s(1000.0), 1000 * 2700.0 * kNs, 1.0 * kNs);
 }
 
+// Two ranks on a GPU: the same 200 ns per row and 2700 per token are what the two take turns with.
+// One rank's kernels, two copies of each of 4000 tokens in the mean over 4 ranks, are 2000 tokens'
+// work; the layer is predicted longer than where each has a GPU by another rank's turns, and the
+// rates say so too.
+TEST(LayerRates, OfRanksThatTakeTurns) {
+  LayerTimesSetup setup = small_setup(2, 2);
+  const LayerCost alone = make_layer_times(setup)->cost();
+  setup.cluster.ranks_per_gpu = 2;
+  const LayerCost cost = make_layer_times(setup)->cost();
+  EXPECT_EQ(alone.ranks_per_gpu, 1u);
+  EXPECT_NEAR(alone.row_s, 200.0 * kNs, 0.01 * kNs);
+  EXPECT_EQ(alone.turn_row_s, 0.0);
+  EXPECT_EQ(cost.ranks_per_gpu, 2u);
+  EXPECT_NEAR(cost.row_s, 0.0, 0.01 * kNs);
+  EXPECT_NEAR(cost.turn_row_s, 200.0 * kNs, 0.01 * kNs);
+  EXPECT_NEAR(cost.expert_s(1000.0), 1000 * 2700.0 * kNs, 1.0 * kNs);
+}
+
 // A row per copy: what counts is copies, which carry 8 B more each.
 TEST(LayerRates, OfStandardDispatchCountCopies) {
   LayerTimesSetup setup = small_setup(4, 1);
@@ -152,13 +170,16 @@ TEST(TimeBound, IsBelowEveryPlacement) {
   struct Machine {
     std::uint32_t num_nodes, gpus_per_node;
     DispatchPolicy policy;
+    std::uint32_t ranks_per_gpu = 1;
   };
   for (const Machine& machine :
        {Machine{2, 1, DispatchPolicy::kDedup}, Machine{2, 1, DispatchPolicy::kStandard},
         Machine{4, 1, DispatchPolicy::kDedup}, Machine{1, 2, DispatchPolicy::kDedup},
-        Machine{2, 2, DispatchPolicy::kDedup}, Machine{2, 2, DispatchPolicy::kHierarchical}}) {
+        Machine{2, 2, DispatchPolicy::kDedup}, Machine{2, 2, DispatchPolicy::kHierarchical},
+        Machine{1, 2, DispatchPolicy::kDedup, 2}, Machine{2, 2, DispatchPolicy::kDedup, 2}}) {
     LayerTimesSetup setup = small_setup(machine.num_nodes, machine.gpus_per_node);
     setup.policy = machine.policy;
+    setup.cluster.ranks_per_gpu = machine.ranks_per_gpu;
     setup.tokens_per_rank.reset();
     const Routing routing = testing::planted_routing({4, 2, 160, 16, 1}, 2, 0.7, 7);
     setup.training_tokens = routing.num_tokens();
@@ -268,7 +289,9 @@ INSTANTIATE_TEST_SUITE_P(
         Kind{"nvlink", "h200_node_calibrated", "deepep_normal", 8, DispatchPolicy::kDedup},
         Kind{"puts", "h200_node_calibrated", "deepep_low_latency", 8, DispatchPolicy::kDedup},
         Kind{"rails", "h100_rail_8x8", "nccl", 16, DispatchPolicy::kDedup},
-        Kind{"relays", "h100_rail_8x8", "nccl", 16, DispatchPolicy::kHierarchical}),
+        Kind{"relays", "h100_rail_8x8", "nccl", 16, DispatchPolicy::kHierarchical},
+        Kind{"pairs", "h100_direct_2x2_calibrated", "direct", 4, DispatchPolicy::kDedup},
+        Kind{"fours", "h100_direct_2x4_calibrated", "direct", 8, DispatchPolicy::kDedup}),
     [](const auto& test) { return test.param.name; });
 
 TEST(TimeAware, RefusesTimesOfOtherRanks) {

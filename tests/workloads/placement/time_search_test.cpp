@@ -94,12 +94,16 @@ double slow_cost_s(const std::vector<ExpertIdx>& experts, std::uint32_t num_topk
     if (!cost.relayed) return row_s;
     return std::max(both_s, std::max(row_s, relay_s) + std::min(row_s, relay_s) / cost.num_rounds);
   };
+  std::vector<double> turns(cost.num_ranks, 0.0);  // [gpu]
+  for (std::uint32_t r = 0; r < cost.num_ranks; ++r) {
+    turns[r / cost.ranks_per_gpu] += cost.turn_row_s * rows[r];
+  }
+  for (std::size_t e = 0; e < parts.size(); ++e) {
+    turns[parts[e] / cost.ranks_per_gpu] += cost.expert_s(tokens[e]);
+  }
   double most = 0.0;
   for (std::uint32_t r = 0; r < cost.num_ranks; ++r) {
-    double work = cost.row_s * rows[r];
-    for (std::size_t e = 0; e < parts.size(); ++e) {
-      if (parts[e] == r) work += cost.expert_s(tokens[e]);
-    }
+    const double work = cost.row_s * rows[r] + turns[r / cost.ranks_per_gpu];
     most = std::max(most, direction_s(cost.out, r) + work + direction_s(cost.back, r));
   }
   const std::vector<double>& sent = cost.relayed ? relays : rows;
@@ -138,6 +142,33 @@ TEST(TimeSearch, BalancesWhatIsComputed) {
   EXPECT_DOUBLE_EQ(layer_cost_s(task, parts), 70.0);
   refine_time(task, {}, parts);
   EXPECT_DOUBLE_EQ(layer_cost_s(task, parts), 50.0);
+}
+
+// The same four experts, one on each of four ranks, two ranks on a GPU: on GPUs of their own the ranks
+// end after 40 however they stand, but two on one GPU take turns, and with 0 and 1 on the first it is
+// busy for 70. With 0 and 3 there both are for 50. A row that takes turns, 1 s per token here, makes
+// that 100; one that does not is its rank's own, 40 of them on the fullest: 90.
+TEST(TimeSearch, BalancesGpusWhoseRanksTakeTurns) {
+  std::vector<ExpertIdx> experts;
+  for (const auto& [expert, count] : {std::pair{0, 40}, {1, 30}, {2, 20}, {3, 10}}) {
+    experts.insert(experts.end(), static_cast<std::size_t>(count), static_cast<ExpertIdx>(expert));
+  }
+  const TokenSample sample(experts, 1, 4);
+  const auto load = loads_of(experts, 4);
+  LayerCost cost = compute_cost(4, 100.0, 0.0);
+  Parts parts{0, 1, 2, 3};
+  EXPECT_DOUBLE_EQ(layer_cost_s({sample, load, cost}, parts), 40.0);
+  cost.ranks_per_gpu = 2;
+  EXPECT_DOUBLE_EQ(layer_cost_s({sample, load, cost}, parts), 70.0);
+  refine_time({sample, load, cost}, {}, parts);
+  EXPECT_DOUBLE_EQ(layer_cost_s({sample, load, cost}, parts), 50.0);
+  EXPECT_EQ(parts[0] / 2, parts[3] / 2);
+  EXPECT_EQ(parts[1] / 2, parts[2] / 2);
+  cost.turn_row_s = 1.0;
+  EXPECT_DOUBLE_EQ(layer_cost_s({sample, load, cost}, parts), 100.0);
+  cost.turn_row_s = 0.0;
+  cost.row_s = 1.0;
+  EXPECT_DOUBLE_EQ(layer_cost_s({sample, load, cost}, parts), 90.0);
 }
 
 // Three tokens choose experts 0 and 1, one chooses 2 and 3. Experts 0 and 1 on one rank make it
@@ -184,8 +215,11 @@ TEST(TimeSearch, KeepsCostsExact) {
   const auto load = loads_of(routing.experts, 16);
   const TokenSample sample(routing.experts, 4, 16);
   for (const bool relayed : {false, true}) {
-    for (const bool copies : {false, true}) {
-      const LayerCost cost = varied_cost(relayed, copies);
+    for (const auto& [copies, ranks_per_gpu] :
+         {std::pair{false, 1u}, {true, 1u}, {false, 2u}, {true, 2u}}) {
+      LayerCost cost = varied_cost(relayed, copies);
+      cost.ranks_per_gpu = ranks_per_gpu;
+      if (ranks_per_gpu > 1) cost.turn_row_s = 0.03;
       const TimeTask task{sample, load, cost, 4};
       Parts parts(16);
       for (std::uint32_t e = 0; e < 16; ++e) parts[e] = e % 4;
