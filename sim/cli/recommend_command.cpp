@@ -96,9 +96,9 @@ struct Searched {
 // Simulates the candidates as a sweep, whose file is written. Its results lie in the folder of the
 // options, or in one below it whose name is `below` and the sweep's id: candidates that follow from
 // others are another sweep when those change.
-Searched run_sweep(const RecommendRequest& request, const SearchSpace& space,
-                   const std::filesystem::path& experiment, const std::filesystem::path& file,
-                   SweepOptions options, const std::optional<std::string>& below) {
+Searched search(const RecommendRequest& request, const SearchSpace& space,
+                const std::filesystem::path& experiment, const std::filesystem::path& file,
+                SweepOptions options, const std::optional<std::string>& below) {
   const std::filesystem::path cache = options.folder / "cache";
   make_folder(cache);
   write_file(file, sweep_text(space.candidates, std::filesystem::absolute(experiment)));
@@ -134,14 +134,14 @@ void run_recommend(RecommendArguments& arguments) {
   const std::filesystem::path experiment = options.folder / "experiment.yaml";
   write_file(experiment, base.effective_yaml);
   const Searched sizes =
-      run_sweep(request, space, experiment, options.folder / "sweep.yaml", options, std::nullopt);
+      search(request, space, experiment, options.folder / "sweep.yaml", options, std::nullopt);
   const std::size_t left = request.max_points - space.candidates.size();
   const SearchSpace variants = placement_space(request, sizes.ranked, left);
   std::vector<Recommendation> all = sizes.ranked;
   SweepCounts counts = sizes.counts;
   if (!variants.candidates.empty()) {
-    const Searched placed = run_sweep(request, variants, experiment,
-                                      options.folder / "placements.yaml", options, "placements-");
+    const Searched placed = search(request, variants, experiment,
+                                   options.folder / "placements.yaml", options, "placements-");
     all = merge_ranked(std::move(all), placed.ranked, base.step->kind);
     counts.total += placed.counts.total;
     counts.failed += placed.counts.failed;
