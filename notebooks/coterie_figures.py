@@ -222,7 +222,7 @@ def condense(source: Path, target: Path, header: list[str], drop: tuple[str, ...
     if steps:
         unused = ("step_time_s", "step_low_s", "step_high_s")
         columns = CONDENSED_STEPS + [name for name in table if name.startswith("step_") and name.endswith("_s")
-                                     and name not in unused and table[name].abs().max() > 0.0]
+                                     and name not in unused and table[name].abs().max() > 1e-9]
     else:
         table["compute_s"] = compute_s(table)
         table["binding"] = binding(table)

@@ -91,6 +91,15 @@ TEST_F(WholeSteps, EnginesAgree) {
     c.engine = "simgrid";
     EXPECT_NEAR(run(c, StepMethod::kExecuted).time_s / flow, 1.0, 0.01) << overlap;
   }
+  // Over eight nodes, whose groups share spines.
+  Case many{.ranks = 64,
+            .topology = "{extends: h100_rail_optimised, fabric: {oversubscription: 2}}",
+            .parallel = "{ep: 32}",
+            .batch = "{tokens_per_gpu: 512, sequence: 512}",
+            .kind = "prefill"};
+  const double flow = run(many, StepMethod::kExecuted).time_s;
+  many.engine = "simgrid";
+  EXPECT_NEAR(run(many, StepMethod::kExecuted).time_s / flow, 1.0, 0.01);
 }
 
 // The parts, and the segments of the critical path, are a partition of the step.
