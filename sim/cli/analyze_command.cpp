@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -212,6 +213,14 @@ void print_tables(const Analysis& analysis, const Placement& placement, const Ro
   fmt::print("{}", render(traffic));
 }
 
+// Slots of a layer beyond one per expert; layers have equally many.
+std::size_t num_replicas(const Placement& placement) {
+  if (placement.layers.empty()) return 0;
+  std::size_t slots = 0;
+  for (const auto& experts : placement.layers.front().rank_experts) slots += experts.size();
+  return slots - std::min<std::size_t>(slots, placement.num_experts);
+}
+
 Placement get_placement(const AnalyzeArguments& arguments, const Routing& trace,
                         SequencePart eval) {
   const PlacementOptions& options = arguments.options;
@@ -246,6 +255,13 @@ Placement get_placement(const AnalyzeArguments& arguments, const Routing& trace,
     }
     expect_experts(placement, trace.num_experts, arguments.placement_file);
     placement = select_layers(placement, trace.layers);
+    // Engines' files say nothing of it.
+    if (!choice && placement.trained_on.empty() && num_replicas(placement) > 0) {
+      spdlog::info(
+          "{}: counted as if its replicas were chosen by {}; --replica-choice takes the engine's "
+          "rule",
+          arguments.placement_file, to_string(placement.replica_choice));
+    }
   }
   if (options.ranks_per_node) placement.ranks_per_node = *options.ranks_per_node;
   if (choice) placement.replica_choice = *choice;
@@ -286,11 +302,15 @@ void run_analyze(const AnalyzeArguments& arguments) {
     print_json(analysis, placement);
     return;
   }
+  const std::size_t replicas = num_replicas(placement);
   fmt::print(
-      "{}: {} sequences ({} tokens) on {} ranks, {} per node\nPlacement {}{}\n\n",
+      "{}: {} sequences ({} tokens) on {} ranks, {} per node\nPlacement {}{}{}\n\n",
       arguments.options.trace, arguments.eval, evaluated.num_tokens(), placement.num_ranks,
       placement.ranks_per_node, placement.strategy,
-      placement.trained_on.empty() ? "" : fmt::format(", learnt on {}", placement.trained_on));
+      placement.trained_on.empty() ? "" : fmt::format(", learnt on {}", placement.trained_on),
+      replicas == 0 ? ""
+                    : fmt::format("\n{} replicas per layer, chosen by {}", replicas,
+                                  to_string(placement.replica_choice)));
   print_tables(analysis, placement, evaluated);
   if (hidden) {
     fmt::print("Rows of {} values ({}) in {}, with metadata.\n", hidden->values, hidden->source,

@@ -320,7 +320,8 @@ void print_policies(const DriftCase& drift, const std::vector<Policy>& policies,
   for (std::size_t p = 0; p < policies.size(); ++p) {
     const Balance& b = balances[p];
     const auto steps = [](const std::optional<double>& value, bool moves) -> std::string {
-      return value ? fmt::format("{:.1f}", *value) : moves ? "never" : "-";
+      if (!value) return moves ? "never" : "-";
+      return *value < 100.0 ? fmt::format("{:.1f}", *value) : fmt::format("{:.0f}", *value);
     };
     std::vector<std::string> row = {policies[p].name, fmt::format("{:.3f}", b.mean.fan_out),
                                     fmt::format("{:.3f}", b.mean.load)};

@@ -96,7 +96,7 @@ Placement recommend_replicas(const Trace& trace, const PlaceArguments& arguments
   Table table{{"replicas", "slots per rank", "fan-out", "load max/mean", "worth"}, {}};
   const bool timed = arguments.options.times != nullptr;
   if (timed) table.header.emplace_back("predicted us");
-  if (model) table.header.emplace_back("weights per rank");
+  if (model) table.header.emplace_back("more weights per rank");
   std::vector<Placement> placements;
   std::vector<double> scores;
   Outcome none;
@@ -128,9 +128,10 @@ Placement recommend_replicas(const Trace& trace, const PlaceArguments& arguments
   while (scores[chosen] > kWorthIt * best) ++chosen;
   fmt::print(
       "Replicas on the training part ({} choice); worth: {} over {} without\n\n{}\n{} replicas are "
-      "recommended: more lower it by less than 1 percent.\n\n",
+      "recommended, the fewest that come within 1 percent of the best of these{}.\n\n",
       to_string(choice), timed ? "predicted time" : "the mean of fan-out and load",
-      timed ? "that" : "those", render(table), chosen * num_ranks);
+      timed ? "that" : "those", render(table), chosen * num_ranks,
+      chosen > 0 && chosen + 1 == scores.size() ? "; more may lower it further" : "");
   return placements[chosen];
 }
 

@@ -325,6 +325,20 @@ TEST_F(Command, AnalyzeOfAPlacementFileIsThatOfItsStrategy) {
   }
 }
 
+// SGLang chooses among replicas by a rule that its file does not name: what is counted says by which.
+TEST_F(Command, AnalyzeSaysByWhichRuleReplicasAreChosen) {
+  const char* const place =
+      "--ranks 8 --strategy load_balanced --replicas 8 --format sglang -o p.json";
+  ASSERT_EQ(run(on_trace("place", place)).exit_code, 0);
+  const Outcome assumed = run(on_trace("analyze", "--ranks 8 --placement p.json --no-bound"));
+  EXPECT_NE(assumed.err.find("--replica-choice"), std::string::npos) << assumed.err;
+  EXPECT_NE(assumed.out.find("8 replicas per layer, chosen by locality"), std::string::npos);
+  const Outcome told =
+      run(on_trace("analyze", "--ranks 8 --placement p.json --replica-choice static --no-bound"));
+  EXPECT_EQ(told.err.find("--replica-choice"), std::string::npos) << told.err;
+  EXPECT_NE(told.out.find("8 replicas per layer, chosen by static"), std::string::npos);
+}
+
 // ------------------------------------------------------------ interruption
 
 class Interrupted : public ProgramTest {
