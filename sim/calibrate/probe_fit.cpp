@@ -285,7 +285,7 @@ std::vector<MessageSegment> segments_of(const std::map<double, double>& pair_tim
       const double time_s = beyond_launch_s(pair_times, start, bytes);
       if (time_s <= 0.0) continue;
       segments.push_back(
-          {Bytes{static_cast<std::int64_t>(bytes)}, Seconds{}, Bandwidth{bytes / time_s}});
+          {Bytes{static_cast<std::int64_t>(bytes)}, Seconds{}, Bandwidth{bytes / time_s}, {}});
     }
   }
   segments.push_back({});

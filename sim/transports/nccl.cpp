@@ -4,7 +4,7 @@
 // few MB, may leave before; that shortens the later rank's receiving, not the exchange, and is left
 // out.) Then every message waits for one of the
 // rank's `sends_in_flight` places, is silent for its segment's alpha, and flows no faster than its
-// segment's bandwidth. All messages of a rank share what it reaches, each direction and both
+// segment's bandwidth, or than the channels that its pair of ranks has. All messages of a rank share what it reaches, each direction and both
 // together; those between two ranks what the channels of their connection reach, likewise. Rows that
 // stay on their rank cost nothing here.
 
@@ -75,17 +75,38 @@ struct SharedVolume {
   std::vector<RampPoint> StartCost::*ramp = &StartCost::shared_ramp;
 };
 
+// What the channels of two ranks reach together where a communicator of `num_ranks` uses the tier.
+std::optional<double> dealt_rate(const NcclTier& tier, const MessageSegment& segment,
+                                 std::uint32_t num_ranks) {
+  if (!segment.channel_bandwidth) return std::nullopt;
+  return segment.channel_bandwidth->value * channels_per_peer(tier.channels.value(), num_ranks);
+}
+
+// The ranks of a phase among which the messages of a tier move: those of a scale-up domain, or all.
+std::uint32_t tier_ranks(const Cluster& cluster, std::size_t num_ranks, bool inside) {
+  const auto all = static_cast<std::uint32_t>(num_ranks);
+  if (!inside || !cluster.scale_up) return all;
+  return std::min(all, cluster.scale_up->nodes_per_domain * cluster.gpus_per_node);
+}
+
 // Delay of a rank: see StartCost.
 double delay_s(const NcclTier& tier, const Injection& injection, const Volume& volume, double rate,
-               std::span<const SharedVolume> shared) {
+               std::uint32_t num_ranks, std::span<const SharedVolume> shared) {
   if (tier.start.empty() || volume.num_peers == 0) return 0.0;
   const StartCost& cost = by_size(tier.start, volume.largest);
-  const std::optional<Bandwidth> cap = by_size(tier.segments, volume.largest).bandwidth;
-  const double single = std::max(volume.pair_s, cap ? volume.largest / cap->value : 0.0);
+  const MessageSegment& segment = by_size(tier.segments, volume.largest);
+  const auto largest_s = [&](const std::optional<double>& cap) {
+    return cap ? volume.largest / *cap : 0.0;
+  };
+  const double single = std::max(
+      volume.pair_s,
+      largest_s(segment.bandwidth ? std::optional(segment.bandwidth->value) : std::nullopt));
+  const double dealt = largest_s(dealt_rate(tier, segment, num_ranks));
   const bool both = injection.rank_total_bandwidth || tier.rank_total_bandwidth;
   const double bytes = both ? 0.5 * (volume.bytes + volume.received) : volume.bytes;
-  double ramped = std::max(single, ramp_time_s(cost.ramp, bytes, rate));
-  double links = std::max(single, bytes / rate);
+  double ramped =
+      std::max(single, ramp_time_s(cost.ramp, bytes, rate) + std::max(0.0, dealt - bytes / rate));
+  double links = std::max({single, dealt, bytes / rate});
   for (const SharedVolume& on : shared) {
     if (on.bytes <= 0.0) continue;
     ramped = std::max(ramped, ramp_time_s(cost.*on.ramp, on.bytes, on.rate));
@@ -183,12 +204,14 @@ std::vector<std::array<double, 2>> start_delays(const Cluster& cluster,
                        &StartCost::socket_ramp}};
       delays[rank][0] =
           delay_s(*parameters.scale_up, scale_up->injection, volumes[rank][0],
-                  capped(*parameters.scale_up, scale_up->injection, scale_up->bandwidth), links);
+                  capped(*parameters.scale_up, scale_up->injection, scale_up->bandwidth),
+                  tier_ranks(cluster, num_ranks, true), links);
     }
     if (const auto& nic = cluster.nic; nic && parameters.network) {
       delays[rank][1] =
           delay_s(*parameters.network, nic->injection, volumes[rank][1],
-                  capped(*parameters.network, nic->injection, nic->bandwidth * nic->per_gpu), {});
+                  capped(*parameters.network, nic->injection, nic->bandwidth * nic->per_gpu),
+                  tier_ranks(cluster, num_ranks, false), {});
     }
   }
   return delays;
@@ -270,7 +293,11 @@ class NcclPhase : public PhaseTransport {
     if (const auto& costs = inside ? parameters_.scale_up : parameters_.network) {
       const MessageSegment& segment = by_size(costs->segments, message.bytes);
       transfer.duration = segment.alpha.value;
-      if (segment.bandwidth) transfer.rate_cap = builder_.add_rate_cap(segment.bandwidth->value);
+      auto rate = dealt_rate(*costs, segment, tier_ranks(cluster_, starts_.size(), inside));
+      if (segment.bandwidth) {
+        rate = std::min(rate.value_or(segment.bandwidth->value), segment.bandwidth->value);
+      }
+      if (rate) transfer.rate_cap = builder_.add_rate_cap(*rate);
     }
     transfer.waits_for =
         when_both(builder_, message.src, meeting(message.src, message.dst, inside ? 0 : 1), after);
