@@ -39,8 +39,8 @@ struct MessageSegment {
 //            + max(ramp(rank's volume) + max(0, dealt - volume / rate), shared_ramp(shared volume),
 //                  socket_ramp(volume between sockets), single)
 //            - max(what the links alone take, single, dealt))
-// where `single` is the largest message at its segment's bandwidth, `dealt` the same at that of its
-// channels, `rate` what the rank reaches on its link, and a ramp says how long a
+// where `single` is the largest message at its segment's bandwidth, `dealt` half of what a pair moves
+// there and back at its channels', `rate` what the rank reaches on its link, and a ramp says how long a
 // volume takes beyond the launch: linear between its points, from zero at zero, and at the links'
 // rate after the last. An empty ramp is the links' rate throughout. Under a rank_total_bandwidth (of
 // the links or of the transport) a rank's volume is half of what it sends and receives: as much as in an exchange of equal parts.
@@ -61,8 +61,8 @@ struct StartCost {
 struct NcclTier {
   std::vector<MessageSegment> segments{MessageSegment{}};  // ascending; never empty
   std::vector<StartCost> start;                            // ascending; empty: none
-  // A communicator's channels, which its ranks deal to their peers: see channels_per_peer. Needed by
-  // segments with a channel_bandwidth.
+  // What ranks deal to their peers (channels_per_peer); a channel_bandwidth needs them. A channel moves
+  // it each way in an exchange of equal parts: the direction of more bytes gets more of twice it.
   std::optional<std::uint32_t> channels;
   // What a rank's messages reach together, each direction; absent: what the links carry.
   std::optional<Bandwidth> rank_bandwidth;

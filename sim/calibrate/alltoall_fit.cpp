@@ -129,6 +129,8 @@ class Start {
       }
     }
     for (const AllToAllPoint& point : points) {
+      const double dealt = channels_per_peer(structure.channels, point.num_ranks);
+      channel_rate_ = std::max(channel_rate_, point.message() / (point.time_s * dealt));
       if (point.num_ranks == 2) pair_rate_ = std::max(pair_rate_, point.message() / point.time_s);
     }
     if (rate_ == 0.0) rate_ = shared_rate_;
@@ -161,6 +163,8 @@ class Start {
     }
     if (structure_.channels > 0) {
       add("channel_rate", kChannelRate, kChannelRateWidth);
+      // From where it limits some point, so that the fit sees what it does.
+      problem.parameters.back().start = std::log(channel_rate_);
     } else if (layout.has_message_rate()) {
       add("message_rate", 1.1 * pair_rate_, 2.0);
     }
@@ -170,9 +174,11 @@ class Start {
       add("small.message_rate", 16384.0 / (0.5 * min_time_s_), 2.0);
     }
     add_line(problem, structure_.line, 1.0 / rate_);
-    if (link_bandwidth_) {
+    if (structure_.channels > 0) {
+      // Where the channels are what limits, the links are as fast as the data sheet suggests, or else as
+      // what they were seen to carry.
       FitParameter& slope = problem.parameters.back();
-      slope.prior = -std::log(kLinkShare * *link_bandwidth_);
+      if (link_bandwidth_) slope.prior = -std::log(kLinkShare * *link_bandwidth_);
       slope.prior_width = kLinkShareWidth;
     }
     if (layout.has_shared()) {
@@ -216,6 +222,7 @@ class Start {
   std::size_t num_small_ = 0;
   double min_time_s_ = 1e9, min_large_s_ = 1e9;
   double rate_ = 0.0, shared_rate_ = 0.0, socket_rate_ = 0.0, pair_rate_ = 0.0;
+  double channel_rate_ = 0.0;
 };
 
 struct Solved {
@@ -312,6 +319,10 @@ std::vector<AllToAllModel> structures(const std::vector<AllToAllPoint>& points,
   };
   std::vector<AllToAllModel> out;
   const bool over_pcie = options.shared_link && largest_shared > 0.0;
+  // One count of ranks cannot tell channels from links, unless the data sheet does.
+  std::set<std::uint32_t> counts;
+  for (const AllToAllPoint& point : points) counts.insert(point.num_ranks);
+  const bool channels = options.nvlink && (counts.size() > 1 || options.link_bandwidth);
   const double ll_threshold = over_pcie ? kPcieChannels * kNcclThreshold : kNcclThreshold;
   const bool straddles = smallest_message <= ll_threshold && largest_message > ll_threshold;
   std::vector<std::vector<double>> knots{{16e6},
@@ -345,7 +356,7 @@ std::vector<AllToAllModel> structures(const std::vector<AllToAllPoint>& points,
         model.latency_s = options.latency_s;
         model.shared_group = options.shared_group;
         model.rank_total = options.socket;
-        if (options.nvlink) model.channels = kNvlinkChannels;
+        if (channels) model.channels = kNvlinkChannels;
         model.line.knots = below(own, largest);
         if (over_pcie) model.shared = SharedLine{below(shared, largest_shared), {}};
         const auto shared_of = [](const AllToAllModel& of) {
@@ -362,15 +373,19 @@ std::vector<AllToAllModel> structures(const std::vector<AllToAllPoint>& points,
   return out;
 }
 
-// A table of a function of the volume, from 16 KiB to 4 GiB in steps of sqrt(2).
+// A table of a function of the volume, from 16 KiB to 4 GiB in steps of sqrt(2), and where it bends.
 template <class F>
-std::vector<RampPoint> tabulate(const F& time_s) {
-  std::vector<RampPoint> points;
+std::vector<RampPoint> tabulate(const std::vector<double>& knots, const F& time_s) {
+  std::set<std::int64_t> volumes;
+  for (const double knot : knots) volumes.insert(static_cast<std::int64_t>(knot));
   for (int i = 0; i <= 36; ++i) {
-    const double volume = std::round(std::ldexp(1.0, 14) * std::pow(2.0, 0.5 * i));
+    volumes.insert(std::llround(std::ldexp(1.0, 14) * std::pow(2.0, 0.5 * i)));
+  }
+  std::vector<RampPoint> points;
+  for (const std::int64_t volume : volumes) {
     // Tenths of a nanosecond.
-    points.push_back({Bytes{static_cast<std::int64_t>(volume)},
-                      Seconds{std::round(time_s(volume) * 1e10) * 1e-10}});
+    points.push_back(
+        {Bytes{volume}, Seconds{std::round(time_s(static_cast<double>(volume)) * 1e10) * 1e-10}});
   }
   return points;
 }
@@ -533,7 +548,7 @@ Cluster calibrated_cluster(const Cluster& base, const AllToAllModel& model) {
     return value ? std::optional(Bandwidth{*value}) : std::nullopt;
   };
   StartCost large{{}, {model.large.launch_s}, {model.large.per_peer_s}, {}, {}, {}};
-  large.ramp = tabulate([&](double volume) { return model.ramp_s(volume); });
+  large.ramp = tabulate(model.line.knots, [&](double volume) { return model.ramp_s(volume); });
   if (model.shared) {
     scale_up.shared_bandwidth = Bandwidth{1.0 / model.shared->slopes.back()};
     scale_up.shared_group = model.shared_group;
@@ -541,9 +556,11 @@ Cluster calibrated_cluster(const Cluster& base, const AllToAllModel& model) {
     if (model.socket_gpus && domain_gpus % *model.socket_gpus == 0) {
       scale_up.num_sockets = domain_gpus / *model.socket_gpus;
       scale_up.socket_bandwidth = Bandwidth{1.0 / model.socket->slopes.back()};
-      large.socket_ramp = tabulate([&](double volume) { return model.socket_ramp_s(volume); });
+      large.socket_ramp =
+          tabulate(model.socket->knots, [&](double volume) { return model.socket_ramp_s(volume); });
     }
-    large.shared_ramp = tabulate([&](double volume) { return model.shared_ramp_s(volume); });
+    large.shared_ramp =
+        tabulate(model.shared->knots, [&](double volume) { return model.shared_ramp_s(volume); });
   }
   if (model.threshold > 0.0) {
     const Bytes threshold{static_cast<std::int64_t>(model.threshold)};
@@ -551,11 +568,11 @@ Cluster calibrated_cluster(const Cluster& base, const AllToAllModel& model) {
     StartCost small{threshold, {model.small.launch_s}, {model.small.per_peer_s}, {}, {}, {}};
     if (model.shared) {
       small.shared_ramp =
-          tabulate([&](double volume) { return model.small_shared_ramp_s(volume); });
+          tabulate({}, [&](double volume) { return model.small_shared_ramp_s(volume); });
     }
     if (scale_up.num_sockets > 1) {
       small.socket_ramp =
-          tabulate([&](double volume) { return model.small_socket_ramp_s(volume); });
+          tabulate({}, [&](double volume) { return model.small_socket_ramp_s(volume); });
     }
     tier.start.push_back(std::move(small));
   }

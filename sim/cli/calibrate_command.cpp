@@ -136,7 +136,12 @@ void fit_links(const FitArguments& arguments, bool is_skeleton, Cluster& cluster
                  format_bandwidth(cluster.scale_up->bandwidth), format_bandwidth(before));
   }
   check_physical(points, cluster.scale_up->bandwidth * 1.02, where);
-  const AllToAllFit fit = fit_alltoall(points, alltoall_options(cluster));
+  AllToAllOptions options = alltoall_options(cluster);
+  // Links of a skeleton, and of what a probe was fitted to before, are as fast as they were seen to be.
+  if (options.nvlink && !is_skeleton && arguments.probe.empty()) {
+    options.link_bandwidth = before.value;
+  }
+  const AllToAllFit fit = fit_alltoall(points, options);
   report_alltoall(points, fit);
   for (const std::string& name : fit.undetermined) {
     spdlog::warn("the measurements do not determine {}: its value rests on a prior guess", name);

@@ -61,7 +61,7 @@ TEST_F(CalibrateCommand, RefusesProbesThatAreNotWhole) {
 
 TEST_F(CalibrateCommand, RefusesTimesThatAreNone) {
   for (const double time : {0.0, -3.0}) {
-    for (const char* part : {"expert_mlp", "kernels", "curves"}) {
+    for (const char* part : {"expert_mlp", "kernels", "curves", "overlap"}) {
       refuses_changed([&](json& probe) { probe[part][3]["median_us"] = time; },
                       {fmt::format("{}[3]", part), "above zero"});
     }

@@ -37,22 +37,28 @@ TEST(Nccl, SegmentsSetAlphaAndRate) {
   EXPECT_NEAR(two.execution.makespan_s, 22e-6 + 4e-3, 1e-12);
 }
 
-// 16 channels of 0.1 GB/s on links of 1 GB/s. Two ranks have 8 of them, 0.8 GB/s; four 4, 0.4 GB/s; three
-// as many, since 3 * 4 <= 16 < 3 * 8; 20 ranks have one. With a bandwidth of the message beside it, the lower counts.
+// 16 channels of 0.1 GB/s on links of 1 GB/s. Two ranks have 8 of them, four 4, three as many, since
+// 3 * 4 <= 16 < 3 * 8; 20 ranks have one. 1 MB each way between two of four ranks flows at 0.4 GB/s. With 3 MB
+// one way and 1 MB back the channels are shared 3 to 1, 0.6 and 0.2 GB/s; with nothing back one direction
+// has them alone, 0.8 GB/s. A bandwidth of the message below that counts.
 TEST(Nccl, RanksDealTheirChannelsToTheirPeers) {
   EXPECT_EQ(channels_per_peer(16, 2), 8.0);
   EXPECT_EQ(channels_per_peer(16, 3), 4.0);
   EXPECT_EQ(channels_per_peer(16, 4), 4.0);
   EXPECT_EQ(channels_per_peer(16, 20), 1.0);
-  for (const auto& [ranks, rate] : {std::pair{2U, 0.8e9}, {3U, 0.4e9}, {4U, 0.4e9}}) {
-    NcclTier tier = make_tier({{std::nullopt, Seconds{}, std::nullopt, Bandwidth{0.1e9}}});
-    tier.channels = 16;
-    const auto one = run_phase(with_nccl(star(ranks), tier), {}, {{0, 1, 1e6, 1}});
-    EXPECT_NEAR(one.finish_s(0), 2e-6 + 1e6 / rate, 1e-12) << ranks;
-    tier.segments[0].bandwidth = Bandwidth{0.2e9};
-    const auto both = run_phase(with_nccl(star(ranks), tier), {}, {{0, 1, 1e6, 1}});
-    EXPECT_NEAR(both.finish_s(0), 2e-6 + 5e-3, 1e-12) << ranks;
-  }
+  NcclTier tier = make_tier({{std::nullopt, Seconds{}, std::nullopt, Bandwidth{0.1e9}}});
+  tier.channels = 16;
+  const Cluster four = with_nccl(star(4), tier);
+  const auto equal = run_phase(four, {}, {{0, 1, 1e6, 1}, {1, 0, 1e6, 1}});
+  EXPECT_NEAR(equal.finish_s(0), 2e-6 + 1e6 / 0.4e9, 1e-12);
+  EXPECT_NEAR(equal.finish_s(1), 2e-6 + 1e6 / 0.4e9, 1e-12);
+  const auto skewed = run_phase(four, {}, {{0, 1, 3e6, 1}, {1, 0, 1e6, 1}});
+  EXPECT_NEAR(skewed.finish_s(0), 2e-6 + 3e6 / 0.6e9, 1e-12);
+  EXPECT_NEAR(skewed.finish_s(1), 2e-6 + 1e6 / 0.2e9, 1e-12);
+  EXPECT_NEAR(run_phase(four, {}, {{0, 1, 1e6, 1}}).finish_s(0), 2e-6 + 1e6 / 0.8e9, 1e-12);
+  tier.segments[0].bandwidth = Bandwidth{0.2e9};
+  const auto capped = run_phase(with_nccl(star(4), tier), {}, {{0, 1, 1e6, 1}});
+  EXPECT_NEAR(capped.finish_s(0), 2e-6 + 1e6 / 0.2e9, 1e-12);
 }
 
 // One place per rank: the second send waits for the first to arrive. alpha 10 us, 2 us of latency.
