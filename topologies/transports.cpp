@@ -17,6 +17,7 @@ namespace {
 
 // The text of a transport stands this deep in a topology file.
 constexpr std::size_t kIndent = 4;
+constexpr std::int64_t kMostChannels = 1024;
 
 std::string spaces(std::size_t count) {
   return std::string(count, ' ');
@@ -30,6 +31,9 @@ MessageSegment read_segment(const YamlValue& value) {
   if (const auto up_to = map.optional("up_to")) segment.up_to = up_to->as_bytes();
   segment.alpha = map.required("alpha").as_seconds();
   if (const auto rate = map.optional("bandwidth")) segment.bandwidth = positive_bandwidth(*rate);
+  if (const auto rate = map.optional("channel_bandwidth")) {
+    segment.channel_bandwidth = positive_bandwidth(*rate);
+  }
   map.finish();
   return segment;
 }
@@ -90,8 +94,17 @@ std::optional<NcclTier> read_nccl_tier(LayeredMap& parent, const std::string& ke
   auto map = parent.block(key);
   if (!map) return std::nullopt;
   NcclTier tier;
+  if (const auto count = map->optional("channels")) {
+    if (!says(*count, "none")) {
+      tier.channels = static_cast<std::uint32_t>(count->as_integer(1, kMostChannels));
+    }
+  }
   if (const auto list = map->optional("segments")) {
     tier.segments = read_segments(*list, read_segment);
+    for (const MessageSegment& segment : tier.segments) {
+      if (!segment.channel_bandwidth || tier.channels) continue;
+      throw list->error("a channel_bandwidth without channels", "channels beside the segments");
+    }
   }
   if (const auto list = map->optional("start")) {
     if (!says(*list, "none")) tier.start = read_segments(*list, read_start_cost);
@@ -128,12 +141,16 @@ std::string nccl_tier_text(std::string_view key, const NcclTier& tier, std::size
   add("rank_total_bandwidth", tier.rank_total_bandwidth);
   add("pair_bandwidth", tier.pair_bandwidth);
   add("pair_total_bandwidth", tier.pair_total_bandwidth);
+  if (tier.channels) text += fmt::format("{}channels: {}\n", spaces(indent + 2), *tier.channels);
   text += spaces(indent + 2) + "segments:\n";
   for (const MessageSegment& segment : tier.segments) {
     text += spaces(indent + 4) + "- {";
     if (segment.up_to) text += fmt::format("up_to: {} B, ", segment.up_to->value);
     text += "alpha: " + exact(segment.alpha);
     if (segment.bandwidth) text += ", bandwidth: " + exact(*segment.bandwidth);
+    if (segment.channel_bandwidth) {
+      text += ", channel_bandwidth: " + exact(*segment.channel_bandwidth);
+    }
     text += "}\n";
   }
   if (tier.start.empty()) return text;
@@ -465,6 +482,12 @@ TransportParameters chosen_transport(const Cluster& cluster, const TransportChoi
   parameters = read_one(map, parameters.index());
   check_sms(cluster, parameters, name);
   return parameters;
+}
+
+double channels_per_peer(std::uint32_t channels, std::uint32_t num_ranks) {
+  std::uint64_t dealt = 1;
+  while (2 * dealt * num_ranks <= channels) dealt *= 2;
+  return static_cast<double>(dealt);
 }
 
 std::vector<std::string> transport_warnings(const Cluster& cluster) {

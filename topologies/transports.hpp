@@ -23,12 +23,12 @@ struct Cluster;
 struct IdealParameters {};
 
 // Cost of one message of up to `up_to` bytes (the last segment has no limit): a fixed time before
-// its first byte moves, and the highest rate a single transfer reaches. Segments are what protocol
-// switches (NCCL's LL, LL128, Simple) look like from outside.
+// its first byte moves, and the highest rate a single transfer reaches, or one channel of it (see
+// NcclTier). Segments are what protocol switches (NCCL's LL, LL128, Simple) look like from outside.
 struct MessageSegment {
   std::optional<Bytes> up_to;
   Seconds alpha;
-  std::optional<Bandwidth> bandwidth;
+  std::optional<Bandwidth> bandwidth, channel_bandwidth;
 };
 
 // What a rank spends before the first of its sends of a phase (dispatch, combine, ...) leaves: the
@@ -36,10 +36,11 @@ struct MessageSegment {
 // needs to reach the links' rate. The start cost for messages of up to `up_to` bytes (the rank's
 // largest of the phase) is
 //   max(0, launch + per_peer * (destinations - 1)
-//            + max(ramp(rank's volume), shared_ramp(shared volume), socket_ramp(volume between
-//                  sockets), single)
-//            - max(what the links alone take, single))
-// where `single` is the largest message at its segment's bandwidth and a ramp says how long a
+//            + max(ramp(rank's volume) + max(0, dealt - volume / rate), shared_ramp(shared volume),
+//                  socket_ramp(volume between sockets), single)
+//            - max(what the links alone take, single, dealt))
+// where `single` is the largest message at its segment's bandwidth, `dealt` half of what a pair moves
+// there and back at its channels', `rate` what the rank reaches on its link, and a ramp says how long a
 // volume takes beyond the launch: linear between its points, from zero at zero, and at the links'
 // rate after the last. An empty ramp is the links' rate throughout. Under a rank_total_bandwidth (of
 // the links or of the transport) a rank's volume is half of what it sends and receives: as much as in an exchange of equal parts.
@@ -60,6 +61,9 @@ struct StartCost {
 struct NcclTier {
   std::vector<MessageSegment> segments{MessageSegment{}};  // ascending; never empty
   std::vector<StartCost> start;                            // ascending; empty: none
+  // What ranks deal to their peers (channels_per_peer); a channel_bandwidth needs them. A channel moves
+  // it each way in an exchange of equal parts: the direction of more bytes gets more of twice it.
+  std::optional<std::uint32_t> channels;
   // What a rank's messages reach together, each direction; absent: what the links carry.
   std::optional<Bandwidth> rank_bandwidth;
   // The same of both directions together, where the kernel's blocks move what comes and what goes.
@@ -68,6 +72,11 @@ struct NcclTier {
   // absent: what a rank reaches.
   std::optional<Bandwidth> pair_bandwidth, pair_total_bandwidth;
 };
+
+// The channels over which two of `num_ranks` ranks exchange: the largest power of two of which
+// num_ranks times as many are no more than `channels`; at least one.
+[[nodiscard]] double channels_per_peer(std::uint32_t channels, std::uint32_t num_ranks);
+
 struct NcclParameters {
   // Absent: messages of the tier cost what the links take.
   std::optional<NcclTier> scale_up, network;

@@ -12,18 +12,23 @@
 namespace coterie {
 namespace {
 
-constexpr double kNcclThreshold = 16384.0;
+constexpr double kNcclThreshold = 16384.0;  // bytes per channel
+constexpr double kPcieChannels = 2.0;       // of a pair of GPUs without NVLink
 constexpr std::size_t kSizeFolds = 4;
-
-double line_s(const std::vector<double>& knots, const std::vector<double>& slopes, double volume) {
-  double time_s = 0.0;
-  double from = 0.0;
-  for (std::size_t i = 0; i < knots.size() && volume > from; ++i) {
-    time_s += (std::min(volume, knots[i]) - from) * slopes[i];
-    from = knots[i];
-  }
-  return volume > from ? time_s + (volume - from) * slopes.back() : time_s;
-}
+// In log units: how far a part of a bend may be from an equal share of the launch, and from the part
+// before it.
+constexpr double kBendPrior = 2.0;
+constexpr double kBendSmooth = 0.5;
+// What is known of NVLink before any measurement: NCCL's all-to-alls reach about 72 % of a port's data
+// sheet, and one channel, a thread block that copies, about 18 GB/s.
+constexpr double kLinkShare = 0.72;
+constexpr double kLinkShareWidth = 0.1;
+constexpr double kChannelRate = 18e9;
+constexpr double kChannelRateWidth = 0.3;
+constexpr std::uint32_t kNvlinkChannels = 32;
+// One more peer is one more entry in a kernel's list of work: a small part of its launch.
+constexpr double kPeerShare = 0.02;
+constexpr double kPeerWidth = 1.0;
 
 // (launch^q + line^q)^(1/q) - launch
 double hidden_s(double launch_s, double time_s, double q) {
@@ -58,8 +63,8 @@ class Layout {
       : structure_(structure), message_rate_(message_rate) {}
 
   [[nodiscard]] bool has_small() const { return structure_.threshold > 0.0; }
-  [[nodiscard]] bool has_shared() const { return !structure_.shared_knots.empty(); }
-  [[nodiscard]] bool has_sockets() const { return !structure_.socket_knots.empty(); }
+  [[nodiscard]] bool has_shared() const { return structure_.shared.has_value(); }
+  [[nodiscard]] bool has_sockets() const { return structure_.socket.has_value(); }
   [[nodiscard]] bool has_message_rate() const { return message_rate_; }
 
   [[nodiscard]] AllToAllModel model(std::span<const double> p) const {
@@ -75,16 +80,19 @@ class Layout {
       out.small.per_peer_s = take();
       out.small.message_rate = take();
     }
-    out.slopes.resize(out.knots.size() + 1);
-    for (double& slope : out.slopes) slope = take();
+    out.line.bends.resize(out.line.knots.size());
+    for (double& bend : out.line.bends) bend = take();
+    out.line.slope = take();
+    const auto take_slopes = [&](SharedLine& line) {
+      line.slopes.resize(line.knots.size() + 1);
+      for (double& slope : line.slopes) slope = take();
+    };
     if (has_shared()) {
-      out.shared_slopes.resize(out.shared_knots.size() + 1);
-      for (double& slope : out.shared_slopes) slope = take();
+      take_slopes(*out.shared);
       if (has_small()) out.small_shared_slope = take();
     }
     if (has_sockets()) {
-      out.socket_slopes.resize(out.socket_knots.size() + 1);
-      for (double& slope : out.socket_slopes) slope = take();
+      take_slopes(*out.socket);
       if (has_small()) out.small_socket_slope = take();
     }
     return out;
@@ -98,8 +106,9 @@ class Layout {
 // Starting values and priors from simple readings of the points.
 class Start {
  public:
-  Start(const std::vector<AllToAllPoint>& points, const AllToAllModel& structure)
-      : points_(points), structure_(structure) {
+  Start(const std::vector<AllToAllPoint>& points, const AllToAllModel& structure,
+        std::optional<double> link_bandwidth)
+      : points_(points), structure_(structure), link_bandwidth_(link_bandwidth) {
     for (const AllToAllPoint& point : points) {
       min_ranks_ = std::min(min_ranks_, point.num_ranks);
       const bool below = point.message() <= structure.threshold;
@@ -111,7 +120,7 @@ class Start {
       const double between = socket_volume(point.num_ranks, structure.socket_gpus, point.volume());
       socket_rate_ = std::max(socket_rate_, between / point.time_s);
       if (between > 0.0) continue;  // what joins the sockets decides, not their bridges
-      if (structure.shared_knots.empty() || unshared) {
+      if (!structure.shared || unshared) {
         rate_ = std::max(rate_, rate);
       } else {
         shared_rate_ = std::max(shared_rate_, shared_volume(point.num_ranks, structure.shared_group,
@@ -120,6 +129,8 @@ class Start {
       }
     }
     for (const AllToAllPoint& point : points) {
+      const double dealt = channels_per_peer(structure.channels, point.num_ranks);
+      channel_rate_ = std::max(channel_rate_, point.message() / (point.time_s * dealt));
       if (point.num_ranks == 2) pair_rate_ = std::max(pair_rate_, point.message() / point.time_s);
     }
     if (rate_ == 0.0) rate_ = shared_rate_;
@@ -128,9 +139,12 @@ class Start {
   }
 
   [[nodiscard]] bool message_rate() const {
+    if (structure_.channels > 0) return true;
     return pair_rate_ > 0.0 && std::any_of(points_.begin(), points_.end(),
                                            [](const auto& point) { return point.num_ranks > 2; });
   }
+
+  [[nodiscard]] bool over_pcie() const { return structure_.shared.has_value(); }
 
   [[nodiscard]] FitProblem problem(const Layout& layout) const {
     FitProblem problem;
@@ -141,32 +155,61 @@ class Start {
     const double latency = structure_.latency_s;
     const auto above = [&](double time_s) { return std::max(time_s - latency, 0.2 * time_s); };
     add("launch", above(min_large_s_), 2.0);
-    add("per_peer", 0.01 * min_large_s_, 2.0);
-    add("sharpness", 2.5, 1.2);
-    if (layout.has_message_rate()) add("message_rate", 1.1 * pair_rate_, 2.0);
+    add("per_peer", kPeerShare * min_large_s_, kPeerWidth);
+    if (over_pcie()) {
+      add("sharpness", 0.15, 0.7);
+    } else {
+      add("sharpness", 2.5, 1.2);
+    }
+    if (structure_.channels > 0) {
+      add("channel_rate", kChannelRate, kChannelRateWidth);
+      // From where it limits some point, so that the fit sees what it does.
+      problem.parameters.back().start = std::log(channel_rate_);
+    } else if (layout.has_message_rate()) {
+      add("message_rate", 1.1 * pair_rate_, 2.0);
+    }
     if (layout.has_small()) {
       add("small.launch", above(min_time_s_), 2.0);
       add("small.per_peer", 0.02 * min_time_s_, 2.0);
       add("small.message_rate", 16384.0 / (0.5 * min_time_s_), 2.0);
     }
-    add_ramp(problem, "slope", structure_.knots.size(), 1.0 / rate_);
+    add_line(problem, structure_.line, 1.0 / rate_);
+    if (structure_.channels > 0) {
+      // Where the channels are what limits, the links are as fast as the data sheet suggests, or else as
+      // what they were seen to carry.
+      FitParameter& slope = problem.parameters.back();
+      if (link_bandwidth_) slope.prior = -std::log(kLinkShare * *link_bandwidth_);
+      slope.prior_width = kLinkShareWidth;
+    }
     if (layout.has_shared()) {
-      add_ramp(problem, "shared_slope", structure_.shared_knots.size(), 1.0 / shared_rate_);
+      add_slopes(problem, "shared_slope", *structure_.shared, 1.0 / shared_rate_);
       if (layout.has_small()) add("small.shared_slope", 2.0 / shared_rate_, 2.0);
     }
     if (layout.has_sockets()) {
-      add_ramp(problem, "socket_slope", structure_.socket_knots.size(), 1.5 / socket_rate_);
+      add_slopes(problem, "socket_slope", *structure_.socket, 1.5 / socket_rate_);
       if (layout.has_small()) add("small.socket_slope", 3.0 / socket_rate_, 2.0);
     }
     return problem;
   }
 
  private:
-  static void add_ramp(FitProblem& problem, const std::string& name, std::size_t num_knots,
-                       double slope) {
+  // A bend of the launch's size in all.
+  void add_line(FitProblem& problem, const VolumeLine& line, double slope) const {
     const std::size_t first = problem.parameters.size();
-    for (std::size_t i = 0; i <= num_knots; ++i) {
-      const double factor = i < num_knots ? 1.2 : 1.0;
+    const auto num_knots = static_cast<double>(line.knots.size());
+    for (std::size_t i = 0; i < line.knots.size(); ++i) {
+      problem.parameters.push_back(
+          {fmt::format("bend[{}]", i), std::log(min_large_s_ / num_knots), kBendPrior});
+      if (i >= 1) problem.smooth.push_back({first + i, first + i - 1, kBendSmooth});
+    }
+    problem.parameters.push_back({"slope", std::log(slope), 5.0});
+  }
+
+  static void add_slopes(FitProblem& problem, const std::string& name, const SharedLine& line,
+                         double slope) {
+    const std::size_t first = problem.parameters.size();
+    for (std::size_t i = 0; i <= line.knots.size(); ++i) {
+      const double factor = i < line.knots.size() ? 1.2 : 1.0;
       problem.parameters.push_back({fmt::format("{}[{}]", name, i), std::log(factor * slope), 5.0});
       if (i >= 1) problem.smooth.push_back({first + i, first + i - 1, 1.3});
     }
@@ -174,10 +217,12 @@ class Start {
 
   const std::vector<AllToAllPoint>& points_;
   const AllToAllModel& structure_;
+  std::optional<double> link_bandwidth_;
   std::uint32_t min_ranks_ = 1U << 30;
   std::size_t num_small_ = 0;
   double min_time_s_ = 1e9, min_large_s_ = 1e9;
   double rate_ = 0.0, shared_rate_ = 0.0, socket_rate_ = 0.0, pair_rate_ = 0.0;
+  double channel_rate_ = 0.0;
 };
 
 struct Solved {
@@ -186,8 +231,9 @@ struct Solved {
   FitProblem problem;
 };
 
-Solved solve_structure(const std::vector<AllToAllPoint>& points, const AllToAllModel& structure) {
-  const Start start(points, structure);
+Solved solve_structure(const std::vector<AllToAllPoint>& points, const AllToAllModel& structure,
+                       std::optional<double> link_bandwidth) {
+  const Start start(points, structure, link_bandwidth);
   const Layout layout(structure, start.message_rate());
   FitProblem problem = start.problem(layout);
   for (const AllToAllPoint& point : points) {
@@ -216,7 +262,8 @@ std::vector<std::size_t> fold_of(const std::vector<AllToAllPoint>& points) {
 }
 
 std::vector<double> held_out_errors(const std::vector<AllToAllPoint>& points,
-                                    const AllToAllModel& structure) {
+                                    const AllToAllModel& structure,
+                                    std::optional<double> link_bandwidth) {
   const std::vector<std::size_t> fold = fold_of(points);
   std::vector<double> errors(points.size(), 0.0);
   for (std::size_t out = 0; out < kSizeFolds; ++out) {
@@ -225,7 +272,7 @@ std::vector<double> held_out_errors(const std::vector<AllToAllPoint>& points,
       if (fold[i] != out) training.push_back(points[i]);
     }
     if (training.size() == points.size() || training.empty()) continue;
-    const AllToAllModel model = solve_structure(training, structure).model;
+    const AllToAllModel model = solve_structure(training, structure, link_bandwidth).model;
     for (std::size_t i = 0; i < points.size(); ++i) {
       if (fold[i] != out) continue;
       errors[i] =
@@ -271,12 +318,22 @@ std::vector<AllToAllModel> structures(const std::vector<AllToAllPoint>& points,
     return knots;
   };
   std::vector<AllToAllModel> out;
-  const bool straddles = smallest_message <= kNcclThreshold && largest_message > kNcclThreshold;
-  std::vector<std::vector<double>> knots{
-      {16e6}, {4e6, 32e6}, {2e6, 8e6, 64e6}, {1e6, 4e6, 16e6, 64e6}, {0.5e6, 2e6, 8e6, 64e6}};
+  const bool over_pcie = options.shared_link && largest_shared > 0.0;
+  // One count of ranks cannot tell channels from links, unless the data sheet does.
+  std::set<std::uint32_t> counts;
+  for (const AllToAllPoint& point : points) counts.insert(point.num_ranks);
+  const bool channels = options.nvlink && (counts.size() > 1 || options.link_bandwidth);
+  const double ll_threshold = over_pcie ? kPcieChannels * kNcclThreshold : kNcclThreshold;
+  const bool straddles = smallest_message <= ll_threshold && largest_message > ll_threshold;
+  std::vector<std::vector<double>> knots{{16e6},
+                                         {1e6, 16e6},
+                                         {0.5e6, 4e6, 32e6},
+                                         {1e6, 4e6, 16e6, 64e6},
+                                         {0.25e6, 1e6, 4e6, 16e6, 64e6}};
   std::vector<std::vector<double>> shared_knots{{}};
-  if (options.shared_link && largest_shared > 0.0) {
-    shared_knots = {{1e6, 64e6, 600e6}, {1e6, 200e6, 800e6}};
+  if (over_pcie) {
+    knots = {{}, {1e6}, {1e6, 16e6}};
+    shared_knots = {{1e6}, {1e6, 64e6}, {1e6, 64e6, 600e6}, {1e6, 200e6, 800e6}};
   }
   if (options.socket) {
     knots = {{1e6}, {128e3, 2e6}, {64e3, 512e3, 8e6}};
@@ -285,27 +342,29 @@ std::vector<AllToAllModel> structures(const std::vector<AllToAllPoint>& points,
   std::vector<std::optional<std::uint32_t>> sockets{std::nullopt};
   const bool has_four = std::any_of(points.begin(), points.end(),
                                     [](const auto& point) { return point.num_ranks == 4; });
-  if (options.shared_link && largest_shared > 0.0 && has_four) sockets.emplace_back(4);
-  for (const double threshold : {kNcclThreshold, 0.0}) {
-    if (threshold > 0.0 && !straddles) continue;
+  if (over_pcie && has_four) sockets.emplace_back(4);
+  std::vector<double> thresholds{ll_threshold};
+  if (!straddles) thresholds = {0.0};
+  if (straddles && options.socket) thresholds.push_back(0.0);
+  for (const double threshold : thresholds) {
     for (const auto& own : knots) {
       for (const auto& [shared, socket_gpus] : with_sockets(shared_knots, sockets)) {
         AllToAllModel model;
         model.socket_gpus = socket_gpus;
-        if (socket_gpus) model.socket_knots = {4e6, 200e6};
+        if (socket_gpus) model.socket = SharedLine{{4e6, 200e6}, {}};
         model.threshold = threshold;
         model.latency_s = options.latency_s;
         model.shared_group = options.shared_group;
         model.rank_total = options.socket;
-        model.knots = below(own, largest);
-        if (model.knots.empty()) model.knots = {0.5 * largest};
-        model.shared_knots = below(shared, largest_shared);
-        if (model.shared_knots.empty() && !shared.empty()) {
-          model.shared_knots = {0.5 * largest_shared};
-        }
+        if (channels) model.channels = kNvlinkChannels;
+        model.line.knots = below(own, largest);
+        if (over_pcie) model.shared = SharedLine{below(shared, largest_shared), {}};
+        const auto shared_of = [](const AllToAllModel& of) {
+          return of.shared ? of.shared->knots : std::vector<double>{};
+        };
         const bool known = std::any_of(out.begin(), out.end(), [&](const AllToAllModel& other) {
-          return other.threshold == model.threshold && other.knots == model.knots &&
-                 other.shared_knots == model.shared_knots && other.socket_gpus == model.socket_gpus;
+          return other.threshold == model.threshold && other.line.knots == model.line.knots &&
+                 shared_of(other) == shared_of(model) && other.socket_gpus == model.socket_gpus;
         });
         if (!known) out.push_back(std::move(model));
       }
@@ -314,33 +373,58 @@ std::vector<AllToAllModel> structures(const std::vector<AllToAllPoint>& points,
   return out;
 }
 
-// A table of a function of the volume, from 16 KiB to 4 GiB in steps of sqrt(2).
+// A table of a function of the volume, from 16 KiB to 4 GiB in steps of sqrt(2), and where it bends.
 template <class F>
-std::vector<RampPoint> tabulate(const F& time_s) {
-  std::vector<RampPoint> points;
+std::vector<RampPoint> tabulate(const std::vector<double>& knots, const F& time_s) {
+  std::set<std::int64_t> volumes;
+  for (const double knot : knots) volumes.insert(static_cast<std::int64_t>(knot));
   for (int i = 0; i <= 36; ++i) {
-    const double volume = std::round(std::ldexp(1.0, 14) * std::pow(2.0, 0.5 * i));
+    volumes.insert(std::llround(std::ldexp(1.0, 14) * std::pow(2.0, 0.5 * i)));
+  }
+  std::vector<RampPoint> points;
+  for (const std::int64_t volume : volumes) {
     // Tenths of a nanosecond.
-    points.push_back({Bytes{static_cast<std::int64_t>(volume)},
-                      Seconds{std::round(time_s(volume) * 1e10) * 1e-10}});
+    points.push_back(
+        {Bytes{volume}, Seconds{std::round(time_s(static_cast<double>(volume)) * 1e10) * 1e-10}});
   }
   return points;
 }
 
 }  // namespace
 
+double VolumeLine::time_s(double volume) const {
+  double time_s = volume * slope;
+  double from = 0.0;
+  for (std::size_t i = 0; i < knots.size() && volume > from; ++i) {
+    const double to = std::min(volume, knots[i]);
+    time_s += bends[i] * (i == 0 ? to / knots[i] : std::log(to / from) / std::log(knots[i] / from));
+    from = knots[i];
+  }
+  return time_s;
+}
+
+double SharedLine::time_s(double volume) const {
+  double time_s = 0.0;
+  double from = 0.0;
+  for (std::size_t i = 0; i < knots.size() && volume > from; ++i) {
+    time_s += (std::min(volume, knots[i]) - from) * slopes[i];
+    from = knots[i];
+  }
+  return volume > from ? time_s + (volume - from) * slopes.back() : time_s;
+}
+
 double AllToAllModel::ramp_s(double volume) const {
-  return hidden_s(large.launch_s, line_s(knots, slopes, volume), sharpness);
+  return hidden_s(large.launch_s, line.time_s(volume), sharpness);
 }
 double AllToAllModel::shared_ramp_s(double volume) const {
-  return hidden_s(large.launch_s, line_s(shared_knots, shared_slopes, volume), sharpness);
+  return hidden_s(large.launch_s, shared->time_s(volume), sharpness);
 }
 double AllToAllModel::small_shared_ramp_s(double volume) const {
   return hidden_s(small.launch_s, volume * small_shared_slope, sharpness);
 }
 
 double AllToAllModel::socket_ramp_s(double volume) const {
-  return hidden_s(large.launch_s, line_s(socket_knots, socket_slopes, volume), sharpness);
+  return hidden_s(large.launch_s, socket->time_s(volume), sharpness);
 }
 double AllToAllModel::small_socket_ramp_s(double volume) const {
   return hidden_s(small.launch_s, volume * small_socket_slope, sharpness);
@@ -351,20 +435,28 @@ double AllToAllModel::time_s(std::uint32_t num_ranks, double bytes_per_rank) con
   const double volume = message * (num_ranks - 1);
   const bool is_small = message <= threshold;
   const Protocol& protocol = is_small ? small : large;
-  const double single = protocol.message_rate ? message / *protocol.message_rate : 0.0;
-  double ramped = std::max(single, is_small ? volume * slopes.back() : ramp_s(volume));
-  double links = std::max(single, volume * slopes.back());
-  if (!shared_slopes.empty()) {
-    const double shared = shared_volume(num_ranks, shared_group, socket_gpus, volume);
-    if (shared > 0.0) {
-      ramped = std::max(ramped, is_small ? small_shared_ramp_s(shared) : shared_ramp_s(shared));
-      links = std::max(links, shared * shared_slopes.back());
+  double single = 0.0;
+  double dealt = 0.0;
+  if (is_small || channels == 0) {
+    if (protocol.message_rate) single = message / *protocol.message_rate;
+  } else {
+    dealt = message / (protocol.message_rate.value() * channels_per_peer(channels, num_ranks));
+  }
+  double ramped = (is_small ? volume * line.slope : ramp_s(volume)) +
+                  std::max(0.0, dealt - volume * line.slope);
+  ramped = std::max(ramped, single);
+  double links = std::max({single, dealt, volume * line.slope});
+  if (shared) {
+    const double across = shared_volume(num_ranks, shared_group, socket_gpus, volume);
+    if (across > 0.0) {
+      ramped = std::max(ramped, is_small ? small_shared_ramp_s(across) : shared_ramp_s(across));
+      links = std::max(links, across * shared->slopes.back());
     }
   }
   const double between = socket_volume(num_ranks, socket_gpus, volume);
-  if (between > 0.0 && !socket_slopes.empty()) {
+  if (between > 0.0 && socket) {
     ramped = std::max(ramped, is_small ? small_socket_ramp_s(between) : socket_ramp_s(between));
-    links = std::max(links, between * socket_slopes.back());
+    links = std::max(links, between * socket->slopes.back());
   }
   const double start =
       std::max(0.0, protocol.launch_s + protocol.per_peer_s * (num_ranks - 2) + ramped - links);
@@ -376,7 +468,7 @@ AllToAllFit fit_alltoall(const std::vector<AllToAllPoint>& points, const AllToAl
   double best_score = 1e30;
   std::vector<double> best_errors;
   for (const AllToAllModel& structure : structures(points, options)) {
-    std::vector<double> errors = held_out_errors(points, structure);
+    std::vector<double> errors = held_out_errors(points, structure, options.link_bandwidth);
     const double value = score(errors);
     if (value < best_score) {
       best_score = value;
@@ -384,7 +476,7 @@ AllToAllFit fit_alltoall(const std::vector<AllToAllPoint>& points, const AllToAl
       best_errors = std::move(errors);
     }
   }
-  Solved solved = solve_structure(points, best);
+  Solved solved = solve_structure(points, best, options.link_bandwidth);
   AllToAllFit fit;
   fit.model = std::move(solved.model);
   fit.held_out = std::move(best_errors);
@@ -412,6 +504,7 @@ AllToAllOptions alltoall_options(const Cluster& base) {
   if (!base.scale_up) throw InputError("topology " + base.name + " has no scale_up links to fit");
   options.latency_s = 2.0 * base.scale_up->latency.value;
   options.socket = base.scale_up->kind == ScaleUpKind::kSocket;
+  options.nvlink = base.scale_up->kind == ScaleUpKind::kNvlink;
   options.shared_link = base.scale_up->kind == ScaleUpKind::kPcie;
   options.shared_group = base.scale_up->kind == ScaleUpKind::kPcie ? 2 : 1;
   return options;
@@ -443,45 +536,52 @@ Cluster calibrated_cluster(const Cluster& base, const AllToAllModel& model) {
   Injection& injection = scale_up.injection;
   injection.rank_bandwidth.reset();
   injection.rank_total_bandwidth.reset();
-  scale_up.bandwidth = std::max(base.scale_up->bandwidth, Bandwidth{1.0 / model.slopes.back()});
+  scale_up.bandwidth = std::max(base.scale_up->bandwidth, Bandwidth{1.0 / model.line.slope});
   if (model.rank_total) {
-    injection.rank_total_bandwidth = Bandwidth{2.0 / model.slopes.back()};
+    injection.rank_total_bandwidth = Bandwidth{2.0 / model.line.slope};
   }
   NcclTier tier;
   tier.segments.clear();
   // The links stay what they are: other transports may reach more of them.
-  if (!model.rank_total) tier.rank_bandwidth = Bandwidth{1.0 / model.slopes.back()};
+  if (!model.rank_total) tier.rank_bandwidth = Bandwidth{1.0 / model.line.slope};
   const auto rate = [](const std::optional<double>& value) {
     return value ? std::optional(Bandwidth{*value}) : std::nullopt;
   };
   StartCost large{{}, {model.large.launch_s}, {model.large.per_peer_s}, {}, {}, {}};
-  large.ramp = tabulate([&](double volume) { return model.ramp_s(volume); });
-  if (!model.shared_slopes.empty()) {
-    scale_up.shared_bandwidth = Bandwidth{1.0 / model.shared_slopes.back()};
+  large.ramp = tabulate(model.line.knots, [&](double volume) { return model.ramp_s(volume); });
+  if (model.shared) {
+    scale_up.shared_bandwidth = Bandwidth{1.0 / model.shared->slopes.back()};
     scale_up.shared_group = model.shared_group;
     const std::uint32_t domain_gpus = scale_up.nodes_per_domain * out.gpus_per_node;
     if (model.socket_gpus && domain_gpus % *model.socket_gpus == 0) {
       scale_up.num_sockets = domain_gpus / *model.socket_gpus;
-      scale_up.socket_bandwidth = Bandwidth{1.0 / model.socket_slopes.back()};
-      large.socket_ramp = tabulate([&](double volume) { return model.socket_ramp_s(volume); });
+      scale_up.socket_bandwidth = Bandwidth{1.0 / model.socket->slopes.back()};
+      large.socket_ramp =
+          tabulate(model.socket->knots, [&](double volume) { return model.socket_ramp_s(volume); });
     }
-    large.shared_ramp = tabulate([&](double volume) { return model.shared_ramp_s(volume); });
+    large.shared_ramp =
+        tabulate(model.shared->knots, [&](double volume) { return model.shared_ramp_s(volume); });
   }
   if (model.threshold > 0.0) {
     const Bytes threshold{static_cast<std::int64_t>(model.threshold)};
-    tier.segments.push_back({threshold, {}, rate(model.small.message_rate)});
+    tier.segments.push_back({threshold, {}, rate(model.small.message_rate), {}});
     StartCost small{threshold, {model.small.launch_s}, {model.small.per_peer_s}, {}, {}, {}};
-    if (!model.shared_slopes.empty()) {
+    if (model.shared) {
       small.shared_ramp =
-          tabulate([&](double volume) { return model.small_shared_ramp_s(volume); });
+          tabulate({}, [&](double volume) { return model.small_shared_ramp_s(volume); });
     }
     if (scale_up.num_sockets > 1) {
       small.socket_ramp =
-          tabulate([&](double volume) { return model.small_socket_ramp_s(volume); });
+          tabulate({}, [&](double volume) { return model.small_socket_ramp_s(volume); });
     }
     tier.start.push_back(std::move(small));
   }
-  tier.segments.push_back({{}, {}, rate(model.large.message_rate)});
+  if (model.channels > 0) {
+    tier.channels = model.channels;
+    tier.segments.push_back({{}, {}, {}, rate(model.large.message_rate)});
+  } else {
+    tier.segments.push_back({{}, {}, rate(model.large.message_rate), {}});
+  }
   tier.start.push_back(std::move(large));
   nccl_of(out).scale_up = std::move(tier);
   return out;

@@ -213,8 +213,9 @@ GpuProbe parse_gpu_probe(const std::string& text, const std::string& name) {
                   [&](const ProbeEntry& entry) { add_mlp(entry, probe); });
   if (document.contains("overlap")) {
     read_probe_part(document, name, "overlap", [&](const ProbeEntry& entry) {
+      const double time_s = entry.time_s();  // a time that is none is refused, used or not
       if (entry.text("kind") != "work_alone" || entry.text("work") != "copy") return;
-      probe.own_copy.push_back({2.0 * entry.positive("copy_bytes"), 0.0, entry.time_s()});
+      probe.own_copy.push_back({2.0 * entry.positive("copy_bytes"), 0.0, time_s});
     });
   }
   return probe;
@@ -285,7 +286,7 @@ std::vector<MessageSegment> segments_of(const std::map<double, double>& pair_tim
       const double time_s = beyond_launch_s(pair_times, start, bytes);
       if (time_s <= 0.0) continue;
       segments.push_back(
-          {Bytes{static_cast<std::int64_t>(bytes)}, Seconds{}, Bandwidth{bytes / time_s}});
+          {Bytes{static_cast<std::int64_t>(bytes)}, Seconds{}, Bandwidth{bytes / time_s}, {}});
     }
   }
   segments.push_back({});

@@ -79,6 +79,15 @@ void set_provenance(Cluster& cluster, const std::string& key, const std::string&
   cluster.provenance.emplace_back(key, text);
 }
 
+// The same of the parameters of `part` that its measurements leave open; nothing where they leave none.
+void set_undetermined(Cluster& cluster, const std::string& part,
+                      const std::vector<std::string>& names) {
+  const std::string key = part + "_undetermined";
+  std::erase_if(cluster.provenance, [&](const auto& entry) { return entry.first == key; });
+  if (!names.empty())
+    cluster.provenance.emplace_back(key, fmt::format("{}", fmt::join(names, ", ")));
+}
+
 std::string joined(const std::set<std::string>& texts) {
   return fmt::format("{}", fmt::join(texts, ", "));
 }
@@ -127,7 +136,12 @@ void fit_links(const FitArguments& arguments, bool is_skeleton, Cluster& cluster
                  format_bandwidth(cluster.scale_up->bandwidth), format_bandwidth(before));
   }
   check_physical(points, cluster.scale_up->bandwidth * 1.02, where);
-  const AllToAllFit fit = fit_alltoall(points, alltoall_options(cluster));
+  AllToAllOptions options = alltoall_options(cluster);
+  // Links of a skeleton, and of what a probe was fitted to before, are as fast as they were seen to be.
+  if (options.nvlink && !is_skeleton && arguments.probe.empty()) {
+    options.link_bandwidth = before.value;
+  }
+  const AllToAllFit fit = fit_alltoall(points, options);
   report_alltoall(points, fit);
   for (const std::string& name : fit.undetermined) {
     spdlog::warn("the measurements do not determine {}: its value rests on a prior guess", name);
@@ -158,10 +172,7 @@ void fit_links(const FitArguments& arguments, bool is_skeleton, Cluster& cluster
   set_provenance(cluster, "links_held_out_error",
                  fmt::format("median {}, worst {} over sizes left out in four folds",
                              percent(errors[errors.size() / 2]), percent(errors.back())));
-  if (!fit.undetermined.empty()) {
-    set_provenance(cluster, "links_undetermined",
-                   fmt::format("{}", fmt::join(fit.undetermined, ", ")));
-  }
+  set_undetermined(cluster, "links", fit.undetermined);
 }
 
 void fit_expert_mlp(const FitArguments& arguments, Cluster& cluster) {
@@ -325,9 +336,7 @@ void fit_probe(const FitArguments& arguments, const GpuProbe& probe, Cluster& cl
   set_provenance(cluster, "gpu_held_out_error",
                  fmt::format("median / worst over sizes left out in four folds: {}",
                              fmt::join(held_out, "; ")));
-  if (!undetermined.empty()) {
-    set_provenance(cluster, "gpu_undetermined", fmt::format("{}", fmt::join(undetermined, ", ")));
-  }
+  set_undetermined(cluster, "gpu", undetermined);
 }
 
 void fit_rows(const FitArguments& arguments, Cluster& cluster) {
@@ -345,8 +354,8 @@ void fit_rows(const FitArguments& arguments, Cluster& cluster) {
     patterns.insert(exchange.pattern);
     ranks.insert(exchange.num_ranks);
   }
-  cluster.provenance.emplace_back(
-      name,
+  set_provenance(
+      cluster, name,
       fmt::format("{} exchanges of rows ({}) over {} ranks{}", exchanges.size(), joined(patterns),
                   fmt::join(ranks, ", "), arguments.source.empty() ? "" : ", " + arguments.source));
   if (!fit.held_out.empty()) {
@@ -359,13 +368,10 @@ void fit_rows(const FitArguments& arguments, Cluster& cluster) {
     if (!cluster.relative_uncertainty) {
       cluster.relative_uncertainty = uncertainty_of(fit.held_out);
     }
-    cluster.provenance.emplace_back(name + "_held_out_error", text);
+    set_provenance(cluster, name + "_held_out_error", text);
     fmt::print("\n{}: {}\n", name, text);
   }
-  if (!fit.undetermined.empty()) {
-    cluster.provenance.emplace_back(name + "_undetermined",
-                                    fmt::format("{}", fmt::join(fit.undetermined, ", ")));
-  }
+  set_undetermined(cluster, name, fit.undetermined);
 }
 
 OperationTableFiles operation_files(const FitArguments& arguments) {

@@ -57,23 +57,20 @@ std::optional<double> layer_uncertainty(const Cluster& cluster, const LayerRepor
   const std::map<std::string, double> parts = part_uncertainties(cluster, layer);
   const std::optional<CriticalRank> critical = critical_rank(layer);
   if (parts.empty() || layer.time_s <= 0.0) return cluster.relative_uncertainty;
-  // Parts of one fit (links; MLP and the wait for it) are off together, those of different fits each in
-  // its own direction.
-  double links_s = 0.0, mlp_s = 0.0, sum_of_squares = 0.0;
+  // The wait is for another rank's MLP, and off with it. All else is off in its own direction.
+  double mlp_s = 0.0, sum_of_squares = 0.0;
   for (std::size_t i = 0; i < kNumParts; ++i) {
     const auto part = static_cast<Part>(i);
     const auto found = parts.find(to_string(part));
     if (found == parts.end()) continue;
     const double off_s = critical->parts[part] * found->second;
-    if (is_link(part)) {
-      links_s += off_s;
-    } else if (is_mlp(part)) {
+    if (is_mlp(part)) {
       mlp_s += off_s;
     } else {
       sum_of_squares += off_s * off_s;
     }
   }
-  sum_of_squares += links_s * links_s + mlp_s * mlp_s;
+  sum_of_squares += mlp_s * mlp_s;
   return std::sqrt(sum_of_squares) / layer.time_s;
 }
 

@@ -17,8 +17,9 @@ double relative_at(const std::vector<UncertaintyStep>& scale, double time_s, dou
 
 // Half-width of the interval of a whole layer, as a share of its time. Every part of its critical rank
 // may be off by its own scale. Dispatch, combine and notify count as links (of the slowest tier that the
-// layer uses), the wait for others as MLP; what else runs are kernels, one fit each. Parts of one fit add
-// up, as they are off in the same direction; fits are independent, so that their squares add up. Absent
+// layer uses), the wait for others as MLP; what else runs are kernels, one fit each. MLP and wait add up,
+// the wait being for another rank's MLP. All others are independent, so that their squares add up: over
+// NVLink the errors of dispatch and combine, though of one fit, correlate by 0.2 only. Absent
 // where the cluster has neither scales nor a relative_uncertainty; the latter alone where the layer's
 // phases are not known.
 std::optional<double> layer_uncertainty(const Cluster& cluster, const LayerReport& layer);

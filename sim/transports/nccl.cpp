@@ -4,7 +4,7 @@
 // few MB, may leave before; that shortens the later rank's receiving, not the exchange, and is left
 // out.) Then every message waits for one of the
 // rank's `sends_in_flight` places, is silent for its segment's alpha, and flows no faster than its
-// segment's bandwidth. All messages of a rank share what it reaches, each direction and both
+// segment's bandwidth, or than the channels that its pair of ranks has. All messages of a rank share what it reaches, each direction and both
 // together; those between two ranks what the channels of their connection reach, likewise. Rows that
 // stay on their rank cost nothing here.
 
@@ -32,6 +32,8 @@ struct Volume {
   double largest = 0.0;
   // What its slowest connection takes, both directions shared, seconds.
   double pair_s = 0.0;
+  // Mean of what its largest connection carries there and back.
+  double exchanged = 0.0;
   std::uint32_t num_peers = 0;  // that it sends to, in however many messages
 };
 
@@ -75,17 +77,36 @@ struct SharedVolume {
   std::vector<RampPoint> StartCost::*ramp = &StartCost::shared_ramp;
 };
 
+// What the channels of two ranks reach, each direction, in an exchange of equal parts where a communicator of
+// `num_ranks` uses the tier.
+std::optional<double> dealt_rate(const NcclTier& tier, const MessageSegment& segment,
+                                 std::uint32_t num_ranks) {
+  if (!segment.channel_bandwidth) return std::nullopt;
+  return segment.channel_bandwidth->value * channels_per_peer(tier.channels.value(), num_ranks);
+}
+
+// The ranks of a phase among which the messages of a tier move: those of a scale-up domain, or all.
+std::uint32_t tier_ranks(const Cluster& cluster, std::size_t num_ranks, bool inside) {
+  const auto all = static_cast<std::uint32_t>(num_ranks);
+  if (!inside || !cluster.scale_up) return all;
+  return std::min(all, cluster.scale_up->nodes_per_domain * cluster.gpus_per_node);
+}
+
 // Delay of a rank: see StartCost.
 double delay_s(const NcclTier& tier, const Injection& injection, const Volume& volume, double rate,
-               std::span<const SharedVolume> shared) {
+               std::uint32_t num_ranks, std::span<const SharedVolume> shared) {
   if (tier.start.empty() || volume.num_peers == 0) return 0.0;
   const StartCost& cost = by_size(tier.start, volume.largest);
-  const std::optional<Bandwidth> cap = by_size(tier.segments, volume.largest).bandwidth;
-  const double single = std::max(volume.pair_s, cap ? volume.largest / cap->value : 0.0);
+  const MessageSegment& segment = by_size(tier.segments, volume.largest);
+  const double single =
+      std::max(volume.pair_s, segment.bandwidth ? volume.largest / segment.bandwidth->value : 0.0);
+  const std::optional<double> channels = dealt_rate(tier, segment, num_ranks);
+  const double dealt = channels ? volume.exchanged / *channels : 0.0;
   const bool both = injection.rank_total_bandwidth || tier.rank_total_bandwidth;
   const double bytes = both ? 0.5 * (volume.bytes + volume.received) : volume.bytes;
-  double ramped = std::max(single, ramp_time_s(cost.ramp, bytes, rate));
-  double links = std::max(single, bytes / rate);
+  double ramped =
+      std::max(single, ramp_time_s(cost.ramp, bytes, rate) + std::max(0.0, dealt - bytes / rate));
+  double links = std::max({single, dealt, bytes / rate});
   for (const SharedVolume& on : shared) {
     if (on.bytes <= 0.0) continue;
     ramped = std::max(ramped, ramp_time_s(cost.*on.ramp, on.bytes, on.rate));
@@ -165,8 +186,9 @@ std::vector<std::array<double, 2>> start_delays(const Cluster& cluster,
       if (!tier) continue;
       const double time_s = pair_time_s(*tier, pairs(a, b), pairs(b, a));
       for (const std::uint32_t rank : {a, b}) {
-        double& slowest_s = volumes[rank][inside ? 0 : 1].pair_s;
-        slowest_s = std::max(slowest_s, time_s);
+        Volume& volume = volumes[rank][inside ? 0 : 1];
+        volume.pair_s = std::max(volume.pair_s, time_s);
+        volume.exchanged = std::max(volume.exchanged, 0.5 * (pairs(a, b) + pairs(b, a)));
       }
     }
   }
@@ -183,12 +205,14 @@ std::vector<std::array<double, 2>> start_delays(const Cluster& cluster,
                        &StartCost::socket_ramp}};
       delays[rank][0] =
           delay_s(*parameters.scale_up, scale_up->injection, volumes[rank][0],
-                  capped(*parameters.scale_up, scale_up->injection, scale_up->bandwidth), links);
+                  capped(*parameters.scale_up, scale_up->injection, scale_up->bandwidth),
+                  tier_ranks(cluster, num_ranks, true), links);
     }
     if (const auto& nic = cluster.nic; nic && parameters.network) {
       delays[rank][1] =
           delay_s(*parameters.network, nic->injection, volumes[rank][1],
-                  capped(*parameters.network, nic->injection, nic->bandwidth * nic->per_gpu), {});
+                  capped(*parameters.network, nic->injection, nic->bandwidth * nic->per_gpu),
+                  tier_ranks(cluster, num_ranks, false), {});
     }
   }
   return delays;
@@ -245,6 +269,7 @@ class NcclPhase : public PhaseTransport {
         first_gpu_(traffic.first_gpu) {
     for (const std::uint32_t event : traffic.ready) starts_.push_back({event, event});
     meets_ = may_meet(traffic);
+    add_exchanged(traffic);
     if (traffic.continues) return;
     const auto delays = start_delays(cluster, parameters, traffic);
     for (std::uint32_t rank = 0; rank < starts_.size(); ++rank) {
@@ -270,7 +295,12 @@ class NcclPhase : public PhaseTransport {
     if (const auto& costs = inside ? parameters_.scale_up : parameters_.network) {
       const MessageSegment& segment = by_size(costs->segments, message.bytes);
       transfer.duration = segment.alpha.value;
-      if (segment.bandwidth) transfer.rate_cap = builder_.add_rate_cap(segment.bandwidth->value);
+      auto rate = dealt_rate(*costs, segment, tier_ranks(cluster_, starts_.size(), inside));
+      if (rate) *rate *= share_of_pair(message);
+      if (segment.bandwidth) {
+        rate = std::min(rate.value_or(segment.bandwidth->value), segment.bandwidth->value);
+      }
+      if (rate) transfer.rate_cap = builder_.add_rate_cap(*rate);
     }
     transfer.waits_for =
         when_both(builder_, message.src, meeting(message.src, message.dst, inside ? 0 : 1), after);
@@ -281,6 +311,30 @@ class NcclPhase : public PhaseTransport {
   }
 
  private:
+  // Bytes from rank to rank, where the channels of pairs matter.
+  void add_exchanged(const PhaseTraffic& traffic) {
+    const auto deals = [](const std::optional<NcclTier>& tier) { return tier && tier->channels; };
+    if (!deals(parameters_.scale_up) && !deals(parameters_.network)) return;
+    for (const Message& message : traffic.messages) {
+      if (message.src == message.dst) continue;
+      const bool inside = tier_of(cluster_, message.src, message.dst) == Tier::kScaleUp;
+      if (!deals(inside ? parameters_.scale_up : parameters_.network)) continue;
+      exchanged_[{message.src, message.dst}] += message.bytes;
+    }
+  }
+
+  // A channel's block moves what comes and what goes: the direction of more bytes gets more of it. One in
+  // an exchange of equal parts, two where nothing comes back.
+  [[nodiscard]] double share_of_pair(const Message& message) const {
+    const auto bytes = [&](std::uint32_t src, std::uint32_t dst) {
+      const auto found = exchanged_.find({src, dst});
+      return found == exchanged_.end() ? 0.0 : found->second;
+    };
+    const double there = bytes(message.src, message.dst);
+    const double back = bytes(message.dst, message.src);
+    return there > 0.0 ? 2.0 * there / (there + back) : 1.0;
+  }
+
   // Whether messages may leave in the order in which pairs of ranks have started: where a rank's messages
   // wait for places, or come in rounds, the order in which they were added decides, and they wait for
   // their sender alone.
@@ -316,6 +370,7 @@ class NcclPhase : public PhaseTransport {
   SendQueues& queues_;
   Rates& rates_;
   std::map<std::tuple<std::uint32_t, std::uint32_t, std::size_t>, std::uint32_t> meetings_;
+  std::map<std::pair<std::uint32_t, std::uint32_t>, double> exchanged_;  // by GPUs
   bool meets_ = false;
   std::uint32_t first_gpu_;
   std::vector<std::array<std::uint32_t, 2>> starts_;  // [rank][0: scale-up, 1: network]

@@ -61,7 +61,7 @@ TEST_F(CalibrateCommand, RefusesProbesThatAreNotWhole) {
 
 TEST_F(CalibrateCommand, RefusesTimesThatAreNone) {
   for (const double time : {0.0, -3.0}) {
-    for (const char* part : {"expert_mlp", "kernels", "curves"}) {
+    for (const char* part : {"expert_mlp", "kernels", "curves", "overlap"}) {
       refuses_changed([&](json& probe) { probe[part][3]["median_us"] = time; },
                       {fmt::format("{}[3]", part), "above zero"});
     }
@@ -101,6 +101,32 @@ TEST_F(CalibrateCommand, RefusesRowsThatCannotBe) {
   // More own rows than tokens, too.
   refuses(row("24", "4096", "[[64, 64], [64, 129]]", "30"), {"129 rows from rank 1 to rank 1"});
   refuses(row("133", "4096", rows, "30"), {"133 multiprocessors", "at most the 132"});
+}
+
+// A second fit on what a first one wrote says the same once: the file can be read, which refuses keys that
+// come twice, and holds each fit's latest words.
+TEST_F(CalibrateCommand, ASecondFitReplacesWhatTheFirstSaid) {
+  std::string rows = "direction,ranks,sms,row_bytes,tokens_per_rank,rows_src_dst,time_us\n";
+  for (const int tokens : {128, 256, 512, 1024, 2048, 4096, 8192, 16384}) {
+    for (const char* direction : {"dispatch", "combine"}) {
+      rows += fmt::format("{0},2,24,4096,{1},\"[[{2}, {2}], [{2}, {2}]]\",{3}\n", direction, tokens,
+                          tokens / 2, 30.0 + 0.05 * tokens);
+    }
+  }
+  put("rows.csv", rows);
+  const auto fit = [&](const std::string& base, const std::string& source) {
+    const auto outcome = run(fmt::format(
+        "calibrate fit --rows rows.csv --alltoall {} --base {} --source {} -o fitted.yaml", kProbe,
+        base, source));
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
+    return load_cluster((folder_ / "work" / "fitted.yaml").string()).provenance;
+  };
+  const auto first = fit(kResults + "h200_nvlink_2/topology_ep2.yaml", "first");
+  const auto second = fit("fitted.yaml", "second");
+  EXPECT_EQ(first.size(), second.size());
+  const std::map<std::string, std::string> facts(second.begin(), second.end());
+  EXPECT_EQ(facts.size(), second.size());
+  EXPECT_THAT(facts.at("deepep_normal"), HasSubstr("second"));
 }
 
 // The errors in the file, and in every run predicted with it, are those of the fit's left-out points.

@@ -27,8 +27,8 @@ NcclTier make_tier(std::vector<MessageSegment> segments, std::vector<StartCost> 
 // message of no bytes takes alpha and latency (2 us) alone.
 TEST(Nccl, SegmentsSetAlphaAndRate) {
   const Cluster cluster =
-      with_nccl(star(3), make_tier({{Bytes{1000}, Seconds{5e-6}, std::nullopt},
-                                    {std::nullopt, Seconds{20e-6}, Bandwidth{0.25e9}}}));
+      with_nccl(star(3), make_tier({{Bytes{1000}, Seconds{5e-6}, std::nullopt, {}},
+                                    {std::nullopt, Seconds{20e-6}, Bandwidth{0.25e9}, {}}}));
   EXPECT_NEAR(run_phase(cluster, {}, {{0, 1, 0.0, 1}}).finish_s(0), 7e-6, 1e-13);
   EXPECT_NEAR(run_phase(cluster, {}, {{0, 1, 1000.0, 1}}).finish_s(0), 7e-6 + 1e-6, 1e-13);
   EXPECT_NEAR(run_phase(cluster, {}, {{0, 1, 1e6, 1}}).finish_s(0), 22e-6 + 4e-3, 1e-12);
@@ -37,10 +37,35 @@ TEST(Nccl, SegmentsSetAlphaAndRate) {
   EXPECT_NEAR(two.execution.makespan_s, 22e-6 + 4e-3, 1e-12);
 }
 
+// 16 channels of 0.1 GB/s on links of 1 GB/s. Two ranks have 8 of them, four 4, three as many, since
+// 3 * 4 <= 16 < 3 * 8; 20 ranks have one. 1 MB each way between two of four ranks flows at 0.4 GB/s. With 3 MB
+// one way and 1 MB back the channels are shared 3 to 1, 0.6 and 0.2 GB/s; with nothing back one direction
+// has them alone, 0.8 GB/s. A bandwidth of the message below that counts.
+TEST(Nccl, RanksDealTheirChannelsToTheirPeers) {
+  EXPECT_EQ(channels_per_peer(16, 2), 8.0);
+  EXPECT_EQ(channels_per_peer(16, 3), 4.0);
+  EXPECT_EQ(channels_per_peer(16, 4), 4.0);
+  EXPECT_EQ(channels_per_peer(16, 20), 1.0);
+  NcclTier tier = make_tier({{std::nullopt, Seconds{}, std::nullopt, Bandwidth{0.1e9}}});
+  tier.channels = 16;
+  const Cluster four = with_nccl(star(4), tier);
+  const auto equal = run_phase(four, {}, {{0, 1, 1e6, 1}, {1, 0, 1e6, 1}});
+  EXPECT_NEAR(equal.finish_s(0), 2e-6 + 1e6 / 0.4e9, 1e-12);
+  EXPECT_NEAR(equal.finish_s(1), 2e-6 + 1e6 / 0.4e9, 1e-12);
+  const auto skewed = run_phase(four, {}, {{0, 1, 3e6, 1}, {1, 0, 1e6, 1}});
+  EXPECT_NEAR(skewed.finish_s(0), 2e-6 + 3e6 / 0.6e9, 1e-12);
+  EXPECT_NEAR(skewed.finish_s(1), 2e-6 + 1e6 / 0.2e9, 1e-12);
+  EXPECT_NEAR(run_phase(four, {}, {{0, 1, 1e6, 1}}).finish_s(0), 2e-6 + 1e6 / 0.8e9, 1e-12);
+  tier.segments[0].bandwidth = Bandwidth{0.2e9};
+  const auto capped = run_phase(with_nccl(star(4), tier), {}, {{0, 1, 1e6, 1}});
+  EXPECT_NEAR(capped.finish_s(0), 2e-6 + 1e6 / 0.2e9, 1e-12);
+}
+
 // One place per rank: the second send waits for the first to arrive. alpha 10 us, 2 us of latency.
 // Another rank's send waits for nobody.
 TEST(Nccl, SendsInFlightQueue) {
-  Cluster cluster = with_nccl(star(3), make_tier({{std::nullopt, Seconds{10e-6}, std::nullopt}}));
+  Cluster cluster =
+      with_nccl(star(3), make_tier({{std::nullopt, Seconds{10e-6}, std::nullopt, {}}}));
   cluster.nic->injection.sends_in_flight = 1;
   const auto run = run_phase(cluster, {}, {{0, 1, 1e6, 1}, {0, 2, 2e6, 1}, {1, 0, 1e6, 1}});
   EXPECT_NEAR(run.finish_s(0), 1.012e-3, 1e-12);
