@@ -436,6 +436,12 @@ class GroupBuilder {
         const PlanMessage& m = messages[i];
         std::vector<std::uint32_t> signals{signal(m)};
         if (m.src != m.dst) signals.insert(signals.end(), {ready[m.src], ready[m.dst]});
+        if (m.src != m.dst && direction == Direction::kDispatch && puts_rows()) {
+          // What a rank does with the rows that it gets comes on its stream behind its own put.
+          PlanMessage to_itself = m;
+          to_itself.dst = m.src;
+          signals.push_back(signal(to_itself));
+        }
         out_.label(phase, transport->send(sends[i], after(m), signals), sends[i].num_rows);
       }
       if (direction == Direction::kDispatch || puts_rows()) continue;
