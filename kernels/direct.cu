@@ -309,13 +309,13 @@ __device__ void copy_lists(const TransferBlock* send_blocks, const PutBlocks& bl
   for (std::uint32_t other = warp % num_others; other < num_others; other += num_warps) {
     const std::uint32_t p = other + 1;
     const TransferBlock block = send_blocks[p];
-    if (block.num_rows == 0) continue;
+    std::byte* const to = blocks.data[p];
+    if (block.num_rows == 0 || to == block.data) continue;
     const std::size_t copies = copies_offset(type, hidden, block.num_rows);
     const std::size_t words = words_offset(type, hidden, block.num_rows, block.num_copies);
     const std::uint32_t members =
         num_warps > num_others ? (num_warps - 1 - other) / num_others + 1 : 1;
     const std::size_t thread = warp / num_others * 32 + threadIdx.x % 32;
-    std::byte* const to = blocks.data[p];
     copy_words(to + copies, block.data + copies, std::size_t{8} * block.num_copies, thread,
                std::size_t{members} * 32);
     copy_words(to + words, block.data + words, std::size_t{4} * block.num_rows, thread,

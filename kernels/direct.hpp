@@ -104,7 +104,8 @@ struct RingShape {
 };
 
 // Where a sender's blocks lie at their receivers: [num_dests] by send position, device memory. The
-// own block (position 0) is the one that the index was built into.
+// own block (position 0) is the one that the index was built into; so may others be, which something
+// else carries to their receivers.
 struct PutBlocks {
   std::byte* const* data;
   std::uint32_t num_dests;

@@ -25,7 +25,8 @@
 // With the transport `direct` the same steps, in the same order and on the same streams, are kernels
 // over peer memory (direct_transport.hpp): pack builds the index alone, dispatch reads the tokens and
 // writes their rows where they belong, and combine fetches the results and sums them, so that sum
-// has nothing left to do.
+// has nothing left to do. Where ranks are on several machines, NCCL carries the same blocks and
+// results between those that are not on the same one, between the two.
 
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
@@ -62,6 +63,12 @@ class GpuExecutor final : public Executor {
     use_gpu(share_, environment);
     main_.emplace();
   }
+  // A kernel that waits for a flag may be before one of NCCL's, which an abort waits for.
+  ~GpuExecutor() override {
+    if (direct_) direct_->stop();
+  }
+  GpuExecutor(const GpuExecutor&) = delete;
+  GpuExecutor& operator=(const GpuExecutor&) = delete;
 
   void load(RunLayers layers) override {
     group_.set_stage("set-up of the layers");
@@ -86,10 +93,9 @@ class GpuExecutor final : public Executor {
     if (two_hops && !hop_streams_[0]) {
       for (auto& stream : hop_streams_) stream.emplace();
     }
+    if (two_hops && uses_nccl() && !second_communicator_) second_communicator_.emplace(group_);
     if (is_direct()) {
-      direct_->connect(shape, layers_.layouts, tables_, *layers_.direct);
-    } else if (two_hops && !second_communicator_) {
-      second_communicator_.emplace(group_);
+      direct_->connect(shape, layers_.layouts, tables_, buffers_, *layers_.direct);
     }
     check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
   }
@@ -201,7 +207,10 @@ class GpuExecutor final : public Executor {
                                                 {"expert_mlp", implementations(false)},
                                                 {"shared_experts", implementations(true)},
                                                 {"launcher", environment_.source}};
-    if (is_direct()) facts["direct_sms"] = direct_->sms();
+    if (is_direct()) {
+      facts["direct_sms"] = direct_->sms();
+      facts["direct_beside_nccl"] = direct_->has_far_ranks();
+    }
     return facts;
   }
 
@@ -223,6 +232,11 @@ class GpuExecutor final : public Executor {
 
   // Whether the loaded layers move over peer memory.
   [[nodiscard]] bool is_direct() const { return layers_.direct.has_value(); }
+  // Whether NCCL carries what goes to and comes from a rank; and whether it does so at all.
+  [[nodiscard]] bool by_nccl(std::uint32_t rank) const {
+    return rank != environment_.rank && (!is_direct() || direct_->is_far(rank));
+  }
+  [[nodiscard]] bool uses_nccl() const { return !is_direct() || direct_->has_far_ranks(); }
   // Makes what carries the rows, where the runs before did without; collective.
   void prepare_transport() {
     if (!is_direct()) {
@@ -234,14 +248,16 @@ class GpuExecutor final : public Executor {
       return;
     }
     if (!direct_) direct_.emplace(group_, environment_, share_);
+    if (uses_nccl() && !communicator_) communicator_.emplace(group_);
     direct_->place_buffers(layers_.shape, layers_.layouts, buffers_);
   }
   void wait_for(const kernels::Event& event) {
-    if (is_direct()) {
-      direct_->wait_for(event);
-    } else {
-      communicator_->wait_for(event);
-    }
+    if (!is_direct()) return communicator_->wait_for(event);
+    direct_->wait_for(event, [this] {
+      if (!uses_nccl()) return;
+      communicator_->check("an exchange");
+      if (second_communicator_) second_communicator_->check("an exchange");
+    });
   }
 
   [[nodiscard]] const LayerShape& shape() const { return layers_.shape; }
@@ -274,11 +290,12 @@ class GpuExecutor final : public Executor {
   // Exchanges ------------------------------------------------------------------------------------
 
   void exchange_counts(const LayerTables& tables) {
-    if (is_direct()) return direct_->notify(tables, main());
+    if (is_direct()) direct_->notify(tables, main());
+    if (!uses_nccl()) return;
     std::vector<Message> sends;
     std::vector<Message> receives;
     for (std::uint32_t r = 0; r < environment_.num_ranks; ++r) {
-      if (r == environment_.rank) continue;
+      if (!by_nccl(r)) continue;
       constexpr std::size_t kBytes = 2 * sizeof(std::uint32_t);
       sends.push_back(
           {r, reinterpret_cast<std::byte*>(tables.counts_out.data() + 2 * r), kBytes});  // NOLINT
@@ -300,10 +317,11 @@ class GpuExecutor final : public Executor {
                                                         block.num_rows, block.num_copies);
     };
     for (std::size_t p = 1; p < hop.send_ranks.size(); ++p) {
+      if (!by_nccl(hop.send_ranks[p])) continue;
       sends.push_back({hop.send_ranks[p], round.host_send[p].data, bytes(round.host_send[p])});
     }
     for (std::size_t s = 0; s < hop.recv_ranks.size(); ++s) {
-      if (s == hop.recv_self) continue;
+      if (!by_nccl(hop.recv_ranks[s])) continue;
       receives.push_back({hop.recv_ranks[s], round.host_recv[s].data, bytes(round.host_recv[s])});
     }
     communicator_of(h).exchange(sends, receives, stream_of(work, h));
@@ -324,16 +342,17 @@ class GpuExecutor final : public Executor {
     std::vector<Message> sends;
     std::vector<Message> receives;
     for (std::size_t s = 0; s < hop.recv_ranks.size(); ++s) {
-      if (s == hop.recv_self) continue;
+      if (!by_nccl(hop.recv_ranks[s])) continue;
       sends.push_back(message(hop.recv_ranks[s], results, round.host_recv[s]));
     }
     for (std::size_t p = 1; p < hop.send_ranks.size(); ++p) {
+      if (!by_nccl(hop.send_ranks[p])) continue;
       receives.push_back(message(hop.send_ranks[p], returned, round.host_send[p]));
     }
     const cudaStream_t stream = stream_of(work, h);
     communicator_of(h).exchange(sends, receives, stream);
     const TransferBlock& own = round.host_recv[hop.recv_self];
-    if (own.num_rows == 0) return;
+    if (own.num_rows == 0 || is_direct()) return;  // a pull reads them where they stand
     check_cuda(
         cudaMemcpyAsync(returned + round.host_send[0].row_begin * hidden,
                         results + own.row_begin * hidden, own.num_rows * hidden * sizeof(Bf16),
@@ -504,11 +523,13 @@ class GpuExecutor final : public Executor {
         build_forward_index(work, r);
         direct_->forward(work.layer_idx, r, arrived(), index, stream);
       }
+      if (uses_nccl()) exchange_blocks(work, step.stage, r);
       return;
     }
     // The experts' results of all rounds were merged at once.
     const bool last_stage = step.stage + 1 == work.plan.stages.size();
     if (!last_stage || r == 0) direct_->announce_results(work.layer_idx, step.stage, stream);
+    if (uses_nccl()) exchange_results(work, step.stage, r);
     if (step.stage == 1) {
       direct_->gather(
           work.layer_idx, r, arrived(), index,

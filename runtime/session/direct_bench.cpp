@@ -74,7 +74,7 @@ class BenchLayer {
     tokens_ = DeviceBuffer<Bf16>(std::span<const Bf16>(
         make_tokens(shape_.seed, environment.rank, layout().num_tokens, shape_.mlp.hidden)));
     tables_.push_back(make_layer_tables(shape_, plan_, layout(), buffers_, tokens_.data()));
-    transport.connect(shape_, layouts_, tables_, {});
+    transport.connect(shape_, layouts_, tables_, buffers_, {});
     // Results are read as they stand; no experts run here.
     check_cuda(cudaMemset(buffers_.hops[0].results.data(), 0,
                           hop().num_recv_rows * std::size_t{shape_.mlp.hidden} * sizeof(Bf16)),
@@ -303,6 +303,7 @@ void bench_direct(const DirectBenchOptions& options, const RankEnvironment& envi
     const GpuShare share = share_gpus(environment);
     use_gpu(share, environment);
     DirectTransport transport(group, environment, share);
+    transport.require_one_machine();
     json entries = json::array();
     for (const std::uint32_t hidden : options.hidden) {
       for (const std::uint32_t tokens : options.tokens) {

@@ -64,7 +64,7 @@ class DirectLayer {
     transport_.place_buffers(shape_, layouts_, buffers);
     buffers.allocate();
     tables_.push_back(make_layer_tables(shape_, plan_, layout(), buffers, memory.tokens.data()));
-    transport_.connect(shape_, layouts_, tables_, {});
+    transport_.connect(shape_, layouts_, tables_, buffers, {});
     for (std::size_t h = 0; h < layout().hops.size(); ++h) {
       const std::uint32_t num_rows = layout().hops[h].num_recv_rows;
       if (num_rows == 0) continue;
