@@ -150,12 +150,13 @@ bool DirectTransport::has_far_ranks() const {
   return std::find(near_.begin(), near_.end(), false) != near_.end();
 }
 
-void DirectTransport::require_one_machine() const {
+void DirectTransport::require_one_machine(const std::string& what) const {
   if (!has_far_ranks()) return;
-  throw InputError("transport direct",
-                   fmt::format("{} ranks of which {} are on the machine of rank {}", near_.size(),
-                               std::count(near_.begin(), near_.end(), true), group_.rank()),
-                   "all ranks on one machine: its kernels are measured alone");
+  throw InputError(
+      "transport direct",
+      fmt::format("{} of {} ranks on the machine of rank {}",
+                  std::count(near_.begin(), near_.end(), true), near_.size(), group_.rank()),
+      "all ranks on one machine for " + what);
 }
 
 void DirectTransport::place_buffers(const LayerShape& shape, const std::vector<RankLayout>& layouts,

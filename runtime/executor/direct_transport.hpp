@@ -86,8 +86,8 @@ class DirectTransport {
   // Whether rows to and from a rank go by NCCL; whether any do; and from how many machines they come.
   [[nodiscard]] bool is_far(std::uint32_t rank) const { return !near_[rank]; }
   [[nodiscard]] bool has_far_ranks() const;
-  // Throws InputError where a rank is far: for measurements of the kernels alone.
-  void require_one_machine() const;
+  // Throws InputError where a rank is far; `what` cannot be had then.
+  void require_one_machine(const std::string& what) const;
 
   // Whether the own rows of a layer stay among its tokens: BF16, one hop, one round.
   [[nodiscard]] static bool keeps_own_rows(const LayerShape& shape, const RankLayout& layout) {

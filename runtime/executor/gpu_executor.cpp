@@ -41,6 +41,7 @@
 #include "runtime/device/communicator.hpp"
 #include "runtime/device/errors.hpp"
 #include "runtime/device/gate.hpp"
+#include "runtime/device/graph.hpp"
 #include "runtime/device/nvml.hpp"
 #include "runtime/executor/direct_transport.hpp"
 #include "runtime/executor/executor.hpp"
@@ -72,6 +73,7 @@ class GpuExecutor final : public Executor {
 
   void load(RunLayers layers) override {
     group_.set_stage("set-up of the layers");
+    graph_.reset();
     // The weights of the previous run make room first.
     tables_.clear();
     layers_ = std::move(layers);
@@ -96,6 +98,7 @@ class GpuExecutor final : public Executor {
     if (two_hops && uses_nccl() && !second_communicator_) second_communicator_.emplace(group_);
     if (is_direct()) {
       direct_->connect(shape, layers_.layouts, tables_, buffers_, *layers_.direct);
+      if (layers_.direct->capture) direct_->require_one_machine("a captured graph");
     }
     check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
   }
@@ -106,17 +109,30 @@ class GpuExecutor final : public Executor {
                                                               : fmt::format("iteration {}", number);
     group_.watch_stage(fmt::format("start of {}", name));
     if (kind == Iteration::kWarmUp) fault_point(environment_.rank, "warm-up");
+    const bool replays = kind != Iteration::kVerification && is_direct() && layers_.direct->capture;
+    const bool is_first_replay = replays && !graph_;
+    std::vector<std::vector<float>> verified;
+    if (is_first_replay) {
+      verified = take_outputs();
+      capture();
+    }
     if (kind != Iteration::kVerification) gate_.close(main());
-    // An exchange that nobody times lines the ranks up before the first event.
-    exchange_counts(tables_.front());
-    for (std::size_t i = 0; i < tables_.size(); ++i) {
-      enqueue_layer(i, kind == Iteration::kVerification);
+    if (replays) {
+      graph_->launch(main());
+      replayed_.record(main());
+    } else {
+      enqueue_iteration(kind == Iteration::kVerification);
     }
     if (kind != Iteration::kVerification) {
       group_.barrier(fmt::format("the opening of {}", name));
       gate_.open();
     }
     if (kind == Iteration::kTimed) fault_point(environment_.rank, "in-flight");
+    if (replays) {
+      group_.watch_stage(fmt::format("the graph of {}", name));
+      wait_for(replayed_);
+    }
+    if (is_first_replay) compare_outputs(verified);
     for (std::size_t i = 0; i < tables_.size(); ++i) {
       for (const PhaseMarks& marks : tables_[i].phases) {
         group_.watch_stage(fmt::format("{} of layer {} in {}", to_string(marks.phase),
@@ -210,6 +226,7 @@ class GpuExecutor final : public Executor {
     if (is_direct()) {
       facts["direct_sms"] = direct_->sms();
       facts["direct_beside_nccl"] = direct_->has_far_ranks();
+      facts["direct_captured"] = layers_.direct->capture;
     }
     return facts;
   }
@@ -285,6 +302,63 @@ class GpuExecutor final : public Executor {
   // A stage of its own: whoever does not get to this launch is behind those that wait in it.
   void announce(Phase phase, std::uint32_t layer) {
     group_.watch_stage(fmt::format("launch of {} of layer {}", to_string(phase), layer));
+  }
+
+  // Iterations -----------------------------------------------------------------------------------
+
+  // `may_fail`: pass the fault points, where the other ranks wait for this one inside NCCL.
+  void enqueue_iteration(bool may_fail) {
+    // An exchange that nobody times lines the ranks up before the first event.
+    exchange_counts(tables_.front());
+    for (std::size_t i = 0; i < tables_.size(); ++i) enqueue_layer(i, may_fail);
+  }
+  // The same as a graph. The epochs of the flags are counted in device memory, so that its launches
+  // are steps like any others.
+  void capture() {
+    captures_ = true;
+    graph_.emplace(main(), [this] { enqueue_iteration(false); });
+    captures_ = false;
+  }
+  // The outputs of all layers, which are poisoned then.
+  std::vector<std::vector<float>> take_outputs() {
+    std::vector<std::vector<float>> outputs;
+    for (std::size_t i = 0; i < tables_.size(); ++i) {
+      outputs.push_back(output(i));
+      tables_[i].output.fill_bytes(0xff);
+    }
+    return outputs;
+  }
+  // The kernels of a graph are those that were verified one by one: so are their outputs, to the bit.
+  void compare_outputs(const std::vector<std::vector<float>>& verified) {
+    for (std::size_t i = 0; i < tables_.size(); ++i) {
+      const std::vector<float> replayed = output(i);
+      const auto differs =
+          std::mismatch(replayed.begin(), replayed.end(), verified[i].begin()).first;
+      if (differs == replayed.end()) continue;
+      throw DeviceError(
+          fmt::format("layer {}: value {} of the replayed graph's output is {}, that of "
+                      "the same kernels launched one by one {}",
+                      layers_.plans[i]->layer, differs - replayed.begin(), *differs,
+                      verified[i][static_cast<std::size_t>(differs - replayed.begin())]));
+    }
+  }
+
+  // The begin or end of a phase, for its time.
+  void record(const kernels::Event& event, cudaStream_t stream) const {
+    if (captures_) {
+      check_cuda(cudaEventRecordWithFlags(event.get(), stream, cudaEventRecordExternal),
+                 "cudaEventRecordWithFlags");
+    } else {
+      event.record(stream);
+    }
+  }
+  void record_end(const PhaseMarks& marks, cudaStream_t stream) const {
+    record(marks.end, stream);
+    if (captures_) marks.captured_end.record(stream);
+  }
+  // What follows on `stream` comes after a phase.
+  void wait_for_end(cudaStream_t stream, const PhaseMarks& marks) const {
+    wait(stream, captures_ ? marks.captured_end : marks.end);
   }
 
   // Exchanges ------------------------------------------------------------------------------------
@@ -475,11 +549,11 @@ class GpuExecutor final : public Executor {
     const bool ends = step.round + 1 == work.plan.num_rounds;
     // Own rows are packed, and results merged, on the main stream.
     if (begins && step.stage == 0 && step.direction == Direction::kDispatch) {
-      wait(stream, work.tables.marks(Phase::kPack).end);
+      wait_for_end(stream, work.tables.marks(Phase::kPack));
     }
     if (begins && step.stage + 1 == work.plan.stages.size() &&
         step.direction == Direction::kCombine) {
-      wait(stream, work.tables.marks(Phase::kMerge).end);
+      wait_for_end(stream, work.tables.marks(Phase::kMerge));
     }
     // The last hop's answers come after the merge, which came after the whole dispatch: waiting for
     // it, above, is enough.
@@ -490,7 +564,7 @@ class GpuExecutor final : public Executor {
     }
     if (begins) {
       announce(phase, work.plan.layer);
-      marks.begin.record(stream);
+      record(marks.begin, stream);
     }
     if (is_direct()) {
       enqueue_direct(work, step);
@@ -502,7 +576,7 @@ class GpuExecutor final : public Executor {
       if (step.stage == 1) reduce(work, step.round);
     }
     work.tables.arrived[step_idx].record(stream);
-    if (ends) marks.end.record(stream);
+    if (ends) record_end(marks, stream);
   }
 
   // The same step over peer memory.
@@ -555,9 +629,9 @@ class GpuExecutor final : public Executor {
                     plan_steps(*layers_.plans[layer_idx]), layer_idx};
     const auto on_main = [&](Phase phase, const auto& body) {
       PhaseMarks& marks = work.tables.marks(phase);
-      marks.begin.record(main());
+      record(marks.begin, main());
       body();
-      marks.end.record(main());
+      record_end(marks, main());
     };
     on_main(Phase::kNotify, [&] { exchange_counts(work.tables); });
     on_main(Phase::kPack, [&] { pack(work); });
@@ -566,8 +640,8 @@ class GpuExecutor final : public Executor {
     if (work.two_hops()) {
       // Everything for this rank's experts has come by the second hop, and what the first one sent
       // is out of its buffers.
-      wait(main(), work.tables.marks(Phase::kForward).end);
-      wait(main(), work.tables.marks(Phase::kDispatch).end);
+      wait_for_end(main(), work.tables.marks(Phase::kForward));
+      wait_for_end(main(), work.tables.marks(Phase::kDispatch));
     }
     on_main(Phase::kExpand, [&] { expand(work); });
     on_main(Phase::kMlp, [&] {
@@ -578,8 +652,8 @@ class GpuExecutor final : public Executor {
     if (may_fail) fault_point(environment_.rank, "combine");
     enqueue_steps(work, Direction::kCombine);
     if (work.two_hops()) {
-      wait(main(), work.tables.marks(Phase::kGather).end);
-      wait(main(), work.tables.marks(Phase::kCombine).end);
+      wait_for_end(main(), work.tables.marks(Phase::kGather));
+      wait_for_end(main(), work.tables.marks(Phase::kCombine));
     }
     on_main(Phase::kSum, [&] { sum(work); });
   }
@@ -594,6 +668,9 @@ class GpuExecutor final : public Executor {
   DeviceBuffer<Bf16> tokens_;
   std::vector<LayerTables> tables_;
   std::optional<DirectTransport> direct_;
+  std::optional<Graph> graph_;  // of the loaded layers' iteration
+  kernels::Event replayed_;
+  bool captures_ = false;
   // The last members go first: an abort ends the device's work before its memory goes, and the gate
   // opens before the abort waits for the stream.
   std::optional<Communicator> communicator_;

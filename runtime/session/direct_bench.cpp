@@ -303,7 +303,7 @@ void bench_direct(const DirectBenchOptions& options, const RankEnvironment& envi
     const GpuShare share = share_gpus(environment);
     use_gpu(share, environment);
     DirectTransport transport(group, environment, share);
-    transport.require_one_machine();
+    transport.require_one_machine("its benchmark");
     json entries = json::array();
     for (const std::uint32_t hidden : options.hidden) {
       for (const std::uint32_t tokens : options.tokens) {

@@ -251,7 +251,7 @@ void probe(const ProbeOptions& options, const RankEnvironment& environment, Cont
     std::optional<DirectTransport> direct;
     if (any_direct) {
       direct.emplace(group, environment, share);
-      direct->require_one_machine();
+      direct->require_one_machine("its probe");
     }
     Sampler sampler(group, communicator ? &*communicator : nullptr);
     ProbeTools tools{group,

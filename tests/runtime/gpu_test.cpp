@@ -118,6 +118,29 @@ TEST_F(Gpu, DirectMovesTheSameBetweenMachines) {
   }
 }
 
+// Iterations that are launches of one graph. The executor itself compares the output of the first with
+// that of the same kernels one by one, to the bit; ten more keep the epochs of all ranks in step.
+TEST_F(Gpu, DirectReplaysAsAGraph) {
+  const Outcome outcome =
+      shell(fmt::format("{} launch --ranks 4 -- run experiment.yaml -o out --iterations 10 "
+                        "--warmup 1 --set transport=direct --capture",
+                        program()));
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  const Results results = read_results(folder_ / "out/results.json");
+  ASSERT_EQ(results.runs.size(), 4U);
+  for (const RunReport& run : results.runs) {
+    EXPECT_EQ(run.provenance.at("direct_captured"), true);
+    ASSERT_EQ(run.layers.size(), 2U);
+    EXPECT_EQ(run.layers[0].samples_s.size(), 10U);
+    EXPECT_GT(run.layers[0].time_s, 0.0);
+    for (const PhaseTimes& phase : run.layers[0].phases) {
+      for (std::size_t rank = 0; rank < phase.begin_s.size(); ++rank) {
+        EXPECT_LE(phase.begin_s[rank], phase.end_s[rank]) << to_string(phase.phase);
+      }
+    }
+  }
+}
+
 // "dispatch": the others wait for a flag or inside NCCL, behind which pulls wait.
 TEST_F(Gpu, ARankThatDiesEndsThoseOfOtherMachines) {
   for (const char* point : {"dispatch", "in-flight"}) {
