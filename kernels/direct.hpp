@@ -109,7 +109,7 @@ struct RingShape {
 struct PutBlocks {
   std::byte* const* data;
   std::uint32_t num_dests;
-  // BF16 tokens only: the values of the own rows are not copied; RowsInPlace tells where they are.
+  // Tokens only: the values of the own rows are not copied; RowsInPlace tells where they are.
   bool own_in_place = false;
 };
 

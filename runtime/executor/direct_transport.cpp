@@ -222,7 +222,7 @@ void DirectTransport::connect(const LayerShape& shape, const std::vector<RankLay
       layer.push_back(std::move(targets));
     }
     layers_.push_back(std::move(layer));
-    own_in_place_.push_back(keeps_own_rows(shape, layouts[l]));
+    own_in_place_.push_back(keeps_own_rows(layouts[l]));
   }
   group_.barrier("connection of the peer memory");
 }

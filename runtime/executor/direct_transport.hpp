@@ -89,10 +89,9 @@ class DirectTransport {
   // Throws InputError where a rank is far; `what` cannot be had then.
   void require_one_machine(const std::string& what) const;
 
-  // Whether the own rows of a layer stay among its tokens: BF16, one hop, one round.
-  [[nodiscard]] static bool keeps_own_rows(const LayerShape& shape, const RankLayout& layout) {
-    return shape.dispatch == kernels::RowType::kBf16 && layout.hops.size() == 1 &&
-           layout.num_rounds() == 1;
+  // Whether the own rows of a layer stay among its tokens: one hop, one round.
+  [[nodiscard]] static bool keeps_own_rows(const RankLayout& layout) {
+    return layout.hops.size() == 1 && layout.num_rounds() == 1;
   }
 
   // The exchanges with near ranks, as the executor enqueues them.

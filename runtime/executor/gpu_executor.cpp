@@ -505,7 +505,7 @@ class GpuExecutor final : public Executor {
   void expand(const Work& work) {
     const LayerTables& tables = work.tables;
     kernels::ReceivedRows rows = received(shape(), work.layout.hops.back(), tables.hops.back());
-    if (is_direct() && DirectTransport::keeps_own_rows(shape(), work.layout)) {
+    if (is_direct() && DirectTransport::keeps_own_rows(work.layout)) {
       rows.in_place = own_rows_in_place(work.layout, tables, tokens_.data());
     }
     kernels::build_receive_index(rows, tables.slot_local.data(),

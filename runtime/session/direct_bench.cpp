@@ -150,7 +150,7 @@ class BenchLayer {
     span([&] { transport_.dispatch(0, 0, tokens_.data(), routing, index, stream); });
     span([&] {
       kernels::ReceivedRows rows = received(shape_, hop(), first);
-      if (DirectTransport::keeps_own_rows(shape_, layout())) {
+      if (DirectTransport::keeps_own_rows(layout())) {
         rows.in_place = own_rows_in_place(layout(), tables, tokens_.data());
       }
       kernels::build_receive_index(rows, tables.slot_local.data(),
