@@ -305,4 +305,16 @@ void DirectTransport::wait_for(const kernels::Event& event, const std::function<
   look_at_state();
 }
 
+std::vector<LayerTables> load_alone(DirectTransport& transport, const LayerShape& shape,
+                                    const LayerPlan& plan, const std::vector<RankLayout>& layouts,
+                                    RunBuffers& buffers, const Bf16* tokens) {
+  buffers.need(shape, layouts.front());
+  transport.place_buffers(shape, layouts, buffers);
+  buffers.allocate();
+  std::vector<LayerTables> tables;
+  tables.push_back(make_layer_tables(shape, plan, layouts.front(), buffers, tokens));
+  transport.connect(shape, layouts, tables, buffers, {});
+  return tables;
+}
+
 }  // namespace coterie

@@ -159,4 +159,10 @@ class DirectTransport {
   std::vector<bool> own_in_place_;  // parallel to layers_
 };
 
+// Collective: the tables of one layer whose steps are measured alone, with its buffers in place.
+// `tokens` as for make_layer_tables.
+std::vector<LayerTables> load_alone(DirectTransport& transport, const LayerShape& shape,
+                                    const LayerPlan& plan, const std::vector<RankLayout>& layouts,
+                                    RunBuffers& buffers, const kernels::Bf16* tokens);
+
 }  // namespace coterie

@@ -68,13 +68,9 @@ class BenchLayer {
     shape_.dispatch = experiment.dispatch_payload == PayloadType::kFp8 ? kernels::RowType::kFp8
                                                                        : kernels::RowType::kBf16;
     layouts_.push_back(make_rank_layout(plan_, environment.rank));
-    buffers_.need(shape_, layout());
-    transport.place_buffers(shape_, layouts_, buffers_);
-    buffers_.allocate();
     tokens_ = DeviceBuffer<Bf16>(std::span<const Bf16>(
         make_tokens(shape_.seed, environment.rank, layout().num_tokens, shape_.mlp.hidden)));
-    tables_.push_back(make_layer_tables(shape_, plan_, layout(), buffers_, tokens_.data()));
-    transport.connect(shape_, layouts_, tables_, buffers_, {});
+    tables_ = load_alone(transport, shape_, plan_, layouts_, buffers_, tokens_.data());
     // Results are read as they stand; no experts run here.
     check_cuda(cudaMemset(buffers_.hops[0].results.data(), 0,
                           hop().num_recv_rows * std::size_t{shape_.mlp.hidden} * sizeof(Bf16)),
