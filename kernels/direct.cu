@@ -309,13 +309,13 @@ __device__ void copy_lists(const TransferBlock* send_blocks, const PutBlocks& bl
   for (std::uint32_t other = warp % num_others; other < num_others; other += num_warps) {
     const std::uint32_t p = other + 1;
     const TransferBlock block = send_blocks[p];
-    if (block.num_rows == 0) continue;
+    std::byte* const to = blocks.data[p];
+    if (block.num_rows == 0 || to == block.data) continue;
     const std::size_t copies = copies_offset(type, hidden, block.num_rows);
     const std::size_t words = words_offset(type, hidden, block.num_rows, block.num_copies);
     const std::uint32_t members =
         num_warps > num_others ? (num_warps - 1 - other) / num_others + 1 : 1;
     const std::size_t thread = warp / num_others * 32 + threadIdx.x % 32;
-    std::byte* const to = blocks.data[p];
     copy_words(to + copies, block.data + copies, std::size_t{8} * block.num_copies, thread,
                std::size_t{members} * 32);
     copy_words(to + words, block.data + words, std::size_t{4} * block.num_rows, thread,
@@ -445,14 +445,6 @@ __global__ void __launch_bounds__(kMaxRingWarps * 32)
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 
-__device__ inline uint2 quantise8(uint4 v, float reciprocal) {
-  float x[8];
-  unpack8(v, x);
-#pragma unroll
-  for (float& value : x) value *= reciprocal;
-  return make_uint2(quantise4(x[0], x[1], x[2], x[3]), quantise4(x[4], x[5], x[6], x[7]));
-}
-
 // A warp's step: 1,024 values of a row, two runs of 512. A lane has 16 neighbouring values of each,
 // so eight lanes share a group of 128, and the maxima of the two runs travel in one word.
 constexpr std::uint32_t kRuns = 2;
@@ -499,13 +491,13 @@ __device__ inline void quantise_step(const StepValues& values, std::byte* output
 __device__ inline void store_quantised(std::byte* slot, const float* scales, std::uint32_t row,
                                        std::uint32_t first, std::uint32_t num_values,
                                        std::uint32_t hidden, const Place* places,
-                                       std::uint32_t num_dests) {
+                                       const PutBlocks& blocks) {
   const unsigned lane = threadIdx.x % 32;
   fence_shared_proxy();
   __syncwarp();
-  const std::uint32_t p = find_block(num_dests, row, PlaceBegins{places});
+  const std::uint32_t p = find_block(blocks.num_dests, row, PlaceBegins{places});
   float* to_scales = nullptr;
-  if (row != kNoRow) {
+  if (row != kNoRow && (p != 0 || !blocks.own_in_place)) {
     const Place place = places[p];
     const std::size_t local = row - place.row_begin;
     store_bulk(place.values + local * hidden + first, slot, num_values);
@@ -516,8 +508,25 @@ __device__ inline void store_quantised(std::byte* slot, const float* scales, std
   for (unsigned r = 0; r < num_rows; ++r) {
     auto* to = reinterpret_cast<float*>(
         __shfl_sync(kAllLanes, reinterpret_cast<unsigned long long>(to_scales), r));
+    if (to == nullptr) continue;
     for (std::uint32_t i = lane; i < num_values / kScaleGroup; i += 32) to[i] = scales[i];
   }
+}
+// What the kernels that quantise begin with: a warp's slots, and the destinations, for all threads.
+struct QuantisingWarp {
+  std::byte* ring;  // [num_slots]
+  Place* places;    // [num_dests]
+};
+__device__ inline QuantisingWarp enter_quantised(const TransferBlock* send_blocks,
+                                                 const PutBlocks& blocks, const PutLaunch& launch) {
+  extern __shared__ __align__(128) std::byte shared[];
+  wait_for_previous_launch();
+  const std::size_t ring_bytes = std::size_t{launch.num_slots} * launch.slot_bytes;
+  const QuantisingWarp warp{shared + threadIdx.x / 32 * ring_bytes,
+                            reinterpret_cast<Place*>(shared + blockDim.x / 32 * ring_bytes)};
+  fill_places(warp.places, send_blocks, blocks, launch);
+  __syncthreads();
+  return warp;
 }
 // Until a slot that was stored `num_slots` groups ago may be written again.
 __device__ inline void await_slot(std::uint32_t num_slots) {
@@ -538,16 +547,9 @@ __global__ void __launch_bounds__(kMaxQuantiseWarps * 32)
     put_whole_rows(TokenItems items, std::uint32_t num_items, const TransferBlock* send_blocks,
                    PutBlocks blocks, PutLaunch launch, FlagChannel channel) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  extern __shared__ __align__(128) std::byte shared[];
   constexpr std::uint32_t kHidden = kSteps * kStepValues;
-  wait_for_previous_launch();
   const unsigned lane = threadIdx.x % 32;
-  const unsigned warp = threadIdx.x / 32;
-  std::byte* const ring = shared + std::size_t{warp} * launch.num_slots * launch.slot_bytes;
-  auto* const places = reinterpret_cast<Place*>(shared + std::size_t{blockDim.x / 32} *
-                                                             launch.num_slots * launch.slot_bytes);
-  fill_places(places, send_blocks, blocks, launch);
-  __syncthreads();
+  const QuantisingWarp warp = enter_quantised(send_blocks, blocks, launch);
 
   const Share share(num_items);
   const auto source = [&](std::uint32_t n) {
@@ -558,7 +560,7 @@ __global__ void __launch_bounds__(kMaxQuantiseWarps * 32)
   if (share.count > 0) now = load_step(from, 0, kHidden);
   // While the first values are on their way.
   copy_lists(send_blocks, blocks, launch.type, kHidden);
-  std::byte* slot = ring;
+  std::byte* slot = warp.ring;
   for (std::uint32_t n = 0; n < share.count; ++n) {
     const std::uint32_t row = items.row(share.item(n), lane);
     // Behind the last row its own beginning is read once more, and left.
@@ -573,8 +575,8 @@ __global__ void __launch_bounds__(kMaxQuantiseWarps * 32)
       now = ahead;
     }
     from = next;
-    store_quantised(slot, scales, row, 0, kHidden, kHidden, places, blocks.num_dests);
-    slot = slot == ring && launch.num_slots > 1 ? ring + launch.slot_bytes : ring;
+    store_quantised(slot, scales, row, 0, kHidden, kHidden, warp.places, blocks);
+    slot = slot == warp.ring && launch.num_slots > 1 ? warp.ring + launch.slot_bytes : warp.ring;
   }
   finish_put(channel);
 #endif
@@ -588,15 +590,8 @@ __global__ void __launch_bounds__(kMaxQuantiseWarps * 32)
                   const TransferBlock* send_blocks, PutBlocks blocks, PutLaunch launch,
                   FlagChannel channel) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  extern __shared__ __align__(128) std::byte shared[];
-  wait_for_previous_launch();
   const unsigned lane = threadIdx.x % 32;
-  const unsigned warp = threadIdx.x / 32;
-  std::byte* const ring = shared + std::size_t{warp} * launch.num_slots * launch.slot_bytes;
-  auto* const places = reinterpret_cast<Place*>(shared + std::size_t{blockDim.x / 32} *
-                                                             launch.num_slots * launch.slot_bytes);
-  fill_places(places, send_blocks, blocks, launch);
-  __syncthreads();
+  const QuantisingWarp warp = enter_quantised(send_blocks, blocks, launch);
 
   const std::uint32_t num_steps = steps_of(launch.hidden);
   const Share share(num_items * num_parts);
@@ -630,7 +625,7 @@ __global__ void __launch_bounds__(kMaxQuantiseWarps * 32)
   std::uint32_t slot = 0;
   std::uint32_t row = kNoRow;  // this lane's, of the unit's item
   const auto work = [&](const StepValues& values) {
-    std::byte* const output = ring + std::size_t{slot} * launch.slot_bytes;
+    std::byte* const output = warp.ring + std::size_t{slot} * launch.slot_bytes;
     float* const scales = reinterpret_cast<float*>(output + num_steps * kStepValues);
     if (now.step == now.first) {
       row = items.row(now.item, lane);
@@ -641,8 +636,7 @@ __global__ void __launch_bounds__(kMaxQuantiseWarps * 32)
     if (now.step + 1 == now.end) {
       const std::uint32_t first = now.first * kStepValues;
       const std::uint32_t num_values = min(launch.hidden, now.end * kStepValues) - first;
-      store_quantised(output, scales, row, first, num_values, launch.hidden, places,
-                      blocks.num_dests);
+      store_quantised(output, scales, row, first, num_values, launch.hidden, warp.places, blocks);
       if (++slot == launch.num_slots) slot = 0;
     }
     advance(now);

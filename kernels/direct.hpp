@@ -104,11 +104,12 @@ struct RingShape {
 };
 
 // Where a sender's blocks lie at their receivers: [num_dests] by send position, device memory. The
-// own block (position 0) is the one that the index was built into.
+// own block (position 0) is the one that the index was built into; so may others be, which something
+// else carries to their receivers.
 struct PutBlocks {
   std::byte* const* data;
   std::uint32_t num_dests;
-  // BF16 tokens only: the values of the own rows are not copied; RowsInPlace tells where they are.
+  // Tokens only: the values of the own rows are not copied; RowsInPlace tells where they are.
   bool own_in_place = false;
 };
 

@@ -116,7 +116,8 @@ std::vector<TransferBlock> layout_blocks(std::span<const BlockCounts> counts, Ro
 std::size_t blocks_bytes(std::span<const BlockCounts> counts, RowType type, std::uint32_t hidden);
 
 // A rank's own rows that were not packed: the values of the rows of one block are still those of its
-// tokens, in BF16. Only `expand` reads values there; the block holds copies and row words as usual.
+// tokens, in BF16, whatever the type of the others. Only `expand` reads values there, and makes of them
+// what packing and expanding would have; the block holds copies and row words as usual.
 struct RowsInPlace {
   const void* tokens = nullptr;             // BF16 [num_tokens][hidden]; null: every block is whole
   const std::uint32_t* row_item = nullptr;  // the token of each of the block's rows

@@ -153,6 +153,26 @@ __global__ void __launch_bounds__(kMaxThreads) forward_rows(ReceivedRows receive
 
 // --- expand -------------------------------------------------------------------------------------
 
+__device__ inline uint4 dequantise8(uint2 eight, float scale) {
+  const float2 a = dequantise2(eight.x & 0xffffU);
+  const float2 b = dequantise2(eight.x >> 16);
+  const float2 c = dequantise2(eight.y & 0xffffU);
+  const float2 d = dequantise2(eight.y >> 16);
+  return make_uint4(pack_pair(a.x * scale, a.y * scale), pack_pair(b.x * scale, b.y * scale),
+                    pack_pair(c.x * scale, c.y * scale), pack_pair(d.x * scale, d.y * scale));
+}
+// What packing as FP8 and expanding make of a group of 128 (kScaleGroup) values, eight of which each of
+// half a warp's lanes holds. All lanes of a warp call it.
+__device__ inline uint4 through_fp8(uint4 values) {
+  std::uint32_t largest = largest_of(values);
+#pragma unroll
+  for (unsigned step = 1; step < 16; step *= 2) {
+    largest = larger(largest, __shfl_xor_sync(kAllLanes, largest, step));
+  }
+  const float scale = scale_of(unpack(largest & 0x7fff7fffU).x);
+  return dequantise8(quantise8(values, reciprocal_of(scale)), scale);
+}
+
 // expert_rows[copy_slot[c]] = dequantised row, for the copies c of the row. Grid: one block per
 // row. BF16: a vector is 16 bytes in and 16 out; FP8: 8 bytes in (half a 16-byte access, so that a
 // lane writes 16 contiguous bytes) and 16 out.
@@ -166,9 +186,10 @@ __global__ void __launch_bounds__(kThreads)
   const TransferBlock block = received.blocks[b];
   const std::uint32_t local = blockIdx.x - block.row_begin;
   const std::byte* values = block.data + local * value_bytes(kType, hidden);
-  if (received.in_place.tokens != nullptr && b == received.in_place.block) {
+  const bool in_place = received.in_place.tokens != nullptr && b == received.in_place.block;
+  if (in_place) {
     values = static_cast<const std::byte*>(received.in_place.tokens) +
-             std::size_t{received.in_place.row_item[local]} * value_bytes(kType, hidden);
+             std::size_t{received.in_place.row_item[local]} * value_bytes(RowType::kBf16, hidden);
   }
   const std::uint32_t num_vectors = hidden / 8;
   const std::uint32_t word = block_words(block, kType, hidden)[local];
@@ -184,6 +205,14 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (unsigned u = 0; u < kUnroll; ++u) {
       const std::uint32_t i = first + u * kThreads + threadIdx.x;
+      if constexpr (kType == RowType::kFp8) {
+        if (in_place) {  // all threads of the block: groups are halves of warps
+          const uint4 plain =
+              i < num_vectors ? load_once(reinterpret_cast<const uint4*>(values) + i) : uint4{};
+          v[u] = through_fp8(plain);
+          continue;
+        }
+      }
       if (i >= num_vectors) continue;
       if constexpr (kType == RowType::kBf16) {
         v[u] = load_once(reinterpret_cast<const uint4*>(values) + i);
@@ -191,12 +220,7 @@ __global__ void __launch_bounds__(kThreads)
         const uint2 eight = __ldcs(reinterpret_cast<const uint2*>(values) + i);
         const float scale = block_scales(
             block, kType, hidden)[std::size_t{local} * (hidden / kScaleGroup) + i / 16];
-        const float2 a = dequantise2(eight.x & 0xffffU);
-        const float2 b = dequantise2(eight.x >> 16);
-        const float2 c = dequantise2(eight.y & 0xffffU);
-        const float2 d = dequantise2(eight.y >> 16);
-        v[u] = make_uint4(pack_pair(a.x * scale, a.y * scale), pack_pair(b.x * scale, b.y * scale),
-                          pack_pair(c.x * scale, c.y * scale), pack_pair(d.x * scale, d.y * scale));
+        v[u] = dequantise8(eight, scale);
       }
     }
     for (std::uint32_t c = 0; c < num_copies; ++c) {

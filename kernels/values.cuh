@@ -69,6 +69,11 @@ __device__ inline std::uint32_t largest_of(uint4 v, uint4 w) {
                                     larger(larger(w.x, w.y), larger(w.z, w.w)));
   return larger(pair, __funnelshift_l(pair, pair, 16));
 }
+// Of eight values, likewise.
+__device__ inline std::uint32_t largest_of(uint4 v) {
+  const std::uint32_t pair = larger(larger(v.x, v.y), larger(v.z, v.w));
+  return larger(pair, __funnelshift_l(pair, pair, 16));
+}
 // 1 / scale, rounded once, for a scale of scale_of, which is far from the ends of the range: the
 // approximation and one step of Newton's (Markstein: exact but for a significand of ones alone, and
 // a BF16 over 448 has none). The library's reciprocal has a branch, which would keep the compiler
@@ -86,6 +91,13 @@ __device__ inline std::uint32_t quantise4(float a, float b, float c, float d) {
   const std::uint32_t low = __nv_cvt_float2_to_fp8x2(make_float2(a, b), __NV_SATFINITE, __NV_E4M3);
   const std::uint32_t high = __nv_cvt_float2_to_fp8x2(make_float2(c, d), __NV_SATFINITE, __NV_E4M3);
   return low | high << 16;
+}
+__device__ inline uint2 quantise8(uint4 v, float reciprocal) {
+  float x[8];
+  unpack8(v, x);
+#pragma unroll
+  for (float& value : x) value *= reciprocal;
+  return make_uint2(quantise4(x[0], x[1], x[2], x[3]), quantise4(x[4], x[5], x[6], x[7]));
 }
 __device__ inline float2 dequantise2(std::uint32_t pair) {
   const __half2_raw half =

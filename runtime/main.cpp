@@ -138,6 +138,8 @@ void add_commands(CLI::App& app, Commands& commands) {
                    "Iterations before these (dry runs: 0 unless given)")
       ->capture_default_str()
       ->check(CLI::Range(0, 1000000));
+  commands.run_app->add_flag("--capture", commands.run.capture,
+                             "Replay what moves over the transport direct as a CUDA graph");
   commands.run_app
       ->add_option("--check-tokens", commands.run.num_check_tokens,
                    "Tokens per rank that the CPU recomputes")

@@ -4,24 +4,13 @@
 #include <unistd.h>
 
 #include <array>
-#include <chrono>
 #include <cstdlib>
 #include <cstring>
-#include <thread>
 
 #include "runtime/device/errors.hpp"
+#include "runtime/device/polling.hpp"
 
 namespace coterie {
-namespace {
-
-using Clock = std::chrono::steady_clock;
-// Most waits are for the host half of a group launch: tens of microseconds, during which a sleep
-// would cost more than it saves. Longer ones leave the core to others.
-constexpr auto kSpin = std::chrono::microseconds(500);
-constexpr auto kPollPause = std::chrono::microseconds(50);
-constexpr auto kLookAround = std::chrono::milliseconds(5);
-
-}  // namespace
 
 GpuShare share_gpus(const RankEnvironment& environment) {
   GpuShare share;
@@ -86,35 +75,19 @@ void Communicator::prefer_verdict(const std::function<void()>& body) {
   try {
     body();
   } catch (const NcclError&) {
-    const Clock::time_point start = Clock::now();
-    const auto patience = std::chrono::duration<double>(group_.options().silence_s + 1.0);
-    while (Clock::now() - start < patience) {
-      group_.check();
-      std::this_thread::sleep_for(kLookAround);
-    }
+    await_verdict(group_);
     throw;
   }
 }
 
+void Communicator::check(const char* call) {
+  ncclResult_t state = ncclSuccess;
+  check_nccl(ncclCommGetAsyncError(comm_, &state), "ncclCommGetAsyncError", comm_);
+  check_nccl(state, call, comm_);
+}
+
 void Communicator::wait_until(const std::function<bool()>& done, const char* call) {
-  const Clock::time_point start = Clock::now();
-  Clock::time_point last_look = start;
-  while (!done()) {
-    const Clock::time_point now = Clock::now();
-    if (now - start < kSpin) {
-      std::this_thread::yield();
-      continue;
-    }
-    std::this_thread::sleep_for(kPollPause);
-    if (now - last_look < kLookAround) continue;
-    last_look = now;
-    group_.check();
-    ncclResult_t state = ncclSuccess;
-    check_nccl(ncclCommGetAsyncError(comm_, &state), "ncclCommGetAsyncError", comm_);
-    check_nccl(state, call, comm_);
-    const double waited_s = std::chrono::duration<double>(now - start).count();
-    if (waited_s > group_.options().step_s) group_.report_stuck(waited_s);
-  }
+  poll_until(group_, done, [&] { check(call); });
 }
 
 void Communicator::settle(const char* call) {

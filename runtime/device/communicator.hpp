@@ -51,12 +51,13 @@ class Communicator {
   // Waits until `event` has passed, at most the group's step deadline, in the group's current
   // stage. Throws PeerError or NcclError.
   void wait_for(const kernels::Event& event);
+  // Throws NcclError, in the name of `call`, where something has gone wrong since. Cheap.
+  void check(const char* call);
   // Orderly end; without it the destructor aborts.
   void finish();
 
  private:
-  // Runs `body`. NCCL often notices a dead peer before the control group does, but cannot name it:
-  // its error gives way to the group's verdict, if one comes.
+  // Runs `body`; an error of NCCL's gives way to the group's verdict, if one comes.
   void prefer_verdict(const std::function<void()>& body);
   // Polls until the communicator is idle.
   void settle(const char* call);

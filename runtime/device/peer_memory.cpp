@@ -25,8 +25,11 @@ std::string failure_of(cudaError_t status, const char* call) {
 
 }  // namespace
 
-PeerMemory::PeerMemory(ControlGroup& group, std::string name)
-    : group_(group), name_(std::move(name)), regions_(group.num_ranks(), nullptr) {}
+PeerMemory::PeerMemory(ControlGroup& group, std::string name, std::vector<bool> near)
+    : group_(group),
+      name_(std::move(name)),
+      near_(std::move(near)),
+      regions_(group.num_ranks(), nullptr) {}
 
 PeerMemory::~PeerMemory() {
   unmap();
@@ -59,7 +62,7 @@ std::string PeerMemory::allocate(cudaIpcMemHandle_t& handle) {
 
 std::string PeerMemory::map(const std::vector<std::string>& handles) {
   for (std::uint32_t r = 0; r < handles.size(); ++r) {
-    if (r == group_.rank()) continue;
+    if (r == group_.rank() || !near_[r]) continue;
     cudaIpcMemHandle_t handle{};
     if (handles[r].size() != sizeof handle) return fmt::format("no handle came from rank {}", r);
     std::memcpy(&handle, handles[r].data(), sizeof handle);

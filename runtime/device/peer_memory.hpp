@@ -1,6 +1,7 @@
 #pragma once
 // Device memory that all ranks of a machine see: every rank allocates a region, and maps those of the
-// others into its own address space through CUDA's interprocess handles. Ranks may share a GPU.
+// others on its machine into its own address space through CUDA's interprocess handles. Ranks may
+// share a GPU.
 
 #include <cuda_runtime_api.h>
 
@@ -15,8 +16,8 @@ namespace coterie {
 
 class PeerMemory {
  public:
-  // `name` says in errors what the memory is for.
-  PeerMemory(ControlGroup& group, std::string name);
+  // `name` says in errors what the memory is for; `near` [num_ranks] which ranks are on this machine.
+  PeerMemory(ControlGroup& group, std::string name, std::vector<bool> near);
   // Not collective: whoever leaves first must know that nobody uses its memory any more.
   ~PeerMemory();
   PeerMemory(const PeerMemory&) = delete;
@@ -30,6 +31,7 @@ class PeerMemory {
 
   [[nodiscard]] std::size_t size() const { return size_; }
   [[nodiscard]] std::byte* own() const { return regions_[group_.rank()]; }
+  // Null: the rank is on another machine.
   [[nodiscard]] std::byte* of(std::uint32_t rank) const { return regions_[rank]; }
   // All regions as this rank sees them, by rank.
   [[nodiscard]] const std::vector<std::byte*>& regions() const { return regions_; }
@@ -45,6 +47,7 @@ class PeerMemory {
 
   ControlGroup& group_;
   const std::string name_;
+  const std::vector<bool> near_;
   std::vector<std::byte*> regions_;
   std::size_t size_ = 0;
 };

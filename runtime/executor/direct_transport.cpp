@@ -3,24 +3,21 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
-#include <thread>
+#include <iterator>
 
 #include "core/error.hpp"
 #include "runtime/control/channel.hpp"
+#include "runtime/control/machine.hpp"
 #include "runtime/device/errors.hpp"
+#include "runtime/device/polling.hpp"
 
 namespace coterie {
 namespace {
 
-using Clock = std::chrono::steady_clock;
 using kernels::Bf16;
 using kernels::DeviceBuffer;
 using kernels::TransferBlock;
 
-constexpr auto kSpin = std::chrono::microseconds(500);
-constexpr auto kPollPause = std::chrono::microseconds(50);
-constexpr auto kLookAround = std::chrono::milliseconds(5);
 // The host's own deadline comes first: it knows more of who is behind.
 constexpr double kDeviceGrace_s = 5.0;
 
@@ -112,15 +109,9 @@ std::vector<DirectPlace> places_for(const LayerShape& shape, const std::vector<R
 DirectTransport::DirectTransport(ControlGroup& group, const RankEnvironment& environment,
                                  const GpuShare& share)
     : group_(group),
-      flags_(group, "flags of the transport direct"),
-      memory_(group, "buffers of the transport direct") {
-  if (environment.num_local_ranks != environment.num_ranks) {
-    throw InputError("transport direct",
-                     fmt::format("{} ranks of which {} are on this machine", environment.num_ranks,
-                                 environment.num_local_ranks),
-                     "all ranks on one machine, where they can map each other's memory (between "
-                     "machines: transport nccl)");
-  }
+      near_(ranks_of_this_machine(group, environment)),
+      flags_(group, "flags of the transport direct", near_),
+      memory_(group, "buffers of the transport direct", near_) {
   int major = 0;
   check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, share.device),
              "cudaDeviceGetAttribute");
@@ -138,7 +129,7 @@ DirectTransport::DirectTransport(ControlGroup& group, const RankEnvironment& env
   flag_regions_ = upload(flags_.regions());
   std::vector<std::uint32_t> peers;
   for (std::uint32_t r = 0; r < group.num_ranks(); ++r) {
-    if (r != group.rank()) peers.push_back(r);
+    if (r != group.rank() && !is_far(r)) peers.push_back(r);
   }
   all_peers_ = upload(peers);
 }
@@ -146,9 +137,26 @@ DirectTransport::DirectTransport(ControlGroup& group, const RankEnvironment& env
 DirectTransport::~DirectTransport() {
   if (state_ == nullptr) return;
   // A kernel that waits for a rank that is gone must end before its memory does.
-  *const_cast<volatile std::uint32_t*>(&state_->stop) = 1;
+  stop();
   cudaDeviceSynchronize();
   cudaFreeHost(state_);
+}
+
+void DirectTransport::stop() {
+  *const_cast<volatile std::uint32_t*>(&state_->stop) = 1;
+}
+
+bool DirectTransport::has_far_ranks() const {
+  return std::find(near_.begin(), near_.end(), false) != near_.end();
+}
+
+void DirectTransport::require_one_machine(const std::string& what) const {
+  if (!has_far_ranks()) return;
+  throw InputError(
+      "transport direct",
+      fmt::format("{} of {} ranks on the machine of rank {}",
+                  std::count(near_.begin(), near_.end(), true), near_.size(), group_.rank()),
+      "all ranks on one machine for " + what);
 }
 
 void DirectTransport::place_buffers(const LayerShape& shape, const std::vector<RankLayout>& layouts,
@@ -166,7 +174,7 @@ void DirectTransport::place_buffers(const LayerShape& shape, const std::vector<R
 }
 
 void DirectTransport::connect(const LayerShape& shape, const std::vector<RankLayout>& layouts,
-                              const std::vector<LayerTables>& tables,
+                              const std::vector<LayerTables>& tables, const RunBuffers& buffers,
                               const DirectOptions& options) {
   options_ = options;
   std::vector<std::string> to_each;
@@ -185,18 +193,26 @@ void DirectTransport::connect(const LayerShape& shape, const std::vector<RankLay
     for (std::size_t h = 0; h < layouts[l].hops.size(); ++h) {
       const Hop& hop = layouts[l].hops[h];
       HopTargets targets;
-      std::vector<std::uint32_t> peers(hop.send_ranks.begin() + 1, hop.send_ranks.end());
+      std::vector<std::uint32_t> peers;
+      std::copy_if(hop.send_ranks.begin() + 1, hop.send_ranks.end(), std::back_inserter(peers),
+                   [this](std::uint32_t rank) { return !is_far(rank); });
       targets.peers = upload(peers);
       std::vector<std::vector<std::byte*>> blocks(hop.rounds.size());
       std::vector<std::vector<const Bf16*>> results(hop.rounds.size());
-      for (const std::uint32_t dest : hop.send_ranks) {
+      for (std::size_t p = 0; p < hop.send_ranks.size(); ++p) {
+        const std::uint32_t dest = hop.send_ranks[p];
         for (std::size_t r = 0; r < hop.rounds.size(); ++r) {
+          const TransferBlock& block = tables[l].hops[h].rounds[r].host_send[p];
+          if (is_far(dest)) {
+            const std::size_t row = std::size_t{hop.rounds[r].send_row_begin} + block.row_begin;
+            blocks[r].push_back(block.data);
+            results[r].push_back(buffers.hops[h].returned.data() + row * shape.mlp.hidden);
+            continue;
+          }
           const auto recv = read[dest].number<std::uint64_t>();
           const auto result = read[dest].number<std::uint64_t>();
           // The own rows stay where the index is built.
-          const bool own = dest == group_.rank();
-          blocks[r].push_back(own ? tables[l].hops[h].rounds[r].host_send[0].data
-                                  : memory_.of(dest) + recv);
+          blocks[r].push_back(p == 0 ? block.data : memory_.of(dest) + recv);
           results[r].push_back(reinterpret_cast<const Bf16*>(memory_.of(dest) + result));  // NOLINT
         }
       }
@@ -206,7 +222,7 @@ void DirectTransport::connect(const LayerShape& shape, const std::vector<RankLay
       layer.push_back(std::move(targets));
     }
     layers_.push_back(std::move(layer));
-    own_in_place_.push_back(keeps_own_rows(shape, layouts[l]));
+    own_in_place_.push_back(keeps_own_rows(layouts[l]));
   }
   group_.barrier("connection of the peer memory");
 }
@@ -274,35 +290,31 @@ void DirectTransport::look_at_state() {
   group_.report_stuck(group_.options().step_s + kDeviceGrace_s);
 }
 
-void DirectTransport::wait_for(const kernels::Event& event) {
-  const Clock::time_point start = Clock::now();
-  Clock::time_point last_look = start;
+void DirectTransport::wait_for(const kernels::Event& event, const std::function<void()>& look) {
   try {
-    while (!event.done()) {
-      const Clock::time_point now = Clock::now();
-      if (now - start < kSpin) {
-        std::this_thread::yield();
-        continue;
-      }
-      std::this_thread::sleep_for(kPollPause);
-      if (now - last_look < kLookAround) continue;
-      last_look = now;
-      group_.check();
-      look_at_state();
-      const double waited_s = std::chrono::duration<double>(now - start).count();
-      if (waited_s > group_.options().step_s) group_.report_stuck(waited_s);
-    }
+    poll_until(
+        group_, [&] { return event.done(); },
+        [&] {
+          look_at_state();
+          look();
+        });
   } catch (const kernels::CudaError&) {
-    // The driver notices a peer's death before the group does, but cannot name it.
-    const auto patience = std::chrono::duration<double>(group_.options().silence_s + 1.0);
-    const Clock::time_point failed = Clock::now();
-    while (Clock::now() - failed < patience) {
-      group_.check();
-      std::this_thread::sleep_for(kLookAround);
-    }
+    await_verdict(group_);
     throw;
   }
   look_at_state();
+}
+
+std::vector<LayerTables> load_alone(DirectTransport& transport, const LayerShape& shape,
+                                    const LayerPlan& plan, const std::vector<RankLayout>& layouts,
+                                    RunBuffers& buffers, const Bf16* tokens) {
+  buffers.need(shape, layouts.front());
+  transport.place_buffers(shape, layouts, buffers);
+  buffers.allocate();
+  std::vector<LayerTables> tables;
+  tables.push_back(make_layer_tables(shape, plan, layouts.front(), buffers, tokens));
+  transport.connect(shape, layouts, tables, buffers, {});
+  return tables;
 }
 
 }  // namespace coterie

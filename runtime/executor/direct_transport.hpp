@@ -1,16 +1,21 @@
 #pragma once
 // The transport `direct` as the GPU executor uses it: the exchanges of a layer as kernels that write
-// into, and read from, the memory of the other ranks (kernels/direct.hpp). All ranks must be on one
-// machine.
+// into, and read from, the memory of the other ranks (kernels/direct.hpp).
 //
 // The buffers that others touch, received blocks and results, lie in one region of peer memory per
 // rank, the flags in another. At `load` the ranks tell each other where in the regions the blocks of
 // each pair lie; from then on nothing passes through the host.
+//
+// Ranks of one machine are *near* each other and do so. What a rank has for a *far* one, on another
+// machine, is put into a block of its own, which the executor sends by NCCL behind the put; results
+// come the same way into `returned`, behind the flags and before the pull, which sums them from there.
+// Flags join near ranks only: between far ones the messages themselves are the order.
 
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -61,8 +66,7 @@ std::vector<DirectPlace> places_for(const LayerShape& shape, const std::vector<R
 
 class DirectTransport {
  public:
-  // Collective. Throws InputError where the ranks are on several machines, DeviceError where the GPU
-  // is too old or memory cannot be shared.
+  // Collective. Throws InputError where the GPU is too old, DeviceError where memory cannot be shared.
   DirectTransport(ControlGroup& group, const RankEnvironment& environment, const GpuShare& share);
   // Ends all waits of kernels that are still under way.
   ~DirectTransport();
@@ -73,18 +77,24 @@ class DirectTransport {
   // places in peer memory. No work of earlier layers may be under way on any rank.
   void place_buffers(const LayerShape& shape, const std::vector<RankLayout>& layouts,
                      RunBuffers& buffers);
-  // Collective, behind the tables of all layers (whose buffers place_buffers gave): exchanges the
-  // places of the blocks.
+  // Collective, behind the tables of all layers and the buffers that they use (which place_buffers
+  // gave): exchanges the places of the blocks.
   void connect(const LayerShape& shape, const std::vector<RankLayout>& layouts,
-               const std::vector<LayerTables>& tables, const DirectOptions& options);
+               const std::vector<LayerTables>& tables, const RunBuffers& buffers,
+               const DirectOptions& options);
 
-  // Whether the own rows of a layer stay among its tokens: BF16, one hop, one round.
-  [[nodiscard]] static bool keeps_own_rows(const LayerShape& shape, const RankLayout& layout) {
-    return shape.dispatch == kernels::RowType::kBf16 && layout.hops.size() == 1 &&
-           layout.num_rounds() == 1;
+  // Whether rows to and from a rank go by NCCL; whether any do; and from how many machines they come.
+  [[nodiscard]] bool is_far(std::uint32_t rank) const { return !near_[rank]; }
+  [[nodiscard]] bool has_far_ranks() const;
+  // Throws InputError where a rank is far; `what` cannot be had then.
+  void require_one_machine(const std::string& what) const;
+
+  // Whether the own rows of a layer stay among its tokens: one hop, one round.
+  [[nodiscard]] static bool keeps_own_rows(const RankLayout& layout) {
+    return layout.hops.size() == 1 && layout.num_rounds() == 1;
   }
 
-  // The exchanges, as the executor enqueues them.
+  // The exchanges with near ranks, as the executor enqueues them.
   void notify(const LayerTables& tables, cudaStream_t stream);
   // A round of the first hop, whose index has been built.
   void dispatch(std::size_t layer_idx, std::uint32_t round, const kernels::Bf16* tokens,
@@ -100,9 +110,12 @@ class DirectTransport {
                const kernels::SendIndex& index, kernels::Bf16* outputs, const kernels::Bf16* addend,
                cudaStream_t stream);
 
-  // Waits until `event` has passed, at most the group's step deadline, in the group's current stage.
-  // Throws PeerError with the group's verdict.
-  void wait_for(const kernels::Event& event);
+  // Waits until `event` has passed, at most the group's step deadline, in the group's current stage,
+  // with `look` beside it (polling.hpp). Throws PeerError with the group's verdict.
+  void wait_for(
+      const kernels::Event& event, const std::function<void()>& look = [] {});
+  // Ends all waits of kernels that are still under way, when an exception unwinds.
+  void stop();
 
   [[nodiscard]] std::uint32_t sms() const { return options_.sms; }
   // For benchmarks: how put and pull use shared memory; zero: as they choose.
@@ -114,7 +127,7 @@ class DirectTransport {
  private:
   // Of one hop of one layer.
   struct HopTargets {
-    kernels::DeviceBuffer<std::uint32_t> peers;  // ranks, without this one
+    kernels::DeviceBuffer<std::uint32_t> peers;  // near ranks, without this one
     struct Round {
       kernels::DeviceBuffer<std::byte*> blocks;
       kernels::DeviceBuffer<const kernels::Bf16*> results;
@@ -132,6 +145,7 @@ class DirectTransport {
   void look_at_state();
 
   ControlGroup& group_;
+  std::vector<bool> near_;  // [num_ranks]
   DirectOptions options_;
   LayerShape shape_;
   kernels::WaitState* state_ = nullptr;         // pinned
@@ -139,10 +153,16 @@ class DirectTransport {
   PeerMemory flags_;
   PeerMemory memory_;
   kernels::DeviceBuffer<std::byte*> flag_regions_;
-  kernels::DeviceBuffer<std::uint32_t> all_peers_;
+  kernels::DeviceBuffer<std::uint32_t> all_peers_;  // near ones
   DirectRegion region_;
   std::vector<LayerTargets> layers_;
   std::vector<bool> own_in_place_;  // parallel to layers_
 };
+
+// Collective: the tables of one layer whose steps are measured alone, with its buffers in place.
+// `tokens` as for make_layer_tables.
+std::vector<LayerTables> load_alone(DirectTransport& transport, const LayerShape& shape,
+                                    const LayerPlan& plan, const std::vector<RankLayout>& layouts,
+                                    RunBuffers& buffers, const kernels::Bf16* tokens);
 
 }  // namespace coterie

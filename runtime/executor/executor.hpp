@@ -32,6 +32,8 @@ struct LayerShape {
 // The transport `direct`: one-sided kernels over peer memory (direct_transport.hpp).
 struct DirectOptions {
   std::uint32_t sms = 16;  // multiprocessors that each of its kernels may use
+  // An iteration is captured as a CUDA graph and replayed. Needs all ranks on one machine.
+  bool capture = false;
 };
 
 // The layers of a run, in sequence. The plans must outlive their use.

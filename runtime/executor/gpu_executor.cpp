@@ -25,7 +25,8 @@
 // With the transport `direct` the same steps, in the same order and on the same streams, are kernels
 // over peer memory (direct_transport.hpp): pack builds the index alone, dispatch reads the tokens and
 // writes their rows where they belong, and combine fetches the results and sums them, so that sum
-// has nothing left to do.
+// has nothing left to do. Where ranks are on several machines, NCCL carries the same blocks and
+// results between those that are not on the same one, between the two.
 
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
@@ -40,6 +41,7 @@
 #include "runtime/device/communicator.hpp"
 #include "runtime/device/errors.hpp"
 #include "runtime/device/gate.hpp"
+#include "runtime/device/graph.hpp"
 #include "runtime/device/nvml.hpp"
 #include "runtime/executor/direct_transport.hpp"
 #include "runtime/executor/executor.hpp"
@@ -62,9 +64,16 @@ class GpuExecutor final : public Executor {
     use_gpu(share_, environment);
     main_.emplace();
   }
+  // A kernel that waits for a flag may be before one of NCCL's, which an abort waits for.
+  ~GpuExecutor() override {
+    if (direct_) direct_->stop();
+  }
+  GpuExecutor(const GpuExecutor&) = delete;
+  GpuExecutor& operator=(const GpuExecutor&) = delete;
 
   void load(RunLayers layers) override {
     group_.set_stage("set-up of the layers");
+    graph_.reset();
     // The weights of the previous run make room first.
     tables_.clear();
     layers_ = std::move(layers);
@@ -86,10 +95,10 @@ class GpuExecutor final : public Executor {
     if (two_hops && !hop_streams_[0]) {
       for (auto& stream : hop_streams_) stream.emplace();
     }
+    if (two_hops && uses_nccl() && !second_communicator_) second_communicator_.emplace(group_);
     if (is_direct()) {
-      direct_->connect(shape, layers_.layouts, tables_, *layers_.direct);
-    } else if (two_hops && !second_communicator_) {
-      second_communicator_.emplace(group_);
+      direct_->connect(shape, layers_.layouts, tables_, buffers_, *layers_.direct);
+      if (layers_.direct->capture) direct_->require_one_machine("a captured graph");
     }
     check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
   }
@@ -100,17 +109,30 @@ class GpuExecutor final : public Executor {
                                                               : fmt::format("iteration {}", number);
     group_.watch_stage(fmt::format("start of {}", name));
     if (kind == Iteration::kWarmUp) fault_point(environment_.rank, "warm-up");
+    const bool replays = kind != Iteration::kVerification && is_direct() && layers_.direct->capture;
+    const bool is_first_replay = replays && !graph_;
+    std::vector<std::vector<float>> verified;
+    if (is_first_replay) {
+      verified = take_outputs();
+      capture();
+    }
     if (kind != Iteration::kVerification) gate_.close(main());
-    // An exchange that nobody times lines the ranks up before the first event.
-    exchange_counts(tables_.front());
-    for (std::size_t i = 0; i < tables_.size(); ++i) {
-      enqueue_layer(i, kind == Iteration::kVerification);
+    if (replays) {
+      graph_->launch(main());
+      replayed_.record(main());
+    } else {
+      enqueue_iteration(kind == Iteration::kVerification);
     }
     if (kind != Iteration::kVerification) {
       group_.barrier(fmt::format("the opening of {}", name));
       gate_.open();
     }
     if (kind == Iteration::kTimed) fault_point(environment_.rank, "in-flight");
+    if (replays) {
+      group_.watch_stage(fmt::format("the graph of {}", name));
+      wait_for(replayed_);
+    }
+    if (is_first_replay) compare_outputs(verified);
     for (std::size_t i = 0; i < tables_.size(); ++i) {
       for (const PhaseMarks& marks : tables_[i].phases) {
         group_.watch_stage(fmt::format("{} of layer {} in {}", to_string(marks.phase),
@@ -201,7 +223,11 @@ class GpuExecutor final : public Executor {
                                                 {"expert_mlp", implementations(false)},
                                                 {"shared_experts", implementations(true)},
                                                 {"launcher", environment_.source}};
-    if (is_direct()) facts["direct_sms"] = direct_->sms();
+    if (is_direct()) {
+      facts["direct_sms"] = direct_->sms();
+      facts["direct_beside_nccl"] = direct_->has_far_ranks();
+      facts["direct_captured"] = layers_.direct->capture;
+    }
     return facts;
   }
 
@@ -223,6 +249,11 @@ class GpuExecutor final : public Executor {
 
   // Whether the loaded layers move over peer memory.
   [[nodiscard]] bool is_direct() const { return layers_.direct.has_value(); }
+  // Whether NCCL carries what goes to and comes from a rank; and whether it does so at all.
+  [[nodiscard]] bool by_nccl(std::uint32_t rank) const {
+    return rank != environment_.rank && (!is_direct() || direct_->is_far(rank));
+  }
+  [[nodiscard]] bool uses_nccl() const { return !is_direct() || direct_->has_far_ranks(); }
   // Makes what carries the rows, where the runs before did without; collective.
   void prepare_transport() {
     if (!is_direct()) {
@@ -234,14 +265,16 @@ class GpuExecutor final : public Executor {
       return;
     }
     if (!direct_) direct_.emplace(group_, environment_, share_);
+    if (uses_nccl() && !communicator_) communicator_.emplace(group_);
     direct_->place_buffers(layers_.shape, layers_.layouts, buffers_);
   }
   void wait_for(const kernels::Event& event) {
-    if (is_direct()) {
-      direct_->wait_for(event);
-    } else {
-      communicator_->wait_for(event);
-    }
+    if (!is_direct()) return communicator_->wait_for(event);
+    direct_->wait_for(event, [this] {
+      if (!uses_nccl()) return;
+      communicator_->check("an exchange");
+      if (second_communicator_) second_communicator_->check("an exchange");
+    });
   }
 
   [[nodiscard]] const LayerShape& shape() const { return layers_.shape; }
@@ -271,14 +304,72 @@ class GpuExecutor final : public Executor {
     group_.watch_stage(fmt::format("launch of {} of layer {}", to_string(phase), layer));
   }
 
+  // Iterations -----------------------------------------------------------------------------------
+
+  // `may_fail`: pass the fault points, where the other ranks wait for this one inside NCCL.
+  void enqueue_iteration(bool may_fail) {
+    // An exchange that nobody times lines the ranks up before the first event.
+    exchange_counts(tables_.front());
+    for (std::size_t i = 0; i < tables_.size(); ++i) enqueue_layer(i, may_fail);
+  }
+  // The same as a graph. The epochs of the flags are counted in device memory, so that its launches
+  // are steps like any others.
+  void capture() {
+    captures_ = true;
+    graph_.emplace(main(), [this] { enqueue_iteration(false); });
+    captures_ = false;
+  }
+  // The outputs of all layers, which are poisoned then.
+  std::vector<std::vector<float>> take_outputs() {
+    std::vector<std::vector<float>> outputs;
+    for (std::size_t i = 0; i < tables_.size(); ++i) {
+      outputs.push_back(output(i));
+      tables_[i].output.fill_bytes(0xff);
+    }
+    return outputs;
+  }
+  // The kernels of a graph are those that were verified one by one: so are their outputs, to the bit.
+  void compare_outputs(const std::vector<std::vector<float>>& verified) {
+    for (std::size_t i = 0; i < tables_.size(); ++i) {
+      const std::vector<float> replayed = output(i);
+      const auto differs =
+          std::mismatch(replayed.begin(), replayed.end(), verified[i].begin()).first;
+      if (differs == replayed.end()) continue;
+      throw DeviceError(
+          fmt::format("layer {}: value {} of the replayed graph's output is {}, that of "
+                      "the same kernels launched one by one {}",
+                      layers_.plans[i]->layer, differs - replayed.begin(), *differs,
+                      verified[i][static_cast<std::size_t>(differs - replayed.begin())]));
+    }
+  }
+
+  // The begin or end of a phase, for its time.
+  void record(const kernels::Event& event, cudaStream_t stream) const {
+    if (captures_) {
+      check_cuda(cudaEventRecordWithFlags(event.get(), stream, cudaEventRecordExternal),
+                 "cudaEventRecordWithFlags");
+    } else {
+      event.record(stream);
+    }
+  }
+  void record_end(const PhaseMarks& marks, cudaStream_t stream) const {
+    record(marks.end, stream);
+    if (captures_) marks.captured_end.record(stream);
+  }
+  // What follows on `stream` comes after a phase.
+  void wait_for_end(cudaStream_t stream, const PhaseMarks& marks) const {
+    wait(stream, captures_ ? marks.captured_end : marks.end);
+  }
+
   // Exchanges ------------------------------------------------------------------------------------
 
   void exchange_counts(const LayerTables& tables) {
-    if (is_direct()) return direct_->notify(tables, main());
+    if (is_direct()) direct_->notify(tables, main());
+    if (!uses_nccl()) return;
     std::vector<Message> sends;
     std::vector<Message> receives;
     for (std::uint32_t r = 0; r < environment_.num_ranks; ++r) {
-      if (r == environment_.rank) continue;
+      if (!by_nccl(r)) continue;
       constexpr std::size_t kBytes = 2 * sizeof(std::uint32_t);
       sends.push_back(
           {r, reinterpret_cast<std::byte*>(tables.counts_out.data() + 2 * r), kBytes});  // NOLINT
@@ -300,10 +391,11 @@ class GpuExecutor final : public Executor {
                                                         block.num_rows, block.num_copies);
     };
     for (std::size_t p = 1; p < hop.send_ranks.size(); ++p) {
+      if (!by_nccl(hop.send_ranks[p])) continue;
       sends.push_back({hop.send_ranks[p], round.host_send[p].data, bytes(round.host_send[p])});
     }
     for (std::size_t s = 0; s < hop.recv_ranks.size(); ++s) {
-      if (s == hop.recv_self) continue;
+      if (!by_nccl(hop.recv_ranks[s])) continue;
       receives.push_back({hop.recv_ranks[s], round.host_recv[s].data, bytes(round.host_recv[s])});
     }
     communicator_of(h).exchange(sends, receives, stream_of(work, h));
@@ -324,16 +416,17 @@ class GpuExecutor final : public Executor {
     std::vector<Message> sends;
     std::vector<Message> receives;
     for (std::size_t s = 0; s < hop.recv_ranks.size(); ++s) {
-      if (s == hop.recv_self) continue;
+      if (!by_nccl(hop.recv_ranks[s])) continue;
       sends.push_back(message(hop.recv_ranks[s], results, round.host_recv[s]));
     }
     for (std::size_t p = 1; p < hop.send_ranks.size(); ++p) {
+      if (!by_nccl(hop.send_ranks[p])) continue;
       receives.push_back(message(hop.send_ranks[p], returned, round.host_send[p]));
     }
     const cudaStream_t stream = stream_of(work, h);
     communicator_of(h).exchange(sends, receives, stream);
     const TransferBlock& own = round.host_recv[hop.recv_self];
-    if (own.num_rows == 0) return;
+    if (own.num_rows == 0 || is_direct()) return;  // a pull reads them where they stand
     check_cuda(
         cudaMemcpyAsync(returned + round.host_send[0].row_begin * hidden,
                         results + own.row_begin * hidden, own.num_rows * hidden * sizeof(Bf16),
@@ -412,7 +505,7 @@ class GpuExecutor final : public Executor {
   void expand(const Work& work) {
     const LayerTables& tables = work.tables;
     kernels::ReceivedRows rows = received(shape(), work.layout.hops.back(), tables.hops.back());
-    if (is_direct() && DirectTransport::keeps_own_rows(shape(), work.layout)) {
+    if (is_direct() && DirectTransport::keeps_own_rows(work.layout)) {
       rows.in_place = own_rows_in_place(work.layout, tables, tokens_.data());
     }
     kernels::build_receive_index(rows, tables.slot_local.data(),
@@ -456,11 +549,11 @@ class GpuExecutor final : public Executor {
     const bool ends = step.round + 1 == work.plan.num_rounds;
     // Own rows are packed, and results merged, on the main stream.
     if (begins && step.stage == 0 && step.direction == Direction::kDispatch) {
-      wait(stream, work.tables.marks(Phase::kPack).end);
+      wait_for_end(stream, work.tables.marks(Phase::kPack));
     }
     if (begins && step.stage + 1 == work.plan.stages.size() &&
         step.direction == Direction::kCombine) {
-      wait(stream, work.tables.marks(Phase::kMerge).end);
+      wait_for_end(stream, work.tables.marks(Phase::kMerge));
     }
     // The last hop's answers come after the merge, which came after the whole dispatch: waiting for
     // it, above, is enough.
@@ -471,7 +564,7 @@ class GpuExecutor final : public Executor {
     }
     if (begins) {
       announce(phase, work.plan.layer);
-      marks.begin.record(stream);
+      record(marks.begin, stream);
     }
     if (is_direct()) {
       enqueue_direct(work, step);
@@ -483,7 +576,7 @@ class GpuExecutor final : public Executor {
       if (step.stage == 1) reduce(work, step.round);
     }
     work.tables.arrived[step_idx].record(stream);
-    if (ends) marks.end.record(stream);
+    if (ends) record_end(marks, stream);
   }
 
   // The same step over peer memory.
@@ -504,11 +597,13 @@ class GpuExecutor final : public Executor {
         build_forward_index(work, r);
         direct_->forward(work.layer_idx, r, arrived(), index, stream);
       }
+      if (uses_nccl()) exchange_blocks(work, step.stage, r);
       return;
     }
     // The experts' results of all rounds were merged at once.
     const bool last_stage = step.stage + 1 == work.plan.stages.size();
     if (!last_stage || r == 0) direct_->announce_results(work.layer_idx, step.stage, stream);
+    if (uses_nccl()) exchange_results(work, step.stage, r);
     if (step.stage == 1) {
       direct_->gather(
           work.layer_idx, r, arrived(), index,
@@ -534,9 +629,9 @@ class GpuExecutor final : public Executor {
                     plan_steps(*layers_.plans[layer_idx]), layer_idx};
     const auto on_main = [&](Phase phase, const auto& body) {
       PhaseMarks& marks = work.tables.marks(phase);
-      marks.begin.record(main());
+      record(marks.begin, main());
       body();
-      marks.end.record(main());
+      record_end(marks, main());
     };
     on_main(Phase::kNotify, [&] { exchange_counts(work.tables); });
     on_main(Phase::kPack, [&] { pack(work); });
@@ -545,8 +640,8 @@ class GpuExecutor final : public Executor {
     if (work.two_hops()) {
       // Everything for this rank's experts has come by the second hop, and what the first one sent
       // is out of its buffers.
-      wait(main(), work.tables.marks(Phase::kForward).end);
-      wait(main(), work.tables.marks(Phase::kDispatch).end);
+      wait_for_end(main(), work.tables.marks(Phase::kForward));
+      wait_for_end(main(), work.tables.marks(Phase::kDispatch));
     }
     on_main(Phase::kExpand, [&] { expand(work); });
     on_main(Phase::kMlp, [&] {
@@ -557,8 +652,8 @@ class GpuExecutor final : public Executor {
     if (may_fail) fault_point(environment_.rank, "combine");
     enqueue_steps(work, Direction::kCombine);
     if (work.two_hops()) {
-      wait(main(), work.tables.marks(Phase::kGather).end);
-      wait(main(), work.tables.marks(Phase::kCombine).end);
+      wait_for_end(main(), work.tables.marks(Phase::kGather));
+      wait_for_end(main(), work.tables.marks(Phase::kCombine));
     }
     on_main(Phase::kSum, [&] { sum(work); });
   }
@@ -573,6 +668,9 @@ class GpuExecutor final : public Executor {
   DeviceBuffer<Bf16> tokens_;
   std::vector<LayerTables> tables_;
   std::optional<DirectTransport> direct_;
+  std::optional<Graph> graph_;  // of the loaded layers' iteration
+  kernels::Event replayed_;
+  bool captures_ = false;
   // The last members go first: an abort ends the device's work before its memory goes, and the gate
   // opens before the abort waits for the stream.
   std::optional<Communicator> communicator_;

@@ -87,6 +87,8 @@ struct HopTables {
 struct PhaseMarks {
   Phase phase = Phase::kNotify;
   kernels::Event begin, end;
+  // What other streams wait for while a graph is captured, where `end` is recorded by its launches.
+  kernels::Event captured_end;
 };
 
 struct LayerTables {

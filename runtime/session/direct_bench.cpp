@@ -68,13 +68,9 @@ class BenchLayer {
     shape_.dispatch = experiment.dispatch_payload == PayloadType::kFp8 ? kernels::RowType::kFp8
                                                                        : kernels::RowType::kBf16;
     layouts_.push_back(make_rank_layout(plan_, environment.rank));
-    buffers_.need(shape_, layout());
-    transport.place_buffers(shape_, layouts_, buffers_);
-    buffers_.allocate();
     tokens_ = DeviceBuffer<Bf16>(std::span<const Bf16>(
         make_tokens(shape_.seed, environment.rank, layout().num_tokens, shape_.mlp.hidden)));
-    tables_.push_back(make_layer_tables(shape_, plan_, layout(), buffers_, tokens_.data()));
-    transport.connect(shape_, layouts_, tables_, {});
+    tables_ = load_alone(transport, shape_, plan_, layouts_, buffers_, tokens_.data());
     // Results are read as they stand; no experts run here.
     check_cuda(cudaMemset(buffers_.hops[0].results.data(), 0,
                           hop().num_recv_rows * std::size_t{shape_.mlp.hidden} * sizeof(Bf16)),
@@ -150,7 +146,7 @@ class BenchLayer {
     span([&] { transport_.dispatch(0, 0, tokens_.data(), routing, index, stream); });
     span([&] {
       kernels::ReceivedRows rows = received(shape_, hop(), first);
-      if (DirectTransport::keeps_own_rows(shape_, layout())) {
+      if (DirectTransport::keeps_own_rows(layout())) {
         rows.in_place = own_rows_in_place(layout(), tables, tokens_.data());
       }
       kernels::build_receive_index(rows, tables.slot_local.data(),
@@ -303,6 +299,7 @@ void bench_direct(const DirectBenchOptions& options, const RankEnvironment& envi
     const GpuShare share = share_gpus(environment);
     use_gpu(share, environment);
     DirectTransport transport(group, environment, share);
+    transport.require_one_machine("its benchmark");
     json entries = json::array();
     for (const std::uint32_t hidden : options.hidden) {
       for (const std::uint32_t tokens : options.tokens) {

@@ -249,7 +249,10 @@ void probe(const ProbeOptions& options, const RankEnvironment& environment, Cont
     std::optional<Communicator> communicator;
     if (group.num_ranks() > 1 && !only_direct) communicator.emplace(group);
     std::optional<DirectTransport> direct;
-    if (any_direct) direct.emplace(group, environment, share);
+    if (any_direct) {
+      direct.emplace(group, environment, share);
+      direct->require_one_machine("its probe");
+    }
     Sampler sampler(group, communicator ? &*communicator : nullptr);
     ProbeTools tools{group,
                      communicator ? &*communicator : nullptr,

@@ -96,9 +96,10 @@ class Session {
       return {infeasible_run(experiment_, spec, *planned.infeasible), ExitCode::kBadInput};
     }
     if (group_.rank() == 0) spdlog::info("run {}: loading", spec.name);
-    executor_.load(
-        make_run_layers(shape_, planned.plans, group_.rank(),
-                        chosen_direct(experiment_.cluster, experiment_.transport_of(spec))));
+    std::optional<DirectOptions> direct =
+        chosen_direct(experiment_.cluster, experiment_.transport_of(spec));
+    if (direct) direct->capture = options_.capture;
+    executor_.load(make_run_layers(shape_, planned.plans, group_.rank(), direct));
     executor_.iterate(Iteration::kVerification, 0);
     const RunCheck check = verifier_.verify(planned);
     const std::vector<RankTimes> ranks = measure(spec, !check.failure);

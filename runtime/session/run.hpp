@@ -21,6 +21,7 @@ struct RunOptions {
   std::uint32_t num_warm_up = 5;
   std::uint32_t num_iterations = 20;
   std::uint32_t num_check_tokens = 4;  // per rank, recomputed on the CPU
+  bool capture = false;                // replay what moves over `direct` as a CUDA graph
   bool dry_run = false;                // exchange over the control connection, without GPUs
   bool full_size = false;  // dry runs: compute at the model's own sizes, not at reduced ones
   std::string command;     // for the provenance

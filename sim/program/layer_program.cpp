@@ -68,6 +68,7 @@ class GroupBuilder {
   struct RankRows {
     std::uint64_t packed = 0;    // written into send blocks for other ranks
     std::uint64_t arriving = 0;  // for its own experts, local ones included
+    std::uint64_t own = 0;       // of these, from its own tokens
     std::uint64_t copies = 0;    // (token, expert) pairs of those
     std::uint64_t summed = 0;    // results it adds up for its own tokens
   };
@@ -100,6 +101,7 @@ class GroupBuilder {
     }
     for (std::size_t i = 0; i < last().num_transfers(); ++i) {
       rows_[last().dst[i]].arriving += last().num_rows[i];
+      if (last().src[i] == last().dst[i]) rows_[last().dst[i]].own += last().num_rows[i];
       rows_[last().dst[i]].copies += last().num_copies[i];
     }
     if (!two_hops()) return;
@@ -131,8 +133,7 @@ class GroupBuilder {
   }
   // A rank's own rows are read among its tokens and not moved.
   [[nodiscard]] bool own_rows_in_place() const {
-    return puts_rows() && !two_hops() && plan_.num_rounds == 1 &&
-           setup_.kernels->dispatch_payload == PayloadType::kBf16;
+    return puts_rows() && !two_hops() && plan_.num_rounds == 1;
   }
   // An event `gap` after `event`, from which on a rank's next phase runs.
   std::uint32_t after_gap(Phase next, std::uint32_t rank, std::uint32_t event) {
@@ -287,7 +288,10 @@ class GroupBuilder {
       const std::uint32_t expanded[]{builder_.add_event()};
       const double expert_row =
           kernels() != nullptr ? 2.0 * setup_.kernels->model.hidden : dispatch_row_;
-      add_copy(Phase::kExpand, rank, {arriving * dispatch_row_ + copies * expert_row, copies},
+      // Own rows in place are tokens still.
+      const double in_place = own_rows_in_place() ? static_cast<double>(rows_[rank].own) : 0.0;
+      const double read = (arriving - in_place) * dispatch_row_ + in_place * expert_row;
+      add_copy(Phase::kExpand, rank, {read + copies * expert_row, copies},
                after_gap(Phase::kExpand, rank, arrived_[rank]), expanded);
       const std::uint32_t multiplied[]{builder_.add_event()};
       Seconds duration;
@@ -436,6 +440,12 @@ class GroupBuilder {
         const PlanMessage& m = messages[i];
         std::vector<std::uint32_t> signals{signal(m)};
         if (m.src != m.dst) signals.insert(signals.end(), {ready[m.src], ready[m.dst]});
+        if (m.src != m.dst && direction == Direction::kDispatch && puts_rows()) {
+          // What a rank does with the rows that it gets comes on its stream behind its own put.
+          PlanMessage to_itself = m;
+          to_itself.dst = m.src;
+          signals.push_back(signal(to_itself));
+        }
         out_.label(phase, transport->send(sends[i], after(m), signals), sends[i].num_rows);
       }
       if (direction == Direction::kDispatch || puts_rows()) continue;

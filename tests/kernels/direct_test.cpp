@@ -255,7 +255,7 @@ TEST_P(DirectRows, PutWritesWhatPackWritesAndPullSumsWhatCombineSums) {
   struct Built {
     DeviceBuffer<std::byte> buffer;
     DeviceBuffer<TransferBlock> table;
-    DeviceBuffer<std::uint32_t> item_rows;
+    DeviceBuffer<std::uint32_t> item_rows, row_item;
     DeviceBuffer<std::byte> workspace;
     SendIndex index{};
   };
@@ -263,9 +263,10 @@ TEST_P(DirectRows, PutWritesWhatPackWritesAndPullSumsWhatCombineSums) {
     Built built{poisoned<std::byte>(room),
                 poisoned<TransferBlock>(shape.num_dests),
                 poisoned<std::uint32_t>(num_copies),
+                poisoned<std::uint32_t>(num_copies),
                 poisoned<std::byte>(index_workspace_bytes(num_copies, shape.num_dests)),
                 {}};
-    built.index = {built.table.data(), built.item_rows.data(), nullptr, nullptr};
+    built.index = {built.table.data(), built.item_rows.data(), built.row_item.data(), nullptr};
     build_send_index(routing, targets, shape.type, shape.hidden, built.buffer.data(), built.index,
                      built.workspace.data(), stream.get());
     return built;
@@ -307,6 +308,40 @@ TEST_P(DirectRows, PutWritesWhatPackWritesAndPullSumsWhatCombineSums) {
     EXPECT_TRUE(
         std::all_of(behind.begin(), behind.end(), [](std::byte b) { return b == std::byte{0xff}; }))
         << "behind block " << p;
+  }
+
+  // Own rows that stay among the tokens: the other blocks are the same, and the expansion makes of the
+  // own one what it makes of the packed one. Every copy has the slot of its number.
+  const Built kept = build();
+  stream.synchronize();
+  places[0] = kept.table.download()[0].data;
+  for (std::uint32_t p = 1; p < shape.num_dests; ++p) peers[p].fill_bytes(0xff);
+  const DeviceBuffer<std::byte*> places_beside{std::span<std::byte* const>(places)};
+  put(tokens.data(), routing, shape.hidden, shape.type, kept.index,
+      {places_beside.data(), shape.num_dests, true}, flags.of(0, kSecond_ns), shape.sms,
+      stream.get());
+  stream.synchronize();
+  for (std::uint32_t p = 1; p < shape.num_dests; ++p) {
+    const std::size_t size =
+        block_bytes(shape.type, shape.hidden, blocks[p].num_rows, blocks[p].num_copies);
+    EXPECT_EQ(bytes_at(places[p], size), bytes_at(blocks[p].data, size)) << "block " << p;
+  }
+  std::vector<std::uint32_t> slots(blocks[0].num_copies);
+  std::iota(slots.begin(), slots.end(), 0U);
+  const DeviceBuffer<std::uint32_t> copy_slot{std::span<const std::uint32_t>(slots)};
+  const auto expanded = [&](std::byte* data, const RowsInPlace& in_place) {
+    TransferBlock own = blocks[0];
+    own.data = data;
+    const DeviceBuffer<TransferBlock> table{std::span<const TransferBlock>(&own, 1)};
+    const auto rows = poisoned<Bf16>(slots.size() * shape.hidden);
+    expand({table.data(), 1, own.num_rows, own.num_copies, shape.type, shape.hidden, in_place},
+           copy_slot.data(), rows.data(), stream.get());
+    stream.synchronize();
+    return to_float(rows.download());
+  };
+  if (blocks[0].num_rows > 0) {
+    EXPECT_EQ(expanded(places[0], {tokens.data(), kept.row_item.data(), 0}),
+              expanded(blocks[0].data, {}));
   }
 
   // Results, where the blocks' rows would be computed.

@@ -9,6 +9,7 @@
 #include <map>
 
 #include "core/error.hpp"
+#include "runtime/control/machine.hpp"
 
 namespace coterie {
 namespace {
@@ -113,6 +114,28 @@ TEST(Environment, FirstSlurmHost) {
   EXPECT_EQ(first_slurm_host("gpu[9,11]"), "gpu9");
   EXPECT_EQ(first_slurm_host("alpha,beta"), "alpha");
   EXPECT_EQ(first_slurm_host("alpha"), "alpha");
+}
+
+// Ranks of one machine tell the same, whatever they are; only where a test asks for it do neighbours part,
+// here after every third.
+TEST(Machine, IsOneUnlessATestAsksForMore) {
+  const auto identity = [](std::uint32_t local_rank, const std::string& ranks_per_machine) {
+    RankEnvironment environment;
+    environment.local_rank = local_rank;
+    return machine_identity(environment,
+                            [&](const std::string& name) -> std::optional<std::string> {
+                              if (name != "COTERIE_RANKS_PER_MACHINE") return std::nullopt;
+                              return ranks_per_machine;
+                            });
+  };
+  EXPECT_FALSE(identity(0, "").empty());
+  EXPECT_EQ(identity(0, ""), identity(7, ""));
+  EXPECT_EQ(identity(3, "3"), identity(5, "3"));
+  EXPECT_NE(identity(2, "3"), identity(3, "3"));
+  EXPECT_NE(identity(5, "3"), identity(6, "3"));
+  for (const char* nonsense : {"0", "-1", "two", "2x"}) {
+    EXPECT_THROW((void)identity(0, nonsense), InputError) << nonsense;
+  }
 }
 
 }  // namespace

@@ -91,6 +91,76 @@ TEST_F(Gpu, DirectMovesWhatNcclMoves) {
   }
 }
 
+// Ranks that act as if they were on two machines of two, or on four of one: NCCL carries what crosses,
+// the kernels put and pull the rest. A pull sums the same rows in the same order wherever they come
+// from, so that every error of the output is the same to the bit.
+TEST_F(Gpu, DirectMovesTheSameBetweenMachines) {
+  for (const char* payload : {"bf16", "fp8"}) {
+    std::vector<nlohmann::json> on_one_machine;
+    for (const char* ranks_per_machine : {"4", "2", "1"}) {
+      const Outcome outcome =
+          shell(fmt::format("{} launch --ranks 4 -- run experiment.yaml -o out --iterations 3 "
+                            "--warmup 1 --set payload.dispatch={} --set transport=direct",
+                            program(), payload),
+                {{"COTERIE_RANKS_PER_MACHINE", ranks_per_machine}});
+      ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+      const Results results = read_results(folder_ / "out/results.json");
+      ASSERT_EQ(results.runs.size(), 4U);
+      std::vector<nlohmann::json> correctness;
+      for (const RunReport& run : results.runs) {
+        EXPECT_EQ(run.provenance.at("direct_beside_nccl"), *ranks_per_machine != '4');
+        expect_correct(run);
+        correctness.push_back(run.provenance.at("correctness"));
+      }
+      if (on_one_machine.empty()) on_one_machine = correctness;
+      EXPECT_EQ(correctness, on_one_machine) << ranks_per_machine << " ranks per machine";
+    }
+  }
+}
+
+// Iterations that are launches of one graph. The executor itself compares the output of the first with
+// that of the same kernels one by one, to the bit; ten more keep the epochs of all ranks in step.
+TEST_F(Gpu, DirectReplaysAsAGraph) {
+  const Outcome outcome =
+      shell(fmt::format("{} launch --ranks 4 -- run experiment.yaml -o out --iterations 10 "
+                        "--warmup 1 --set transport=direct --capture",
+                        program()));
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  const Results results = read_results(folder_ / "out/results.json");
+  ASSERT_EQ(results.runs.size(), 4U);
+  for (const RunReport& run : results.runs) {
+    EXPECT_EQ(run.provenance.at("direct_captured"), true);
+    ASSERT_EQ(run.layers.size(), 2U);
+    EXPECT_EQ(run.layers[0].samples_s.size(), 10U);
+    EXPECT_GT(run.layers[0].time_s, 0.0);
+    for (const PhaseTimes& phase : run.layers[0].phases) {
+      for (std::size_t rank = 0; rank < phase.begin_s.size(); ++rank) {
+        EXPECT_LE(phase.begin_s[rank], phase.end_s[rank]) << to_string(phase.phase);
+      }
+    }
+  }
+}
+
+// "dispatch": the others wait for a flag or inside NCCL, behind which pulls wait.
+TEST_F(Gpu, ARankThatDiesEndsThoseOfOtherMachines) {
+  for (const char* point : {"dispatch", "in-flight"}) {
+    for (const char* action : {"kill", "stop", "hang"}) {
+      const std::string fault = fmt::format("2:{}:{}", point, action);
+      const Outcome outcome =
+          shell(fmt::format("timeout 60 {} launch --ranks 4 -- run experiment.yaml -o out2 "
+                            "--iterations 3 --warmup 1 --deadline 6 --silence 3 "
+                            "--set transport=direct",
+                            program()),
+                {{"COTERIE_FAULT", fault}, {"COTERIE_RANKS_PER_MACHINE", "2"}});
+      EXPECT_EQ(outcome.exit_code, 3) << fault << ": " << outcome.err;
+      EXPECT_THAT(outcome.err, HasSubstr("rank 2")) << fault;
+      EXPECT_EQ(num_error_lines(outcome.err), 1U) << fault << ": " << outcome.err;
+      EXPECT_LT(outcome.seconds, 40.0);
+      EXPECT_FALSE(std::filesystem::exists(folder_ / "out2/results.json"));
+    }
+  }
+}
+
 TEST_F(Gpu, ARankThatDiesAtAnyStageEndsTheOthersOverPeerMemoryToo) {
   for (const char* point : {"dispatch", "combine", "in-flight"}) {
     for (const char* action : {"kill", "stop", "hang"}) {

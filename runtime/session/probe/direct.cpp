@@ -60,11 +60,7 @@ class DirectLayer {
     shape_.dispatch = entry.type;
     layouts_.push_back(make_rank_layout(plan_, tools.group.rank()));
     RunBuffers& buffers = memory.buffers;
-    buffers.need(shape_, layout());
-    transport_.place_buffers(shape_, layouts_, buffers);
-    buffers.allocate();
-    tables_.push_back(make_layer_tables(shape_, plan_, layout(), buffers, memory.tokens.data()));
-    transport_.connect(shape_, layouts_, tables_, {});
+    tables_ = load_alone(transport_, shape_, plan_, layouts_, buffers, memory.tokens.data());
     for (std::size_t h = 0; h < layout().hops.size(); ++h) {
       const std::uint32_t num_rows = layout().hops[h].num_recv_rows;
       if (num_rows == 0) continue;

@@ -150,6 +150,18 @@ TEST(KernelCosts, WorkSharesTheMultiprocessorsAndNotTheMemory) {
   EXPECT_EQ(finish, (std::vector<long long>{4000, 2000, 900}));
 }
 
+// A work launches until 1000 while the other has the multiprocessors alone, 500 of whose 1500 are left
+// then; at half of them both those end at 2000. The first then has 1500 of its 2000 to go.
+TEST(KernelCosts, ALaunchPassesWhileOthersWork) {
+  const auto finish = ends(
+      [](GpuResources& gpus) {
+        gpus.add_work(0, Seconds{2000e-9}, kStartEvent, {}, Seconds{1000e-9});
+        gpus.add_work(1, Seconds{1500e-9}, kStartEvent, {});
+      },
+      2);
+  EXPECT_EQ(finish, (std::vector<long long>{3500, 2000}));
+}
+
 // Two ranks on one GPU: works of 3000 and 1000 ns share the multiprocessors as above, whichever rank's they
 // are, and a copy of 2000 B takes turns with them: 200 ns on all of them, a third of which it has from
 // its launch at 500 on, so that it is over at 1100. By then each work has 250 + 200 ns of its time;

@@ -116,16 +116,16 @@ TEST(LayerProgram, CalibratedKernelsAndEvents) {
 
 // The same over the transport `direct`, without latencies: of pack the index is left (400 ns, 10 per row and
 // 4 B/ns of 4 B per pair), own rows are read among the tokens, and the combine sums.  A put or pull
-// starts in 1100 ns and moves 2 B/ns on its two multiprocessors; rank 0's ends before its expansion moves
-// bytes, so that they do not share the memory.
+// starts in 1100 ns and moves 2 B/ns on its two multiprocessors. Rank 0 has its row at 4834 but expands
+// behind its own put, on whose stream it does.
 //                                 rank 0                                 rank 1
 // notify    2000
 // pack      3 rows, 4 pairs: 434              2100..2534     2 rows, 2 pairs: 422  2100..2522
 // dispatch  100, 1100, then 2 tokens and the rows, which the NIC passes on at 1 B/ns: 2032; 1012
 //                                             3834..5866                           3822..4834
-// expand    as above                          4934..6354                           5966..7706
-// MLP                                         6454..18454                          7806..23010
-// merge                                       18554..19974                         23110..24850
+// expand    as above                          5966..7386                           5966..7706
+// MLP                                         7486..19486                          7806..23010
+// merge                                       19586..21006                         23110..24850
 // combine   100, then 300 from when both are ready (25050) and 1100; 3 results of 1000 B, and for 2 tokens
 //           the sum and what the shared expert adds: 7000 B; 2 results, 1 token: 4000 B
 //                                             26450..29950                         26450..28450
@@ -147,12 +147,48 @@ TEST(LayerProgram, DirectPutsAndPullsBesideTheCalibratedKernels) {
                                    Timed{0, 0, 2000, 2100}, Timed{1, 1, 2000, 2100}));
   EXPECT_THAT(messages(run, Phase::kDispatch),
               UnorderedElementsAre(Timed{0, 1, 3834, 5866}, Timed{1, 0, 3822, 4834}));
+  EXPECT_THAT(kernels(run, Phase::kExpand),
+              IsSupersetOf({Timed{0, 0, 5966, 7386}, Timed{1, 1, 5966, 7706}}));
   EXPECT_THAT(kernels(run, Phase::kMlp),
-              IsSupersetOf({Timed{0, 0, 6454, 18454}, Timed{1, 1, 7806, 23010}}));
+              IsSupersetOf({Timed{0, 0, 7486, 19486}, Timed{1, 1, 7806, 23010}}));
   EXPECT_THAT(messages(run, Phase::kCombine),
               UnorderedElementsAre(Timed{0, 1, 26450, 28450}, Timed{1, 0, 26450, 29950}));
   EXPECT_THAT(kernels(run, Phase::kSum), IsSupersetOf({Timed{0, 0, 30050, 30150}}));
   EXPECT_EQ(nanoseconds(run.execution().makespan_s), 30150);
+}
+
+// Two ranks of one node, each with one token for its own two experts: nothing crosses a link. The calibrated
+// MLP launches in 1000 ns and takes, per expert with one token, 30000 B of weights at 10 B/ns and then
+// 30000 flop at 12 flop/ns: 3000 + 2500; the shared expert launches in 500 ns and takes as much.
+//
+// Own rows are not packed.
+//
+// A GPU each:    expand    500 + 3000 B                                         3000..3800
+//                MLP       1000 + 2 * 5500 + 500 + 5500                         3800..21800
+// One GPU for both: copies share its memory, and of the MLPs the launches pass side by side while what
+// multiplies takes turns.
+//                expand    500 + 6000 B                                         3000..4100
+//                MLP       1500, then 2 * 16500                                 4100..38600
+TEST(LayerProgram, LaunchesOfAnMlpPassWhileAnotherRankHasTheGpu) {
+  Cluster cluster = small_cluster(1, 2);
+  MlpCosts costs;
+  costs.launch = Seconds{1000e-9};
+  costs.weight_bandwidth = Bandwidth{10e9};
+  costs.compute_rate = ComputeRate{12e9};
+  costs.batch_bandwidth = Bandwidth{1e12};
+  costs.sharpness = 1.0;
+  cluster.gpu.mlp = costs;
+  costs.launch = Seconds{500e-9};
+  cluster.gpu.shared_mlp = costs;
+  ModelShape model = small_model();
+  model.num_shared_experts = 1;
+  model.shared_intermediate = 10;
+  const std::vector<LayerPlan> plans{small_plan({{{0, 1}}, {{2, 3}}}, DispatchPolicy::kDedup, 2)};
+  EXPECT_THAT(kernels(SmallLayer(plans, cluster, model), Phase::kMlp),
+              ElementsAre(Timed{0, 0, 3800, 21800}, Timed{1, 1, 3800, 21800}));
+  cluster.ranks_per_gpu = 2;
+  EXPECT_THAT(kernels(SmallLayer(plans, cluster, model), Phase::kMlp),
+              ElementsAre(Timed{0, 0, 4100, 38600}, Timed{1, 1, 4100, 38600}));
 }
 
 // Every round of a relay has a kernel and an event of its own.

@@ -132,6 +132,35 @@ TEST(Direct, RowsCountAsThereWhenTheirSenderHasEnded) {
   }
 }
 
+// Rank 0 puts 1 MB to the other GPU, from 13 us on and until 113 us, and holds 8 of the 100 multiprocessors
+// all that time. Rank 1, on the same GPU, expands meanwhile: a copy that takes 100 us of memory and takes
+// turns on the 92 that are left, 108.7 us. One that takes 200 us has done 92 * 113 us of its turns by 113
+// and has all 100 then: 113 + 200 - 0.92 * 113 us. Where the ranks have a GPU each nothing is held from it.
+TEST(Direct, APutLeavesAnExpansionTheOtherMultiprocessors) {
+  const std::vector<Message> messages{rows(0, 2, 1000)};
+  const auto expanded_s = [&](std::uint32_t ranks_per_gpu, double alone_s) {
+    Cluster cluster = machine(kernel(), ranks_per_gpu);
+    const auto transport = make_transport(cluster, {});
+    ProgramBuilder builder;
+    cluster.gpu.kernel_launch = Seconds{};
+    cluster.gpu.memory_bandwidth = Bandwidth{100e12};
+    GpuResources gpus(builder, cluster.gpu, cluster.ranks_per_gpu);
+    const std::vector<std::uint32_t> ready(4, kStartEvent);
+    const auto phase =
+        transport->begin(builder, gpus, {Direction::kDispatch, false, messages, 0, ready});
+    (void)phase->send(messages[0], kStartEvent, {});
+    const std::uint32_t expanded[]{builder.add_event()};
+    gpus.add_copy({1, alone_s * cluster.gpu.memory_bandwidth.value}, kStartEvent, expanded);
+    const std::uint32_t after = builder.add_compute(1, 0.0, expanded[0], {});
+    const Program program = std::move(builder).finish();
+    const Network network(cluster);
+    return run_flow(resolve(program, network), {.relative_precision = 0.0}).finish_s[after];
+  };
+  EXPECT_NEAR(expanded_s(2, 100e-6), 100e-6 * 100 / 92, kTolerance);
+  EXPECT_NEAR(expanded_s(2, 200e-6), 113e-6 + 200e-6 - 0.92 * 113e-6, kTolerance);
+  EXPECT_NEAR(expanded_s(1, 200e-6), 200e-6, kTolerance);
+}
+
 // The closed form that fits use, against the program: an exchange of all four ranks, limited in turn by
 // the port (2 ranks * 2 rows * 1 MB / 10 GB/s), the copies (2 MB / 2 GB/s) and multiprocessors
 // (1000 items, 3000 rows of 1000 B at 1 GB/s over 8).
