@@ -866,11 +866,12 @@ void check_room(std::size_t bytes) {
   throw std::invalid_argument("direct: a ring that is larger than the shared memory of a block");
 }
 
-// Measured between two H100s (kernels/results/direct_2xh100.md): with 8 and 16 multiprocessors 24 warps of
-// each are the fastest, 28 slower; with 24 multiprocessors 12. More rows in flight then hinder each other.
 constexpr std::uint32_t kQuantiseWarps = 24;
-constexpr std::uint32_t kFewSms = 16;
-constexpr std::uint32_t kMostQuantised = 288;  // by more multiprocessors together
+// Of all multiprocessors together. Measured between two H200s (kernels/results/direct_2xh200.md): more
+// rows in flight hinder each other, long ones sooner.
+constexpr std::uint32_t most_quantising_warps(std::uint32_t hidden) {
+  return hidden > 4096 ? 192 : 320;
+}
 
 // What both kernels of put are launched with.
 struct PutSetup {
@@ -884,8 +885,11 @@ PutSetup set_up_put(RowType type, std::uint32_t hidden, bool quantise, std::uint
   check_launch_arguments(num_dests, sms);
   if (shape.num_warps == 0) {
     shape = put_ring(type, hidden, quantise, num_dests, shared_limit());
-    if (quantise && sms > kFewSms) {
-      shape.num_warps = std::min(shape.num_warps, std::max(kMostQuantised / sms, 8U));
+    if (quantise) {
+      const std::uint32_t num_slots = shape.num_warps * shape.num_slots;
+      shape.num_warps =
+          std::min(shape.num_warps, std::max(most_quantising_warps(hidden) / sms, 8U));
+      shape.num_slots = num_slots / shape.num_warps;
     }
   }
   if (quantise) shape.num_slots = std::min(shape.num_slots, 2U);

@@ -119,7 +119,7 @@ class GpuExecutor final : public Executor {
     if (kind != Iteration::kVerification) gate_.close(main());
     if (replays) {
       graph_->launch(main());
-      replayed_.record(main());
+      replayed_->record(main());
     } else {
       enqueue_iteration(kind == Iteration::kVerification);
     }
@@ -130,7 +130,7 @@ class GpuExecutor final : public Executor {
     if (kind == Iteration::kTimed) fault_point(environment_.rank, "in-flight");
     if (replays) {
       group_.watch_stage(fmt::format("the graph of {}", name));
-      wait_for(replayed_);
+      wait_for(*replayed_);
     }
     if (is_first_replay) compare_outputs(verified);
     for (std::size_t i = 0; i < tables_.size(); ++i) {
@@ -315,6 +315,7 @@ class GpuExecutor final : public Executor {
   // The same as a graph. The epochs of the flags are counted in device memory, so that its launches
   // are steps like any others.
   void capture() {
+    if (!replayed_) replayed_.emplace();
     captures_ = true;
     graph_.emplace(main(), [this] { enqueue_iteration(false); });
     captures_ = false;
@@ -668,8 +669,8 @@ class GpuExecutor final : public Executor {
   DeviceBuffer<Bf16> tokens_;
   std::vector<LayerTables> tables_;
   std::optional<DirectTransport> direct_;
-  std::optional<Graph> graph_;  // of the loaded layers' iteration
-  kernels::Event replayed_;
+  std::optional<Graph> graph_;              // of the loaded layers' iteration
+  std::optional<kernels::Event> replayed_;  // of the rank's device
   bool captures_ = false;
   // The last members go first: an abort ends the device's work before its memory goes, and the gate
   // opens before the abort waits for the stream.
