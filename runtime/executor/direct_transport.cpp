@@ -301,6 +301,9 @@ void DirectTransport::wait_for(const kernels::Event& event, const std::function<
   } catch (const kernels::CudaError&) {
     await_verdict(group_);
     throw;
+  } catch (const NcclError&) {  // of `look`
+    await_verdict(group_);
+    throw;
   }
   look_at_state();
 }
