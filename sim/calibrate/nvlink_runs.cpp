@@ -363,10 +363,10 @@ void add_findings(const char* target, NvlinkRuns& out) {
        {&out.layer, &out.dispatch, &out.combine, &out.mlp, &out.kernels}) {
     const auto starts = out.starts.find(section->title);
     if (starts == out.starts.end()) continue;
-    section->finding += fmt::format(
-        "{}Starts of one point differ by {:.1f} % in the median and {:.0f} % at most.",
-        section->finding.empty() ? "" : " ", 100.0 * median(starts->second),
-        100.0 * *std::max_element(starts->second.begin(), starts->second.end()));
+    section->finding +=
+        fmt::format("{}Starts of one point differ by {:.1f} % in the median and {:.0f} % at most.",
+                    section->finding.empty() ? "" : " ", 100.0 * median(starts->second),
+                    100.0 * *std::max_element(starts->second.begin(), starts->second.end()));
   }
 }
 
