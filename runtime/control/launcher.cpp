@@ -85,6 +85,9 @@ struct Child {
     set("CUDA_MPS_PIPE_DIRECTORY", mps->folder().string());
     set("CUDA_MPS_LOG_DIRECTORY", mps->folder().string());
     set("COTERIE_MPS", "1");
+    const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
+    const auto devices = devices_of_clients(visible == nullptr ? "" : visible);
+    if (devices) set("CUDA_VISIBLE_DEVICES", *devices);
   }
   // All ranks are on this machine, so the loopback interface serves wherever NCCL needs sockets.
   ::setenv("NCCL_SOCKET_IFNAME", "lo", 0);

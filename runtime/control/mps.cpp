@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstdlib>
@@ -182,6 +183,21 @@ MpsDaemon::MpsDaemon() {
 MpsDaemon::~MpsDaemon() {
   lifeline_.reset();
   ::waitpid(guardian_, nullptr, 0);
+}
+
+std::optional<std::string> devices_of_clients(std::string_view visible) {
+  std::string devices;
+  for (std::size_t count = 0, begin = 0; begin < visible.size(); ++count) {
+    const std::size_t end = std::min(visible.find(',', begin), visible.size());
+    const std::string_view index = visible.substr(begin, end - begin);
+    if (index.empty() || index.find_first_not_of("0123456789") != std::string_view::npos) {
+      return std::nullopt;
+    }
+    devices += (count == 0 ? "" : ",") + std::to_string(count);
+    begin = end + 1;
+  }
+  if (devices.empty()) return std::nullopt;
+  return devices;
 }
 
 }  // namespace coterie

@@ -10,7 +10,9 @@
 #include <sys/types.h>
 
 #include <filesystem>
+#include <optional>
 #include <string>
+#include <string_view>
 
 #include "runtime/control/channel.hpp"
 
@@ -33,5 +35,10 @@ class MpsDaemon {
   Descriptor lifeline_;
   pid_t guardian_ = 0;
 };
+
+// What CUDA_VISIBLE_DEVICES has to be for the clients of a daemon that was started with `visible`: an
+// MPS server counts the devices that it sees from 0 ("CUDA_VISIBLE_DEVICES" in NVIDIA's description of
+// MPS), so that "2,3" becomes "0,1". Absent where it may stay: it names no index, or UUIDs.
+std::optional<std::string> devices_of_clients(std::string_view visible);
 
 }  // namespace coterie

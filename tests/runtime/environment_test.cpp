@@ -10,6 +10,7 @@
 
 #include "core/error.hpp"
 #include "runtime/control/machine.hpp"
+#include "runtime/control/mps.hpp"
 
 namespace coterie {
 namespace {
@@ -136,6 +137,18 @@ TEST(Machine, IsOneUnlessATestAsksForMore) {
   for (const char* nonsense : {"0", "-1", "two", "2x"}) {
     EXPECT_THROW((void)identity(0, nonsense), InputError) << nonsense;
   }
+}
+
+// NVIDIA's description of MPS: with "0,2" for the daemon a client sees a device 0 and a device 1, and
+// UUIDs name the same device for both.
+TEST(Environment, DevicesOfAnMpsServerCountFromZero) {
+  EXPECT_EQ(devices_of_clients("0,2"), "0,1");
+  EXPECT_EQ(devices_of_clients("1"), "0");
+  EXPECT_EQ(devices_of_clients("3,2,1,0"), "0,1,2,3");
+  EXPECT_EQ(devices_of_clients(""), std::nullopt);
+  EXPECT_EQ(devices_of_clients("GPU-8aa8864d"), std::nullopt);
+  EXPECT_EQ(devices_of_clients("0,GPU-8aa8864d"), std::nullopt);
+  EXPECT_EQ(devices_of_clients("-1"), std::nullopt);
 }
 
 }  // namespace
