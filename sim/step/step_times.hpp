@@ -83,12 +83,11 @@ struct StepOptions {
   double timeout_s = std::numeric_limits<double>::infinity();
 };
 
-// Whether routes change while the step is under way, which a composed step has and an executed one
-// has not.
+// Whether routes change while the step is under way. An executed step has that with the engine flow only.
 bool reroutes_under_way(const StepOptions& options);
 
 // Both throw Error (a communication failure) for a step that a timeout ends.
-// Executes the whole program. Throws InputError where routes change under way.
+// Executes the whole program. Throws InputError where routes change under way and the engine cannot.
 StepTimes execute_step(const StepSetup& setup, const Network& network, const StepOptions& options);
 // Composes the step of blocks.
 StepTimes compose_step(const StepSetup& setup, const Network& network, const StepOptions& options);
