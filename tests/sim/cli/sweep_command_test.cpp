@@ -323,7 +323,8 @@ TEST_F(RecommendCommand, SearchesWhatItIsTold) {
   const Output out = run(recommend(
       "out", "--max-points 6 --placements load_balanced,random --replicas 0,8 --memory 40GB"));
   ASSERT_EQ(out.exit_code, 0) << out.text;
-  for (const auto& one : result("out").at("candidates")) {
+  const nlohmann::json document = result("out");
+  for (const auto& one : document.at("candidates")) {
     const auto placement = one.at("placement").get<std::string>();
     EXPECT_TRUE(placement == "load_balanced" || (placement == "random" && one.at("replicas") == 0))
         << placement;
