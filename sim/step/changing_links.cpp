@@ -15,13 +15,44 @@ namespace {
 // What a link that has failed still carries of its bandwidth: what crosses it makes no progress.
 constexpr double kFailedShare = 1e-6;
 
+// The failed links that routes go around at a time.
+std::vector<std::uint32_t> rerouted(const std::vector<Failure>& failures,
+                                    const StepOptions& options, double time_s) {
+  std::vector<std::uint32_t> links;
+  for (const Failure& failure : failures) {
+    if (options.reroute_after_s && failure.lasts_at(time_s) &&
+        failure.rerouted_s(*options.reroute_after_s) <= time_s) {
+      links.push_back(failure.link);
+    }
+  }
+  return links;
+}
+
+// Networks with routes around links, each made once.
+class Detours {
+ public:
+  explicit Detours(const Network& network) : network_(network) {}
+
+  // Null where there is nothing to go around.
+  std::shared_ptr<const Network> around(const std::vector<std::uint32_t>& links) {
+    if (links.empty()) return nullptr;
+    std::shared_ptr<const Network>& made = made_[links];
+    if (!made) made = std::make_shared<const Network>(network_.cluster(), links);
+    return made;
+  }
+
+ private:
+  const Network& network_;
+  std::map<std::vector<std::uint32_t>, std::shared_ptr<const Network>> made_;
+};
+
+}  // namespace
+
 std::vector<CapacityChange> by_time(std::vector<CapacityChange> changes) {
   std::stable_sort(changes.begin(), changes.end(),
                    [](const auto& a, const auto& b) { return a.time_s < b.time_s; });
   return changes;
 }
-
-}  // namespace
 
 std::vector<Failure> failures_of(const std::vector<CapacityChange>& changes) {
   std::map<std::uint32_t, std::vector<Failure>> by_link;
@@ -57,7 +88,7 @@ std::vector<Epoch> epochs_of(const Network& network, const StepOptions& options)
   }
   std::sort(begins.begin(), begins.end());
   begins.erase(std::unique(begins.begin(), begins.end()), begins.end());
-  std::map<std::vector<std::uint32_t>, std::shared_ptr<const Network>> networks;
+  Detours detours(network);
   std::vector<Epoch> epochs;
   for (const double begin_s : begins) {
     std::map<std::uint32_t, double> capacity;
@@ -71,19 +102,10 @@ std::vector<Epoch> epochs_of(const Network& network, const StepOptions& options)
     for (const auto& [link, bandwidth] : capacity) {
       epoch.options.changes.push_back({0.0, link, bandwidth});
     }
-    std::vector<std::uint32_t> around;
     for (const Failure& failure : failures) {
-      if (!failure.lasts_at(begin_s)) continue;
-      epoch.failed.push_back(failure.link);
-      if (options.reroute_after_s && failure.rerouted_s(*options.reroute_after_s) <= begin_s) {
-        around.push_back(failure.link);
-      }
+      if (failure.lasts_at(begin_s)) epoch.failed.push_back(failure.link);
     }
-    if (!around.empty()) {
-      std::shared_ptr<const Network>& made = networks[around];
-      if (!made) made = std::make_shared<const Network>(network.cluster(), around);
-      epoch.around = made;
-    }
+    epoch.around = detours.around(rerouted(failures, options, begin_s));
     epochs.push_back(std::move(epoch));
   }
   epochs.push_back({std::numeric_limits<double>::infinity(), options, {}, nullptr});
@@ -121,22 +143,11 @@ RouteTimes::RouteTimes(const Network& network, const std::vector<Failure>& failu
   }
   std::sort(times.begin(), times.end());
   times.erase(std::unique(times.begin(), times.end()), times.end());
-  std::map<std::vector<std::uint32_t>, std::shared_ptr<const Network>> made;
+  Detours detours(network);
   for (const double time_s : times) {
-    std::vector<std::uint32_t> around;
-    for (const Failure& failure : failures) {
-      if (options.reroute_after_s && failure.lasts_at(time_s) &&
-          failure.rerouted_s(*options.reroute_after_s) <= time_s) {
-        around.push_back(failure.link);
-      }
-    }
-    const Network* at = &network;
-    if (!around.empty()) {
-      std::shared_ptr<const Network>& own = made[around];
-      if (!own) own = std::make_shared<const Network>(network.cluster(), around);
-      owned_.push_back(own);
-      at = own.get();
-    }
+    const std::shared_ptr<const Network> own = detours.around(rerouted(failures, options, time_s));
+    if (own) owned_.push_back(own);
+    const Network* const at = own ? own.get() : &network;
     if (at != (all_.empty() ? nullptr : all_.back().network)) all_.push_back({time_s, at});
   }
 }

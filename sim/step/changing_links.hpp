@@ -26,6 +26,8 @@ struct Failure {
   }
 };
 
+std::vector<CapacityChange> by_time(std::vector<CapacityChange> changes);
+
 // Of the changes, by link and time.
 std::vector<Failure> failures_of(const std::vector<CapacityChange>& changes);
 

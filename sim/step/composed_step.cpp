@@ -744,7 +744,6 @@ class Composition {
   }
 
   StepTimes serve() {
-    StepTimes out;
     BlockTimes slowest;
     std::map<std::pair<std::uint32_t, double>, BlockTimes> known;
     for (std::uint32_t cell = 0; cell < cells_per_stage_; ++cell) {
@@ -758,13 +757,7 @@ class Composition {
       if (times.time_s > slowest.time_s) slowest = times;
       known.emplace(key, times);
     }
-    out.time_s = slowest.time_s;
-    out.parts = slowest.parts;
-    out.compute_s = slowest.compute_s;
-    out.communication_s = slowest.communication_s;
-    out.exposed_s = slowest.exposed_s;
-    out.scale_up_busy_s = scale_up_s(setup_.cluster, slowest.scale_up_bytes);
-    out.network_busy_s = network_s(setup_.cluster, slowest.network_bytes);
+    StepTimes out = times_of(slowest, setup_.cluster);
     for (std::size_t i = 0; i < kNumStepParts; ++i) {
       if (out.parts[i] <= 0.0) continue;
       path_.push_back({std::string(to_string(static_cast<StepPart>(i))), out.parts[i], 1});

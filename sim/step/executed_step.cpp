@@ -138,24 +138,18 @@ StepTimes execute_step(const StepSetup& setup, const Network& network, const Ste
         {failure.until_s, failure.link, network.links()[failure.link].bandwidth.value});
   }
   const Executed executed = execute(build_step(setup), routes.first(), with_ends, routes.later());
-  StepTimes out;
-  out.longest_stall_s = longest_stall(executed, routes, failures, options);
+  const double stall_s = longest_stall(executed, routes, failures, options);
   const std::uint32_t num_ranks = setup.step.parallel.num_ranks();
   const BlockTimes times =
       measure_block(executed.block, executed.execution, setup.cluster, 0, num_ranks);
-  out.time_s = times.time_s;
-  out.parts = times.parts;
+  StepTimes out = times_of(times, setup.cluster);
+  out.longest_stall_s = stall_s;
   // In a pipeline the wait is mostly that for other stages.
   if (setup.step.parallel.pp > 1) {
     std::swap(out.parts[static_cast<std::size_t>(StepPart::kBubble)],
               out.parts[static_cast<std::size_t>(StepPart::kWait)]);
   }
   out.bubble_s = out.parts[static_cast<std::size_t>(StepPart::kBubble)];
-  out.compute_s = times.compute_s;
-  out.communication_s = times.communication_s;
-  out.exposed_s = times.exposed_s;
-  out.scale_up_busy_s = scale_up_s(setup.cluster, times.scale_up_bytes);
-  out.network_busy_s = network_s(setup.cluster, times.network_bytes);
   for (std::size_t i = 0; i < kNumStepParts; ++i) {
     if (out.parts[i] <= 0.0) continue;
     out.critical_path.push_back(

@@ -1,8 +1,9 @@
 #include "sim/step/execution.hpp"
 
-#include <algorithm>
+#include <utility>
 
 #include "core/error.hpp"
+#include "sim/step/changing_links.hpp"
 
 namespace coterie {
 
@@ -16,8 +17,7 @@ Executed execute(StepProgram block, const Network& network, const StepOptions& o
                  std::span<const LaterNetwork> later) {
   auto& changes = block.program.changes;
   changes.insert(changes.end(), options.changes.begin(), options.changes.end());
-  std::stable_sort(changes.begin(), changes.end(),
-                   [](const auto& a, const auto& b) { return a.time_s < b.time_s; });
+  changes = by_time(std::move(changes));
   EngineOptions engine;
   engine.relative_precision = options.relative_precision;
   Execution execution;
@@ -26,6 +26,18 @@ Executed execute(StepProgram block, const Network& network, const StepOptions& o
     execution = run_engine(options.engine, resolved, engine);
   }
   return {std::move(block), std::move(execution)};
+}
+
+StepTimes times_of(const BlockTimes& block, const Cluster& cluster) {
+  StepTimes out;
+  out.time_s = block.time_s;
+  out.parts = block.parts;
+  out.compute_s = block.compute_s;
+  out.communication_s = block.communication_s;
+  out.exposed_s = block.exposed_s;
+  out.scale_up_busy_s = scale_up_s(cluster, block.scale_up_bytes);
+  out.network_busy_s = network_s(cluster, block.network_bytes);
+  return out;
 }
 
 double scale_up_s(const Cluster& cluster, double bytes) {

@@ -23,6 +23,9 @@ void expect_times(const std::string& engine);
 Executed execute(StepProgram block, const Network& network, const StepOptions& options,
                  std::span<const LaterNetwork> later = {});
 
+// The times of a step that is one block.
+StepTimes times_of(const BlockTimes& block, const Cluster& cluster);
+
 // Seconds for which bytes keep a GPU's port of the tier busy, each direction.
 double scale_up_s(const Cluster& cluster, double bytes);
 double network_s(const Cluster& cluster, double bytes);
