@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <thread>
 
+#include "core/parallel.hpp"
 #include "core/random.hpp"
 
 namespace coterie {
@@ -102,50 +104,81 @@ float dot(const float* a, const float* b, std::size_t size) {
   return sum;
 }
 
+constexpr unsigned kMaxThreads = 8;
+
+// One expert's weights and what they make of a row.
+class ReferenceExpert {
+ public:
+  ReferenceExpert(const kernels::MlpShape& shape, std::uint64_t seed, std::uint32_t layer,
+                  std::uint32_t expert, kernels::GemmType type)
+      : shape_(shape),
+        fp8_(type == kernels::GemmType::kFp8),
+        gate_(draw_matrix(shape, seed, layer, expert, 0)),
+        up_(draw_matrix(shape, seed, layer, expert, 1)),
+        down_(draw_matrix(shape, seed, layer, expert, 2)) {
+    if (!fp8_) return;
+    through_e4m3(gate_, shape.hidden, kernels::kGemmScaleBlock);
+    through_e4m3(up_, shape.hidden, kernels::kGemmScaleBlock);
+    through_e4m3(down_, shape.intermediate, kernels::kGemmScaleBlock);
+  }
+
+  [[nodiscard]] std::vector<float> output(std::vector<float> x) const {
+    if (fp8_) through_e4m3(x, x.size(), 1);
+    std::vector<float> activated(shape_.intermediate);
+    for (std::size_t i = 0; i < shape_.intermediate; ++i) {
+      float g = dot(&gate_[i * shape_.hidden], x.data(), shape_.hidden);
+      float u = dot(&up_[i * shape_.hidden], x.data(), shape_.hidden);
+      // e4m3 is so coarse that what is rounded before it must be rounded as the device does.
+      if (fp8_) g = round_to_bf16(g), u = round_to_bf16(u);
+      activated[i] = g / (1.0F + std::exp(-g)) * u;
+      if (fp8_) activated[i] = round_to_bf16(activated[i]);
+    }
+    if (fp8_) through_e4m3(activated, activated.size(), 1);
+    std::vector<float> result(shape_.hidden);
+    for (std::size_t h = 0; h < shape_.hidden; ++h) {
+      result[h] = dot(&down_[h * shape_.intermediate], activated.data(), shape_.intermediate);
+    }
+    return result;
+  }
+
+ private:
+  kernels::MlpShape shape_;
+  bool fp8_;
+  std::vector<float> gate_, up_, down_;
+};
+
 }  // namespace
 
 std::vector<std::vector<float>> reference_outputs(const kernels::MlpShape& shape,
                                                   std::uint64_t seed, std::uint32_t layer,
                                                   std::span<const TokenRequest> requests,
                                                   kernels::GemmType type) {
-  const bool fp8 = type == kernels::GemmType::kFp8;
   std::vector<std::vector<float>> outputs(requests.size(), std::vector<float>(shape.hidden, 0.0F));
-  std::map<std::uint32_t, std::vector<std::pair<std::size_t, float>>> uses;  // by expert
+  // What expert e adds to request i, apart for every pair, so that the experts can be taken at once
+  // and the sums still have one order.
+  struct Use {
+    std::size_t request;
+    float weight;
+    std::vector<float> output;
+  };
+  std::map<std::uint32_t, std::vector<Use>> uses;  // by expert
   for (std::size_t i = 0; i < requests.size(); ++i) {
     for (std::size_t j = 0; j < requests[i].experts.size(); ++j) {
-      uses[requests[i].experts[j]].emplace_back(i, requests[i].weights[j]);
+      uses[requests[i].experts[j]].push_back({i, requests[i].weights[j], {}});
     }
   }
-  for (const auto& [expert, users] : uses) {
-    std::vector<float> gate = draw_matrix(shape, seed, layer, expert, 0);
-    std::vector<float> up = draw_matrix(shape, seed, layer, expert, 1);
-    std::vector<float> down = draw_matrix(shape, seed, layer, expert, 2);
-    if (fp8) {
-      through_e4m3(gate, shape.hidden, kernels::kGemmScaleBlock);
-      through_e4m3(up, shape.hidden, kernels::kGemmScaleBlock);
-      through_e4m3(down, shape.intermediate, kernels::kGemmScaleBlock);
-    }
-    std::vector<float> activated(shape.intermediate);
-    for (const auto& [request, weight] : users) {
-      std::vector<float> quantised;
-      const float* x = requests[request].values.data();
-      if (fp8) {
-        quantised = requests[request].values;
-        through_e4m3(quantised, quantised.size(), 1);
-        x = quantised.data();
-      }
-      for (std::size_t i = 0; i < shape.intermediate; ++i) {
-        float g = dot(&gate[i * shape.hidden], x, shape.hidden);
-        float u = dot(&up[i * shape.hidden], x, shape.hidden);
-        // e4m3 is so coarse that what is rounded before it must be rounded as the device does.
-        if (fp8) g = round_to_bf16(g), u = round_to_bf16(u);
-        activated[i] = g / (1.0F + std::exp(-g)) * u;
-        if (fp8) activated[i] = round_to_bf16(activated[i]);
-      }
-      if (fp8) through_e4m3(activated, activated.size(), 1);
+  std::vector<std::pair<std::uint32_t, std::vector<Use>*>> experts;
+  for (auto& [expert, users] : uses) experts.emplace_back(expert, &users);
+  // Drawing the weights takes most of the time; each thread holds those of one expert.
+  const unsigned num_threads = std::clamp(std::thread::hardware_concurrency(), 1U, kMaxThreads);
+  parallel_for(num_threads, experts.size(), [&](std::size_t e) {
+    const ReferenceExpert weights(shape, seed, layer, experts[e].first, type);
+    for (Use& use : *experts[e].second) use.output = weights.output(requests[use.request].values);
+  });
+  for (const auto& [expert, users] : experts) {
+    for (const Use& use : *users) {
       for (std::size_t h = 0; h < shape.hidden; ++h) {
-        outputs[request][h] +=
-            weight * dot(&down[h * shape.intermediate], activated.data(), shape.intermediate);
+        outputs[use.request][h] += use.weight * use.output[h];
       }
     }
   }
