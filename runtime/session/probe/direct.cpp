@@ -161,17 +161,19 @@ class DirectLayer {
     const auto pull = [&] {
       transport_.combine(0, 0, routing, first.index, tables.output.data(), nullptr, stream());
     };
+    // As in a layer: the index stands between the last step that joins the ranks and the put, and
+    // lets those of a GPU drift apart.
     flush();
+    notify();
     kernels::build_send_index(routing, targets(0), entry_.type, entry_.hidden, first.send_buffer,
                               first.index, workspace, stream());
-    notify();
     span([&] { transport_.dispatch(0, 0, memory_.tokens.data(), routing, first.index, stream()); });
     if (two_hops()) {
       const RoundTables& second = tables.hops[1].rounds[0];
       const kernels::ReceivedRows rows = received(shape_, layout().hops[0], tables.hops[0], 0);
+      notify();
       kernels::build_forward_index(rows, targets(1), second.send_buffer, second.index, workspace,
                                    stream());
-      notify();
       span([&] { transport_.forward(0, 0, rows, second.index, stream()); });
       flush();
       transport_.announce_results(0, 1, stream());
