@@ -68,10 +68,22 @@ fs::path recorded_trace(const fs::path& traces, const std::string& name, const f
   return file;
 }
 
-// What was run, with what only the report knows.
-Experiment experiment_of(const fs::path& folder, const Results& report, const fs::path& trace,
-                         const fs::path& topology) {
-  const RunReport& first = report.runs.front();
+// The runs of all starts, each as the first start that has it reports it: later starts can hold more.
+std::vector<RunReport> runs_of(const std::vector<Results>& starts) {
+  std::vector<RunReport> runs;
+  for (const Results& start : starts) {
+    for (const RunReport& run : start.runs) {
+      const auto same = [&](const RunReport& known) { return known.name == run.name; };
+      if (std::none_of(runs.begin(), runs.end(), same)) runs.push_back(run);
+    }
+  }
+  return runs;
+}
+
+// What was run, with what only the reports know.
+Experiment experiment_of(const fs::path& folder, const std::vector<RunReport>& runs,
+                         const fs::path& trace, const fs::path& topology) {
+  const RunReport& first = runs.front();
   const std::string hidden = first.provenance.at("hidden").dump();
   const std::string intermediate = first.provenance.at("expert_intermediate").dump();
   const fs::path file = folder / fmt::format("ep{}_h{}.yaml", first.num_ranks, hidden);
@@ -82,6 +94,8 @@ Experiment experiment_of(const fs::path& folder, const Results& report, const fs
                                {"payload.combine", first.combine_payload},
                                {"engine", "flow"}};
   if (first.expert_type) as_run.push_back({"precision.experts", *first.expert_type});
+  // A run of the file that names its own transport keeps it.
+  as_run.push_back({"transport", first.transport});
   Experiment experiment = load_experiment(file, as_run, EffectiveYaml::kLeaveOut);
   if (std::to_string(experiment.model.hidden) != hidden ||
       std::to_string(experiment.model.expert_intermediate) != intermediate) {
@@ -91,10 +105,10 @@ Experiment experiment_of(const fs::path& folder, const Results& report, const fs
                      fmt::format("{} and {}, as its reports say", hidden, intermediate));
   }
   std::vector<std::string> names;
-  for (const RunReport& run : report.runs) names.push_back(run.name);
+  for (const RunReport& run : runs) names.push_back(run.name);
   keep_runs(experiment, names);
-  for (std::size_t i = 0; i < report.runs.size(); ++i) {
-    const auto& facts = report.runs[i].provenance;
+  for (std::size_t i = 0; i < runs.size(); ++i) {
+    const auto& facts = runs[i].provenance;
     if (!facts.contains("placement_file")) continue;
     experiment.runs[i].placement =
         (folder / "placements" / facts.at("placement_file").get<std::string>()).string();
@@ -125,12 +139,11 @@ std::optional<double> gather_s(const LayerReport& layer) {
   return std::nullopt;
 }
 
-const RunReport& run_of(const Results& results, const std::string& name, const fs::path& path) {
+const RunReport* find_run(const Results& results, const std::string& name) {
   for (const RunReport& run : results.runs) {
-    if (run.name == name) return run;
+    if (run.name == name) return &run;
   }
-  throw InputError(path.string(), fmt::format("no run \"{}\"", name),
-                   "the runs of the other starts of its measurement");
+  return nullptr;
 }
 
 double variance(const std::vector<double>& samples) {
@@ -279,12 +292,12 @@ void add_measurement(const fs::path& folder, const std::vector<fs::path>& paths,
                      const std::string& group, NvlinkRuns& out) {
   std::vector<Results> starts;
   for (const fs::path& path : paths) starts.push_back(read_report(path));
-  const RunReport& first = starts.front().runs.front();
+  const std::vector<RunReport> reported = runs_of(starts);
+  const fs::path trace = recorded_trace(traces, reported.front().trace, scratch);
   SimulateOptions options;
   options.timelines = false;
-  const std::vector<SimulatedRun> predicted = simulate(
-      experiment_of(folder, starts.front(), recorded_trace(traces, first.trace, scratch), topology),
-      options);
+  const std::vector<SimulatedRun> predicted =
+      simulate(experiment_of(folder, reported, trace, topology), options);
   std::string stem = paths.front().stem().string();
   stem = stem.substr(0, stem.find("-ep"));
   std::vector<Total> totals;
@@ -292,8 +305,10 @@ void add_measurement(const fs::path& folder, const std::vector<fs::path>& paths,
     const RunReport& guess = predicted[i].report;
     std::vector<const RunReport*> runs;
     for (std::size_t start = 0; start < starts.size(); ++start) {
-      runs.push_back(&run_of(starts[start], guess.name, paths[start]));
-      check_same_plan(paths[start], *runs.back(), guess);
+      const RunReport* const run = find_run(starts[start], guess.name);
+      if (run == nullptr) continue;
+      check_same_plan(paths[start], *run, guess);
+      runs.push_back(run);
     }
     Total total{0.0, 0.0, guess.time_s(), guess.policy == "hierarchical"};
     for (std::size_t layer = 0; layer < guess.layers.size(); ++layer) {
@@ -405,7 +420,7 @@ NvlinkRuns predict_nvlink_runs(const std::vector<fs::path>& folders, const fs::p
   NvlinkRuns out = empty_runs(
       "Our runs over NVLink",
       "Everything from the probe of the same machine (2 and 4 H200 and H100 joined by NVLink); "
-      "measured: the median of the starts, one on H200, up to four on H100. No run went into a "
+      "measured: the median of the starts, up to four of them. No run went into a "
       "fit. "
       "What the executor does besides (its events, an exchange per round, the copy of own results) "
       "and that ranks exchange when both have started "
