@@ -357,6 +357,38 @@ __device__ void finish_put(const FlagChannel& channel) {
 
 #endif
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+// The scales of an FP8 row, of a hidden size of up to 16,384 in a warp's registers: read one row ahead,
+// as otherwise every row would wait for memory before the next one is fetched.
+struct RowScales {
+  static constexpr std::uint32_t kPerLane = 4;
+  float of_lane[kPerLane];
+};
+__device__ inline RowScales load_scales(const float* scales, std::uint32_t num_scales) {
+  RowScales held{};
+#pragma unroll
+  for (std::uint32_t k = 0; k < RowScales::kPerLane; ++k) {
+    const std::uint32_t i = 32 * k + threadIdx.x % 32;
+    if (i < num_scales) held.of_lane[k] = scales[i];
+  }
+  return held;
+}
+// `from()`: where they were loaded from, for those that do not fit.
+template <class From>
+__device__ inline void store_scales(float* to, const RowScales& held, const From& from,
+                                    std::uint32_t num_scales) {
+  const unsigned lane = threadIdx.x % 32;
+#pragma unroll
+  for (std::uint32_t k = 0; k < RowScales::kPerLane; ++k) {
+    if (32 * k + lane < num_scales) to[32 * k + lane] = held.of_lane[k];
+  }
+  constexpr std::uint32_t kHeld = 32 * RowScales::kPerLane;
+  if (num_scales <= kHeld) return;
+  const float* const scales = from();
+  for (std::uint32_t i = kHeld + lane; i < num_scales; i += 32) to[i] = scales[i];
+}
+#endif
+
 // Grid: at most `sms` blocks. Shared memory: the rings of the warps, then the places.
 template <class Items>
 __global__ void __launch_bounds__(kMaxRingWarps * 32)
@@ -398,10 +430,17 @@ __global__ void __launch_bounds__(kMaxRingWarps * 32)
   // While the first rows are on their way.
   copy_lists(send_blocks, blocks, launch.type, launch.hidden);
 
+  const bool scaled = launch.type == RowType::kFp8;
   const std::uint32_t num_scales = launch.hidden / kScaleGroup;
+  RowScales next_scales{};
+  if (scaled && share.count > 0) next_scales = load_scales(items.scales(share.item(0)), num_scales);
   for (std::uint32_t n = 0; n < share.count; ++n) {
     const std::uint32_t row = next_row;
-    if (n + 1 < share.count) next_row = items.row(share.item(n + 1), lane);
+    const RowScales row_scales = next_scales;
+    if (n + 1 < share.count) {
+      next_row = items.row(share.item(n + 1), lane);
+      if (scaled) next_scales = load_scales(items.scales(share.item(n + 1)), num_scales);
+    }
     const std::uint32_t slot = n % num_slots;
     std::byte* const values = ring + std::size_t{slot} * launch.slot_bytes;
     const std::uint32_t p = find_block(blocks.num_dests, row, PlaceBegins{places});
@@ -413,15 +452,15 @@ __global__ void __launch_bounds__(kMaxRingWarps * 32)
       store_bulk(place.values + local * launch.store_bytes, values, launch.store_bytes);
     }
     commit_stores();
-    if (launch.type == RowType::kFp8) {
-      const float* scales = items.scales(share.item(n));
+    if (scaled) {
       float* const own_scales =
           row == kNoRow ? nullptr
                         : places[p].scales + std::size_t{row - places[p].row_begin} * num_scales;
       for (unsigned r = 0; r < num_rows; ++r) {
         auto* to = reinterpret_cast<float*>(
             __shfl_sync(kAllLanes, reinterpret_cast<unsigned long long>(own_scales), r));
-        for (std::uint32_t i = lane; i < num_scales; i += 32) to[i] = scales[i];
+        store_scales(
+            to, row_scales, [&] { return items.scales(share.item(n)); }, num_scales);
       }
     }
     // The slot of the next load must have been read by its stores.

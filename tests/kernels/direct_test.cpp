@@ -221,6 +221,7 @@ TEST_P(DirectRows, PutWritesWhatPackWritesAndPullSumsWhatCombineSums) {
   COTERIE_NEEDS_BULK_COPIES();
   const Shape shape = GetParam();
   constexpr std::uint32_t kExperts = 64;
+  constexpr std::uint32_t kRelayed = 2;  // destinations of a second hop
   const Stream stream;
   Random random(11);
   std::vector<std::uint16_t> experts;
@@ -251,7 +252,7 @@ TEST_P(DirectRows, PutWritesWhatPackWritesAndPullSumsWhatCombineSums) {
                         shape.row_per_copy};
   const std::uint32_t num_copies = shape.num_tokens * shape.num_topk;
   const std::size_t room = std::size_t{num_copies} * block_bytes(shape.type, shape.hidden, 1, 1) +
-                           kBlockAlignment * shape.num_dests;
+                           kBlockAlignment * std::max(shape.num_dests, kRelayed);
   struct Built {
     DeviceBuffer<std::byte> buffer;
     DeviceBuffer<TransferBlock> table;
@@ -259,14 +260,18 @@ TEST_P(DirectRows, PutWritesWhatPackWritesAndPullSumsWhatCombineSums) {
     DeviceBuffer<std::byte> workspace;
     SendIndex index{};
   };
-  const auto build = [&] {
+  const auto make_room = [&](std::uint32_t num_dests) {
     Built built{poisoned<std::byte>(room),
-                poisoned<TransferBlock>(shape.num_dests),
+                poisoned<TransferBlock>(num_dests),
                 poisoned<std::uint32_t>(num_copies),
                 poisoned<std::uint32_t>(num_copies),
-                poisoned<std::byte>(index_workspace_bytes(num_copies, shape.num_dests)),
+                poisoned<std::byte>(index_workspace_bytes(num_copies, num_dests)),
                 {}};
     built.index = {built.table.data(), built.item_rows.data(), built.row_item.data(), nullptr};
+    return built;
+  };
+  const auto build = [&] {
+    Built built = make_room(shape.num_dests);
     build_send_index(routing, targets, shape.type, shape.hidden, built.buffer.data(), built.index,
                      built.workspace.data(), stream.get());
     return built;
@@ -344,6 +349,48 @@ TEST_P(DirectRows, PutWritesWhatPackWritesAndPullSumsWhatCombineSums) {
               expanded(blocks[0].data, {}));
   }
 
+  // A second hop, for which the packed blocks are what has come: a put of it writes what `forward` does.
+  std::vector<std::uint16_t> next;
+  for (std::uint32_t e = 0; e < kExperts; ++e) {
+    next.push_back(static_cast<std::uint16_t>(e / shape.num_dests % kRelayed));
+  }
+  const DeviceBuffer<std::uint16_t> device_next{std::span<const std::uint16_t>(next)};
+  const ReceivedRows arrived{packed.table.data(),
+                             shape.num_dests,
+                             blocks.back().row_begin + blocks.back().num_rows,
+                             num_copies,
+                             shape.type,
+                             shape.hidden,
+                             {}};
+  const auto build_second = [&] {
+    Built built = make_room(kRelayed);
+    build_forward_index(arrived, {device_next.data(), kExperts, kRelayed, 0, false},
+                        built.buffer.data(), built.index, built.workspace.data(), stream.get());
+    return built;
+  };
+  const Built forwarded = build_second();
+  forward(arrived, forwarded.index, kRelayed, stream.get());
+  const Built put_on = build_second();
+  stream.synchronize();
+  const std::vector<TransferBlock> relayed = forwarded.table.download();
+  std::vector<DeviceBuffer<std::byte>> next_peers;
+  std::vector<std::byte*> next_places{put_on.table.download()[0].data};
+  for (std::uint32_t p = 1; p < kRelayed; ++p) {
+    next_peers.push_back(poisoned<std::byte>(
+        block_stride(shape.type, shape.hidden, relayed[p].num_rows, relayed[p].num_copies) +
+        kBlockAlignment));
+    next_places.push_back(next_peers.back().data());
+  }
+  const DeviceBuffer<std::byte*> device_next_places{std::span<std::byte* const>(next_places)};
+  put(arrived, put_on.index, {device_next_places.data(), kRelayed}, flags.of(0, kSecond_ns),
+      shape.sms, stream.get());
+  stream.synchronize();
+  for (std::uint32_t p = 0; p < kRelayed; ++p) {
+    const std::size_t size =
+        block_bytes(shape.type, shape.hidden, relayed[p].num_rows, relayed[p].num_copies);
+    EXPECT_EQ(bytes_at(next_places[p], size), bytes_at(relayed[p].data, size)) << "relayed " << p;
+  }
+
   // Results, where the blocks' rows would be computed.
   const std::uint32_t num_rows = blocks.back().row_begin + blocks.back().num_rows;
   std::vector<float> results(std::size_t{num_rows} * shape.hidden);
@@ -383,6 +430,7 @@ INSTANTIATE_TEST_SUITE_P(Shapes, DirectRows,
                                          Shape{RowType::kFp8, 5120, 200, 6, 4, 2, false},
                                          Shape{RowType::kFp8, 5248, 1, 8, 3, 16, false},
                                          Shape{RowType::kFp8, 1152, 1000, 6, 8, 3, false},
+                                         Shape{RowType::kFp8, 20480, 30, 6, 4, 2, false},
                                          Shape{RowType::kBf16, 5120, 64, 31, 16, 8, false}));
 
 }  // namespace
