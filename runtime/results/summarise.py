@@ -115,7 +115,7 @@ def errors(points):
             if not kernel:
                 measurement, run = row["point"].split(", ", 1)
                 by_measurement[machine, measurement][item].append((error, run))
-    machines = sorted({machine for _, machine in by_item}, key=lambda name: (name[-1], name))
+    machines = sorted({machine for _, machine in by_item}, key=lambda name: (name.split()[0][-1], name))
     print("| item | " + " | ".join(machines) + " |\n|---|" + "---|" * len(machines))
     for item in dict.fromkeys(item for item, _ in by_item):
         cells = []

@@ -322,8 +322,7 @@ void add_measurement(const fs::path& folder, const std::vector<fs::path>& paths,
       }
       add_measured_layer(
           measured, guess.layers[layer],
-          {group.empty() ? folder.filename().string() : group,
-           fmt::format("{}, {}, layer {}", stem, guess.name, guess.layers[layer].layer)},
+          {group, fmt::format("{}, {}, layer {}", stem, guess.name, guess.layers[layer].layer)},
           out);
       const double of_layer = variance(samples);
       total.measured_s += median(times);
@@ -440,7 +439,10 @@ NvlinkRuns predict_nvlink_runs(const std::vector<fs::path>& folders, const fs::p
     write_file(topology,
                to_yaml(calibrate_from_probe(curves[0], load_cluster(skeletons[0].string()))));
     for (const auto& [name, starts] : reports_of(folder)) {
-      add_measurement(folder, starts, traces, topology, scratch.path(), "", out);
+      const std::string transport = read_report(starts.front()).runs.front().transport;
+      const std::string machine = folder.filename().string();
+      add_measurement(folder, starts, traces, topology, scratch.path(),
+                      transport == "direct" ? machine + " over direct" : machine, out);
     }
   }
   add_findings("98", out);
