@@ -3,12 +3,20 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <limits>
+#include <numeric>
+#include <thread>
 
 #include "runtime/control/channel.hpp"
 #include "runtime/device/errors.hpp"
 
 namespace coterie {
+namespace {
+
+constexpr double kRestsFrom_s = 1e-3;
+
+}  // namespace
 
 Sampler::Sampler(ControlGroup& group, Communicator* communicator)
     : group_(group), communicator_(communicator), line_up_(2 * std::size_t{group.num_ranks()}) {
@@ -78,14 +86,23 @@ std::vector<WorkSamples> Sampler::measure(const std::string& name, std::span<con
   const auto wanted = static_cast<std::uint32_t>(
       std::clamp(limits.budget_s / std::max(total_s, 1e-6), static_cast<double>(limits.least),
                  static_cast<double>(std::max(limits.most, limits.least))));
-  const auto num_samples = static_cast<std::uint32_t>(
-      std::stoul(group_.broadcast(fmt::format("samples of {}", name), std::to_string(wanted))));
+  const bool would_rest = limits.rest > 0.0 && total_s > kRestsFrom_s;
+  // All ranks do as rank 0 measured.
+  const std::string decision =
+      group_.broadcast(fmt::format("samples of {}", name),
+                       Packer().number(wanted).number(would_rest ? 1U : limits.per_gate).take());
+  Unpacker agreed(decision);
+  const auto num_samples = agreed.number<std::uint32_t>();
+  const auto per_gate = agreed.number<std::uint32_t>();
+  const double rest = per_gate < limits.per_gate ? limits.rest : 0.0;
   std::vector<double> mine;
   for (std::uint32_t done = 0; done < num_samples;) {
-    const std::uint32_t now = std::min(num_samples - done, limits.per_gate);
+    const std::uint32_t now = std::min(num_samples - done, per_gate);
     const auto seconds = pass(name, works, now, true, before);
     mine.insert(mine.end(), seconds.begin(), seconds.end());
     done += now;
+    const double worked_s = std::accumulate(seconds.begin(), seconds.end(), 0.0);
+    std::this_thread::sleep_for(std::chrono::duration<double>(rest * worked_s));
   }
   const auto all = group_.gather(fmt::format("times of {}", name), Packer().numbers(mine).take());
   std::vector<WorkSamples> samples(works.size());

@@ -29,6 +29,10 @@ struct SampleLimits {
   // Samples behind one gate. All that is enqueued behind it must fit the device's queue, some
   // hundred launches and events, or the host would wait for the gate that it has to open.
   std::uint32_t per_gate = 1;
+  // Samples of more than a millisecond stand behind a gate of their own, and for this part of its time
+  // the device rests behind each: what draws as much power as the products of a layer would run
+  // slower without the pauses that a layer has.
+  double rest = 0.0;
 };
 
 // One work's samples over the ranks; at rank 0 only, empty elsewhere.
