@@ -88,13 +88,10 @@ class DirectStep final : public PhaseTransport {
     const std::uint32_t rank = (is_put_ ? message.src : message.dst) - first_gpu_;
     const std::uint32_t from = cluster_.device_of(message.src);
     const std::uint32_t to = cluster_.device_of(message.dst);
-    // Rows for a rank of the same GPU are copies in its memory and cross no link.
-    const bool near = from == to;
-    const std::uint32_t at = first_gpu_ + rank;
     std::vector<std::uint32_t> uses;
     if (setup_.move_shares[rank] != kNone) uses.push_back(setup_.move_shares[rank]);
     uses.push_back(gpus_.memory(message.src));
-    if (!near) {
+    if (from != to) {
       uses.push_back(setup_.ports.at(from).out);
       uses.push_back(setup_.ports.at(to).in);
       uses.push_back(gpus_.memory(message.dst));
@@ -103,8 +100,8 @@ class DirectStep final : public PhaseTransport {
     }
     // Rows count as there when all of their mover's are.
     const std::array<std::uint32_t, 1> moved{setup_.ends[rank]};
-    const std::uint32_t op = builder_.add({.src = near ? at : message.src,
-                                           .dst = near ? at : message.dst,
+    const std::uint32_t op = builder_.add({.src = message.src,
+                                           .dst = message.dst,
                                            .amount = message.bytes,
                                            .waits_for = when_all(rank, after),
                                            .signals = moved,
