@@ -191,6 +191,11 @@ struct Place {
   std::string group, name;
 };
 
+// Where those of a measurement go, and with which pairs of runs its own are counted.
+struct Group {
+  std::string machine, name;
+};
+
 void add_measured_layer(const Starts& measured, const LayerReport& predicted, const Place& place,
                         NvlinkRuns& out) {
   const auto add = [&](ValidationSection& section, const std::string& group, const auto& time_s,
@@ -229,14 +234,15 @@ void add_measured_layer(const Starts& measured, const LayerReport& predicted, co
   }
 }
 
-void count_pairs(const std::vector<Total>& totals, NvlinkRuns& out) {
+void count_pairs(const std::vector<Total>& totals, const std::string& machine, NvlinkRuns& out) {
+  OrderedPairs& of_machine = out.pairs[machine];
   for (std::size_t i = 0; i < totals.size(); ++i) {
     for (std::size_t j = 0; j < i; ++j) {
       const Total& a = totals[i];
       const Total& b = totals[j];
       if (std::abs(a.measured_s - b.measured_s) <= 2.0 * (a.deviation_s + b.deviation_s)) continue;
-      ++out.num_pairs;
-      if ((a.measured_s < b.measured_s) == (a.predicted_s < b.predicted_s)) ++out.num_right;
+      ++of_machine.num_pairs;
+      if ((a.measured_s < b.measured_s) == (a.predicted_s < b.predicted_s)) ++of_machine.num_right;
       const double off = a.predicted_s / b.predicted_s - a.measured_s / b.measured_s;
       const bool is_close = std::abs(off) <= kClosePoints;
       if (is_close) ++out.num_close;
@@ -289,7 +295,7 @@ void check_same_plan(const fs::path& path, const RunReport& run, const RunReport
 
 void add_measurement(const fs::path& folder, const std::vector<fs::path>& paths,
                      const fs::path& traces, const fs::path& topology, const fs::path& scratch,
-                     const std::string& group, NvlinkRuns& out) {
+                     const Group& group, NvlinkRuns& out) {
   std::vector<Results> starts;
   for (const fs::path& path : paths) starts.push_back(read_report(path));
   const std::vector<RunReport> reported = runs_of(starts);
@@ -320,10 +326,10 @@ void add_measurement(const fs::path& folder, const std::vector<fs::path>& paths,
         const std::vector<double>& more = measured.back()->samples_s;
         samples.insert(samples.end(), more.begin(), more.end());
       }
-      add_measured_layer(
-          measured, guess.layers[layer],
-          {group, fmt::format("{}, {}, layer {}", stem, guess.name, guess.layers[layer].layer)},
-          out);
+      add_measured_layer(measured, guess.layers[layer],
+                         {group.name, fmt::format("{}, {}, layer {}", stem, guess.name,
+                                                  guess.layers[layer].layer)},
+                         out);
       const double of_layer = variance(samples);
       total.measured_s += median(times);
       total.deviation_s += of_layer;
@@ -332,7 +338,7 @@ void add_measurement(const fs::path& folder, const std::vector<fs::path>& paths,
     total.deviation_s = std::sqrt(total.deviation_s);
     totals.push_back(total);
   }
-  count_pairs(totals, out);
+  count_pairs(totals, group.machine, out);
 }
 
 NvlinkRuns empty_runs(const std::string& title, const std::string& protocol, double target_median,
@@ -357,22 +363,39 @@ double percentage(std::size_t part, std::size_t all) {
   return 100.0 * static_cast<double>(part) / static_cast<double>(std::max<std::size_t>(all, 1));
 }
 
+// Over all machines, and of each where there are several.
+std::string order_finding(const NvlinkRuns& out, const OrderedPairs& all, const char* target) {
+  std::string text = fmt::format(
+      "Of {} pairs of runs that differ by more than twice their samples' deviations, {} are "
+      "predicted in the measured order ({:.1f} %; target {} %",
+      all.num_pairs, all.num_right, percentage(all.num_right, all.num_pairs), target);
+  for (const auto& [machine, pairs] : out.pairs) {
+    if (out.pairs.size() == 1) break;
+    text += fmt::format("; {}: {} of {}", machine, pairs.num_right, pairs.num_pairs);
+  }
+  return text + ")";
+}
+
 // What is said below the sections' tables.
 void add_findings(const char* target, NvlinkRuns& out) {
+  OrderedPairs all;
+  for (const auto& [machine, pairs] : out.pairs) {
+    all.num_pairs += pairs.num_pairs;
+    all.num_right += pairs.num_right;
+  }
   const std::string hops =
       out.num_mixed == 0
           ? ""
           : fmt::format(
                 ": {:.1f} % where both rows travel in one hop or both in two, {:.1f} % of "
                 "the {} pairs of one and two hops",
-                percentage(out.num_close - out.num_mixed_close, out.num_pairs - out.num_mixed),
+                percentage(out.num_close - out.num_mixed_close, all.num_pairs - out.num_mixed),
                 percentage(out.num_mixed_close, out.num_mixed), out.num_mixed);
   out.layer.finding = fmt::format(
-      "Of {} pairs of runs that differ by more than twice their samples' deviations, {} are "
-      "predicted in the measured order ({:.1f} %; target {} %), and {} of their ratios within 3 "
-      "points ({:.1f} %){}. A layer's samples deviate by {:.1f} % of its time (median).",
-      out.num_pairs, out.num_right, percentage(out.num_right, out.num_pairs), target, out.num_close,
-      percentage(out.num_close, out.num_pairs), hops, 100.0 * median(out.deviations));
+      "{}, and {} of their ratios within 3 points ({:.1f} %){}. A layer's samples deviate by "
+      "{:.1f} % of its time (median).",
+      order_finding(out, all, target), out.num_close, percentage(out.num_close, all.num_pairs),
+      hops, 100.0 * median(out.deviations));
   for (ValidationSection* section :
        {&out.layer, &out.dispatch, &out.combine, &out.mlp, &out.kernels}) {
     const auto starts = out.starts.find(section->title);
@@ -439,25 +462,28 @@ NvlinkRuns predict_nvlink_runs(const std::vector<fs::path>& folders, const fs::p
     write_file(topology,
                to_yaml(calibrate_from_probe(curves[0], load_cluster(skeletons[0].string()))));
     for (const auto& [name, starts] : reports_of(folder)) {
-      const std::string transport = read_report(starts.front()).runs.front().transport;
       const std::string machine = folder.filename().string();
+      const bool direct = read_report(starts.front()).runs.front().transport == "direct";
       add_measurement(folder, starts, traces, topology, scratch.path(),
-                      transport == "direct" ? machine + " over direct" : machine, out);
+                      {direct ? machine + " over direct" : machine, machine}, out);
     }
   }
   add_findings("98", out);
   return out;
 }
 
-NvlinkRuns predict_direct_runs(const fs::path& folder, const fs::path& traces) {
-  const Scratch scratch;
-  NvlinkRuns out = empty_runs(
-      "Our runs of the transport direct on two tiers",
-      "Up to four ranks on each of two H100 joined by NVLink, under MPS: a GPU is a node, NVLink "
-      "the "
-      "network. Everything from the probe of the same number of ranks; measured: the median of the "
-      "starts, up to four. No run went into a fit. Predicted with flow.",
-      0.08, std::nullopt);
+namespace {
+
+// The model of a GPU in its driver's name for it: "NVIDIA H100 80GB HBM3" is an H100.
+std::string gpu_model(const std::string& device) {
+  const std::string vendor = "NVIDIA ";
+  const std::string model = device.starts_with(vendor) ? device.substr(vendor.size()) : device;
+  return model.substr(0, model.find(' '));
+}
+
+// Of a folder, the numbers of ranks that share GPUs and that a probe has.
+void add_direct_runs(const fs::path& folder, const fs::path& traces, const fs::path& scratch,
+                     NvlinkRuns& out) {
   std::map<std::uint32_t, fs::path> topologies;  // by number of ranks
   for (const auto& [name, starts] : reports_of(folder)) {
     const RunReport first = read_report(starts.front()).runs.front();
@@ -469,19 +495,37 @@ NvlinkRuns predict_direct_runs(const fs::path& folder, const fs::path& traces) {
     if (base.ranks_per_gpu == 1) continue;
     fs::path& topology = topologies[ranks];
     if (topology.empty()) {
-      topology = scratch.path() / fmt::format("machine{}.yaml", ranks);
+      topology = scratch / fmt::format("{}_{}.yaml", folder.filename().string(), ranks);
       write_file(topology, to_yaml(calibrate_from_probe(curves, base)));
     }
     const auto& facts = first.provenance;
-    add_measurement(folder, starts, traces, topology, scratch.path(),
-                    fmt::format("{} ranks on {} GPUs, hidden {}", ranks,
-                                facts.at("num_gpus").dump(), facts.at("hidden").dump()),
+    const std::string machine = fmt::format("{} {}", facts.at("num_gpus").dump(),
+                                            gpu_model(facts.at("device").get<std::string>()));
+    add_measurement(folder, starts, traces, topology, scratch,
+                    {machine, fmt::format("{} ranks on {}, hidden {}", ranks, machine,
+                                          facts.at("hidden").dump())},
                     out);
   }
-  if (out.layer.points.empty()) {
+  if (topologies.empty()) {
     throw InputError(folder.string(), "no reports of as many ranks as a probe has",
                      "curves_epN.json beside reports of N ranks that share GPUs");
   }
+}
+
+}  // namespace
+
+NvlinkRuns predict_direct_runs(const std::vector<fs::path>& folders, const fs::path& traces) {
+  const Scratch scratch;
+  NvlinkRuns out = empty_runs(
+      "Our runs of the transport direct on two tiers",
+      "Up to four ranks on each of two H200 or two H100 joined by NVLink, under MPS: a GPU is a "
+      "node, NVLink the network. Everything from the probe of the same number of ranks; measured: "
+      "the median of the starts of the kernels that the probe measured, up to three. The probe of "
+      "the H200s measured a put behind its index, as it stands in a layer; that of the H100s is "
+      "older and measured it behind a synchronisation. No run went into a fit. Predicted with "
+      "flow.",
+      0.08, std::nullopt);
+  for (const fs::path& folder : folders) add_direct_runs(folder, traces, scratch.path(), out);
   add_findings("95", out);
   return out;
 }

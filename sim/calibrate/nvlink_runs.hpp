@@ -17,15 +17,21 @@ namespace coterie {
 // ranks share GPUs (ranks_per_gpu) the links stay those of `base`. Throws InputError for what is no whole probe.
 Cluster calibrate_from_probe(const std::filesystem::path& curves, const Cluster& base);
 
-// How predictions and measurements of one folder compare.
+// Pairs of runs of one report that differ by more than twice their samples' deviations together, and how
+// many of them the prediction orders alike.
+struct OrderedPairs {
+  std::size_t num_pairs = 0, num_right = 0;
+};
+
+// How predictions and measurements compare.
 struct NvlinkRuns {
   // Per run and layer: its time; dispatch and combine of at least 20 us; the slowest rank's MLP; the
   // slowest rank's time in every kernel of at least 20 us (`forward` and `gather` contain the exchange
   // of the second hop).
   ValidationSection layer, dispatch, combine, mlp, kernels;
-  // Pairs of runs of one report that differ by more than twice their samples' deviations together, how
-  // many the prediction orders alike, and how many of their ratios it gives within three points.
-  std::size_t num_pairs = 0, num_right = 0, num_close = 0;
+  std::map<std::string, OrderedPairs> pairs;  // by machine
+  // Of all pairs, those whose ratio the prediction gives within three points.
+  std::size_t num_close = 0;
   // Of these, the pairs of one run in one hop and one in two.
   std::size_t num_mixed = 0, num_mixed_close = 0;
   // Standard deviation of every layer's samples over its time; and of every point of a section (by its
@@ -44,13 +50,13 @@ struct NvlinkRuns {
 NvlinkRuns predict_nvlink_runs(const std::vector<std::filesystem::path>& folders,
                                const std::filesystem::path& traces);
 
-// The same of layers over the transport `direct`, on ranks that may share GPUs. `folder` holds for every
-// number of ranks N that reports have
+// The same of layers over the transport `direct`, on ranks that share GPUs. Each of `folders` holds for every
+// number of ranks N that its reports have
 //   curves_epN.json, topology_epN.yaml   a probe with its list `direct`; the machine with its
 //                                        ranks_per_gpu
 // (reports of other numbers of ranks, and of a GPU for every rank, are left out)
 // and experiments, reports and placements as above. Deterministic.
-NvlinkRuns predict_direct_runs(const std::filesystem::path& folder,
+NvlinkRuns predict_direct_runs(const std::vector<std::filesystem::path>& folders,
                                const std::filesystem::path& traces);
 
 }  // namespace coterie

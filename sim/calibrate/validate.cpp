@@ -832,25 +832,29 @@ Validation validate(const ValidationInputs& inputs) {
       validation.sections.push_back(std::move(*section));
     }
   }
-  std::vector<std::filesystem::path> nvlink_runs;
-  for (const std::filesystem::path& folder : inputs.nvlink_runs) {
-    if (std::filesystem::is_directory(folder / "reports")) {
-      nvlink_runs.push_back(folder);
-    } else {
-      validation.skipped.push_back((folder / "reports").string());
+  // Those of the folders that are there; the others are named.
+  const auto with_reports = [&](const std::vector<std::filesystem::path>& folders) {
+    std::vector<std::filesystem::path> there;
+    for (const std::filesystem::path& folder : folders) {
+      if (is_folder(folder / "reports")) {
+        there.push_back(folder);
+      } else {
+        validation.skipped.push_back((folder / "reports").string());
+      }
     }
-  }
-  if (!nvlink_runs.empty() && std::filesystem::is_directory(inputs.traces)) {
+    return there;
+  };
+  const auto nvlink_runs = with_reports(inputs.nvlink_runs);
+  const auto direct_runs = with_reports(inputs.direct_runs);
+  if (!nvlink_runs.empty() && is_folder(inputs.traces)) {
     NvlinkRuns runs = predict_nvlink_runs(nvlink_runs, inputs.traces);
     for (ValidationSection* section :
          {&runs.layer, &runs.dispatch, &runs.combine, &runs.mlp, &runs.kernels}) {
       validation.sections.push_back(std::move(*section));
     }
   }
-  if (!is_folder(inputs.direct_runs / "reports")) {
-    validation.skipped.push_back((inputs.direct_runs / "reports").string());
-  } else if (is_folder(inputs.traces)) {
-    NvlinkRuns runs = predict_direct_runs(inputs.direct_runs, inputs.traces);
+  if (!direct_runs.empty() && is_folder(inputs.traces)) {
+    NvlinkRuns runs = predict_direct_runs(direct_runs, inputs.traces);
     for (ValidationSection* section : {&runs.layer, &runs.dispatch, &runs.combine, &runs.mlp}) {
       validation.sections.push_back(std::move(*section));
     }

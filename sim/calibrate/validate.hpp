@@ -56,7 +56,7 @@ struct ValidationInputs {
   std::filesystem::path runs;                      // see measured_runs.hpp
   std::filesystem::path traces;                    // likewise
   std::vector<std::filesystem::path> nvlink_runs;  // see nvlink_runs.hpp
-  std::filesystem::path direct_runs;               // likewise
+  std::vector<std::filesystem::path> direct_runs;  // likewise
 };
 struct Validation {
   std::vector<ValidationSection> sections;

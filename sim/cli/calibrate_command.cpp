@@ -637,7 +637,8 @@ struct ValidateArguments {
   std::vector<std::string> nvlink_runs{
       "runtime/results/h200_nvlink_2", "runtime/results/h200_nvlink_4",
       "runtime/results/h100_nvlink_2", "runtime/results/h100_nvlink_4"};
-  std::string direct_runs = "runtime/results/h100_direct_2gpu";
+  std::vector<std::string> direct_runs{"runtime/results/h200_direct_2gpu",
+                                       "runtime/results/h100_direct_2gpu"};
   std::vector<std::string> presets;
   std::string output;
   std::string points;
@@ -737,7 +738,7 @@ void run_validate(const ValidateArguments& arguments) {
                                     arguments.runs,
                                     arguments.traces,
                                     {arguments.nvlink_runs.begin(), arguments.nvlink_runs.end()},
-                                    arguments.direct_runs});
+                                    {arguments.direct_runs.begin(), arguments.direct_runs.end()}});
   std::vector<std::string> presets = arguments.presets;
   if (presets.empty()) {
     for (const Preset& preset : topology_presets()) {
@@ -816,8 +817,8 @@ void add_validate_command(CLI::App& app) {
   command
       ->add_option(
           "--direct-runs", arguments->direct_runs,
-          "Folder of probes, experiments and reports of the transport direct on ranks that "
-          "share GPUs (likewise)")
+          "Folders of probes, experiments and reports of the transport direct on ranks that "
+          "share GPUs (repeatable; likewise)")
       ->capture_default_str();
   command
       ->add_option("--traces", arguments->traces,

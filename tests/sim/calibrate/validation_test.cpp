@@ -56,6 +56,7 @@ TEST_F(ValidationFile, AgreesWithTheCommand) {
           " --nvlink-runs " COTERIE_SOURCE_DIR "/runtime/results/h200_nvlink_4" +
           " --nvlink-runs " COTERIE_SOURCE_DIR "/runtime/results/h100_nvlink_2" +
           " --nvlink-runs " COTERIE_SOURCE_DIR "/runtime/results/h100_nvlink_4" +
+          " --direct-runs " COTERIE_SOURCE_DIR "/runtime/results/h200_direct_2gpu" +
           " --direct-runs " COTERIE_SOURCE_DIR "/runtime/results/h100_direct_2gpu" +
           " -o now.md --points now.csv");
   ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
