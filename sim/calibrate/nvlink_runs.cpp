@@ -465,7 +465,7 @@ NvlinkRuns predict_nvlink_runs(const std::vector<fs::path>& folders, const fs::p
       const std::string machine = folder.filename().string();
       const bool direct = read_report(starts.front()).runs.front().transport == "direct";
       add_measurement(folder, starts, traces, topology, scratch.path(),
-                      {direct ? machine + " over direct" : machine, machine}, out);
+                      {machine, direct ? machine + " over direct" : machine}, out);
     }
   }
   add_findings("98", out);
