@@ -52,6 +52,33 @@ std::string readable(std::string message) {
          ", expected a positive number";
 }
 
+// The command that was given last: the one that an argument belongs to.
+const CLI::App& given_command(const CLI::App& app) {
+  const auto commands = app.get_subcommands();
+  return commands.empty() ? app : given_command(*commands.front());
+}
+
+// CLI11 does not say what it would have converted "--ranks = 1.5" to.
+std::string unconverted(const CLI::App& app, const std::string& option, const std::string& value) {
+  const CLI::Option* known = given_command(app).get_option_no_throw(option);
+  const std::string type = known == nullptr ? "" : known->get_type_name();
+  std::string expected = "a number";
+  if (type.starts_with("INT")) expected = "a whole number";
+  if (type.starts_with("UINT")) expected = "a whole number of 0 or more";
+  if (value.find_first_not_of("0123456789") == std::string::npos) expected = "a smaller number";
+  return fmt::format("{}: found \"{}\", expected {}", option, value, expected);
+}
+
+// The sentence for what CLI11 refuses.
+std::string sentence_for(const CLI::App& app, const CLI::ParseError& error) {
+  const std::string message = error.what();
+  const std::string conversion = "Could not convert: ";
+  const std::size_t equals = message.find(" = ");
+  if (!message.starts_with(conversion) || equals == std::string::npos) return readable(message);
+  return unconverted(app, message.substr(conversion.size(), equals - conversion.size()),
+                     message.substr(equals + 3));
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -86,7 +113,7 @@ int main(int argc, char** argv) {
       return app.exit(success);  // --help, --version
     } catch (const CLI::ParseError& error) {
       throw InputError(
-          fmt::format("{} (see {} --help)", readable(error.what()), command_words(app)));
+          fmt::format("{} (see {} --help)", sentence_for(app, error), command_words(app)));
     }
     return static_cast<int>(ExitCode::kOk);
   });
