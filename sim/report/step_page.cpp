@@ -6,6 +6,7 @@
 #include <cctype>
 #include <map>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/metrics.hpp"
@@ -103,10 +104,11 @@ std::vector<std::string> summary(const std::vector<RunReport>& all) {
   for (const RunReport& run : all) {
     if (!run.step || !run.step->static_loss()) continue;
     out.push_back(fmt::format(
-        "Over the {} steps of the series <b>{}</b> takes {:.1f} percent longer with the placement "
+        "Over the {} of the series <b>{}</b> takes {:.1f} percent longer with the placement "
         "of "
         "the first step than with one learnt for each.",
-        run.step->series.size(), escape_html(run.name), 100.0 * *run.step->static_loss()));
+        counted(run.step->series.size(), "step"), escape_html(run.name),
+        100.0 * *run.step->static_loss()));
   }
   for (const RunReport& run : all) {
     if (run.failure) {
@@ -131,8 +133,8 @@ Page step_page(const fs::path& folder, const fs::path& output, const Results& re
   const fs::path output_folder = fs::absolute(output).parent_path().lexically_normal();
   Page page;
   page.title = results.experiment;
-  page.subtitle = fmt::format("{} step of {} on {} · {} GPUs ({}) · {} by {}", first.step->kind,
-                              first.model, first.topology, first.step->num_gpus,
+  page.subtitle = fmt::format("{} step of {} on {} · {} ({}) · {} by {}", first.step->kind,
+                              first.model, first.topology, counted(first.step->num_gpus, "GPU"),
                               first.step->parallel, first.kind, first.engine);
   page.summary = summary(results.runs);
   page.script = "step.js";
