@@ -212,12 +212,15 @@ class Parser {
     block().columns = columns;
   }
 
-  // Rows begin with two whole numbers and a type; other lines are the launcher's.
+  // Rows begin with two numbers and a type; other lines are the launcher's.
   void read_row(const std::vector<std::string>& cells, std::size_t line_number) {
-    if (cells.size() < 4 || !type_bytes(cells[2])) return;
+    if (cells.size() < 3 || !type_bytes(cells[2]) || !number(cells[0]) || !number(cells[1])) return;
     const auto size = whole_number(cells[0]);
     const auto count = whole_number(cells[1]);
-    if (!size || !count) return;
+    if (!size || !count) {
+      throw InputError(place(line_number), fmt::format("\"{} {}\"", cells[0], cells[1]),
+                       "a size and a count, whole numbers of 0 or more");
+    }
     if (!block().columns) {
       throw InputError(place(line_number), "a row before the line that names the columns",
                        "\"# size count type ... time algbw busbw\" above it");
