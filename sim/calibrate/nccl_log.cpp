@@ -17,6 +17,7 @@
 #include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/json.hpp"
+#include "core/json_fault.hpp"
 
 namespace coterie {
 namespace {
@@ -521,7 +522,7 @@ std::vector<AllToAllPoint> read_nccl_report(const std::string& text, const std::
     if (block.rows.empty()) throw InputError(name, "no results", kExpected);
     return points_of({block}, name, nullptr);
   } catch (const nlohmann::json::exception& error) {
-    throw InputError(name, fmt::format("another structure ({})", error.what()),
+    throw InputError(name, fmt::format("another structure ({})", json_fault(error)),
                      "the report that nccl-tests writes with -J");
   } catch (const std::out_of_range&) {
     throw InputError(name, "an empty text", "the report that nccl-tests writes with -J");

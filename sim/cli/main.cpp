@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <algorithm>
+#include <span>
 
 #include "core/command_line.hpp"
 #include "core/error.hpp"
@@ -14,13 +14,19 @@
 
 namespace {
 
-// CLI11 would only say that a subcommand is missing.
-void check_subcommand(const CLI::App& app, const std::string& name) {
+// CLI11 would only say that a subcommand is missing. `words` are those of the command line behind
+// the app's name.
+void check_subcommands(const CLI::App& app, std::span<char*> words) {
+  const auto commands = app.get_subcommands({});
+  if (words.empty() || commands.empty() || words.front()[0] == '-') return;
+  const std::string name = words.front();
   std::vector<std::string> names;
-  for (const CLI::App* command : app.get_subcommands({})) names.push_back(command->get_name());
-  const bool known = std::find(names.begin(), names.end(), name) != names.end();
-  if (known || name.starts_with('-')) return;
-  throw coterie::InputError("command", fmt::format("\"{}\"", name),
+  for (const CLI::App* command : commands) {
+    if (command->get_name() == name) return check_subcommands(*command, words.subspan(1));
+    names.push_back(command->get_name());
+  }
+  throw coterie::InputError(app.get_parent() == nullptr ? "command" : app.get_name() + " command",
+                            fmt::format("\"{}\"", name),
                             fmt::format("one of {}", fmt::join(names, ", ")));
 }
 
@@ -106,7 +112,8 @@ int main(int argc, char** argv) {
   add_compare_command(app);
   add_validate_command(app);
   return run_guarded("coterie", [&] {
-    if (argc > 1) check_subcommand(app, argv[1]);
+    check_subcommands(app,
+                      std::span(argv, static_cast<std::size_t>(argc)).subspan(argc > 0 ? 1 : 0));
     try {
       app.parse(argc, argv);
     } catch (const CLI::Success& success) {

@@ -9,6 +9,7 @@
 #include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/json_fault.hpp"
 #include "core/metrics.hpp"
 #include "core/units.hpp"
 #include "sim/report/pages.hpp"
@@ -69,7 +70,7 @@ ordered_json spans_json(const fs::path& file) {
                      begin_s, begin_s + event.at("dur").get<double>() * 1e-6});
     }
   } catch (const nlohmann::json::exception& error) {
-    throw InputError(file.string(), error.what(), "a timeline of coterie simulate");
+    throw InputError(file.string(), json_fault(error), "a timeline of coterie simulate");
   }
   return out;
 }
