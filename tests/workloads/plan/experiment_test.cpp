@@ -479,17 +479,17 @@ const Malformed kMalformed[] = {
      "e.yaml:2:18: key \"topology.base\": found the key \"base\", expected its new name "
      "\"extends\""},
     {"topology_bad_value", "topology: h100_node", "topology: {extends: h100_node, nodes: none}",
-     "e.yaml:2:40: key \"topology.nodes\": found \"none\", expected auto or a whole number "
+     "e.yaml:2:39: key \"topology.nodes\": found \"none\", expected auto or a whole number "
      "from 1 to 1048576"},
     {"model_key_in_map", "model: model.yaml", "model: {extends: model.yaml, experts: 4}",
-     "e.yaml:3:38: key \"model.experts\": found unknown key \"experts\", expected one of "
+     "e.yaml:3:39: key \"model.experts\": found unknown key \"experts\", expected one of "
      "attention, description, expert_intermediate, hidden, moe_layers, name, num_experts, "
      "num_groups, "
      "num_layers, num_shared_experts, num_topk, num_topk_groups, routing, schema_version, "
      "shared_intermediate, vocabulary"},
     {"model_more_topk_than_experts", "model: model.yaml",
      "model: {extends: model.yaml, num_topk: 17}",
-     "e.yaml:3:39: key \"model.num_topk\": found \"17\", expected a whole number from 1 to "
+     "e.yaml:3:40: key \"model.num_topk\": found \"17\", expected a whole number from 1 to "
      "16"},
     {"evaluate_flag", "eval: odd", "eval: odd, evaluate_on_training: maybe",
      "e.yaml:4:69: key \"trace.evaluate_on_training\": found \"maybe\", expected true or false"},
