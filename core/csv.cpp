@@ -6,6 +6,7 @@
 #include <charconv>
 #include <cmath>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 
 namespace coterie {
@@ -132,7 +133,7 @@ CsvTable parse_csv(std::string_view text, const std::string& name) {
       continue;
     }
     if (record.cells.size() != table.columns.size()) {
-      throw InputError(where, fmt::format("{} cells", record.cells.size()),
+      throw InputError(where, counted(record.cells.size(), "cell"),
                        fmt::format("{}, as many as columns", table.columns.size()));
     }
     table.rows.push_back(std::move(record.cells));

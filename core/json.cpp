@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "core/error.hpp"
+#include "core/json_fault.hpp"
 
 namespace coterie {
 namespace {
@@ -104,6 +105,29 @@ std::string beyond_double(const nlohmann::json::out_of_range& error) {
   if (quote == std::string::npos) return "a number beyond its type";
   const std::string number = message.substr(quote);
   return fmt::format("the number {}", number.size() <= 60 ? number : number.substr(0, 57) + "...'");
+}
+
+std::string json_fault(const nlohmann::json::exception& error) {
+  // "[json.exception.out_of_range.403] key 'x' not found"
+  const std::string_view text = error.what();
+  const std::size_t id = text.find("] ");
+  const std::string_view fault = id == std::string_view::npos ? text : text.substr(id + 2);
+  constexpr std::string_view kKey = "key '", kMissing = "' not found";
+  if (fault.starts_with(kKey) && fault.ends_with(kMissing)) {
+    const std::size_t length = fault.size() - kKey.size() - kMissing.size();
+    return fmt::format("no key \"{}\"", fault.substr(kKey.size(), length));
+  }
+  constexpr std::string_view kMust = "type must be ", kIs = ", but is ";
+  if (const std::size_t is = fault.find(kIs);
+      fault.starts_with(kMust) && is != std::string_view::npos) {
+    return fmt::format("{} in place of {}", fault.substr(is + kIs.size()),
+                       fault.substr(kMust.size(), is - kMust.size()));
+  }
+  constexpr std::string_view kNoMap = "cannot use at() with ";
+  if (fault.starts_with(kNoMap)) {
+    return fmt::format("{} in place of object", fault.substr(kNoMap.size()));
+  }
+  return fmt::format("\"{}\"", fault);
 }
 
 nlohmann::json parse_json(std::string_view text, const std::string& where,

@@ -10,6 +10,7 @@
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/json.hpp"
+#include "core/json_fault.hpp"
 #include "core/metrics.hpp"
 
 namespace coterie {
@@ -112,10 +113,16 @@ void read_count(const json& document, const char* key, T& target) {
   target = static_cast<T>(number);
 }
 
+// Seconds of zero or more.
+void read_time(const json& document, const char* key, double& target) {
+  document.at(key).get_to(target);
+  if (target < 0.0) throw std::invalid_argument(fmt::format("{} {}", key, target));
+}
+
 LayerReport layer_from(const json& document) {
   LayerReport layer;
   read_count(document, "layer", layer.layer);
-  document.at("time_s").get_to(layer.time_s);
+  read_time(document, "time_s", layer.time_s);
   read_if(document, "bound_s", layer.bound_s);
   read_if(document, "low_s", layer.low_s);
   read_if(document, "high_s", layer.high_s);
@@ -282,7 +289,7 @@ StepReport step_from(const json& document) {
   document.at("method").get_to(step.method);
   document.at("num_gpus").get_to(step.num_gpus);
   document.at("parallel").get_to(step.parallel);
-  document.at("time_s").get_to(step.time_s);
+  read_time(document, "time_s", step.time_s);
   document.at("tokens_per_s_per_gpu").get_to(step.tokens_per_s_per_gpu);
   document.at("model_flops_per_s_per_gpu").get_to(step.model_flops_per_s_per_gpu);
   document.at("communication_s").get_to(step.communication_s);
@@ -394,7 +401,7 @@ RunReport report_from_json(const json& document, const std::string& where) {
     for (const json& layer : document.at("layers")) report.layers.push_back(layer_from(layer));
     return report;
   } catch (const json::exception& error) {
-    throw InputError(where, error.what(), "a run report of schema_version 1");
+    throw InputError(where, json_fault(error), "a run report of schema_version 1");
   } catch (const std::invalid_argument& error) {
     throw InputError(where, error.what(), "a run report of schema_version 1");
   }

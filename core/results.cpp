@@ -8,6 +8,7 @@
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/json.hpp"
+#include "core/json_fault.hpp"
 #include "core/metrics.hpp"
 #include "core/yaml.hpp"
 
@@ -19,13 +20,6 @@ namespace fs = std::filesystem;
 constexpr const char* kResults = "results.json";
 constexpr const char* kEffective = "effective.yaml";
 constexpr const char* kTimelinePrefix = "timeline-";
-
-// Without the library's own name for it: "[json.exception.out_of_range.403] key 'x' not found".
-std::string fault_of(const nlohmann::json::exception& error) {
-  const std::string message = error.what();
-  const std::size_t end = message.find("] ");
-  return fmt::format("\"{}\"", end == std::string::npos ? message : message.substr(end + 2));
-}
 
 // ------------------------------------------------------------ CSV
 
@@ -255,7 +249,7 @@ Results results_from_json(const nlohmann::json& document, const std::string& whe
     }
     return results;
   } catch (const nlohmann::json::exception& error) {
-    throw InputError(where, fault_of(error), "results of schema_version 1");
+    throw InputError(where, json_fault(error), "results of schema_version 1");
   }
 }
 

@@ -32,7 +32,11 @@ struct YamlValue::Node {
   std::shared_ptr<const Tree> tree;
   std::shared_ptr<const std::string> file;
   std::string path;
-  std::shared_ptr<const std::vector<std::string>> overridden;  // keys given with --set
+  std::shared_ptr<const std::vector<Override>> overrides;
+
+  // The override that gave this value or a map that it lies in: of several the last, which is in
+  // effect. For a map that was made on the way to one, that one. Null where there is none.
+  [[nodiscard]] const Override* given_by() const;
 };
 
 namespace {
@@ -49,6 +53,11 @@ struct YamlDocument {
 bool starts_with_path(const std::string& path, const std::string& prefix) {
   return path == prefix ||
          (path.size() > prefix.size() && path.starts_with(prefix) && path[prefix.size()] == '.');
+}
+
+// What the messages about an override say before what they found.
+std::string where_of(const Override& override_) {
+  return override_.where(override_.key);
 }
 
 std::string joined(const std::vector<std::string>& items) {
@@ -274,7 +283,7 @@ std::shared_ptr<Tree> entry_of(Tree& map, const std::string& key) {
 }
 
 void apply_override(const std::shared_ptr<Tree>& root, const Override& override_) {
-  const std::string where = "--set " + override_.key;
+  const std::string where = where_of(override_);
   std::shared_ptr<Tree> value = value_of(override_, where);
   std::shared_ptr<Tree> node = root;
   for (const std::string& part : split_path(override_.key)) {
@@ -309,14 +318,41 @@ bool YamlValue::is_scalar() const {
   return node_->tree->type == YAML::NodeType::Scalar;
 }
 
-std::string YamlValue::where() const {
-  for (const std::string& key : *node_->overridden) {
-    if (starts_with_path(node_->path, key)) return "--set " + node_->path;
+const Override* YamlValue::Node::given_by() const {
+  for (auto override_ = overrides->rbegin(); override_ != overrides->rend(); ++override_) {
+    if (starts_with_path(path, override_->key)) return &*override_;
   }
+  if (!tree->mark.is_null()) return nullptr;
+  for (auto override_ = overrides->rbegin(); override_ != overrides->rend(); ++override_) {
+    if (starts_with_path(override_->key, path)) return &*override_;
+  }
+  return nullptr;
+}
+
+std::string YamlValue::where() const {
+  if (const Override* override_ = node_->given_by()) {
+    const bool below = starts_with_path(node_->path, override_->key);
+    return override_->where(below ? node_->path : override_->key);
+  }
+  return node_->path.empty() ? position() : fmt::format("{}: key \"{}\"", position(), node_->path);
+}
+
+std::string YamlValue::position() const {
   const YAML::Mark mark = node_->tree->mark;
-  std::string place = *node_->file;
-  if (!mark.is_null()) place += fmt::format(":{}:{}", mark.line + 1, mark.column + 1);
-  return node_->path.empty() ? place : fmt::format("{}: key \"{}\"", place, node_->path);
+  if (mark.is_null() || node_->given_by() != nullptr) return *node_->file;
+  return fmt::format("{}:{}:{}", *node_->file, mark.line + 1, mark.column + 1);
+}
+
+const std::string& YamlValue::file() const {
+  return *node_->file;
+}
+
+const std::string& YamlValue::path() const {
+  return node_->path;
+}
+
+bool YamlValue::is_overridden() const {
+  return node_->given_by() != nullptr;
 }
 
 InputError YamlValue::error(std::string_view found, std::string_view expected) const {
@@ -340,9 +376,9 @@ std::vector<YamlValue> YamlValue::as_list() const {
   if (!is_list()) throw error(excerpt(), "a list");
   std::vector<YamlValue> items;
   for (std::size_t i = 0; i < node_->tree->entries.size(); ++i) {
-    items.emplace_back(std::make_shared<Node>(Node{node_->tree->entries[i].second, node_->file,
-                                                   child_path(node_->path, std::to_string(i)),
-                                                   node_->overridden}));
+    items.emplace_back(
+        std::make_shared<Node>(Node{node_->tree->entries[i].second, node_->file,
+                                    child_path(node_->path, std::to_string(i)), node_->overrides}));
   }
   return items;
 }
@@ -413,14 +449,16 @@ YamlMap::YamlMap(YamlValue value) : value_(std::move(value)) {
   const YamlValue::Node& node = *value_.node_;
   if (!value_.is_map()) throw value_.error(value_.excerpt(), "a map of keys and values");
   for (const auto& [name, child] : node.tree->entries) {
-    const YamlValue key_place(std::make_shared<YamlValue::Node>(
-        YamlValue::Node{name, node.file, node.path, node.overridden}));
+    // An override adds a key that it names itself; one of a file stands in the map of its path.
+    const bool added = name->mark.is_null();
+    const std::string place = added ? child_path(node.path, name->scalar) : node.path;
+    const YamlValue key_place(
+        std::make_shared<YamlValue::Node>(YamlValue::Node{name, node.file, place, node.overrides}));
     if (!key_place.is_scalar()) throw key_place.error(key_place.excerpt(), "a plain key");
     const std::string& key = name->scalar;
     if (has(key)) throw key_place.error(fmt::format("a second key \"{}\"", key), "each key once");
-    entries_.emplace_back(
-        key, YamlValue(std::make_shared<YamlValue::Node>(
-                 YamlValue::Node{child, node.file, child_path(node.path, key), node.overridden})));
+    entries_.emplace_back(key, YamlValue(std::make_shared<YamlValue::Node>(YamlValue::Node{
+                                   child, node.file, child_path(node.path, key), node.overrides})));
     key_places_.push_back(key_place);
   }
 }
@@ -458,6 +496,11 @@ void YamlMap::finish() const {
   }
 }
 
+std::string Override::where(std::string_view path) const {
+  return position.empty() ? fmt::format("--set {}{}", parent, path)
+                          : fmt::format("{}: key \"{}{}\"", position, parent, path);
+}
+
 Override parse_override(std::string_view text) {
   const std::size_t equals = text.find('=');
   if (equals == std::string_view::npos || equals == 0) {
@@ -477,14 +520,11 @@ YamlValue parse_yaml(std::string_view text, const std::string& name,
   }
   std::shared_ptr<Tree> root = document->root;
   if (root->type == YAML::NodeType::Null) throw InputError(name, "an empty document", "keys");
-  auto overridden = std::make_shared<std::vector<std::string>>();
   if (!overrides.empty()) root = YamlCopier(document->has_aliases).copy(root);
-  for (const Override& override_ : overrides) {
-    apply_override(root, override_);
-    overridden->push_back(override_.key);
-  }
-  return YamlValue(std::make_shared<YamlValue::Node>(YamlValue::Node{
-      std::move(root), std::make_shared<std::string>(name), "", std::move(overridden)}));
+  for (const Override& override_ : overrides) apply_override(root, override_);
+  return YamlValue(std::make_shared<YamlValue::Node>(
+      YamlValue::Node{std::move(root), std::make_shared<std::string>(name), "",
+                      std::make_shared<const std::vector<Override>>(overrides)}));
 }
 
 YamlValue load_yaml(const std::filesystem::path& path, const std::vector<Override>& overrides) {

@@ -47,8 +47,13 @@ class YamlValue {
   // One of `choices`, returned as its index.
   [[nodiscard]] std::size_t as_choice(const std::vector<std::string>& choices) const;
 
-  // "FILE:LINE:COLUMN: key a.b.c", or "--set a.b.c" for an override.
+  // "FILE:LINE:COLUMN: key a.b.c", or what the override that gave it says of its place.
   [[nodiscard]] std::string where() const;
+  // "FILE:LINE:COLUMN"; the file alone for what overrides added.
+  [[nodiscard]] std::string position() const;
+  [[nodiscard]] const std::string& file() const;
+  [[nodiscard]] const std::string& path() const;  // the dotted keys that lead here
+  [[nodiscard]] bool is_overridden() const;       // an override gave it
   // InputError at this place.
   [[nodiscard]] InputError error(std::string_view found, std::string_view expected) const;
   // The value as compact text, for error messages.
@@ -85,6 +90,16 @@ class YamlMap {
 struct Override {
   std::string key;
   std::string value;
+  // Where it was given, for messages. A document may hold overrides of another, which then stand
+  // below a key of its own: `parent` is that key with its point ("topology."), `position` the
+  // FILE:LINE:COLUMN there. Both are empty for --set and a key of the document itself.
+  std::string parent = {};
+  std::string position = {};
+
+  // How messages name a key of the overridden document that this override gave, such as `key`.
+  [[nodiscard]] std::string where(std::string_view path) const;
+  // Whether both set the same, wherever they were given.
+  bool operator==(const Override& other) const { return key == other.key && value == other.value; }
 };
 Override parse_override(std::string_view text);
 

@@ -4,6 +4,7 @@
 
 #include <filesystem>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "topologies/fabrics/fabric_type.hpp"
@@ -70,7 +71,7 @@ LayeredMap open_layers(const Source& top) {
     }
     if (!extends) return LayeredMap(std::move(layers));
     if (layers.size() > kMaxExtends) {
-      throw extends->error(fmt::format("a chain of more than {} files", kMaxExtends),
+      throw extends->error(fmt::format("a chain of more than {}", counted(kMaxExtends, "file")),
                            "extends without a circle");
     }
     const Source base = open_source(extends->as_string(), folder, {}, extends->where());
@@ -345,16 +346,17 @@ void read_size(LayeredMap& map, std::uint32_t nodes_per_domain, std::optional<st
   if (const auto shared = map.optional("ranks_per_gpu")) {
     cluster.ranks_per_gpu = static_cast<std::uint32_t>(shared->as_integer(1, kMaxGpusPerNode));
     if (cluster.gpus_per_node % cluster.ranks_per_gpu != 0) {
-      throw shared->error(fmt::format("{} ranks on each GPU where a node has {} (gpus_per_node)",
-                                      cluster.ranks_per_gpu, cluster.gpus_per_node),
-                          "a divisor of gpus_per_node");
+      throw shared->error(
+          fmt::format("{} on each GPU where a node has {} (gpus_per_node)",
+                      counted(cluster.ranks_per_gpu, "rank"), cluster.gpus_per_node),
+          "a divisor of gpus_per_node");
     }
   }
   const YamlValue nodes = map.required("nodes");
   const auto default_nodes = map.optional("default_nodes");
   if (const auto given = integer_or_word(nodes, "auto", 1, kMaxNodes)) {
     // Beside --set nodes=N it is the preset's own, which the override makes idle.
-    if (default_nodes && map.given_on_top("default_nodes") && !nodes.where().starts_with("--set")) {
+    if (default_nodes && map.given_on_top("default_nodes") && !nodes.is_overridden()) {
       throw default_nodes->error("it beside a fixed number of nodes", "it with nodes: auto only");
     }
     cluster.num_nodes = *given;
@@ -366,19 +368,21 @@ void read_size(LayeredMap& map, std::uint32_t nodes_per_domain, std::optional<st
         ranks ? divide_up(std::max(*ranks, 1U), cluster.gpus_per_node) : fallback;
     const std::uint64_t whole = divide_up(wanted, nodes_per_domain) * nodes_per_domain;
     if (whole > kMaxNodes) {
-      throw InputError(
-          "ranks", fmt::format("{}", *ranks),
-          fmt::format("at most {} nodes of {} GPUs", kMaxNodes, cluster.gpus_per_node));
+      throw InputError("ranks", fmt::format("{}", *ranks),
+                       fmt::format("at most {} of {}", counted(kMaxNodes, "node"),
+                                   counted(cluster.gpus_per_node, "GPU")));
     }
     cluster.num_nodes = static_cast<std::uint32_t>(whole);
   }
   if (std::uint64_t{cluster.num_nodes} * cluster.gpus_per_node > kMaxGpus) {
-    throw nodes.error(fmt::format("{} nodes of {} GPUs", cluster.num_nodes, cluster.gpus_per_node),
-                      fmt::format("at most {} GPUs", kMaxGpus));
+    throw nodes.error(fmt::format("{} of {}", counted(cluster.num_nodes, "node"),
+                                  counted(cluster.gpus_per_node, "GPU")),
+                      fmt::format("at most {}", counted(kMaxGpus, "GPU")));
   }
   if (cluster.num_nodes % nodes_per_domain != 0) {
-    throw nodes.error(fmt::format("{} nodes", cluster.num_nodes),
-                      fmt::format("whole scale-up domains of {} nodes", nodes_per_domain));
+    throw nodes.error(
+        counted(cluster.num_nodes, "node"),
+        fmt::format("whole scale-up domains of {}", counted(nodes_per_domain, "node")));
   }
 }
 
@@ -396,8 +400,8 @@ void check_blocks(const Cluster& cluster, bool has_fabric_block, const YamlValue
   if (cluster.scale_up) {
     const std::uint32_t domain_gpus = domain_nodes * cluster.gpus_per_node;
     if (domain_gpus % cluster.scale_up->num_sockets != 0) {
-      throw place.error(fmt::format("{} GPUs of a scale-up domain on {} sockets", domain_gpus,
-                                    cluster.scale_up->num_sockets),
+      throw place.error(fmt::format("{} of a scale-up domain on {} sockets",
+                                    counted(domain_gpus, "GPU"), cluster.scale_up->num_sockets),
                         "equal parts on all sockets");
     }
   }
@@ -405,8 +409,8 @@ void check_blocks(const Cluster& cluster, bool has_fabric_block, const YamlValue
     throw place.error(cluster.scale_up
                           ? fmt::format("{} scale-up domains and no \"nic\" block",
                                         cluster.num_nodes / domain_nodes)
-                          : fmt::format("{} GPUs and neither a \"scale_up\" nor a \"nic\" block",
-                                        cluster.num_gpus()),
+                          : fmt::format("{} and neither a \"scale_up\" nor a \"nic\" block",
+                                        counted(cluster.num_gpus(), "GPU")),
                       "\"nic\" and \"fabric\" blocks that join them");
   }
 }
@@ -470,7 +474,7 @@ Cluster read_layers(LayeredMap map, std::optional<std::uint32_t> ranks,
   }
   map.finish();
   if (ranks && *ranks > cluster.num_gpus()) {
-    throw place.error(fmt::format("{} GPUs", cluster.num_gpus()),
+    throw place.error(counted(cluster.num_gpus(), "GPU"),
                       fmt::format("at least {}, the number of ranks (set \"nodes\")", *ranks));
   }
   return cluster;

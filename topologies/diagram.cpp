@@ -9,6 +9,8 @@
 #include <numbers>
 #include <set>
 
+#include "core/counted.hpp"
+
 namespace coterie {
 namespace {
 
@@ -188,15 +190,16 @@ void Diagram::draw_title() {
   canvas_.text({kMargin, 40}, cluster_.name, 22, "start", "font-weight=\"bold\"");
   canvas_.text({kMargin, 62}, cluster_.description, 14, "start");
   std::string facts =
-      fmt::format("{} GPUs ({}) = {} node{} x {}", summary_.num_gpus, cluster_.gpu.name,
+      fmt::format("{} ({}) = {} node{} x {}", counted(summary_.num_gpus, "GPU"), cluster_.gpu.name,
                   summary_.num_nodes, summary_.num_nodes > 1 ? "s" : "", cluster_.gpus_per_node);
   if (summary_.scale_up_bisection) {
     facts +=
         fmt::format("   |   scale-up bisection {}", format_bandwidth(*summary_.scale_up_bisection));
   }
   if (summary_.network_bisection) {
-    facts += fmt::format("   |   network bisection {}, diameter {} links",
-                         format_bandwidth(*summary_.network_bisection), summary_.diameter);
+    facts += fmt::format("   |   network bisection {}, diameter {}",
+                         format_bandwidth(*summary_.network_bisection),
+                         counted(summary_.diameter, "link"));
     if (summary_.oversubscription) {
       facts += fmt::format(", oversubscription {:.3g} : 1", *summary_.oversubscription);
     }
@@ -370,8 +373,8 @@ void Diagram::draw_dragonfly(const DragonflyFabric& dragonfly) {
   const std::vector<Slot> slots = with_gaps(drawn, 0, groups, 6);
   const double radius = 58.0;
   const double centre_y = y_ + 190;
-  label_row(y_ + 94, fmt::format("{} groups", groups),
-            fmt::format("of {} routers", dragonfly.routers_per_group));
+  label_row(y_ + 94, counted(groups, "group"),
+            fmt::format("of {}", counted(dragonfly.routers_per_group, "router")));
   label_row(centre_y, "local cables", format_bandwidth(dragonfly.local_bandwidth) + " each");
   const std::uint32_t h = dragonfly.global_links_per_router;
   const std::uint32_t copies = groups > 1 ? dragonfly.routers_per_group * h / (groups - 1) : 0;
@@ -467,7 +470,8 @@ void Diagram::draw_domains(const std::vector<Slot>& slots, double y, double node
     if (scale_up.shared_bandwidth) draw_bridges(ends.first, width, y + 26);
   }
   const std::uint32_t domain_gpus = scale_up.nodes_per_domain * cluster_.gpus_per_node;
-  label_row(y + 8, fmt::format("{} x {} of {} GPUs", model_.num_domains, kind, domain_gpus),
+  label_row(y + 8,
+            fmt::format("{} x {} of {}", model_.num_domains, kind, counted(domain_gpus, "GPU")),
             fmt::format("{} per GPU", format_bandwidth(scale_up.bandwidth)));
   if (!scale_up.shared_bandwidth) return;
   const auto note = [&](double at, const std::string& text) {
@@ -476,7 +480,7 @@ void Diagram::draw_domains(const std::vector<Slot>& slots, double y, double node
   note(y + 40, fmt::format("{} {}", format_bandwidth(*scale_up.shared_bandwidth),
                            scale_up.num_sockets > 1 ? "shared per socket" : "shared by all"));
   if (scale_up.shared_group > 1) {
-    note(y + 54, fmt::format("not inside groups of {} GPUs", scale_up.shared_group));
+    note(y + 54, fmt::format("not inside groups of {}", counted(scale_up.shared_group, "GPU")));
   }
   if (scale_up.socket_bandwidth) {
     note(y + 68, fmt::format("{} between sockets", format_bandwidth(*scale_up.socket_bandwidth)));

@@ -471,9 +471,13 @@ TransportParameters chosen_transport(const Cluster& cluster, const TransportChoi
     return parameters;
   }
   // Settings get the checks of the file: they are laid over the parameters' own text.
-  std::vector<Override> settings;
-  for (const Override& setting : choice.settings) {
-    settings.push_back({"transport." + setting.key, setting.value});
+  constexpr std::string_view kBlock = "transport.";
+  std::vector<Override> settings = choice.settings;
+  for (Override& setting : settings) {
+    setting.key.insert(0, kBlock);
+    if (setting.parent.ends_with(kBlock)) {
+      setting.parent.resize(setting.parent.size() - kBlock.size());
+    }
   }
   std::string text =
       std::visit([](const auto& alternative) { return text_of(alternative); }, parameters);

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/json.hpp"
@@ -32,20 +33,22 @@ struct Reference {
   std::vector<Override> overrides;  // dotted keys
 };
 
-void flatten(const YamlValue& value, const std::string& prefix, std::vector<Override>& out) {
+// `key` is the end of the value's own path.
+void flatten(const YamlValue& value, const std::string& key, std::vector<Override>& out) {
   if (!value.is_map()) {
     std::string text = dump_yaml(value);
     while (!text.empty() && text.back() == '\n') text.pop_back();
-    out.push_back({prefix, std::move(text)});
+    out.push_back({key, std::move(text), value.path().substr(0, value.path().size() - key.size()),
+                   value.is_overridden() ? "" : value.position()});
     return;
   }
   YamlMap map = value.as_map();
-  for (const std::string& key : map.keys()) flatten(map.required(key), prefix + "." + key, out);
+  for (const std::string& part : map.keys()) flatten(map.required(part), key + "." + part, out);
 }
 
 // Where the relative paths of a value start: what --set gives is relative to the working directory.
 fs::path home_of(const YamlValue& value, const fs::path& folder) {
-  return value.where().starts_with("--set ") ? fs::path() : folder;
+  return value.is_overridden() ? fs::path() : folder;
 }
 
 template <class PresetList>
@@ -81,23 +84,25 @@ std::vector<Override> split_off(std::vector<Override>& overrides, const std::str
   std::erase_if(overrides, [&](const Override& override_) {
     if (!override_.key.starts_with(prefix) || override_.key == prefix + kept) return false;
     if (kept == "extends" && override_.key == prefix + "base") {
-      throw InputError("--set " + override_.key, "the key \"base\"", kRenamed);
+      throw InputError(override_.where(override_.key), "the key \"base\"", kRenamed);
     }
-    below.push_back({override_.key.substr(prefix.size()), override_.value});
+    below.push_back({override_.key.substr(prefix.size()), override_.value, prefix});
     return true;
   });
   return below;
 }
 
-// Runs `load` and puts the place of the experiment before what it finds wrong with overrides given
-// there.
+// Runs `load` and puts the place of the experiment before what it finds wrong in a document with
+// overrides given there, unless that is one of them, which says itself where it stands.
 template <class Load>
 auto load_based(const YamlValue& value, const Load& load) {
   if (!value.is_map()) return load();
   try {
     return load();
   } catch (const InputError& error) {
-    throw InputError(fmt::format("{}: {}", value.where(), error.what()));
+    const std::string_view text = error.what();
+    if (text.starts_with("--set ") || text.starts_with(value.file() + ":")) throw;
+    throw InputError(fmt::format("{}: {}", value.where(), text));
   }
 }
 
@@ -331,7 +336,8 @@ ClusterPart read_cluster_part(YamlMap& map, const fs::path& folder,
   part.topology.overrides.insert(part.topology.overrides.end(), extra.begin(), extra.end());
   const std::uint64_t num_gpus = std::uint64_t{part.num_ranks} * part.num_groups + part.decode_pool;
   if (num_gpus > std::numeric_limits<std::uint32_t>::max()) {
-    throw part.ranks.error(fmt::format("{} GPUs in all groups", num_gpus), "less than 2^32");
+    throw part.ranks.error(fmt::format("{} in all groups", counted(num_gpus, "GPU")),
+                           "less than 2^32");
   }
   part.cluster = load_based(topology, [&] {
     return load_cluster(part.topology.name_or_path, part.topology.overrides,
@@ -347,9 +353,10 @@ void check_ranks(const Experiment& experiment, const YamlValue& ranks) {
   const bool inside_node = cluster.gpus_per_node % experiment.num_ranks == 0;
   const bool one_part = experiment.num_ranks < cluster.gpus_per_node && experiment.num_groups == 1;
   if (!whole_nodes && !inside_node && !one_part) {
-    throw ranks.error(fmt::format("{} ranks per group on nodes of {} GPUs", experiment.num_ranks,
-                                  cluster.gpus_per_node),
-                      "groups of whole nodes, or several whole groups per node");
+    throw ranks.error(
+        fmt::format("{} per group on nodes of {}", counted(experiment.num_ranks, "rank"),
+                    counted(cluster.gpus_per_node, "GPU")),
+        "groups of whole nodes, or several whole groups per node");
   }
 }
 

@@ -7,6 +7,7 @@
 #include <limits>
 #include <utility>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "workloads/trace/routing.hpp"
@@ -251,14 +252,14 @@ ModelShape read_model(const YamlValue& document) {
     model.num_groups = read_dimension(*groups, 1, model.num_experts);
     if (model.num_experts % model.num_groups != 0) {
       throw groups->error(groups->excerpt(),
-                          fmt::format("a divisor of the {} experts", model.num_experts));
+                          fmt::format("a divisor of the {}", counted(model.num_experts, "expert")));
     }
   }
   if (const auto groups = map.optional("num_topk_groups")) {
     model.num_topk_groups = read_dimension(*groups, 1, model.num_groups);
     if (model.num_experts / model.num_groups * model.num_topk_groups < model.num_topk) {
-      throw groups->error(groups->excerpt(),
-                          fmt::format("groups that hold at least {} experts", model.num_topk));
+      throw groups->error(groups->excerpt(), fmt::format("groups that hold at least {}",
+                                                         counted(model.num_topk, "expert")));
     }
   } else {
     model.num_topk_groups = model.num_groups;

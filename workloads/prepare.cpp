@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/hash.hpp"
@@ -163,7 +164,7 @@ Placement read_fitting(const Experiment& experiment, const RunSpec& spec, const 
     throw InputError(fmt::format("{}: {}", file, problems.front()));
   }
   if (placement.num_ranks != experiment.num_ranks) {
-    throw InputError(file, fmt::format("a placement over {} ranks", placement.num_ranks),
+    throw InputError(file, fmt::format("a placement over {}", counted(placement.num_ranks, "rank")),
                      fmt::format("{}, as the experiment has", experiment.num_ranks));
   }
   expect_experts(placement, trace.num_experts, file);
@@ -308,9 +309,9 @@ void require_model(const Experiment& experiment, const Routing& trace) {
   const ModelShape& model = experiment.model;
   if (trace.num_experts != model.num_experts) {
     throw InputError(
-        fmt::format("{}: found {} experts in the trace and {} in the model, expected "
+        fmt::format("{}: found {} in the trace and {} in the model, expected "
                     "the same number",
-                    describe(experiment), trace.num_experts, model.num_experts));
+                    describe(experiment), counted(trace.num_experts, "expert"), model.num_experts));
   }
   if (trace.num_topk != model.num_topk) {
     throw InputError(
@@ -415,9 +416,9 @@ std::vector<TraceParts> load_series(const Experiment& experiment) {
           : 2;
   const std::size_t num_sequences = trace.num_sequences();
   if (num_sequences < fewest * series.num_steps) {
-    throw InputError(file, fmt::format("{} sequences", num_sequences),
-                     fmt::format("at least {} for each of the {} steps of the series", fewest,
-                                 series.num_steps));
+    throw InputError(file, counted(num_sequences, "sequence"),
+                     fmt::format("at least {} for each of the {} of the series", fewest,
+                                 counted(series.num_steps, "step")));
   }
   const std::string digest = trace_digest(trace);
   for (std::size_t i = 0; i < series.num_steps; ++i) {

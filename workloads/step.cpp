@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <array>
 
+#include "core/counted.hpp"
+
 namespace coterie {
 namespace {
 
@@ -74,25 +76,26 @@ ParallelSizes read_parallel(const YamlValue& value, const ModelShape& model,
   }
   const std::uint64_t model_ranks = std::uint64_t{sizes.tp} * sizes.cp * sizes.pp;
   if (num_ranks % model_ranks != 0) {
-    throw value.error(fmt::format("tp {} x cp {} x pp {} = {} ranks per model", sizes.tp, sizes.cp,
-                                  sizes.pp, model_ranks),
-                      fmt::format("a divisor of the {} ranks", num_ranks));
+    throw value.error(fmt::format("tp {} x cp {} x pp {} = {} per model", sizes.tp, sizes.cp,
+                                  sizes.pp, counted(model_ranks, "rank")),
+                      fmt::format("a divisor of the {}", counted(num_ranks, "rank")));
   }
   sizes.dp = static_cast<std::uint32_t>(num_ranks / model_ranks);
   const std::uint32_t stage_ranks = num_ranks / sizes.pp;
-  require_divisor(ep, stage_ranks, sizes.ep,
-                  fmt::format("a divisor of the {} ranks of a pipeline stage", stage_ranks));
+  require_divisor(
+      ep, stage_ranks, sizes.ep,
+      fmt::format("a divisor of the {} of a pipeline stage", counted(stage_ranks, "rank")));
   const std::uint32_t chunks = sizes.pp * sizes.vp;
   const std::uint32_t layers = model.num_layers + sizes.embedding_layers + sizes.loss_layers;
   if (layers % chunks != 0) {
-    const std::string counted = layers == model.num_layers
-                                    ? fmt::format("{} layers", layers)
-                                    : fmt::format("{} layers, {} of them for embedding and loss",
-                                                  layers, layers - model.num_layers);
+    const std::string all = layers == model.num_layers
+                                ? counted(layers, "layer")
+                                : fmt::format("{}, {} of them for embedding and loss",
+                                              counted(layers, "layer"), layers - model.num_layers);
     throw(sizes.vp > 1 ? vp : pp)
-        .error(fmt::format("pp {} x vp {} = {} chunks of layers", sizes.pp, sizes.vp, chunks),
-               fmt::format("a divisor of the {} (embedding_layers and loss_layers may fill up)",
-                           counted));
+        .error(
+            fmt::format("pp {} x vp {} = {} chunks of layers", sizes.pp, sizes.vp, chunks),
+            fmt::format("a divisor of the {} (embedding_layers and loss_layers may fill up)", all));
   }
   const std::uint32_t per_chunk = layers / chunks;
   if (chunks == 1 && layers != model.num_layers) {
@@ -102,7 +105,7 @@ ParallelSizes read_parallel(const YamlValue& value, const ModelShape& model,
   if (sizes.embedding_layers > per_chunk || sizes.loss_layers > per_chunk) {
     throw value.error(fmt::format("embedding_layers {} and loss_layers {}", sizes.embedding_layers,
                                   sizes.loss_layers),
-                      fmt::format("at most the {} layers of a chunk", per_chunk));
+                      fmt::format("at most the {} of a chunk", counted(per_chunk, "layer")));
   }
   return sizes;
 }
@@ -118,8 +121,8 @@ void read_train_batch(const YamlValue& value, StepSpec& step) {
   const ParallelSizes& sizes = step.parallel;
   const std::uint64_t replicas = std::uint64_t{step.train.micro} * sizes.dp;
   require_divisor(global, step.train.global, replicas,
-                  fmt::format("a multiple of micro {} x dp {} = {} sequences", step.train.micro,
-                              sizes.dp, replicas));
+                  fmt::format("a multiple of micro {} x dp {} = {}", step.train.micro, sizes.dp,
+                              counted(replicas, "sequence")));
   require_divisor(sequence, step.train.sequence, std::uint64_t{sizes.tp} * sizes.cp,
                   fmt::format("a multiple of tp {} x cp {}", sizes.tp, sizes.cp));
   const std::uint32_t num_micro = step.train.num_micro_batches(sizes);
@@ -146,8 +149,9 @@ void read_serving_batch(const YamlValue& value, StepSpec& step) {
     const std::uint64_t tokens = rows * group;
     require_divisor(
         per_gpu, tokens, step.prefill.sequence,
-        fmt::format("whole prompts of {} tokens on each {}", step.prefill.sequence,
-                    group == 1 ? std::string("GPU") : fmt::format("group of {} GPUs", group)));
+        fmt::format(
+            "whole prompts of {} on each {}", counted(step.prefill.sequence, "token"),
+            group == 1 ? std::string("GPU") : fmt::format("group of {}", counted(group, "GPU"))));
     require_divisor(
         per_gpu, tokens / step.prefill.sequence, step.overlap.micro_batches,
         fmt::format("prompts that fill {} equal micro-batches", step.overlap.micro_batches));
@@ -419,11 +423,12 @@ void check_experts(const StepSpec& step, const ModelShape& model, std::uint32_t 
                    const YamlValue& where) {
   const std::uint32_t slots = model.num_experts + num_replicas;
   if (slots % step.parallel.ep == 0) return;
-  throw where.error(num_replicas == 0
-                        ? fmt::format("{} experts on ep {} ranks", slots, step.parallel.ep)
-                        : fmt::format("{} experts and {} replicas on ep {} ranks",
-                                      model.num_experts, num_replicas, step.parallel.ep),
-                    "a number of experts and replicas together that the EP ranks share equally");
+  throw where.error(
+      num_replicas == 0
+          ? fmt::format("{} on ep {}", counted(slots, "expert"), counted(step.parallel.ep, "rank"))
+          : fmt::format("{} and {} on ep {}", counted(model.num_experts, "expert"),
+                        counted(num_replicas, "replica"), counted(step.parallel.ep, "rank")),
+      "a number of experts and replicas together that the EP ranks share equally");
 }
 
 }  // namespace coterie

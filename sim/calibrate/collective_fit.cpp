@@ -10,6 +10,7 @@
 #include <set>
 #include <tuple>
 
+#include "core/counted.hpp"
 #include "core/csv.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
@@ -164,13 +165,15 @@ CollectiveFit fit_collectives(const Cluster& cluster, const std::vector<Collecti
   std::map<std::tuple<CollectiveKind, std::uint32_t, double>, std::size_t> sizes;
   for (const CollectivePoint& point : points) {
     if (point.num_gpus > domain_gpus) {
-      throw InputError("calibrate fit", fmt::format("collectives of {} GPUs", point.num_gpus),
-                       fmt::format("groups within the {} GPUs of a scale-up domain", domain_gpus));
+      throw InputError(
+          "calibrate fit", fmt::format("collectives of {}", counted(point.num_gpus, "GPU")),
+          fmt::format("groups within the {} of a scale-up domain", counted(domain_gpus, "GPU")));
     }
     sizes.try_emplace({point.kind, point.num_gpus, point.bytes}, 0);
   }
   if (sizes.size() < kMinSizes) {
-    throw InputError("calibrate fit", fmt::format("{} sizes of collectives", sizes.size()),
+    throw InputError("calibrate fit",
+                     fmt::format("{} of collectives", counted(sizes.size(), "size")),
                      fmt::format("at least {}", kMinSizes));
   }
   std::size_t next = 0;

@@ -10,6 +10,7 @@
 #include <regex>
 #include <tuple>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/metrics.hpp"
@@ -185,10 +186,11 @@ MeasuredRuns predict_measured_runs(const fs::path& folder, const fs::path& trace
       for (const Results& results : starts) {
         measured.push_back(&run_named(results, predicted.report.name));
       }
-      pairs.push_back(add_points(
-          predicted.report, measured, fmt::format("{} ranks", key.num_ranks),
-          fmt::format("{}, {} tokens, {}", key.trace, key.tokens_per_rank, predicted.report.name),
-          out));
+      pairs.push_back(
+          add_points(predicted.report, measured, counted(key.num_ranks, "rank"),
+                     fmt::format("{}, {}, {}", key.trace, counted(key.tokens_per_rank, "token"),
+                                 predicted.report.name),
+                     out));
     }
     count_order(pairs, out);
   }

@@ -10,6 +10,7 @@
 #include <sstream>
 #include <tuple>
 
+#include "core/counted.hpp"
 #include "core/csv.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
@@ -153,8 +154,8 @@ void check_physical(const std::vector<AllToAllPoint>& points, Bandwidth limit,
     if (rate > limit) {
       throw InputError(
           where,
-          fmt::format("{} per rank with {} ranks at {}", format_bandwidth(rate), point.num_ranks,
-                      format_bytes(point.bytes_per_rank)),
+          fmt::format("{} per rank with {} at {}", format_bandwidth(rate),
+                      counted(point.num_ranks, "rank"), format_bytes(point.bytes_per_rank)),
           fmt::format("at most {}, the physical limit of the link", format_bandwidth(limit)));
     }
   }
@@ -173,7 +174,7 @@ std::vector<MlpPoint> read_mlp(const std::filesystem::path& path) {
     point.ep_size = table.count(row, "ep_size");
     if (point.num_experts % point.ep_size != 0) {
       throw InputError(table.place(row, "ep_size"), table.text(row, "ep_size"),
-                       fmt::format("a divisor of the {} experts", point.num_experts));
+                       fmt::format("a divisor of the {}", counted(point.num_experts, "expert")));
     }
     point.load = table.text(row, "expert_load");
     if (point.load != "balanced" &&

@@ -14,8 +14,10 @@
 #include <set>
 #include <sstream>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/json.hpp"
+#include "core/json_fault.hpp"
 
 namespace coterie {
 namespace {
@@ -211,12 +213,15 @@ class Parser {
     block().columns = columns;
   }
 
-  // Rows begin with two whole numbers and a type; other lines are the launcher's.
+  // Rows begin with two numbers and a type; other lines are the launcher's.
   void read_row(const std::vector<std::string>& cells, std::size_t line_number) {
-    if (cells.size() < 4 || !type_bytes(cells[2])) return;
+    if (cells.size() < 3 || !type_bytes(cells[2]) || !number(cells[0]) || !number(cells[1])) return;
     const auto size = whole_number(cells[0]);
     const auto count = whole_number(cells[1]);
-    if (!size || !count) return;
+    if (!size || !count) {
+      throw InputError(place(line_number), fmt::format("\"{} {}\"", cells[0], cells[1]),
+                       "a size and a count, whole numbers of 0 or more");
+    }
     if (!block().columns) {
       throw InputError(place(line_number), "a row before the line that names the columns",
                        "\"# size count type ... time algbw busbw\" above it");
@@ -227,7 +232,7 @@ class Parser {
                           cells.size() + 1 == columns.num_leading + columns.num_trailing;
     const std::size_t leading = columns.num_leading - (no_redop ? 1 : 0);
     if (cells.size() != leading + columns.num_trailing) {
-      throw InputError(place(line_number), fmt::format("{} cells", cells.size()),
+      throw InputError(place(line_number), counted(cells.size(), "cell"),
                        fmt::format("{} as the line of columns says",
                                    columns.num_leading + columns.num_trailing));
     }
@@ -271,8 +276,9 @@ std::uint32_t ranks_of(const Block& block, const std::string& name) {
   }
   for (const auto& [group, size] : sizes) {
     if (size != sizes.begin()->second) {
-      throw InputError(name, fmt::format("groups of {} and {} ranks", sizes.begin()->second, size),
-                       "groups of equally many ranks");
+      throw InputError(
+          name, fmt::format("groups of {} and {}", sizes.begin()->second, counted(size, "rank")),
+          "groups of equally many ranks");
     }
   }
   return sizes.begin()->second;
@@ -296,8 +302,8 @@ void check_row(const Row& row, const std::string& name) {
   const double algbw = *number(row.algbw);
   if (algbw < low - 1e-9 || algbw > high + 1e-9) {
     throw InputError(place, fmt::format("algbw {} GB/s", row.algbw),
-                     fmt::format("{:.2f}, which {} bytes in {} us are", size / *time_us * 1e-3,
-                                 row.size, row.time));
+                     fmt::format("{:.2f}, which {} in {} us are", size / *time_us * 1e-3,
+                                 counted(row.size, "byte"), row.time));
   }
   if (!row.wrong.empty() && number(row.wrong).value_or(0.0) > 0.0) {
     throw InputError(place, fmt::format("{} wrong elements", row.wrong),
@@ -379,9 +385,9 @@ Verdict judge(const Block& block, const std::string& name) {
       return verdict;
     }
     if (!may_be_all_to_all && !may_be_send_receive) {
-      verdict.found =
-          fmt::format("busbw / algbw = {} / {} and count {} of {} for {} bytes with {} ranks",
-                      row.busbw, row.algbw, row.count, row.type, row.size, num_ranks);
+      verdict.found = fmt::format("busbw / algbw = {} / {} and count {} of {} for {} with {}",
+                                  row.busbw, row.algbw, row.count, row.type,
+                                  counted(row.size, "byte"), counted(num_ranks, "rank"));
       verdict.expected =
           fmt::format("{:.3f} and size / {} (alltoall_perf), or 1 and size (sendrecv_perf)",
                       std::max(all_to_all, 0.0), num_ranks);
@@ -423,8 +429,8 @@ std::vector<AllToAllPoint> points_of(const std::vector<Block>& blocks, const std
     if (verdict.kind != kind) {
       if (notes == nullptr) continue;
       const std::string what = verdict.kind == Kind::kOther ? verdict.found : "a send and receive";
-      notes->push_back(fmt::format("{}: left out a test of {} sizes ({}): not an all-to-all", name,
-                                   block.rows.size(), what));
+      notes->push_back(fmt::format("{}: left out a test of {} ({}): not an all-to-all", name,
+                                   counted(block.rows.size(), "size"), what));
       continue;
     }
     for (const Row& row : block.rows) {
@@ -516,7 +522,7 @@ std::vector<AllToAllPoint> read_nccl_report(const std::string& text, const std::
     if (block.rows.empty()) throw InputError(name, "no results", kExpected);
     return points_of({block}, name, nullptr);
   } catch (const nlohmann::json::exception& error) {
-    throw InputError(name, fmt::format("another structure ({})", error.what()),
+    throw InputError(name, fmt::format("another structure ({})", json_fault(error)),
                      "the report that nccl-tests writes with -J");
   } catch (const std::out_of_range&) {
     throw InputError(name, "an empty text", "the report that nccl-tests writes with -J");

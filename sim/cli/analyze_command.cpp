@@ -9,6 +9,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/json.hpp"
 #include "core/table.hpp"
@@ -184,7 +185,8 @@ void print_tables(const Analysis& analysis, const Placement& placement, const Ro
   }
   counts.rows.push_back(cells("mean", analysis.mean));
   fmt::print("{}\n", render(counts));
-  fmt::print("Independent uniform routing on {} ranks: fan-out {:.3f}\n", placement.num_ranks,
+  fmt::print("Independent uniform routing on {}: fan-out {:.3f}\n",
+             counted(placement.num_ranks, "rank"),
              uniform_fan_out(evaluated.num_experts, placement.num_ranks, evaluated.num_topk));
   if (!analysis.distances.empty()) {
     const FanOutDistance mean = mean_distance(analysis.distances);
@@ -267,9 +269,10 @@ Placement get_placement(const AnalyzeArguments& arguments, const Routing& trace,
   if (choice) placement.replica_choice = *choice;
   if (placement.ranks_per_node < placement.num_ranks &&
       placement.num_ranks % placement.ranks_per_node != 0) {
-    throw InputError("--ranks-per-node",
-                     fmt::format("{} for {} ranks", placement.ranks_per_node, placement.num_ranks),
-                     "a number that divides the ranks");
+    throw InputError(
+        "--ranks-per-node",
+        fmt::format("{} for {}", placement.ranks_per_node, counted(placement.num_ranks, "rank")),
+        "a number that divides the ranks");
   }
   return placement;
 }
@@ -277,10 +280,11 @@ Placement get_placement(const AnalyzeArguments& arguments, const Routing& trace,
 void run_analyze(const AnalyzeArguments& arguments) {
   const auto payload = parse_payload(arguments.payload);
   if (!payload) {
-    throw InputError("--payload", fmt::format("'{}'", arguments.payload), "one of bf16, fp8");
+    throw InputError("--payload", fmt::format("\"{}\"", arguments.payload), "one of bf16, fp8");
   }
   if (arguments.deal != "round_robin" && arguments.deal != "in_order") {
-    throw InputError("--deal", fmt::format("'{}'", arguments.deal), "one of round_robin, in_order");
+    throw InputError("--deal", fmt::format("\"{}\"", arguments.deal),
+                     "one of round_robin, in_order");
   }
   const SequenceDeal deal =
       arguments.deal == "in_order" ? SequenceDeal::kInOrder : SequenceDeal::kRoundRobin;
@@ -304,17 +308,17 @@ void run_analyze(const AnalyzeArguments& arguments) {
   }
   const std::size_t replicas = num_replicas(placement);
   fmt::print(
-      "{}: {} sequences ({} tokens) on {} ranks, {} per node\nPlacement {}{}{}\n\n",
-      arguments.options.trace, arguments.eval, evaluated.num_tokens(), placement.num_ranks,
-      placement.ranks_per_node, placement.strategy,
+      "{}: {} ({}) on {}, {} per node\nPlacement {}{}{}\n\n", arguments.options.trace,
+      counted(arguments.eval, "sequence"), counted(evaluated.num_tokens(), "token"),
+      counted(placement.num_ranks, "rank"), placement.ranks_per_node, placement.strategy,
       placement.trained_on.empty() ? "" : fmt::format(", learnt on {}", placement.trained_on),
       replicas == 0 ? ""
-                    : fmt::format("\n{} replicas per layer, chosen by {}", replicas,
+                    : fmt::format("\n{} per layer, chosen by {}", counted(replicas, "replica"),
                                   to_string(placement.replica_choice)));
   print_tables(analysis, placement, evaluated);
   if (hidden) {
-    fmt::print("Rows of {} values ({}) in {}, with metadata.\n", hidden->values, hidden->source,
-               arguments.payload);
+    fmt::print("Rows of {} ({}) in {}, with metadata.\n", counted(hidden->values, "value"),
+               hidden->source, arguments.payload);
   } else {
     spdlog::info("no bytes: the trace names no known model; give --model or --hidden");
   }

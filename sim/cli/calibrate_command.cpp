@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/json.hpp"
@@ -129,6 +130,13 @@ void fit_links(const FitArguments& arguments, bool is_skeleton, Cluster& cluster
   }
   const std::string where = arguments.alltoall.front();
   const std::vector<AllToAllPoint> points = select_machine(all, arguments.machine, where);
+  const auto num_measured = static_cast<std::size_t>(std::count_if(
+      all.begin(), all.end(),
+      [&](const AllToAllPoint& point) { return point.machine == points.front().machine; }));
+  if (num_measured > points.size()) {
+    spdlog::info("all-to-alls: {} for {} of ranks and bytes; the median of its repeats counts",
+                 counted(num_measured, "measurement"), counted(points.size(), "pair"));
+  }
   if (!cluster.scale_up) throw InputError("topology " + cluster.name + " has no scale_up links");
   const Bandwidth before = cluster.scale_up->bandwidth;
   if (is_skeleton && widen_links(points, cluster)) {
@@ -178,7 +186,7 @@ void fit_links(const FitArguments& arguments, bool is_skeleton, Cluster& cluster
 void fit_expert_mlp(const FitArguments& arguments, Cluster& cluster) {
   const std::vector<MlpPoint> points = read_mlp(arguments.mlp);
   if (points.size() < 8) {
-    throw InputError(arguments.mlp, fmt::format("{} points", points.size()),
+    throw InputError(arguments.mlp, counted(points.size(), "point"),
                      "at least eight, one for each parameter");
   }
   const MlpFit fit = fit_mlp(points);
@@ -260,8 +268,8 @@ std::vector<RowExchange> chosen_exchanges(const FitArguments& arguments, const C
                                  machines.empty() ? "none" : joined(machines), joined(patterns)));
   }
   if (num_too_large > 0) {
-    spdlog::info("left out: {} exchanges of more ranks than the {} GPUs of {}", num_too_large,
-                 cluster.num_gpus(), cluster.name);
+    spdlog::info("left out: {} exchanges of more ranks than the {} of {}", num_too_large,
+                 counted(cluster.num_gpus(), "GPU"), cluster.name);
   }
   return chosen;
 }
@@ -290,9 +298,10 @@ void check_one_machine(const FitArguments& arguments, const GpuProbe& probe,
     other("--base " + arguments.base, fmt::format("the skeleton of machine {}", *skeleton_of));
   }
   if (probe.num_ranks > cluster.num_gpus()) {
-    throw InputError(
-        arguments.probe, fmt::format("a probe of {} ranks", probe.num_ranks),
-        fmt::format("at most the {} GPUs of --base {}", cluster.num_gpus(), arguments.base));
+    throw InputError(arguments.probe,
+                     fmt::format("a probe of {}", counted(probe.num_ranks, "rank")),
+                     fmt::format("at most the {} of --base {}", counted(cluster.num_gpus(), "GPU"),
+                                 arguments.base));
   }
 }
 
@@ -314,8 +323,9 @@ void fit_probe(const FitArguments& arguments, const GpuProbe& probe, Cluster& cl
   }
   std::erase_if(cluster.provenance, [](const auto& entry) { return entry.first == "expert_mlp"; });
   const std::string source = arguments.source.empty() ? "" : ", " + arguments.source;
-  set_provenance(cluster, "gpu",
-                 fmt::format("probe of {} ranks, {}{}", probe.num_ranks, probe.device, source));
+  set_provenance(
+      cluster, "gpu",
+      fmt::format("probe of {}, {}{}", counted(probe.num_ranks, "rank"), probe.device, source));
   Table table{{"part", "points", "left out: median", "worst", "undetermined"}, {}};
   std::vector<std::string> undetermined;
   std::vector<std::string> held_out;
@@ -630,6 +640,25 @@ std::string data_folder(const std::string& name) {
   return data == nullptr || *data == '\0' ? name : (std::filesystem::path(data) / name).string();
 }
 
+// Folders that are named but not there are mistakes; a default that is not there is data that the
+// user does not have, whose sections are left out with a warning.
+void check_given_folders(const CLI::App& command) {
+  for (const char* name : {"--data", "--runs", "--nvlink-runs", "--direct-runs", "--traces"}) {
+    const CLI::Option* option = command.get_option(name);
+    for (const std::string& folder : option->results()) {
+      if (!is_folder(folder)) {
+        throw InputError(name, fmt::format("\"{}\", which is no folder", folder),
+                         "a folder, or no such option");
+      }
+    }
+  }
+  const char* data = std::getenv("COTERIE_DATA");
+  if (data != nullptr && *data != '\0' && !is_folder(data)) {
+    throw InputError("COTERIE_DATA", fmt::format("\"{}\", which is no folder", data),
+                     "a folder, or no such variable");
+  }
+}
+
 struct ValidateArguments {
   std::string data = data_folder("measurements");
   std::string runs = "runtime/results/h200_shared";
@@ -720,8 +749,9 @@ void run_training_validation(const ValidateArguments& arguments) {
   fmt::print("{}", render(table));
   const auto summary = [](const std::vector<double>& list) {
     if (list.empty()) return std::string("none");
-    return fmt::format("median {}, worst {} of {} steps", percent(median(list)),
-                       percent(*std::max_element(list.begin(), list.end())), list.size());
+    return fmt::format("median {}, worst {} of {}", percent(median(list)),
+                       percent(*std::max_element(list.begin(), list.end())),
+                       counted(list.size(), "step"));
   };
   fmt::print(
       "\nwithout fitting: {}\none efficiency per system, fitted to its other steps: {}\n"
@@ -841,7 +871,10 @@ void add_validate_command(CLI::App& app) {
   command->add_flag("--json", arguments->json, "Print JSON only");
   command->footer(
       "Example:\n  coterie validate --data measurements -o page.md --points points.csv");
-  command->callback([arguments] { run_validate(*arguments); });
+  command->callback([arguments, command] {
+    check_given_folders(*command);
+    run_validate(*arguments);
+  });
 }
 
 }  // namespace coterie

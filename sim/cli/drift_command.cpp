@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <memory>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/json.hpp"
 #include "core/statistics.hpp"
@@ -423,7 +424,7 @@ void run_drift(DriftArguments& arguments) {
   for (const std::string& path : arguments.traces) traces.push_back(read_routing(path));
   const Routing all = concatenate(traces);
   if (arguments.weights != "bf16" && arguments.weights != "fp8") {
-    throw InputError("--weights", fmt::format("'{}'", arguments.weights), "one of bf16, fp8");
+    throw InputError("--weights", fmt::format("\"{}\"", arguments.weights), "one of bf16, fp8");
   }
   if (!strategy_learns(options.strategy)) {
     throw InputError("--strategy", options.strategy, "one that learns from tokens");
@@ -447,12 +448,12 @@ void run_drift(DriftArguments& arguments) {
   const auto choice = replica_choice_option(options).value_or(ReplicaChoice::kLocality);
   const auto policy = parse_policy(options.dispatch);
   if (!policy) {
-    throw InputError("--dispatch", fmt::format("'{}'", options.dispatch),
+    throw InputError("--dispatch", fmt::format("\"{}\"", options.dispatch),
                      "one of standard, dedup, hierarchical");
   }
   const auto payload = [&](const char* option, const std::string& value) {
     const auto type = parse_payload(value);
-    if (!type) throw InputError(option, fmt::format("'{}'", value), "one of bf16, fp8");
+    if (!type) throw InputError(option, fmt::format("\"{}\"", value), "one of bf16, fp8");
     return row_payload(*type, model->hidden);
   };
   DriftCase drift{
@@ -493,9 +494,9 @@ void run_drift(DriftArguments& arguments) {
     fmt::print("{}\n", dump_json(document));
     return;
   }
-  fmt::print("{} on {} ranks; an expert of {} is {:.2f} MB ({}); steps of {} tokens, {} layers\n\n",
-             options.strategy, drift.request.num_ranks, model->name, drift.expert_bytes * 1e-6,
-             arguments.weights, per_step, all.num_layers());
+  fmt::print("{} on {}; an expert of {} is {:.2f} MB ({}); steps of {}, {}\n\n", options.strategy,
+             counted(drift.request.num_ranks, "rank"), model->name, drift.expert_bytes * 1e-6,
+             arguments.weights, counted(per_step, "token"), counted(all.num_layers(), "layer"));
   Table drifting{{"window", "trace", "sequences", "contiguous", "static", "periodic", "per batch"},
                  {},
                  {0, 1}};

@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <algorithm>
+#include <span>
 
 #include "core/command_line.hpp"
 #include "core/error.hpp"
@@ -14,13 +14,19 @@
 
 namespace {
 
-// CLI11 would only say that a subcommand is missing.
-void check_subcommand(const CLI::App& app, const std::string& name) {
+// CLI11 would only say that a subcommand is missing. `words` are those of the command line behind
+// the app's name.
+void check_subcommands(const CLI::App& app, std::span<char*> words) {
+  const auto commands = app.get_subcommands({});
+  if (words.empty() || commands.empty() || words.front()[0] == '-') return;
+  const std::string name = words.front();
   std::vector<std::string> names;
-  for (const CLI::App* command : app.get_subcommands({})) names.push_back(command->get_name());
-  const bool known = std::find(names.begin(), names.end(), name) != names.end();
-  if (known || name.starts_with('-')) return;
-  throw coterie::InputError("command", fmt::format("\"{}\"", name),
+  for (const CLI::App* command : commands) {
+    if (command->get_name() == name) return check_subcommands(*command, words.subspan(1));
+    names.push_back(command->get_name());
+  }
+  throw coterie::InputError(app.get_parent() == nullptr ? "command" : app.get_name() + " command",
+                            fmt::format("\"{}\"", name),
                             fmt::format("one of {}", fmt::join(names, ", ")));
 }
 
@@ -52,6 +58,33 @@ std::string readable(std::string message) {
          ", expected a positive number";
 }
 
+// The command that was given last: the one that an argument belongs to.
+const CLI::App& given_command(const CLI::App& app) {
+  const auto commands = app.get_subcommands();
+  return commands.empty() ? app : given_command(*commands.front());
+}
+
+// CLI11 does not say what it would have converted "--ranks = 1.5" to.
+std::string unconverted(const CLI::App& app, const std::string& option, const std::string& value) {
+  const CLI::Option* known = given_command(app).get_option_no_throw(option);
+  const std::string type = known == nullptr ? "" : known->get_type_name();
+  std::string expected = "a number";
+  if (type.starts_with("INT")) expected = "a whole number";
+  if (type.starts_with("UINT")) expected = "a whole number of 0 or more";
+  if (value.find_first_not_of("0123456789") == std::string::npos) expected = "a smaller number";
+  return fmt::format("{}: found \"{}\", expected {}", option, value, expected);
+}
+
+// The sentence for what CLI11 refuses.
+std::string sentence_for(const CLI::App& app, const CLI::ParseError& error) {
+  const std::string message = error.what();
+  const std::string conversion = "Could not convert: ";
+  const std::size_t equals = message.find(" = ");
+  if (!message.starts_with(conversion) || equals == std::string::npos) return readable(message);
+  return unconverted(app, message.substr(conversion.size(), equals - conversion.size()),
+                     message.substr(equals + 3));
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -79,14 +112,15 @@ int main(int argc, char** argv) {
   add_compare_command(app);
   add_validate_command(app);
   return run_guarded("coterie", [&] {
-    if (argc > 1) check_subcommand(app, argv[1]);
+    check_subcommands(app,
+                      std::span(argv, static_cast<std::size_t>(argc)).subspan(argc > 0 ? 1 : 0));
     try {
       app.parse(argc, argv);
     } catch (const CLI::Success& success) {
       return app.exit(success);  // --help, --version
     } catch (const CLI::ParseError& error) {
       throw InputError(
-          fmt::format("{} (see {} --help)", readable(error.what()), command_words(app)));
+          fmt::format("{} (see {} --help)", sentence_for(app, error), command_words(app)));
     }
     return static_cast<int>(ExitCode::kOk);
   });

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <memory>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/statistics.hpp"
@@ -200,11 +201,11 @@ void run_place(PlaceArguments& arguments) {
   PlacementOptions& options = arguments.options;
   const auto format = parse_placement_format(arguments.format);
   if (!format) {
-    throw InputError("--format", fmt::format("'{}'", arguments.format),
+    throw InputError("--format", fmt::format("\"{}\"", arguments.format),
                      fmt::format("one of {}", placement_format_names()));
   }
   if (arguments.weights != "bf16" && arguments.weights != "fp8") {
-    throw InputError("--weights", fmt::format("'{}'", arguments.weights), "one of bf16, fp8");
+    throw InputError("--weights", fmt::format("\"{}\"", arguments.weights), "one of bf16, fp8");
   }
   const ReplicaChoice choice =
       replica_choice_option(options).value_or(default_replica_choice(*format));
@@ -223,22 +224,23 @@ void run_place(PlaceArguments& arguments) {
   std::optional<ModelLayers> layers;
   if (model) layers = ModelLayers{model->num_layers, model->moe_layers};
   write_placement(arguments.output, placement, *format, layers);
-  fmt::print("{}: {} layers of {} experts on {} ranks ({} per node), {}, {}\n",
-             arguments.output.string(), placement.layers.size(), placement.num_experts,
-             placement.num_ranks, placement.ranks_per_node, placement.strategy,
+  fmt::print("{}: {} of {} on {} ({} per node), {}, {}\n", arguments.output.string(),
+             counted(placement.layers.size(), "layer"), counted(placement.num_experts, "expert"),
+             counted(placement.num_ranks, "rank"), placement.ranks_per_node, placement.strategy,
              placement.trained_on.empty() ? "nothing learnt"
                                           : fmt::format("learnt on {}", placement.trained_on));
   std::size_t slots = 0;
   for (const auto& experts : placement.layers.at(0).rank_experts) slots += experts.size();
   const auto num_replicas = static_cast<std::uint32_t>(slots - placement.num_experts);
   if (num_replicas > 0) {
-    fmt::print(
-        "{} replicas per layer, for engines that choose by {}{}\n", num_replicas, to_string(choice),
-        model ? fmt::format("; {} more of {} weights on the fullest rank ({})",
-                            gigabyte_text(replica_bytes_per_rank(
-                                *model, arguments.weights, num_replicas, placement.num_ranks)),
-                            arguments.weights, model->name)
-              : "");
+    fmt::print("{} per layer, for engines that choose by {}{}\n", counted(num_replicas, "replica"),
+               to_string(choice),
+               model
+                   ? fmt::format("; {} more of {} weights on the fullest rank ({})",
+                                 gigabyte_text(replica_bytes_per_rank(
+                                     *model, arguments.weights, num_replicas, placement.num_ranks)),
+                                 arguments.weights, model->name)
+                   : "");
   }
   const std::optional<BoundEffort> effort = bound_option(arguments.bound);
   if (training && training->num_tokens() > 0) {

@@ -5,6 +5,7 @@
 
 #include <charconv>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "sim/cli/commands.hpp"
 #include "sim/experiment/layer_times.hpp"
@@ -76,14 +77,14 @@ std::optional<BoundEffort> bound_option(const std::string& bound) {
   if (bound == "none") return std::nullopt;
   if (bound == "quick") return BoundEffort::kQuick;
   if (bound == "tight") return BoundEffort::kTight;
-  throw InputError("--bound", fmt::format("'{}'", bound), "one of quick, tight, none");
+  throw InputError("--bound", fmt::format("\"{}\"", bound), "one of quick, tight, none");
 }
 
 namespace {
 
 PayloadType payload_option(const char* option, const std::string& value) {
   if (const auto type = parse_payload(value)) return *type;
-  throw InputError(option, fmt::format("'{}'", value), "one of bf16, fp8");
+  throw InputError(option, fmt::format("\"{}\"", value), "one of bf16, fp8");
 }
 
 }  // namespace
@@ -110,13 +111,13 @@ std::optional<LayerTimesSetup> layer_times_setup(const PlacementOptions& options
   if (model->num_experts != training.num_experts || model->num_topk != training.num_topk) {
     throw InputError(
         fmt::format("model {}", model->name),
-        fmt::format("{} experts, top-{}", model->num_experts, model->num_topk),
+        fmt::format("{}, top-{}", counted(model->num_experts, "expert"), model->num_topk),
         fmt::format("{} and top-{}, as the trace has", training.num_experts, training.num_topk));
   }
   setup.model = *model;
   const auto policy = parse_policy(options.dispatch);
   if (!policy) {
-    throw InputError("--dispatch", fmt::format("'{}'", options.dispatch),
+    throw InputError("--dispatch", fmt::format("\"{}\"", options.dispatch),
                      "one of standard, dedup, hierarchical");
   }
   setup.policy = *policy;
@@ -140,14 +141,14 @@ std::uint32_t default_ranks_per_node(std::uint32_t num_ranks) {
 
 SequencePart part_option(const std::string& option, const std::string& value) {
   if (const auto part = parse_sequence_part(value)) return *part;
-  throw InputError(option, fmt::format("'{}'", value), "one of even, odd, all");
+  throw InputError(option, fmt::format("\"{}\"", value), "one of even, odd, all");
 }
 
 std::uint32_t replicas_option(const std::string& value) {
   std::uint32_t number = 0;
   const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), number);
   if (error != std::errc() || end != value.data() + value.size() || number > kMaxExperts) {
-    throw InputError("--replicas", fmt::format("'{}'", value),
+    throw InputError("--replicas", fmt::format("\"{}\"", value),
                      fmt::format("a number from 0 to {}", kMaxExperts));
   }
   return number;
@@ -156,7 +157,7 @@ std::uint32_t replicas_option(const std::string& value) {
 std::optional<ReplicaChoice> replica_choice_option(const PlacementOptions& options) {
   if (options.replica_choice.empty()) return std::nullopt;
   if (const auto choice = parse_replica_choice(options.replica_choice)) return choice;
-  throw InputError("--replica-choice", fmt::format("'{}'", options.replica_choice),
+  throw InputError("--replica-choice", fmt::format("\"{}\"", options.replica_choice),
                    fmt::format("one of {}", replica_choice_names()));
 }
 

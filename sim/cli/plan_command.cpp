@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/json.hpp"
@@ -71,9 +72,10 @@ void run_build(const BuildArguments& arguments) {
     progress.advance();
   }
   write_plan(arguments.output, plan);
-  fmt::print("{}: {} layer(s) of run {}, {} dispatch, {} tokens on {} ranks\n",
-             arguments.output.string(), plan.layers.size(), spec.name, to_string(spec.policy),
-             plan.layers[0].num_tokens(), plan.layers[0].num_ranks);
+  fmt::print("{}: {} of run {}, {} dispatch, {} on {}\n", arguments.output.string(),
+             counted(plan.layers.size(), "layer"), spec.name, to_string(spec.policy),
+             counted(plan.layers[0].num_tokens(), "token"),
+             counted(plan.layers[0].num_ranks, "rank"));
 }
 
 void add_build(CLI::App& plan) {
@@ -172,8 +174,8 @@ struct ExportArguments {
 const LayerPlan& find_layer(const DispatchPlan& plan, const ExportArguments& arguments) {
   if (!arguments.layer) {
     if (plan.layers.size() == 1) return plan.layers[0];
-    throw InputError(fmt::format("{}: found {} layers, expected --layer to name one of them",
-                                 arguments.plan.string(), plan.layers.size()));
+    throw InputError(fmt::format("{}: found {}, expected --layer to name one of them",
+                                 arguments.plan.string(), counted(plan.layers.size(), "layer")));
   }
   for (const LayerPlan& layer : plan.layers) {
     if (layer.layer == *arguments.layer) return layer;

@@ -12,6 +12,7 @@
 #include <variant>
 #include <vector>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/json.hpp"
@@ -122,7 +123,7 @@ LayerProgram build_program(const PredictArguments& arguments, const Traffic& tra
 void predict(const PredictArguments& arguments) {
   const std::vector<std::string> engines = engine_names();
   if (std::find(engines.begin(), engines.end(), arguments.engine) == engines.end()) {
-    throw InputError("--engine", fmt::format("'{}'", arguments.engine),
+    throw InputError("--engine", fmt::format("\"{}\"", arguments.engine),
                      fmt::format("one of {}", fmt::join(engines, ", ")));
   }
   const Traffic traffic = read_input(arguments.input);
@@ -131,7 +132,7 @@ void predict(const PredictArguments& arguments) {
   const std::uint32_t num_gpus = arguments.ranks.value_or(num_ranks(traffic));
   const Network network(load_cluster(arguments.topology, overrides, num_gpus));
   if (network.num_gpus() < num_ranks(traffic)) {
-    throw InputError(arguments.input, fmt::format("{} ranks", num_ranks(traffic)),
+    throw InputError(arguments.input, counted(num_ranks(traffic), "rank"),
                      fmt::format("at most {}, the GPUs of topology {}", network.num_gpus(),
                                  network.cluster().name));
   }

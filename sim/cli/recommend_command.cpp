@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/table.hpp"
@@ -162,10 +163,11 @@ void run_recommend(RecommendArguments& arguments) {
     return;
   }
   fmt::print(
-      "{} candidates fit, {} do not, {} are too slow even without communication; {} simulated, {} "
+      "{} fit, {} do not, {} are too slow even without communication; {} simulated, {} "
       "failed\n\n",
-      space.num_fitting + variants.num_fitting, space.num_too_large + variants.num_too_large,
-      space.num_too_slow, counts.total, counts.failed);
+      counted(space.num_fitting + variants.num_fitting, "candidate"),
+      space.num_too_large + variants.num_too_large, space.num_too_slow, counts.total,
+      counts.failed);
   if (all.empty() || !all.front().within_limits) {
     throw CheckError("no simulated candidate keeps the limits; recommend.json has them all");
   }

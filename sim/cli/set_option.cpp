@@ -20,7 +20,8 @@ TransportChoice take_transport_choice(const std::string& name, std::vector<Overr
   constexpr std::string_view kPrefix = "transport.";
   std::erase_if(overrides, [&](const Override& override_) {
     if (!override_.key.starts_with(kPrefix)) return false;
-    choice.settings.push_back({override_.key.substr(kPrefix.size()), override_.value});
+    choice.settings.push_back(
+        {override_.key.substr(kPrefix.size()), override_.value, std::string(kPrefix)});
     return true;
   });
   return choice;

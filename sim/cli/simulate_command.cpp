@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/json.hpp"
@@ -62,9 +63,9 @@ void print_steps(const Experiment& experiment, const std::vector<RunReport>& run
   const auto found = std::find_if(runs.begin(), runs.end(),
                                   [](const RunReport& run) { return run.step.has_value(); });
   const StepReport& step = *found->step;
-  fmt::print("{}: {} step of {} on {}, {} GPUs ({}), engine {}, {}\n\n{}", experiment.name,
-             step.kind, found->model, found->topology, step.num_gpus, step.parallel, found->engine,
-             step.method, render(step_table(runs)));
+  fmt::print("{}: {} step of {} on {}, {} ({}), engine {}, {}\n\n{}", experiment.name, step.kind,
+             found->model, found->topology, counted(step.num_gpus, "GPU"), step.parallel,
+             found->engine, step.method, render(step_table(runs)));
   if (const Table series = step_series_table(runs); !series.rows.empty()) {
     fmt::print(
         "\nthe steps of the series, with the placement of the first step and with one learnt for "
@@ -101,10 +102,11 @@ void print_results(const Experiment& experiment, const std::vector<RunReport>& r
   const auto found = std::find_if(runs.begin(), runs.end(),
                                   [](const RunReport& run) { return !run.layers.empty(); });
   const RunReport& first = found == runs.end() ? runs.front() : *found;
-  fmt::print("{}: {} on {}, {} ranks{}, up to {} tokens each, {} layers (means), engine {}\n\n",
-             experiment.name, first.model, first.topology, first.num_ranks,
-             first.num_groups > 1 ? fmt::format(" in each of {} groups", first.num_groups) : "",
-             first.tokens_per_rank, first.layers.size(), first.engine);
+  fmt::print(
+      "{}: {} on {}, {}{}, up to {} each, {} (means), engine {}\n\n", experiment.name, first.model,
+      first.topology, counted(first.num_ranks, "rank"),
+      first.num_groups > 1 ? fmt::format(" in each of {}", counted(first.num_groups, "group")) : "",
+      counted(first.tokens_per_rank, "token"), counted(first.layers.size(), "layer"), first.engine);
   fmt::print("{}", render(result_table(runs)));
   if (const Table parts = breakdown_table(runs); !parts.rows.empty()) {
     fmt::print(

@@ -8,6 +8,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "core/counted.hpp"
 #include "core/file.hpp"
 #include "core/json.hpp"
 #include "core/table.hpp"
@@ -127,8 +128,8 @@ std::string scale_up_text(const ScaleUp& scale_up) {
     text += scale_up.num_sockets > 1 ? fmt::format("{} sockets, each with {}", scale_up.num_sockets,
                                                    format_bandwidth(*shared))
                                      : "one link of " + format_bandwidth(*shared);
-    text += scale_up.shared_group > 1 ? fmt::format(", shared by traffic between groups of {} GPUs",
-                                                    scale_up.shared_group)
+    text += scale_up.shared_group > 1 ? fmt::format(", shared by traffic between groups of {}",
+                                                    counted(scale_up.shared_group, "GPU"))
                                       : std::string(", shared by all traffic");
   }
   if (const auto joined = scale_up.socket_bandwidth) {
@@ -159,8 +160,8 @@ void print(const Cluster& cluster, const FabricSummary& summary) {
     line("", fmt::format("{} of them are ranks that share a physical GPU", cluster.ranks_per_gpu));
   }
   if (cluster.scale_up) {
-    line("scale-up domains",
-         fmt::format("{} of {} GPUs", summary.num_domains, summary.num_gpus / summary.num_domains));
+    line("scale-up domains", fmt::format("{} of {}", summary.num_domains,
+                                         counted(summary.num_gpus / summary.num_domains, "GPU")));
     line("", injection_text(cluster.scale_up->injection));
     if (cluster.scale_up->shared_bandwidth) line("", scale_up_text(*cluster.scale_up));
   }
@@ -173,7 +174,7 @@ void print(const Cluster& cluster, const FabricSummary& summary) {
   line("transports", transports_line(cluster));
   for (const std::string& warning : transport_warnings(cluster)) line("warning", warning);
   line("reachable", summary.reachable ? "every GPU from every other" : "NOT every GPU pair");
-  line("diameter", fmt::format("{} links", summary.diameter));
+  line("diameter", counted(summary.diameter, "link"));
   if (summary.scale_up_bisection) {
     line("scale-up bisection", format_bandwidth(*summary.scale_up_bisection) + " per domain");
   }

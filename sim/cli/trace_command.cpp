@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "sim/cli/commands.hpp"
 #include "sim/cli/trace_info.hpp"
@@ -30,7 +31,7 @@ void run_import(ImportArguments& arguments) {
   const Imported imported = import_traces(arguments.inputs, arguments.format, arguments.options);
   for (const std::string& note : imported.notes) spdlog::info("{}", note);
   if (imported.num_dropped_rows > 0) {
-    spdlog::info("{} rows dropped in all", imported.num_dropped_rows);
+    spdlog::info("{} dropped in all", counted(imported.num_dropped_rows, "row"));
   }
   write_moet(arguments.output, imported.trace);
   fmt::print("{}: {}\n", arguments.output.string(), trace_summary(imported.trace));

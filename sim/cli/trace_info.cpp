@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "core/counted.hpp"
 #include "core/json.hpp"
 #include "core/table.hpp"
 #include "workloads/trace/describe.hpp"
@@ -19,14 +20,15 @@ namespace coterie {
 
 std::string trace_summary(const Trace& trace) {
   if (const auto* routing = std::get_if<Routing>(&trace)) {
-    return fmt::format("{} layers, {} tokens in {} sequences, top-{} of {} experts{}",
-                       routing->num_layers(), routing->num_tokens(), routing->num_sequences(),
-                       routing->num_topk, routing->num_experts,
+    return fmt::format("{}, {} in {}, top-{} of {}{}", counted(routing->num_layers(), "layer"),
+                       counted(routing->num_tokens(), "token"),
+                       counted(routing->num_sequences(), "sequence"), routing->num_topk,
+                       counted(routing->num_experts, "expert"),
                        routing->weights.empty() ? "" : ", with router weights");
   }
   const auto& counts = std::get<ExpertCounts>(trace);
-  return fmt::format("{} layers, {} experts, counts only", counts.layers.size(),
-                     counts.num_experts);
+  return fmt::format("{}, {}, counts only", counted(counts.layers.size(), "layer"),
+                     counted(counts.num_experts, "expert"));
 }
 
 namespace {

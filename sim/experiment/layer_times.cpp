@@ -14,6 +14,7 @@
 #include <functional>
 #include <utility>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/hash.hpp"
 #include "core/random.hpp"
@@ -223,7 +224,7 @@ class PredictedTimes : public LayerTimes {
       : setup_(std::move(setup)), network_(setup_.cluster) {
     if (setup_.num_ranks > setup_.cluster.num_gpus()) {
       throw InputError(fmt::format("topology {}", setup_.cluster.name),
-                       fmt::format("{} GPUs", setup_.cluster.num_gpus()),
+                       counted(setup_.cluster.num_gpus(), "GPU"),
                        fmt::format("at least {}, one per rank", setup_.num_ranks));
     }
     ContentHash hash;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "sim/engines/engine.hpp"
 #include "sim/program/layer_program.hpp"
@@ -33,7 +34,7 @@ double move_time_s(const Network& network, const MoveCounts& moves, std::uint32_
                    double expert_bytes) {
   if (num_ranks > network.num_gpus()) {
     throw InputError(fmt::format("topology {}", network.cluster().name),
-                     fmt::format("{} GPUs", network.num_gpus()),
+                     counted(network.num_gpus(), "GPU"),
                      fmt::format("at least {}, one per rank", num_ranks));
   }
   if (moves.total == 0) return 0.0;

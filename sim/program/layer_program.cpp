@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "sim/program/kernels.hpp"
 #include "sim/transports/parts.hpp"
@@ -660,8 +661,7 @@ LayerProgram build_layer(const LayerSetup& setup, const Cluster& cluster) {
   std::uint64_t num_gpus = 0;
   for (const LayerPlan& plan : setup.groups) num_gpus += plan.num_ranks;
   if (num_gpus > cluster.num_gpus()) {
-    throw InputError(fmt::format("topology {}", cluster.name),
-                     fmt::format("{} GPUs", cluster.num_gpus()),
+    throw InputError(fmt::format("topology {}", cluster.name), counted(cluster.num_gpus(), "GPU"),
                      fmt::format("at least {} for {} EP groups", num_gpus, setup.groups.size()));
   }
   LayerProgramBuilder out(cluster, setup.transport);
@@ -680,8 +680,7 @@ LayerProgram build_communication(const DispatchPlan& plan, const Cluster& cluste
   std::vector<std::uint32_t> enter;
   for (const LayerPlan& layer : plan.layers) {
     if (!enter.empty() && enter.size() != layer.num_ranks) {
-      throw InputError(fmt::format("plan, layer {}", layer.layer),
-                       fmt::format("{} ranks", layer.num_ranks),
+      throw InputError(fmt::format("plan, layer {}", layer.layer), counted(layer.num_ranks, "rank"),
                        fmt::format("{} as in its first layer", enter.size()));
     }
     enter = out.add_layer(setup, layer, 0, enter);

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <map>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/json.hpp"
@@ -110,11 +111,12 @@ class ExperimentPage {
     Page page;
     page.title = results_.experiment;
     page.subtitle = fmt::format(
-        "{} on {} · {} ranks{} · up to {} tokens per rank · {} MoE layer{} · {} by {}", first.model,
-        first.topology, first.num_ranks,
-        first.num_groups > 1 ? fmt::format(" in each of {} groups", first.num_groups) : "",
-        first.tokens_per_rank, first.layers.size(), first.layers.size() > 1 ? "s" : "", first.kind,
-        first.engine);
+        "{} on {} · {}{} · up to {} per rank · {} MoE layer{} · {} by {}", first.model,
+        first.topology, counted(first.num_ranks, "rank"),
+        first.num_groups > 1 ? fmt::format(" in each of {}", counted(first.num_groups, "group"))
+                             : "",
+        counted(first.tokens_per_rank, "token"), first.layers.size(),
+        first.layers.size() > 1 ? "s" : "", first.kind, first.engine);
     page.summary = experiment_summary(results_);
     page.script = "experiment.js";
     read_configuration(page);

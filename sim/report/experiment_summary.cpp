@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/counted.hpp"
 #include "core/metrics.hpp"
 #include "core/units.hpp"
 #include "sim/report/pages.hpp"
@@ -54,8 +55,9 @@ class ExperimentSummary {
     std::string text = fmt::format(
         "{} is the fastest {}run: {} per MoE layer on the slowest rank{}", name_of(*fastest_),
         runs_.size() > 1 ? "exact " : "", format_seconds(Seconds{layer_time_s(*fastest_)}),
-        fastest_->layers.size() > 1 ? fmt::format(" (mean of {} layers)", fastest_->layers.size())
-                                    : "");
+        fastest_->layers.size() > 1
+            ? fmt::format(" (mean of {})", counted(fastest_->layers.size(), "layer"))
+            : "");
     if (standard_ != nullptr && standard_ != fastest_) {
       text +=
           fmt::format(", {:.2f}x over standard dispatch", standard_->time_s() / fastest_->time_s());

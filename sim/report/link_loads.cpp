@@ -7,6 +7,7 @@
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/json.hpp"
+#include "core/json_fault.hpp"
 
 namespace coterie {
 namespace {
@@ -36,7 +37,7 @@ std::vector<Sample> read_samples(const std::filesystem::path& timeline) {
                          event.at("args").at("GB/s").get<double>()});
     }
   } catch (const json::exception& error) {
-    throw InputError(timeline.string(), error.what(), "a timeline of coterie simulate");
+    throw InputError(timeline.string(), json_fault(error), "a timeline of coterie simulate");
   }
   return samples;
 }

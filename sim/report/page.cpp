@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/json.hpp"
 #include "core/provenance.hpp"
@@ -122,8 +123,9 @@ Drawing draw_topology(const std::string& yaml, const std::filesystem::path& wher
   try {
     const Cluster cluster = load_experiment_cluster(yaml, where, overrides);
     const FabricModel model = build_fabric(cluster);
-    drawing.title = fmt::format("{}: {} GPUs in {} node{}", cluster.name, cluster.num_gpus(),
-                                cluster.num_nodes, cluster.num_nodes > 1 ? "s" : "");
+    drawing.title =
+        fmt::format("{}: {} in {} node{}", cluster.name, counted(cluster.num_gpus(), "GPU"),
+                    cluster.num_nodes, cluster.num_nodes > 1 ? "s" : "");
     drawing.svg = draw_svg(cluster, model, summarize(cluster, model));
   } catch (const InputError& error) {
     drawing.title = "not drawn";

@@ -6,8 +6,10 @@
 #include <cctype>
 #include <map>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/json_fault.hpp"
 #include "core/metrics.hpp"
 #include "core/units.hpp"
 #include "sim/report/pages.hpp"
@@ -68,7 +70,7 @@ ordered_json spans_json(const fs::path& file) {
                      begin_s, begin_s + event.at("dur").get<double>() * 1e-6});
     }
   } catch (const nlohmann::json::exception& error) {
-    throw InputError(file.string(), error.what(), "a timeline of coterie simulate");
+    throw InputError(file.string(), json_fault(error), "a timeline of coterie simulate");
   }
   return out;
 }
@@ -103,10 +105,11 @@ std::vector<std::string> summary(const std::vector<RunReport>& all) {
   for (const RunReport& run : all) {
     if (!run.step || !run.step->static_loss()) continue;
     out.push_back(fmt::format(
-        "Over the {} steps of the series <b>{}</b> takes {:.1f} percent longer with the placement "
+        "Over the {} of the series <b>{}</b> takes {:.1f} percent longer with the placement "
         "of "
         "the first step than with one learnt for each.",
-        run.step->series.size(), escape_html(run.name), 100.0 * *run.step->static_loss()));
+        counted(run.step->series.size(), "step"), escape_html(run.name),
+        100.0 * *run.step->static_loss()));
   }
   for (const RunReport& run : all) {
     if (run.failure) {
@@ -131,8 +134,8 @@ Page step_page(const fs::path& folder, const fs::path& output, const Results& re
   const fs::path output_folder = fs::absolute(output).parent_path().lexically_normal();
   Page page;
   page.title = results.experiment;
-  page.subtitle = fmt::format("{} step of {} on {} · {} GPUs ({}) · {} by {}", first.step->kind,
-                              first.model, first.topology, first.step->num_gpus,
+  page.subtitle = fmt::format("{} step of {} on {} · {} ({}) · {} by {}", first.step->kind,
+                              first.model, first.topology, counted(first.step->num_gpus, "GPU"),
                               first.step->parallel, first.kind, first.engine);
   page.summary = summary(results.runs);
   page.script = "step.js";

@@ -10,6 +10,7 @@
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/json.hpp"
+#include "core/json_fault.hpp"
 #include "sim/report/pages.hpp"
 
 namespace coterie {
@@ -71,7 +72,7 @@ json read_facts(const fs::path& path) {
     (void)facts.at("baseline").get<std::map<std::string, std::string>>();
     (void)facts.at("points").get<std::size_t>();
   } catch (const json::exception& error) {
-    throw InputError(path.string(), error.what(), "a sweep's facts of schema_version 1");
+    throw InputError(path.string(), json_fault(error), "a sweep's facts of schema_version 1");
   }
   return facts;
 }

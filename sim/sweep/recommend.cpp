@@ -304,6 +304,18 @@ std::uint32_t replicas_of(const Settings& settings, const std::string& run) {
   return 0;
 }
 
+// A limit that says nothing of this kind of step would be kept by every candidate.
+void check_limits(const RecommendRequest& request, StepKind kind) {
+  if (request.tpot_s && kind != StepKind::kDecode) {
+    throw InputError("--tpot", fmt::format("a limit for a {} step", to_string(kind)),
+                     "a decode step, whose time per output token it limits");
+  }
+  if (request.ttft_s && kind != StepKind::kPrefill) {
+    throw InputError("--ttft", fmt::format("a limit for a {} step", to_string(kind)),
+                     "a prefill step, whose time to the first token it limits");
+  }
+}
+
 // The plot's horizontal axis: more is better.
 double horizontal(const Recommendation& one, StepKind kind) {
   if (kind == StepKind::kDecode && one.latency_s) return 1.0 / *one.latency_s;
@@ -396,6 +408,7 @@ SearchSpace search_space(const RecommendRequest& request) {
     throw InputError(request.experiment.string(), "no key \"step\"",
                      "an experiment with a `step` block, whose sizes are searched");
   }
+  check_limits(request, experiment.step->kind);
   SearchSpace space = Search(request, experiment).run();
   if (space.candidates.empty() && space.num_too_large + space.num_too_slow == 0) {
     throw InputError(request.experiment.string(),
@@ -406,8 +419,7 @@ SearchSpace search_space(const RecommendRequest& request) {
   if (space.candidates.empty()) {
     throw InputError(
         request.experiment.string(),
-        fmt::format("no candidate: {} do not fit in memory, {} are too slow even without "
-                    "communication",
+        fmt::format("no candidate ({} not fit in memory, {} too slow even without communication)",
                     space.num_too_large, space.num_too_slow),
         "more GPUs, lower precision, or looser limits");
   }

@@ -33,18 +33,11 @@ std::string yaml_text(const std::string& text) {
   return nlohmann::json(text).dump();
 }
 
-bool same_settings(const std::vector<Override>& a, const std::vector<Override>& b) {
-  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const auto& x, const auto& y) {
-    return x.key == y.key && x.value == y.value;
-  });
-}
-
 // All but names.
 bool same_run(const RunSpec& a, const RunSpec& b) {
-  const bool same_transport =
-      a.transport.has_value() == b.transport.has_value() &&
-      (!a.transport || (a.transport->name == b.transport->name &&
-                        same_settings(a.transport->settings, b.transport->settings)));
+  const bool same_transport = a.transport.has_value() == b.transport.has_value() &&
+                              (!a.transport || (a.transport->name == b.transport->name &&
+                                                a.transport->settings == b.transport->settings));
   const bool same_prune = a.prune.has_value() == b.prune.has_value() &&
                           (!a.prune || (a.prune->method == b.prune->method &&
                                         a.prune->num_devices == b.prune->num_devices));

@@ -9,6 +9,7 @@
 #include <optional>
 #include <set>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/hash.hpp"
@@ -66,7 +67,7 @@ ZippedAxes read_zip(const YamlValue& value) {
     }
     map.finish();
     if (!zip.empty() && axis.values.size() != zip.front().values.size()) {
-      throw item.error(fmt::format("{} values", axis.values.size()),
+      throw item.error(counted(axis.values.size(), "value"),
                        fmt::format("{} as in the first zipped axis", zip.front().values.size()));
     }
     zip.push_back(std::move(axis));
@@ -397,7 +398,8 @@ SweepSpec load_sweep(const std::filesystem::path& path, const std::vector<Overri
   for (const ZippedAxes& zip : axes) {
     num_points *= zip.front().values.size();
     if (num_points > kMaxPoints) {
-      throw map.required("axes").error(fmt::format("more than {} points", kMaxPoints), "fewer");
+      throw map.required("axes").error(fmt::format("more than {}", counted(kMaxPoints, "point")),
+                                       "fewer");
     }
   }
   std::string common = read_file(spec.base);
@@ -410,8 +412,9 @@ SweepSpec load_sweep(const std::filesystem::path& path, const std::vector<Overri
   std::vector<std::size_t> num_taken;
   spec.points = cross(axes, filters, common, num_taken);
   if (spec.points.empty()) {
-    throw skip_value->error(fmt::format("filters that leave out all {} points", num_points),
-                            "at least one point to remain");
+    throw skip_value->error(
+        fmt::format("filters that leave out every one of {}", counted(num_points, "point")),
+        "at least one point to remain");
   }
   for (std::size_t f = 0; f < filters.size(); ++f) {
     if (num_taken[f] == 0) {
@@ -442,8 +445,8 @@ void check_some_point_loads(const SweepSpec& spec, const std::filesystem::path& 
       if (first.empty()) first = error.what();
     }
   }
-  throw InputError(fmt::format("{}: none of the {} points can be loaded; the first: {}",
-                               path.string(), spec.points.size(), first));
+  throw InputError(fmt::format("{}: none of the {} can be loaded; the first: {}", path.string(),
+                               counted(spec.points.size(), "point"), first));
 }
 
 std::vector<Override> overrides_of(const SweepSpec& spec, const SweepPoint& point) {

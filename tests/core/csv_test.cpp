@@ -25,7 +25,7 @@ TEST(Csv, ReadsQuotedCellsAndRefusesDamage) {
     (void)parse_csv("a,b\n1,2\n\"x\ny\"\n", "t.csv");
     FAIL();
   } catch (const InputError& error) {
-    EXPECT_STREQ(error.what(), "t.csv:3: found 1 cells, expected 2, as many as columns");
+    EXPECT_STREQ(error.what(), "t.csv:3: found 1 cell, expected 2, as many as columns");
   }
 }
 

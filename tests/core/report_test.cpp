@@ -7,6 +7,7 @@
 
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "tests/message_of.hpp"
 
 namespace coterie {
 namespace {
@@ -76,6 +77,23 @@ TEST(Report, RefusesForeignDocuments) {
                  "x.json: found unknown phase \"lunch\", expected a run report of "
                  "schema_version 1");
   }
+}
+
+TEST(Report, SaysWhatIsWrongWithADocument) {
+  const auto refusal = [](const auto& change) {
+    auto document = to_json(example());
+    change(document);
+    return message_of([&] { (void)report_from_json(document, "x.json"); });
+  };
+  const std::string expected = ", expected a run report of schema_version 1";
+  EXPECT_EQ(refusal([](auto& report) { report.erase("layers"); }),
+            "x.json: found no key \"layers\"" + expected);
+  EXPECT_EQ(refusal([](auto& report) { report["layers"][0]["time_s"] = "fast"; }),
+            "x.json: found string in place of number" + expected);
+  EXPECT_EQ(refusal([](auto& report) { report["layers"][0] = 3; }),
+            "x.json: found number in place of object" + expected);
+  EXPECT_EQ(refusal([](auto& report) { report["layers"][1]["time_s"] = -0.5; }),
+            "x.json: found time_s -0.5" + expected);
 }
 
 TEST(Report, TimelineIsTraceEventJson) {

@@ -1,13 +1,21 @@
-// Tables of stdout: counted by hand.
+// Tables and numbers of stdout: counted by hand.
 
 #include "core/table.hpp"
 
 #include <gtest/gtest.h>
 
+#include "core/counted.hpp"
+
 namespace coterie {
 namespace {
 
 const Table kTable{{"run", "time", "fan-out"}, {{"standard", "1 ms", "4.5"}, {"x", "12 ms", "1"}}};
+
+TEST(Counted, HasOneThingInTheSingular) {
+  EXPECT_EQ(counted(0, "token"), "0 tokens");
+  EXPECT_EQ(counted(1U, "token"), "1 token");
+  EXPECT_EQ(counted(std::uint64_t{2}, "token"), "2 tokens");
+}
 
 TEST(Table, AlignsWordsLeftAndNumbersRight) {
   EXPECT_EQ(render(kTable),

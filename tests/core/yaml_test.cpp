@@ -2,17 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/message_of.hpp"
+
 namespace coterie {
 namespace {
-
-std::string message_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const InputError& error) {
-    return error.what();
-  }
-  return "(nothing was thrown)";
-}
 
 TEST(Yaml, ReadsTypedValuesWithUnits) {
   YamlMap map = parse_yaml("a: 3\nb: 400 Gb/s\nc: [1, 2]\n", "x.yaml").as_map();
@@ -54,6 +47,37 @@ TEST(Yaml, OverridesAreCheckedLikeTheFile) {
                   .as_integer(0, 9);
             }),
             "--set a.b: found \"no\", expected a whole number from 0 to 9");
+}
+
+// What a caller typed stands in the message, also where the fault is what an override added on its
+// way, and of two overrides of one key the last, which is in effect.
+TEST(Yaml, FaultsOfOverridesNameWhatWasGiven) {
+  const auto refusal = [](const std::vector<Override>& overrides) {
+    return message_of([&] {
+      YamlMap map = parse_yaml("a: {b: 1}\n", "x.yaml", overrides).as_map();
+      YamlMap a = map.required("a").as_map();
+      (void)a.required("b").as_integer(0, 9);
+      if (const auto c = map.optional("c")) (void)c->as_map().required("d");
+      a.finish();
+      map.finish();
+    });
+  };
+  EXPECT_EQ(refusal({{"a.b", "no", "topology."}}),
+            "--set topology.a.b: found \"no\", expected a whole number from 0 to 9");
+  EXPECT_EQ(refusal({{"a", "{b: no}", "topology.", "e.yaml:4:5"}}),
+            "e.yaml:4:5: key \"topology.a.b\": found \"no\", expected a whole number from 0 to 9");
+  EXPECT_EQ(refusal({{"a.b", "2", "", "e.yaml:4:5"}, {"a.b", "no", "", "e.yaml:7:5"}}),
+            "e.yaml:7:5: key \"a.b\": found \"no\", expected a whole number from 0 to 9");
+  EXPECT_EQ(refusal({{"a.x.y", "1", "topology."}}),
+            "--set topology.a.x.y: found unknown key \"x\", expected one of b");
+  EXPECT_EQ(refusal({{"x", "1"}}), "--set x: found unknown key \"x\", expected one of a, c");
+  EXPECT_EQ(refusal({{"c.e", "1"}}), "--set c.e: found no key \"d\", expected it to be given");
+  EXPECT_EQ(
+      refusal({{"a.b.c", "1", "topology."}}),
+      "--set topology.a.b.c: found a plain value before \"c\", expected a path through maps and "
+      "lists of the file");
+  EXPECT_EQ((Override{"a", "1", "topology.", ""}), (Override{"a", "1", "", "e.yaml:4:5"}));
+  EXPECT_NE((Override{"a", "1"}), (Override{"a", "2"}));
 }
 
 // Texts are read once and remembered: what one reader overrides must not reach the next. The dumps

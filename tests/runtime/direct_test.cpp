@@ -8,12 +8,13 @@
 #include "runtime/executor/direct_transport.hpp"
 #include "runtime/session/direct_bench.hpp"
 #include "runtime/session/transport.hpp"
+#include "tests/message_of.hpp"
 #include "tests/runtime/fixture.hpp"
 
 namespace coterie {
 namespace {
 
-using testing::HasSubstr;
+using testing::StartsWith;
 
 constexpr std::uint32_t kRanks = kSmallRanks;
 
@@ -84,17 +85,32 @@ TEST(DirectChoice, ComesFromTheExperimentThenTheTopology) {
   EXPECT_EQ(executed_transport({"deepep_normal", {}}), "nccl");
 }
 
+// A misspelt parameter would otherwise run with the default.
+TEST(DirectChoice, RefusesUnknownParameters) {
+  const auto refusal = [](const Cluster& cluster) {
+    return message_of([&] {
+      (void)chosen_direct(cluster, {"direct", {{"sm", "24", "transport.", "e.yaml:9:3"}}});
+    });
+  };
+  EXPECT_EQ(refusal(load_cluster("h100_node")),
+            "e.yaml:9:3: key \"transport.sm\": found the key \"sm\", expected sms alone, where the "
+            "topology does not describe the transport direct");
+  EXPECT_THAT(
+      refusal(load_cluster("h100_direct_2x2_calibrated")),
+      StartsWith("e.yaml:9:3: key \"transport.sm\": found unknown key \"sm\", expected one "));
+}
+
 TEST(DirectChoice, RefusesMultiprocessorsThatTheGpuDoesNotHave) {
   Cluster cluster;
   cluster.gpu.name = "H200";
   cluster.gpu.num_sms = 132;
   for (const char* sms : {"0", "133", "-1", "8.5", "many", "", "8 "}) {
-    try {
-      (void)chosen_direct(cluster, {"direct", {{"sms", sms}}});
-      ADD_FAILURE() << "\"" << sms << "\" was taken";
-    } catch (const InputError& error) {
-      EXPECT_THAT(error.what(), HasSubstr("1 to 132, the multiprocessors of a H200"));
-    }
+    EXPECT_EQ(message_of([&] {
+                (void)chosen_direct(cluster, {"direct", {{"sms", sms, "transport."}}});
+              }),
+              fmt::format("--set transport.sms: found \"{}\", expected 1 to 132, the "
+                          "multiprocessors of a H200",
+                          sms));
   }
 }
 

@@ -5,20 +5,12 @@
 #include <filesystem>
 #include <fstream>
 
+#include "tests/message_of.hpp"
 #include "tests/topologies/small_clusters.hpp"
 #include "topologies/network.hpp"
 
 namespace coterie {
 namespace {
-
-std::string message_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const InputError& error) {
-    return error.what();
-  }
-  return "(nothing was thrown)";
-}
 
 class EveryPreset : public testing::TestWithParam<std::string> {};
 

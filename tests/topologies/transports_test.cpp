@@ -5,6 +5,7 @@
 #include <functional>
 
 #include "core/error.hpp"
+#include "tests/message_of.hpp"
 #include "topologies/cluster.hpp"
 
 namespace coterie {
@@ -17,14 +18,6 @@ std::vector<std::string> names_of(const Cluster& cluster) {
 }
 const NcclParameters& nccl_of(const Cluster& cluster) {
   return std::get<NcclParameters>(cluster.transports.at(0));
-}
-std::string message_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const InputError& error) {
-    return error.what();
-  }
-  return "(nothing was thrown)";
 }
 using Names = std::vector<std::string>;
 

@@ -10,6 +10,7 @@
 
 #include <fmt/format.h>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "topologies/fabrics/fabric_type.hpp"
 
@@ -47,17 +48,20 @@ void check_dragonfly(const FabricKind& kind, const FabricSite& site, std::string
   if (room < site.num_gpus()) {
     throw InputError(
         where,
-        fmt::format("{} groups of {} routers with {} ports, which have room for {} GPUs",
-                    fabric.num_groups, fabric.routers_per_group, fabric.ports_per_router, room),
-        fmt::format("room for {} GPUs of {} NICs", site.num_gpus(), site.nics_per_gpu));
+        fmt::format("{} of {} with {} ports, which have room for {}",
+                    counted(fabric.num_groups, "group"),
+                    counted(fabric.routers_per_group, "router"), fabric.ports_per_router,
+                    counted(room, "GPU")),
+        fmt::format("room for {} of {} NICs", counted(site.num_gpus(), "GPU"), site.nics_per_gpu));
   }
   const std::uint64_t global =
       std::uint64_t{fabric.routers_per_group} * fabric.global_links_per_router;
   if (global + 1 < fabric.num_groups) {
-    throw InputError(
-        where, fmt::format("{} groups but {} global links per group", fabric.num_groups, global),
-        fmt::format("at least {} global links per group, one to every other group",
-                    fabric.num_groups - 1));
+    throw InputError(where,
+                     fmt::format("{} but {} global links per group",
+                                 counted(fabric.num_groups, "group"), global),
+                     fmt::format("at least {} global links per group, one to every other group",
+                                 fabric.num_groups - 1));
   }
 }
 

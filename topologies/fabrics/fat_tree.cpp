@@ -9,6 +9,7 @@
 
 #include <fmt/format.h>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "topologies/fabrics/fabric_type.hpp"
 
@@ -44,8 +45,8 @@ void check_fat_tree(const FabricKind& kind, const FabricSite& site, std::string_
   const std::uint64_t room = gpus_that_fit(fabric.k, site.nics_per_gpu);
   if (room < site.num_gpus()) {
     throw InputError(
-        where, fmt::format("k {}, which has room for {} GPUs", fabric.k, room),
-        fmt::format("room for {} GPUs of {} NICs", site.num_gpus(), site.nics_per_gpu));
+        where, fmt::format("k {}, which has room for {}", fabric.k, counted(room, "GPU")),
+        fmt::format("room for {} of {} NICs", counted(site.num_gpus(), "GPU"), site.nics_per_gpu));
   }
 }
 

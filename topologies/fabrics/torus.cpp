@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "topologies/fabrics/fabric_type.hpp"
 
@@ -51,10 +52,10 @@ void check_torus(const FabricKind& kind, const FabricSite& site, std::string_vie
     product = product > (1U << 24) ? product : product * size;
   }
   if (product != site.num_nodes) {
-    throw InputError(
-        where,
-        fmt::format("dimensions [{}] of {} routers", fmt::join(fabric.dimensions, ", "), product),
-        fmt::format("as many routers as nodes, {}", site.num_nodes));
+    throw InputError(where,
+                     fmt::format("dimensions [{}] of {}", fmt::join(fabric.dimensions, ", "),
+                                 counted(product, "router")),
+                     fmt::format("as many routers as nodes, {}", site.num_nodes));
   }
 }
 

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <map>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 
 namespace coterie {
@@ -82,9 +83,9 @@ NvLinks nvlinks_of(const Machine& machine, const std::string& name, const Cluste
   }
   throw InputError(
       name,
-      fmt::format("NV{} between every pair of {} GPUs, which may be {} direct links of each GPU or "
+      fmt::format("NV{} between every pair of {}, which may be {} direct links of each GPU or "
                   "{} to a switch",
-                  pair, machine.num_gpus, direct, pair),
+                  pair, counted(machine.num_gpus, "GPU"), direct, pair),
       "a base whose port has the bandwidth of either");
 }
 
@@ -160,7 +161,7 @@ void describe_pcie(const Machine& machine, ImportedTopology& out) {
     out.not_known.emplace_back(
         "how PCIe switches of unequally many GPUs act: no traffic stays off the host bridge");
   } else if (size > 1 && size < machine.num_gpus) {
-    out.read.push_back(fmt::format("{} GPUs under each PCIe switch", size));
+    out.read.push_back(fmt::format("{} under each PCIe switch", counted(size, "GPU")));
     if (scale_up.shared_bandwidth) {
       scale_up.shared_group = size;
     } else {
@@ -198,7 +199,7 @@ void describe_network(const Machine& machine, const std::string& name,
     return;
   }
   if (!cluster.nic || !cluster.fabric) {
-    throw InputError(name, fmt::format("{} nodes asked for", cluster.num_nodes),
+    throw InputError(name, fmt::format("{} asked for", counted(cluster.num_nodes, "node")),
                      "a base with NICs and a fabric, which no machine's own view has");
   }
   if (machine.num_nics == 0) {
@@ -221,12 +222,13 @@ void describe_network(const Machine& machine, const std::string& name,
       cluster.nic->per_gpu = 1;
       cluster.nic->bandwidth.value /= sharers;
       out.not_known.push_back(fmt::format(
-          "how {} GPUs share a port: each has its part of it, as NICs of the model are of one GPU",
-          sharers));
+          "how {} share a port: each has its part of it, as NICs of the model are of one GPU",
+          counted(sharers, "GPU")));
     } else {
-      throw InputError(
-          name, fmt::format("{} network ports near {} GPUs", machine.num_nics, machine.num_gpus),
-          "as many for every GPU, or as many GPUs for every port");
+      throw InputError(name,
+                       fmt::format("{} network ports near {}", machine.num_nics,
+                                   counted(machine.num_gpus, "GPU")),
+                       "as many for every GPU, or as many GPUs for every port");
     }
   }
   out.not_known.emplace_back("how nodes are joined: the base's fabric");
@@ -247,7 +249,7 @@ ImportedTopology describe(const Machine& machine, const std::string& name, const
   out.read.push_back(
       fmt::format("{} GPU{} in a node", machine.num_gpus, machine.num_gpus == 1 ? "" : "s"));
   if (machine.num_nodes > 1) {
-    out.read.push_back(fmt::format("{} nodes in one NVLink domain", machine.num_nodes));
+    out.read.push_back(fmt::format("{} in one NVLink domain", counted(machine.num_nodes, "node")));
   }
   if (machine.num_gpus == 1) {
     out.not_known.emplace_back(

@@ -12,6 +12,7 @@
 #include <pugixml.hpp>
 #include <set>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "topologies/import/formats.hpp"
 #include "topologies/import/machine.hpp"
@@ -137,13 +138,16 @@ ImportedTopology import_nccl_xml(const std::string& text, const std::string& nam
   Machine machine;
   machine.num_nodes = static_cast<std::uint32_t>(hosts.size());
   if (walk.gpus.size() % hosts.size() != 0) {
-    throw InputError(name, fmt::format("{} GPUs on {} hosts", walk.gpus.size(), hosts.size()),
-                     "as many on every host");
+    throw InputError(
+        name,
+        fmt::format("{} on {}", counted(walk.gpus.size(), "GPU"), counted(hosts.size(), "host")),
+        "as many on every host");
   }
   read_links(walk.gpus, name, machine);
   machine.num_gpus = static_cast<std::uint32_t>(walk.gpus.size() / hosts.size());
   if (hosts.size() > 1 && !machine.switch_links) {
-    throw InputError(name, fmt::format("{} hosts without NVLinks to a switch", hosts.size()),
+    throw InputError(name,
+                     fmt::format("{} without NVLinks to a switch", counted(hosts.size(), "host")),
                      "one host, or those of one NVLink domain");
   }
   std::map<std::string, std::uint32_t> groups;

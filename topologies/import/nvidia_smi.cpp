@@ -15,6 +15,7 @@
 #include <set>
 #include <sstream>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "topologies/import/formats.hpp"
 #include "topologies/import/machine.hpp"
@@ -78,7 +79,7 @@ Matrix read_matrix(const std::string& text, const std::string& name) {
     if (device == matrix.devices.end()) continue;
     if (cells.size() <= matrix.devices.size()) {
       throw InputError(fmt::format("{}:{}", name, number),
-                       fmt::format("{} cells of {}", cells.size() - 1, cells.front()),
+                       fmt::format("{} of {}", counted(cells.size() - 1, "cell"), cells.front()),
                        fmt::format("{}, one for each device", matrix.devices.size()));
     }
     static const std::regex kCell("X|NV\\d+|PIX|PXB|PHB|NODE|SYS");

@@ -15,6 +15,7 @@
 #include <pugixml.hpp>
 #include <set>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "topologies/import/formats.hpp"
 
@@ -89,7 +90,7 @@ std::uint32_t count_hosts(const std::string& radical, const std::string& where) 
     begin = end + 1;
   }
   if (count < 2 || count > (1U << 20)) {
-    throw InputError(where, fmt::format("{} hosts", count), "2 to 1048576");
+    throw InputError(where, counted(count, "host"), "2 to 1048576");
   }
   return static_cast<std::uint32_t>(count);
 }
@@ -137,7 +138,8 @@ void behind_backbone(const pugi::xml_node& node, const Flat& flat, const std::st
                      ImportedTopology& out) {
   Cluster& cluster = out.cluster;
   if (flat.num_hosts > 1024) {
-    throw InputError(where, fmt::format("a backbone of {} hosts", flat.num_hosts), "at most 1024");
+    throw InputError(where, fmt::format("a backbone of {}", counted(flat.num_hosts, "host")),
+                     "at most 1024");
   }
   const Bandwidth backbone = bandwidth_of(node.attribute("bb_bw").value(), where + ": bb_bw");
   const Seconds latency = seconds_of(node.attribute("bb_lat").as_string("0"), where + ": bb_lat");
@@ -177,7 +179,7 @@ void fat_tree(const std::string& parameters, const Flat& flat, const std::string
                      "two levels with one uplink per host, which leaf_spine describes");
   }
   if (std::uint64_t{down[0]} * down[1] != flat.num_hosts) {
-    throw InputError(where, fmt::format("{} hosts", flat.num_hosts),
+    throw InputError(where, counted(flat.num_hosts, "host"),
                      fmt::format("{} as topo_parameters has", std::uint64_t{down[0]} * down[1]));
   }
   LeafSpineFabric fabric;
@@ -187,7 +189,8 @@ void fat_tree(const std::string& parameters, const Flat& flat, const std::string
   fabric.oversubscription = static_cast<double>(down[0]) / (up[1] * links[1]);
   out.cluster.fabric->kind = fabric;
   out.cluster.fabric->hop_latency = flat.latency;
-  out.read.push_back(fmt::format("{} leaves of {} hosts under {} spines", down[1], down[0], up[1]));
+  out.read.push_back(
+      fmt::format("{} leaves of {} under {} spines", down[1], counted(down[0], "host"), up[1]));
 }
 
 void read_cluster_tag(const pugi::xml_node& node, const std::string& name, ImportedTopology& out) {
@@ -206,7 +209,7 @@ void read_cluster_tag(const pugi::xml_node& node, const std::string& name, Impor
   const Flat flat{count_hosts(attribute(node, "radical", name), where),
                   bandwidth_of(attribute(node, "bw", name), where + ": bw"),
                   seconds_of(attribute(node, "lat", name), where + ": lat")};
-  out.read.push_back(fmt::format("{} hosts on links of {} and {}", flat.num_hosts,
+  out.read.push_back(fmt::format("{} on links of {} and {}", counted(flat.num_hosts, "host"),
                                  format_bandwidth(flat.bandwidth), format_seconds(flat.latency)));
   out.cluster = hosts_as_nodes(out.cluster, flat.num_hosts, flat.bandwidth, flat.latency);
   const std::string topology = node.attribute("topology").as_string("FLAT");
@@ -271,8 +274,10 @@ void read_graph(const pugi::xml_node& zone, const std::string& name, ImportedTop
     routers.emplace(attribute(node, "id", name), static_cast<std::uint32_t>(routers.size()));
   }
   if (hosts.size() < 2 || routers.empty()) {
-    throw InputError(name, fmt::format("{} hosts and {} routers", hosts.size(), routers.size()),
-                     "hosts that hang on routers");
+    throw InputError(
+        name,
+        fmt::format("{} and {}", counted(hosts.size(), "host"), counted(routers.size(), "router")),
+        "hosts that hang on routers");
   }
   CustomFabric fabric;
   fabric.num_switches = static_cast<std::uint32_t>(routers.size());
@@ -321,8 +326,9 @@ void read_graph(const pugi::xml_node& zone, const std::string& name, ImportedTop
   for (const auto& router : attach) fabric.attach.push_back(*router);
   out.cluster = hosts_as_nodes(out.cluster, static_cast<std::uint32_t>(hosts.size()),
                                port->bandwidth, port->latency);
-  out.read.push_back(fmt::format("{} hosts, {} routers and {} links between routers", hosts.size(),
-                                 routers.size(), fabric.cables.size()));
+  out.read.push_back(fmt::format("{}, {} and {} between routers", counted(hosts.size(), "host"),
+                                 counted(routers.size(), "router"),
+                                 counted(fabric.cables.size(), "link")));
   out.cluster.fabric->kind = std::move(fabric);
 }
 

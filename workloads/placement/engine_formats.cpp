@@ -3,6 +3,7 @@
 #include <array>
 #include <set>
 
+#include "core/counted.hpp"
 #include "core/yaml.hpp"
 
 namespace coterie {
@@ -58,7 +59,7 @@ void add_row(Placement& placement, std::uint32_t layer, const std::vector<std::u
 std::vector<std::uint32_t> read_slots(const JsonValue& row, std::uint32_t num_ranks) {
   if (row.size() == 0 || row.size() % num_ranks != 0) {
     throw row.error(fmt::format("{} slots", row.size()),
-                    fmt::format("a multiple of the {} ranks", num_ranks));
+                    fmt::format("a multiple of the {}", counted(num_ranks, "rank")));
   }
   std::vector<std::uint32_t> slots;
   for (std::size_t i = 0; i < row.size(); ++i)
@@ -99,7 +100,7 @@ Placement read_ascend(const JsonValue& root, std::optional<std::uint32_t> num_ra
   if (root.has("moe_layer_count")) {
     const auto count = root.key("moe_layer_count").integer(1, 1u << 20);
     if (count != layers.size()) {
-      throw layers.error(fmt::format("{} layers", layers.size()),
+      throw layers.error(counted(layers.size(), "layer"),
                          fmt::format("{}, as moe_layer_count says", count));
     }
   }
@@ -119,12 +120,12 @@ Placement read_ascend(const JsonValue& root, std::optional<std::uint32_t> num_ra
     if (layer.has("device_count") &&
         layer.key("device_count").integer(0, 1u << 20) != num_devices) {
       throw devices.error(
-          fmt::format("{} devices", num_devices),
+          counted(num_devices, "device"),
           fmt::format("{}, as device_count says", layer.key("device_count").excerpt()));
     }
     if (i == 0) set_ranks(placement, num_ranks.value_or(num_devices));
     if (num_devices != placement.num_ranks || num_devices == 0) {
-      throw devices.error(fmt::format("{} devices", num_devices),
+      throw devices.error(counted(num_devices, "device"),
                           fmt::format("{}, {}", placement.num_ranks,
                                       num_ranks ? "as asked for" : "as in the first layer"));
     }
@@ -297,7 +298,7 @@ Placement read_trtllm_yaml(std::string_view text, const std::string& name,
     }
     if (values.empty() || values.size() % placement.num_ranks != 0) {
       throw row.error(fmt::format("{} slots", values.size()),
-                      fmt::format("a multiple of the {} ranks", placement.num_ranks));
+                      fmt::format("a multiple of the {}", counted(placement.num_ranks, "rank")));
     }
     std::vector<std::uint32_t> slots;
     for (const YamlValue& value : values) {

@@ -6,6 +6,7 @@
 #include <limits>
 #include <tuple>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 
 namespace coterie {
@@ -13,8 +14,9 @@ namespace {
 
 void expect_same_shape(const Placement& before, const Placement& after) {
   const auto shape = [](const Placement& p) {
-    return fmt::format("{} layers of {} experts on {} ranks ({} per node)", p.layers.size(),
-                       p.num_experts, p.num_ranks, p.ranks_per_node);
+    return fmt::format("{} of {} on {} ({} per node)", counted(p.layers.size(), "layer"),
+                       counted(p.num_experts, "expert"), counted(p.num_ranks, "rank"),
+                       p.ranks_per_node);
   };
   bool same = shape(before) == shape(after);
   for (std::size_t i = 0; same && i < before.layers.size(); ++i) {

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/random.hpp"
 #include "workloads/placement/balance.hpp"
@@ -460,9 +461,9 @@ void enforce_node_balance(const LayerTask& layer, const PartitionTask& ranks,
       }
       throw InputError(fmt::format(
           "max-node-imbalance: found {}, expected at least {:.3f}, the smallest that was found "
-          "for layer {} on {} nodes (none can be below {:.3f})",
+          "for layer {} on {} (none can be below {:.3f})",
           asked, std::ceil(asked * fullest / task.max_node_load[0] * 1e3 - 1e-9) / 1e3, layer.layer,
-          load.size(), least_imbalance(task.load, capacity)));
+          counted(load.size(), "node"), least_imbalance(task.load, capacity)));
     }
   }
   refine_collaboration(task, graph, parts);

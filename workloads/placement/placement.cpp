@@ -4,6 +4,7 @@
 #include <array>
 #include <regex>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/hash.hpp"
 #include "core/random.hpp"
@@ -44,8 +45,9 @@ void check_times(const PlacementRequest& request) {
   const LayerCost& cost = request.times->cost();
   if (cost.num_ranks == request.num_ranks && cost.ranks_per_node == request.ranks_per_node) return;
   throw InputError(
-      fmt::format("{} ranks, {} per node", request.num_ranks, request.ranks_per_node),
-      fmt::format("times predicted for {} ranks, {} per node", cost.num_ranks, cost.ranks_per_node),
+      fmt::format("{}, {} per node", counted(request.num_ranks, "rank"), request.ranks_per_node),
+      fmt::format("times predicted for {}, {} per node", counted(cost.num_ranks, "rank"),
+                  cost.ranks_per_node),
       "the same ranks");
 }
 
@@ -96,16 +98,17 @@ void check_request(const PlacementRequest& request, const PlacementStrategy& str
   if (request.num_ranks > slots) {
     throw InputError(
         fmt::format("ranks: found {}, expected at most {}, the {} of a layer: use fewer ranks, or "
-                    "load_balanced with at least {} replicas",
+                    "load_balanced with at least {}",
                     request.num_ranks, slots, request.num_replicas > 0 ? "expert slots" : "experts",
-                    request.num_ranks - shape.num_experts));
+                    counted(request.num_ranks - shape.num_experts, "replica")));
   }
   if (request.ranks_per_node < request.num_ranks &&
       request.num_ranks % request.ranks_per_node != 0) {
-    throw InputError(fmt::format(
-        "ranks per node: found {} for {} ranks, which leaves a last node of {}, "
-        "expected a number that divides the ranks",
-        request.ranks_per_node, request.num_ranks, request.num_ranks % request.ranks_per_node));
+    throw InputError(
+        fmt::format("ranks per node: found {} for {}, which leaves a last node of {}, "
+                    "expected a number that divides the ranks",
+                    request.ranks_per_node, counted(request.num_ranks, "rank"),
+                    request.num_ranks % request.ranks_per_node));
   }
 }
 
@@ -271,7 +274,7 @@ std::vector<std::string> check(const Placement& placement) {
   }
   for (const LayerPlacement& layer : placement.layers) {
     if (layer.rank_experts.size() != placement.num_ranks) {
-      add(layer, fmt::format("found {} ranks, expected {}", layer.rank_experts.size(),
+      add(layer, fmt::format("found {}, expected {}", counted(layer.rank_experts.size(), "rank"),
                              placement.num_ranks));
     }
     std::vector<std::uint32_t> hosts(placement.num_experts, 0);
@@ -302,9 +305,9 @@ std::vector<std::string> check(const Placement& placement) {
       if (hosts[expert] == 0) add(layer, fmt::format("expert {} is on no rank", expert));
     }
     if (!replicated && most > fewest + 1) {
-      add(layer, fmt::format("found between {} and {} experts per rank, expected counts that "
+      add(layer, fmt::format("found between {} and {} per rank, expected counts that "
                              "differ by at most one",
-                             fewest, most));
+                             fewest, counted(most, "expert")));
     }
   }
   return violations;
@@ -326,9 +329,9 @@ std::vector<std::size_t> map_rows(const Placement& placement,
                          num_rows > layers.back();
   if (!by_number && (num_rows < layers.size() || num_rows > layers.size() + kMaxMtpRows)) {
     throw InputError(fmt::format(
-        "placement: found {} rows, expected {} (a row per MoE layer of the trace), up to {} more "
+        "placement: found {}, expected {} (a row per MoE layer of the trace), up to {} more "
         "for MTP layers, or at least {} (a row per layer of the model)",
-        num_rows, layers.size(), kMaxMtpRows, layers.back() + 1));
+        counted(num_rows, "row"), layers.size(), kMaxMtpRows, layers.back() + 1));
   }
   for (std::size_t i = 0; i < layers.size(); ++i) rows.push_back(by_number ? layers[i] : i);
   return rows;
@@ -357,9 +360,9 @@ Placement select_layers(const Placement& placement, std::span<const std::uint32_
                      [&](const LayerPlacement& layer) { return layer.layer == number; });
     if (found == placement.layers.end()) {
       throw InputError(
-          fmt::format("placement: found no layer {}, expected every layer of the trace ({} layers, "
+          fmt::format("placement: found no layer {}, expected every layer of the trace ({}, "
                       "{} to {})",
-                      number, layers.size(), layers.front(), layers.back()));
+                      number, counted(layers.size(), "layer"), layers.front(), layers.back()));
     }
     result.layers.push_back(*found);
   }
@@ -378,9 +381,9 @@ void expect_experts(const Placement& placement, std::uint32_t num_experts,
   if (placement.num_experts == num_experts) return;
   if (placement.layer_rows != LayerRows::kNumbered && placement.num_experts < num_experts) {
     throw InputError(name, fmt::format("no slot of expert {}", placement.num_experts),
-                     fmt::format("every one of the trace's {} experts", num_experts));
+                     fmt::format("every one of the trace's {}", counted(num_experts, "expert")));
   }
-  throw InputError(name, fmt::format("a placement of {} experts", placement.num_experts),
+  throw InputError(name, fmt::format("a placement of {}", counted(placement.num_experts, "expert")),
                    fmt::format("{}, as the trace has", num_experts));
 }
 

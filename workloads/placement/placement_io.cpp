@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/json.hpp"
@@ -62,7 +63,7 @@ Placement read_native(const JsonValue& root, std::optional<std::uint32_t> num_ra
     const JsonValue ranks = entry.key("rank_experts");
     ranks.expect_list();
     if (ranks.size() != placement.num_ranks) {
-      throw ranks.error(fmt::format("{} ranks", ranks.size()),
+      throw ranks.error(counted(ranks.size(), "rank"),
                         fmt::format("{}, as num_ranks says", placement.num_ranks));
     }
     for (std::size_t rank = 0; rank < ranks.size(); ++rank) {

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <optional>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/random.hpp"
 #include "workloads/placement/balance.hpp"
@@ -511,14 +512,14 @@ Candidate add_within_caps(const LayerTask& layer, RankExperts placement, bool re
   const PlacementRequest& request = layer.request;
   const bool nodes = nearest.rank_imbalance <= request.max_imbalance.value_or(1e300);
   const double reached = nodes ? nearest.node_imbalance : nearest.rank_imbalance;
-  throw InputError(
-      fmt::format("{}: found {}, expected at least {:.3f}, the smallest that was found for layer "
-                  "{} on {} ranks "
-                  "with {} replicas and the choice {}",
-                  nodes ? "max-node-imbalance" : "max-imbalance",
-                  nodes ? *request.max_node_imbalance : *request.max_imbalance,
-                  std::ceil(reached * 1e3 - 1e-9) / 1e3, layer.layer, request.num_ranks,
-                  request.num_replicas, to_string(request.replica_choice)));
+  throw InputError(fmt::format(
+      "{}: found {}, expected at least {:.3f}, the smallest that was found for layer "
+      "{} on {} "
+      "with {} and the choice {}",
+      nodes ? "max-node-imbalance" : "max-imbalance",
+      nodes ? *request.max_node_imbalance : *request.max_imbalance,
+      std::ceil(reached * 1e3 - 1e-9) / 1e3, layer.layer, counted(request.num_ranks, "rank"),
+      counted(request.num_replicas, "replica"), to_string(request.replica_choice)));
 }
 
 }  // namespace
@@ -605,9 +606,9 @@ RankExperts place_with_replicas(const LayerTask& layer, RankExperts (*place)(con
   if (!best) {
     // Every way was refused without replicas counted in: the most even packing says what can be.
     throw InputError(
-        fmt::format("max-imbalance: found no placement of layer {} on {} ranks with {} "
+        fmt::format("max-imbalance: found no placement of layer {} on {} with {} "
                     "replicas, expected caps that can be met",
-                    layer.layer, request.num_ranks, request.num_replicas));
+                    layer.layer, counted(request.num_ranks, "rank"), request.num_replicas));
   }
   if (!meets_caps(request, best->counts)) {
     candidates.push_back(*best);

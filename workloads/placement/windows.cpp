@@ -6,6 +6,7 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/random.hpp"
 
@@ -16,10 +17,10 @@ Routing concatenate(std::span<const Routing> traces) {
   all.layers = first.layers;
   all.sequence_begin.push_back(0);
   const auto shape = [](const Routing& routing) {
-    return fmt::format("{} layers ({} to {}), top-{} of {} experts", routing.num_layers(),
+    return fmt::format("{} ({} to {}), top-{} of {}", counted(routing.num_layers(), "layer"),
                        routing.layers.empty() ? 0 : routing.layers.front(),
                        routing.layers.empty() ? 0 : routing.layers.back(), routing.num_topk,
-                       routing.num_experts);
+                       counted(routing.num_experts, "expert"));
   };
   for (const Routing& trace : traces) {
     if (shape(trace) != shape(first) || trace.layers != first.layers) {
@@ -43,7 +44,7 @@ Routing concatenate(std::span<const Routing> traces) {
 std::vector<TokenRange> sequence_windows(const Routing& routing, std::uint64_t min_tokens) {
   if (routing.num_tokens() < min_tokens || routing.num_tokens() == 0) {
     throw InputError(fmt::format("trace {}", routing.origin),
-                     fmt::format("{} tokens", routing.num_tokens()),
+                     counted(routing.num_tokens(), "token"),
                      fmt::format("at least {}, one window", min_tokens));
   }
   std::vector<TokenRange> windows;

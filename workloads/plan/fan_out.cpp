@@ -9,6 +9,7 @@
 #include <bit>
 #include <cmath>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "workloads/plan/fan_out.hpp"
 #include "workloads/plan/host_choice.hpp"
@@ -236,12 +237,13 @@ FanOut fan_out(const Routing& routing, std::size_t layer_idx, const LayerPlaceme
                std::uint32_t ranks_per_node, const RankTokens& tokens, ReplicaChoice choice) {
   const std::size_t num_ranks = placement.rank_experts.size();
   if (num_ranks + 1 != tokens.token_begin.size()) {
-    throw InputError(fmt::format("placement of layer {}: found {} ranks, expected {} as the tokens",
-                                 placement.layer, num_ranks, tokens.token_begin.size() - 1));
+    throw InputError(fmt::format("placement of layer {}: found {}, expected {} as the tokens",
+                                 placement.layer, counted(num_ranks, "rank"),
+                                 tokens.token_begin.size() - 1));
   }
   if (layer_idx >= routing.num_layers()) {
-    throw InputError(
-        fmt::format("layer position {}: the trace has {} layers", layer_idx, routing.num_layers()));
+    throw InputError(fmt::format("layer position {}: the trace has {}", layer_idx,
+                                 counted(routing.num_layers(), "layer")));
   }
   if (ranks_per_node == 0) throw InputError("ranks per node: found 0, expected at least 1");
   const ExpertHosts hosts = expert_hosts(placement, routing.num_experts);

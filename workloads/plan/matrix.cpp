@@ -4,6 +4,7 @@
 #include <cmath>
 #include <optional>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 
@@ -79,7 +80,7 @@ TrafficMatrix parse_matrix(std::string_view text, const std::string& name) {
   if (!reader.next(words)) throw InputError(name, "an empty file", "a row of bytes per rank");
   TrafficMatrix traffic;
   if (words.size() > kMaxRanks) {
-    throw reader.error_at_line(fmt::format("{} values", words.size()),
+    throw reader.error_at_line(counted(words.size(), "value"),
                                fmt::format("at most {}", kMaxRanks));
   }
   traffic.num_ranks = static_cast<std::uint32_t>(words.size());
@@ -92,7 +93,7 @@ TrafficMatrix parse_matrix(std::string_view text, const std::string& name) {
                                                traffic.num_ranks));
     }
     if (words.size() != row.size()) {
-      throw reader.error_at_line(fmt::format("{} values", words.size()),
+      throw reader.error_at_line(counted(words.size(), "value"),
                                  fmt::format("{}, as in the first row", row.size()));
     }
     for (std::size_t i = 0; i < words.size(); ++i) {
@@ -107,7 +108,7 @@ TrafficMatrix parse_matrix(std::string_view text, const std::string& name) {
     ++src;
   } while (reader.next(words));
   if (src != traffic.num_ranks) {
-    throw reader.error_at_line(fmt::format("{} rows", src),
+    throw reader.error_at_line(counted(src, "row"),
                                fmt::format("{}, as many as columns", traffic.num_ranks));
   }
   return traffic;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "workloads/plan/host_choice.hpp"
 #include "workloads/plan/large_column.hpp"
@@ -67,18 +68,20 @@ void check_request(const Routing& routing, std::size_t layer_idx, const LayerPla
   }
   if (num_ranks == 0 || tokens.token_begin.size() != num_ranks + 1) {
     throw InputError(
-        fmt::format("plan: found a placement over {} ranks and tokens for {}, "
+        fmt::format("plan: found a placement over {} and tokens for {}, "
                     "expected the same number of ranks",
-                    num_ranks, tokens.token_begin.empty() ? 0 : tokens.token_begin.size() - 1));
+                    counted(num_ranks, "rank"),
+                    tokens.token_begin.empty() ? 0 : tokens.token_begin.size() - 1));
   }
   if (request.ranks_per_node == 0 || num_ranks % request.ranks_per_node != 0) {
-    throw InputError(fmt::format("plan: found {} ranks and {} ranks per node, expected whole nodes",
-                                 num_ranks, request.ranks_per_node));
+    throw InputError(fmt::format("plan: found {} and {} per node, expected whole nodes",
+                                 counted(num_ranks, "rank"),
+                                 counted(request.ranks_per_node, "rank")));
   }
   // Rows hold 32-bit token positions.
   if (tokens.token_begin.back() > std::numeric_limits<std::uint32_t>::max()) {
-    throw InputError(fmt::format("plan: found {} tokens in one layer, expected at most 2^32 - 1",
-                                 tokens.token_begin.back()));
+    throw InputError(fmt::format("plan: found {} in one layer, expected at most 2^32 - 1",
+                                 counted(tokens.token_begin.back(), "token")));
   }
   if (tokens.trace_token.size() != tokens.token_begin.back() ||
       std::any_of(tokens.trace_token.begin(), tokens.trace_token.end(),

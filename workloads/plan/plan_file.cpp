@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "workloads/plan/plan.pb.h"
@@ -153,10 +154,11 @@ class PlanReader {
     if (!record_.has_footer()) throw file_.error("a record of another kind", "the footer");
     if (record_.footer().num_layers() != header.num_layers() ||
         record_.footer().num_records() + 1 != num_records_) {
-      throw file_.error(fmt::format("a footer for {} layers and {} records",
-                                    record_.footer().num_layers(), record_.footer().num_records()),
-                        fmt::format("{} layers and {} records, as were read", header.num_layers(),
-                                    num_records_ - 1));
+      throw file_.error(
+          fmt::format("a footer for {} and {}", counted(record_.footer().num_layers(), "layer"),
+                      counted(record_.footer().num_records(), "record")),
+          fmt::format("{} and {}, as were read", counted(header.num_layers(), "layer"),
+                      counted(num_records_ - 1, "record")));
     }
     if (!file_.at_end()) {
       throw file_.error("further bytes after the footer", "the end of the file");
@@ -196,7 +198,7 @@ class PlanReader {
                      std::optional<std::size_t> count = std::nullopt) {
     const std::size_t n = bytes.size() / sizeof(T);
     if (bytes.size() % sizeof(T) != 0 || (count && n != *count)) {
-      throw file_.error(fmt::format("a column of {} bytes", bytes.size()),
+      throw file_.error(fmt::format("a column of {}", counted(bytes.size(), "byte")),
                         count ? fmt::format("{}", *count * sizeof(T))
                               : fmt::format("a multiple of {}", sizeof(T)));
     }
@@ -211,7 +213,7 @@ class PlanReader {
     if (begins.size() != num + 1 || begins.front() != 0 ||
         !std::is_sorted(begins.begin(), begins.end())) {
       throw file_.error(fmt::format("{} that do not ascend from 0 or are not {}", what, num + 1),
-                        fmt::format("ascending begins of {} ranks", num));
+                        fmt::format("ascending begins of {}", counted(num, "rank")));
     }
   }
 
@@ -259,12 +261,13 @@ class PlanReader {
     if (layer.num_ranks == 0 || layer.ranks_per_node == 0 ||
         layer.num_ranks % layer.ranks_per_node != 0) {
       throw file_.error(
-          fmt::format("{} ranks and {} per node", layer.num_ranks, layer.ranks_per_node),
+          fmt::format("{} and {} per node", counted(layer.num_ranks, "rank"), layer.ranks_per_node),
           "whole nodes of ranks");
     }
     if (layer.num_experts > kMaxExperts || layer.num_topk == 0 || layer.num_topk > kMaxTopk) {
-      throw file_.error(fmt::format("top-{} of {} experts", layer.num_topk, layer.num_experts),
-                        fmt::format("top-1 to {} of at most {}", kMaxTopk, kMaxExperts));
+      throw file_.error(
+          fmt::format("top-{} of {}", layer.num_topk, counted(layer.num_experts, "expert")),
+          fmt::format("top-1 to {} of at most {}", kMaxTopk, kMaxExperts));
     }
     layer.token_begin.assign(in.token_begin().begin(), in.token_begin().end());
     check_begins(layer.token_begin, layer.num_ranks, "token begins");
@@ -298,8 +301,9 @@ class PlanReader {
 
   void read_tokens(LayerPlan& layer, bool has_weights) {
     if (layer.num_tokens() > file_.file_size()) {
-      throw file_.error(fmt::format("{} tokens announced", layer.num_tokens()),
-                        fmt::format("what a file of {} bytes can hold", file_.file_size()));
+      throw file_.error(
+          fmt::format("{} announced", counted(layer.num_tokens(), "token")),
+          fmt::format("what a file of {} can hold", counted(file_.file_size(), "byte")));
     }
     const std::size_t wanted = layer.num_tokens() * layer.num_topk;
     while (layer.experts.size() < wanted) {
@@ -354,7 +358,7 @@ class PlanReader {
       const std::size_t n = append(record_.rows().token(), stage.row_token);
       append(record_.rows().mask(), stage.row_mask, n);
       if (n == 0 || stage.row_token.size() > num_rows) {
-        throw file_.error(fmt::format("{} rows", stage.row_token.size()),
+        throw file_.error(counted(stage.row_token.size(), "row"),
                           fmt::format("{}, as the layer says", num_rows));
       }
     }

@@ -13,6 +13,7 @@
 #include <numeric>
 #include <optional>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 
 namespace coterie {
@@ -148,10 +149,10 @@ class LayerPruner {
     }
     if (!best) {
       throw InputError(
-          fmt::format("prune: found a budget of {} devices, whose experts in layer {} are fewer "
+          fmt::format("prune: found a budget of {}, whose experts in layer {} are fewer "
                       "than the top-{} "
                       "of a token; expected more devices, or fewer ranks with more experts each",
-                      request_.num_devices, placement_.layer, num_topk_));
+                      counted(request_.num_devices, "device"), placement_.layer, num_topk_));
     }
     return *best;
   }
@@ -186,10 +187,10 @@ void check_pruning(const Routing& routing, const Routing& training, const Placem
     }
   }
   if (placement.num_experts != routing.num_experts || training.num_experts != routing.num_experts) {
-    throw InputError(
-        fmt::format("prune: found a placement of {} experts and training on {}, "
-                    "expected {} as in the trace",
-                    placement.num_experts, training.num_experts, routing.num_experts));
+    throw InputError(fmt::format(
+        "prune: found a placement of {} and training on {}, "
+        "expected {} as in the trace",
+        counted(placement.num_experts, "expert"), training.num_experts, routing.num_experts));
   }
 }
 

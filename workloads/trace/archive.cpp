@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #ifdef COTERIE_HAS_LIBZIP
@@ -60,9 +61,9 @@ void read_member(zip_file_t* file, std::byte* out, std::uint64_t size, const std
     const zip_int64_t got = zip_fread(file, out + done, size - done);
     if (got <= 0) {
       throw InputError(where,
-                       fmt::format("damaged or truncated data after {} bytes ({})", done,
+                       fmt::format("damaged or truncated data after {} ({})", counted(done, "byte"),
                                    got < 0 ? zip_file_strerror(file) : "end of data"),
-                       fmt::format("{} bytes", size));
+                       counted(size, "byte"));
     }
     done += static_cast<std::uint64_t>(got);
   }
@@ -86,8 +87,8 @@ void check_total_size(zip_t* zip, std::uint64_t file_size, const std::string& wh
     if (stat.size > limit - total) {
       throw InputError(
           where, fmt::format("members that inflate to more than {} MiB", limit >> 20),
-          fmt::format("at most {} times the {} bytes of the archive (and 64 MiB in any case)",
-                      kMaxTotalExpansion, file_size));
+          fmt::format("at most {} times the {} of the archive (and 64 MiB in any case)",
+                      kMaxTotalExpansion, counted(file_size, "byte")));
     }
     total += stat.size;
   }
@@ -105,7 +106,7 @@ void inflate_whole(std::span<const std::byte> packed, std::byte* out, std::size_
   if (libdeflate_deflate_decompress(decompressor.get(), packed.data(), packed.size(), out, size,
                                     nullptr) != LIBDEFLATE_SUCCESS) {
     throw InputError(where, "damaged deflate data",
-                     fmt::format("{} bytes that inflate to {}", packed.size(), size));
+                     fmt::format("{} that inflate to {}", counted(packed.size(), "byte"), size));
   }
 }
 #endif
@@ -127,10 +128,10 @@ Archive::Archive(const std::filesystem::path& path)
     zip_error_init_with_code(&error, code);
     const std::string reason = zip_error_strerror(&error);
     zip_error_fini(&error);
-    throw InputError(
-        path.string(),
-        fmt::format("{} bytes that are no whole zip archive ({})", handle_->file_size, reason),
-        "a zip archive with its directory at the end");
+    throw InputError(path.string(),
+                     fmt::format("{} that are no whole zip archive ({})",
+                                 counted(handle_->file_size, "byte"), reason),
+                     "a zip archive with its directory at the end");
   }
   const zip_int64_t count = zip_get_num_entries(handle_->zip, 0);
   for (zip_int64_t i = 0; i < count; ++i) {
@@ -166,7 +167,7 @@ Buffer Archive::read(const std::string& name) const {
                      fmt::format("no more than the file's {}", handle_->file_size));
   }
   if (stat.size > stat.comp_size * (stat.comp_method == ZIP_CM_STORE ? 1 : kMaxExpansion)) {
-    throw InputError(where(name), fmt::format("{} bytes claimed", stat.size),
+    throw InputError(where(name), fmt::format("{} claimed", counted(stat.size, "byte")),
                      fmt::format("what {} packed bytes can hold", stat.comp_size));
   }
   zip_flags_t flags = 0;

@@ -8,6 +8,7 @@
 #include <set>
 #include <string_view>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/hash.hpp"
 
@@ -114,7 +115,7 @@ std::vector<Group> group_by_layers(std::vector<ImportedFile> files) {
     if (group.size() != groups.front().size()) {
       throw InputError(
           group.front().name,
-          fmt::format("{} files with {}", group.size(),
+          fmt::format("{} with {}", counted(group.size(), "file"),
                       layers_text(layers_of(group.front().imported))),
           fmt::format("{} as with {}: one of each pipeline stage", groups.front().size(),
                       layers_text(layers_of(groups.front().front().imported))));
@@ -153,12 +154,13 @@ ImportedFile merge_stages(std::vector<ImportedFile> stages) {
           fmt::format("{} as in {}, but for the layers", shape_text(first), merged.name));
     }
     if (routing.sequence_begin != first.sequence_begin) {
-      throw InputError(
-          stage.name,
-          fmt::format("{} tokens in {} sequences", routing.num_tokens(), routing.num_sequences()),
-          fmt::format("the {} tokens in {} sequences of {}, whose other layers it "
-                      "would continue",
-                      first.num_tokens(), first.num_sequences(), merged.name));
+      throw InputError(stage.name,
+                       fmt::format("{} in {}", counted(routing.num_tokens(), "token"),
+                                   counted(routing.num_sequences(), "sequence")),
+                       fmt::format("the {} in {} of {}, whose other layers it "
+                                   "would continue",
+                                   counted(first.num_tokens(), "token"),
+                                   counted(first.num_sequences(), "sequence"), merged.name));
     }
     if (stage.imported.tokens_digest && merged.imported.tokens_digest &&
         *stage.imported.tokens_digest != *merged.imported.tokens_digest) {
@@ -195,7 +197,7 @@ ExpertCounts add_counts(std::vector<ImportedFile> files) {
   for (std::size_t f = 0; f < files.size(); ++f) {
     const ExpertCounts& one = f == 0 ? all : std::get<ExpertCounts>(files[f].imported.trace);
     if (one.num_experts != all.num_experts) {
-      throw InputError(files[f].name, fmt::format("{} experts", one.num_experts),
+      throw InputError(files[f].name, counted(one.num_experts, "expert"),
                        fmt::format("{} as in {}", all.num_experts, files.front().name));
     }
     for (std::size_t l = 0; l < one.layers.size(); ++l) {
@@ -268,10 +270,10 @@ void note_shared_prompts(const Routing& routing, std::vector<std::string>& notes
   }
   if (num_shared == 0) return;
   notes.push_back(fmt::format(
-      "{} of {} sequences begin with the routing of an earlier one (their first {} tokens, or all "
+      "{} of {} begin with the routing of an earlier one (their first {}, or all "
       "of a shorter one): they share a prompt or its beginning, so parts of this trace that a "
       "placement is learnt and measured on have these tokens in common",
-      num_shared, routing.num_sequences(), kPromptTokens));
+      num_shared, counted(routing.num_sequences(), "sequence"), counted(kPromptTokens, "token")));
 }
 
 // Files of several ranks with other tokens: said, because stages of a pipeline that number their

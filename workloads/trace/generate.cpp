@@ -8,6 +8,7 @@
 #include <memory>
 #include <numeric>
 
+#include "core/counted.hpp"
 #include "core/random.hpp"
 #include "workloads/model.hpp"
 
@@ -242,13 +243,14 @@ decltype(WorkloadSpec::kind) read_kind(const YamlValue& value, const WorkloadSpe
   GroupLimitedKind limited;
   limited.num_groups = num_groups;
   if (spec.num_experts % num_groups != 0) {
-    throw groups.error(groups.excerpt(), fmt::format("a divisor of {} experts", spec.num_experts));
+    throw groups.error(groups.excerpt(),
+                       fmt::format("a divisor of {}", counted(spec.num_experts, "expert")));
   }
   const YamlValue allowed = map.required("num_topk_groups");
   limited.num_topk_groups = static_cast<std::uint32_t>(allowed.as_integer(1, num_groups));
   if (spec.num_experts / num_groups * limited.num_topk_groups < spec.num_topk) {
-    throw allowed.error(allowed.excerpt(),
-                        fmt::format("groups that hold at least {} experts", spec.num_topk));
+    throw allowed.error(allowed.excerpt(), fmt::format("groups that hold at least {}",
+                                                       counted(spec.num_topk, "expert")));
   }
   if (const auto score = map.optional("score")) {
     limited.score = static_cast<GroupScore>(score->as_choice({"random", "best_one", "best_two"}));

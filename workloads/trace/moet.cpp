@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "workloads/trace/record_file.hpp"
@@ -156,20 +157,21 @@ moet::Header read_header(RecordReader& reader) {
   if (!record.has_header()) throw reader.error("no header", "the header as the first record");
   const moet::Header& header = record.header();
   if (header.num_experts() == 0 || header.num_experts() > kMaxExperts) {
-    throw reader.error(fmt::format("{} experts", header.num_experts()),
+    throw reader.error(counted(header.num_experts(), "expert"),
                        fmt::format("1 to {}", kMaxExperts));
   }
   if (header.layers().empty() || header.layers_size() > kMaxLayers) {
-    throw reader.error(fmt::format("{} layers", header.layers_size()),
-                       fmt::format("1 to {}", kMaxLayers));
+    throw reader.error(counted(header.layers_size(), "layer"), fmt::format("1 to {}", kMaxLayers));
   }
   if (header.counts_only()) return header;
   if (header.num_topk() == 0 || header.num_topk() > std::min(kMaxTopk, header.num_experts())) {
-    throw reader.error(fmt::format("top-{} of {} experts", header.num_topk(), header.num_experts()),
-                       fmt::format("1 to {}", std::min(kMaxTopk, header.num_experts())));
+    throw reader.error(
+        fmt::format("top-{} of {}", header.num_topk(), counted(header.num_experts(), "expert")),
+        fmt::format("1 to {}", std::min(kMaxTopk, header.num_experts())));
   }
   if (header.id_bytes() != 1 && header.id_bytes() != 2) {
-    throw reader.error(fmt::format("{} bytes per expert id", header.id_bytes()), "1 or 2");
+    throw reader.error(fmt::format("{} per expert id", counted(header.id_bytes(), "byte")),
+                       "1 or 2");
   }
   return header;
 }
@@ -193,14 +195,15 @@ void check_chunk(const RecordReader& reader, const moet::Header& header, const m
   const std::uint64_t num_ids =
       static_cast<std::uint64_t>(header.layers_size()) * chunk.num_tokens() * header.num_topk();
   if (chunk.num_tokens() == 0 || chunk.experts().size() != num_ids * header.id_bytes()) {
-    throw reader.error(fmt::format("{} bytes of expert ids for {} tokens", chunk.experts().size(),
-                                   chunk.num_tokens()),
-                       fmt::format("{} (layers x tokens x top-k x {})", num_ids * header.id_bytes(),
-                                   header.id_bytes()));
+    throw reader.error(
+        fmt::format("{} of expert ids for {}", counted(chunk.experts().size(), "byte"),
+                    counted(chunk.num_tokens(), "token")),
+        fmt::format("{} (layers x tokens x top-k x {})", num_ids * header.id_bytes(),
+                    header.id_bytes()));
   }
   const std::uint64_t weight_bytes = header.has_weights() ? num_ids * sizeof(float) : 0;
   if (chunk.weights().size() != weight_bytes) {
-    throw reader.error(fmt::format("{} bytes of router weights", chunk.weights().size()),
+    throw reader.error(fmt::format("{} of router weights", counted(chunk.weights().size(), "byte")),
                        fmt::format("{}", weight_bytes));
   }
 }
@@ -211,8 +214,9 @@ std::uint64_t count_tokens(RecordReader& reader, const moet::Header& header) {
     const std::uint64_t token_bytes =
         static_cast<std::uint64_t>(header.layers_size()) * header.num_topk() * header.id_bytes();
     if (header.num_tokens() > reader.file_size() / token_bytes) {
-      throw reader.error(fmt::format("{} tokens announced", header.num_tokens()),
-                         fmt::format("what a file of {} bytes can hold", reader.file_size()));
+      throw reader.error(
+          fmt::format("{} announced", counted(header.num_tokens(), "token")),
+          fmt::format("what a file of {} can hold", counted(reader.file_size(), "byte")));
     }
     return header.num_tokens();
   }
@@ -255,10 +259,11 @@ void check_footer(const RecordReader& reader, const moet::Record& record, std::u
   if (footer.num_tokens() != num_tokens || footer.num_sequences() != num_sequences ||
       footer.num_records() != num_records) {
     throw reader.error(
-        fmt::format("a footer for {} tokens, {} sequences and {} records", footer.num_tokens(),
-                    footer.num_sequences(), footer.num_records()),
-        fmt::format("{} tokens, {} sequences and {} records, as were read", num_tokens,
-                    num_sequences, num_records));
+        fmt::format("a footer for {}, {} and {}", counted(footer.num_tokens(), "token"),
+                    counted(footer.num_sequences(), "sequence"),
+                    counted(footer.num_records(), "record")),
+        fmt::format("{}, {} and {}, as were read", counted(num_tokens, "token"),
+                    counted(num_sequences, "sequence"), counted(num_records, "record")));
   }
   if (!reader.at_end()) throw reader.error("further bytes after the footer", "the end of the file");
 }
@@ -283,7 +288,7 @@ Routing read_tokens(RecordReader& reader, const moet::Header& header) {
     check_chunk(reader, header, chunk, tokens);
     if (chunk.num_tokens() > num_tokens - tokens) {
       throw reader.error(fmt::format("token {}", tokens + chunk.num_tokens() - 1),
-                         fmt::format("{} tokens, as the header says", num_tokens));
+                         fmt::format("{}, as the header says", counted(num_tokens, "token")));
     }
     for (const std::uint64_t begin : chunk.sequence_begin()) {
       const bool ascending =
@@ -299,8 +304,7 @@ Routing read_tokens(RecordReader& reader, const moet::Header& header) {
     ++num_chunks;
   }
   if (tokens != num_tokens) {
-    throw reader.error(fmt::format("{} tokens", tokens),
-                       fmt::format("{}, as the header says", num_tokens));
+    throw reader.error(counted(tokens, "token"), fmt::format("{}, as the header says", num_tokens));
   }
   routing.sequence_begin.push_back(num_tokens);
   return routing;

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <utility>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 
 namespace coterie {
@@ -150,7 +151,7 @@ ArrayView parse_npy(std::span<const std::byte> bytes, const std::string& where) 
     throw InputError(where, "no .npy magic in the first 6 bytes", "a NumPy array");
   }
   if (bytes.size() < 12) {
-    throw InputError(where, fmt::format("{} bytes", bytes.size()), "a whole .npy header");
+    throw InputError(where, counted(bytes.size(), "byte"), "a whole .npy header");
   }
   const auto major = std::to_integer<unsigned>(bytes[6]);
   if (major < 1 || major > 3) {
@@ -160,9 +161,9 @@ ArrayView parse_npy(std::span<const std::byte> bytes, const std::string& where) 
   const std::size_t length = major == 1 ? load<std::uint16_t>(bytes.data() + 8, 0)
                                         : load<std::uint32_t>(bytes.data() + 8, 0);
   if (length > bytes.size() - begin) {
-    throw InputError(where,
-                     fmt::format("a header of {} bytes in a file of {}", length, bytes.size()),
-                     "a whole .npy header");
+    throw InputError(
+        where, fmt::format("a header of {} in a file of {}", counted(length, "byte"), bytes.size()),
+        "a whole .npy header");
   }
 
   ArrayView array;
@@ -214,7 +215,7 @@ ArrayView parse_npy(std::span<const std::byte> bytes, const std::string& where) 
   const bool empty = std::find(array.shape.begin(), array.shape.end(), 0U) != array.shape.end();
   if (empty ? !array.data.empty() : !fits || expected != array.data.size()) {
     throw InputError(
-        where, fmt::format("{} bytes of data", array.data.size()),
+        where, fmt::format("{} of data", counted(array.data.size(), "byte")),
         fmt::format("what shape {} of {} takes", shape_text(array.shape), to_string(array.type)));
   }
   return array;

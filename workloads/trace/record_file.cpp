@@ -4,6 +4,7 @@
 #include <array>
 #include <span>
 
+#include "core/counted.hpp"
 #include "core/file.hpp"
 #include "workloads/trace/archive.hpp"
 
@@ -60,11 +61,12 @@ std::string_view RecordFileReader::next() {
   record_position_ = position_;
   const std::uint64_t length = read_length();
   if (length > kMaxRecord) {
-    throw error(fmt::format("a record of {} bytes", length), fmt::format("at most {}", kMaxRecord));
+    throw error(fmt::format("a record of {}", counted(length, "byte")),
+                fmt::format("at most {}", kMaxRecord));
   }
   if (length + sizeof(std::uint32_t) > size_ - position_) {
-    throw error(fmt::format("a record of {} bytes of which {} are there (a truncated file)",
-                            length + sizeof(std::uint32_t), size_ - position_),
+    throw error(fmt::format("a record of {} of which {} are there (a truncated file)",
+                            counted(length + sizeof(std::uint32_t), "byte"), size_ - position_),
                 "a whole record");
   }
   bytes_.resize(length);

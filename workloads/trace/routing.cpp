@@ -8,6 +8,8 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "core/counted.hpp"
+
 namespace coterie {
 namespace {
 
@@ -81,14 +83,14 @@ std::vector<std::string> check(const Routing& routing) {
   Violations violations;
   const auto& begin = routing.sequence_begin;
   if (routing.num_experts == 0 || routing.num_experts > kMaxExperts) {
-    violations.add(
-        fmt::format("found {} experts, expected 1 to {}", routing.num_experts, kMaxExperts));
+    violations.add(fmt::format("found {}, expected 1 to {}", counted(routing.num_experts, "expert"),
+                               kMaxExperts));
   }
   if (routing.num_topk == 0 || routing.num_topk > kMaxTopk) {
     violations.add(fmt::format("found top-{}, expected 1 to {}", routing.num_topk, kMaxTopk));
   } else if (routing.num_topk > routing.num_experts) {
-    violations.add(fmt::format("found top-{} of {} experts, expected at most as many as experts",
-                               routing.num_topk, routing.num_experts));
+    violations.add(fmt::format("found top-{} of {}, expected at most as many as experts",
+                               routing.num_topk, counted(routing.num_experts, "expert")));
   }
   if (routing.layers.empty()) violations.add("found no layers, expected at least one");
   for (std::size_t i = 1; i < routing.layers.size(); ++i) {
@@ -137,8 +139,8 @@ std::vector<std::string> check(const Routing& routing) {
 std::vector<std::string> check(const ExpertCounts& counts) {
   Violations violations;
   if (counts.num_experts == 0 || counts.num_experts > kMaxExperts) {
-    violations.add(
-        fmt::format("found {} experts, expected 1 to {}", counts.num_experts, kMaxExperts));
+    violations.add(fmt::format("found {}, expected 1 to {}", counted(counts.num_experts, "expert"),
+                               kMaxExperts));
   }
   if (counts.layers.empty()) violations.add("found no layers, expected at least one");
   for (std::size_t i = 1; i < counts.layers.size(); ++i) {

@@ -129,6 +129,25 @@ TEST_F(CalibrateCommand, ASecondFitReplacesWhatTheFirstSaid) {
   EXPECT_THAT(facts.at("deepep_normal"), HasSubstr("second"));
 }
 
+// A log that was given twice holds every size twice; neither the fit nor the reader is left in doubt.
+TEST_F(CalibrateCommand, SaysThatRepeatedSizesCountOnce) {
+  std::string points = "machine,device,nccl_version,num_gpus,bytes_per_rank,latency_us\n";
+  for (const auto& [bytes, us] : {std::pair{1 << 16, 20}, {1 << 20, 30}, {1 << 24, 90}}) {
+    points += fmt::format("m,NVIDIA H200,2.27,2,{},{}\n", bytes, us);
+  }
+  put("points.csv", points);
+  const std::string fit = "calibrate fit --base h200_node -o fitted.yaml --alltoall points.csv";
+  const auto once = run(fit);
+  const auto fitted = text("fitted.yaml");
+  const auto twice = run(fit + " --alltoall points.csv");
+  ASSERT_EQ(twice.exit_code, 0) << twice.err;
+  EXPECT_THAT(once.err, ::testing::Not(HasSubstr("repeats")));
+  EXPECT_THAT(twice.err,
+              HasSubstr("all-to-alls: 6 measurements for 3 pairs of ranks and bytes; the median of "
+                        "its repeats counts"));
+  EXPECT_EQ(text("fitted.yaml"), fitted);
+}
+
 // The errors in the file, and in every run predicted with it, are those of the fit's left-out points.
 TEST_F(CalibrateCommand, HeldOutErrorsFollowThePrediction) {
   const auto outcome = run("calibrate fit --probe " + kProbe + kBase);

@@ -82,7 +82,7 @@ TEST(CollectiveFit, BadTablesAreRefused) {
   EXPECT_THAT(message(head + "a,all_gather,2,1024,9\nb,all_gather,2,1024,9\n"),
               HasSubstr("points of 2 machines"));
   EXPECT_THAT(message(head + "a,all_gather,2,1024,9\n", "b"), HasSubstr("no machine \"b\""));
-  EXPECT_THAT(message(head + "a,all_gather,2,1024,9\n"), HasSubstr("1 sizes of collectives"));
+  EXPECT_THAT(message(head + "a,all_gather,2,1024,9\n"), HasSubstr("1 size of collectives"));
   EXPECT_THAT(message(head + "a,all_gather,16,1024,9\n"), HasSubstr("within the 8 GPUs"));
 }
 

@@ -249,6 +249,9 @@ TEST(NcclLog, HoldsEveryRowAgainstItself) {
               HasSubstr("found algbw 54.43 GB/s, expected 52.43, which 1048576 bytes in 20.00 us"));
   EXPECT_THAT(refusal(replaced(log, " 65536", " 32768")), HasSubstr("count 32768 of float"));
   EXPECT_THAT(refusal(replaced(log, "  20.00", "   0.00")), HasSubstr("microseconds above zero"));
+  EXPECT_THAT(refusal(replaced(log, " 1048576         65536", "-1048576         65536")),
+              HasSubstr("found \"-1048576 65536\", expected a size and a count, whole numbers of 0 "
+                        "or more"));
   EXPECT_THAT(refusal(replaced(log, "      0    20.00", "      7    20.00")),
               HasSubstr("found 7 wrong elements"));
   // The ranks that the lines name must be those of the table.
@@ -273,6 +276,9 @@ TEST(NcclLog, NamesWhatIsMissing) {
               HasSubstr("expected a column time (with -C the CPU's time is printed"));
   EXPECT_THAT(refusal(replaced(log, "     0    20.00", "     0")),
               HasSubstr("found 12 cells, expected 13 as the line of columns says"));
+  // A log that was cut off in its last row.
+  EXPECT_THAT(refusal(log.substr(0, log.rfind("float") + 5)),
+              HasSubstr("found 3 cells, expected 13 as the line of columns says"));
   EXPECT_THAT(refusal(log_of({}, 0)), HasSubstr("found no rows of a test"));
 }
 

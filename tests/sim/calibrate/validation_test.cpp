@@ -1,6 +1,7 @@
 // VALIDATION.md says what `coterie validate` finds. Needs the measured tables and traces, which are
 // not part of the project.
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 
 #include <map>
@@ -92,6 +93,7 @@ TEST_F(ValidationFile, AgreesWithTheCommand) {
 }
 
 TEST_F(ValidationFile, MissingMeasurementsAreNamedAndSkipped) {
+  make_folder(folder_ / "work" / "none");
   const auto outcome = run("validate --data none --runs none --traces none --preset star");
   EXPECT_EQ(outcome.exit_code, 0);
   for (const char* file : {"none/nccl_alltoall_repeats.csv", "none/expert_mlp_h200_bf16.csv",
@@ -101,9 +103,24 @@ TEST_F(ValidationFile, MissingMeasurementsAreNamedAndSkipped) {
   EXPECT_THAT(outcome.out, ::testing::HasSubstr("incast of 8 nodes"));
 }
 
+TEST_F(ValidationFile, RefusesNamedFoldersThatAreNotThere) {
+  put("file", "");
+  for (const char* option : {"--data", "--runs", "--nvlink-runs", "--direct-runs", "--traces"}) {
+    for (const char* folder : {"none", "file"}) {
+      const auto outcome = run(fmt::format("validate {} {} --preset star", option, folder));
+      EXPECT_EQ(outcome.exit_code, 2) << option;
+      EXPECT_THAT(outcome.err, ::testing::HasSubstr(fmt::format(
+                                   "{}: found \"{}\", which is no folder, expected a folder, or no "
+                                   "such option",
+                                   option, folder)));
+    }
+  }
+}
+
 // A folder of runs must say what was run: its experiments, and one probe with its skeleton.
 TEST_F(ValidationFile, RefusesNvlinkFoldersThatAreNotWhole) {
   make_folder(folder_ / "work" / "traces");
+  make_folder(folder_ / "work" / "none");
   put("traces/law.moet", "");
   const std::string source = COTERIE_SOURCE_DIR "/runtime/results/h100_nvlink_4/";
   const std::string report = "reports/law-h2048-t128-fp8-ep4-start1.json";

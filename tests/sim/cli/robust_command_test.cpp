@@ -235,7 +235,7 @@ TEST_F(Robust, DamagedResultsAreRefusedByName) {
   for (const auto& [damaged, sentence] : std::map<std::string, std::string>{
            {"", "byte 1: found text that is not JSON"},
            {"{\"schema_version\": 1, \"runs", "found text that is not JSON"},
-           {"{\"schema_version\": 1, \"runs\": []}", "found \"key 'experiment' not found\", "},
+           {"{\"schema_version\": 1, \"runs\": []}", "found no key \"experiment\", "},
            {"{\"schema_version\": 1e999}", "found the number '1e999'"}}) {
     put("out/results.json", damaged);
     refuses("report out", sentence);

@@ -65,6 +65,8 @@ const Case kRefused[] = {
     {"no_command", {"", "A subcommand is required"}},
     {"unknown_command",
      {"simulat", "command: found \"simulat\", expected one of simulate, sweep,"}},
+    {"unknown_command_of_a_command",
+     {"trace check", "trace command: found \"check\", expected one of import,"}},
     {"unknown_option", {simulate("-o out --engin flow"), "--engin"}},
     {"no_experiment", {"simulate -o out", "EXPERIMENT is required"}},
     {"missing_experiment", {"simulate nowhere.yaml -o out", "nowhere.yaml: cannot be read"}},

@@ -335,7 +335,7 @@ TEST_F(RecommendCommand, SearchesWhatItIsTold) {
   EXPECT_THAT(wrong.text, HasSubstr("--placements: found \"colaboration\", expected one of"));
   const Output memory = run(recommend("memory", "--memory 1MB"));
   EXPECT_EQ(memory.exit_code, 2);
-  EXPECT_THAT(memory.text, HasSubstr("do not fit in memory"));
+  EXPECT_THAT(memory.text, HasSubstr("not fit in memory"));
 }
 
 }  // namespace

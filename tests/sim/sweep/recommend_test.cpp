@@ -10,6 +10,7 @@
 #include "core/error.hpp"
 #include "sim/step/memory.hpp"
 #include "sim/step/operation_times.hpp"
+#include "tests/message_of.hpp"
 #include "tests/sim/scratch.hpp"
 
 namespace coterie {
@@ -72,6 +73,16 @@ TEST(SearchSpace, RefusesWhatCannotBe) {
               std::string::npos)
         << error.what();
   }
+}
+
+TEST(SearchSpace, RefusesLimitsOfOtherSteps) {
+  const Scratch scratch("recommend");
+  RecommendRequest request;
+  request.experiment = scratch.write("decode.yaml", kDecode);
+  request.ttft_s = 1.0;
+  EXPECT_EQ(message_of([&] { (void)search_space(request); }),
+            "--ttft: found a limit for a decode step, expected a prefill step, whose time to the "
+            "first token it limits");
 }
 
 // The sequences per GPU of the largest candidate whose EP group has 64 ranks.

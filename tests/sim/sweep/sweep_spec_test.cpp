@@ -160,16 +160,16 @@ TEST_F(SweepSpecTest, RefusesWhatMakesNoSense) {
       error_of("axes: [{key: a, values: [1]}]\nskip: [{a: 2}]\n"),
       "s.yaml:4:12: key \"skip.0.a\": found \"2\", expected one of that axis's values, or one "
       "after <, <=, >, >= or !=");
-  EXPECT_EQ(
-      error_of("axes: [{key: a, values: [1]}]\nskip: [{a: 1}]\n"),
-      "s.yaml:4:7: key \"skip\": found filters that leave out all 1 points, expected at least one "
-      "point to remain");
+  EXPECT_EQ(error_of("axes: [{key: a, values: [1]}]\nskip: [{a: 1}]\n"),
+            "s.yaml:4:7: key \"skip\": found filters that leave out every one of 1 point, expected "
+            "at least one "
+            "point to remain");
   EXPECT_EQ(
       error_of("axes: [{key: a, values: [1]}]\nskipp: []\n").find("s.yaml:4:1: found unknown key"),
       0U);
   EXPECT_EQ(
       error_of("axes:\n  - zip: [{key: a, values: [1, 2]}, {key: b, values: [1]}]\n"),
-      "s.yaml:4:37: key \"axes.0.zip.1\": found 1 values, expected 2 as in the first zipped axis");
+      "s.yaml:4:37: key \"axes.0.zip.1\": found 1 value, expected 2 as in the first zipped axis");
 }
 
 }  // namespace

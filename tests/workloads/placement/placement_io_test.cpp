@@ -199,7 +199,7 @@ INSTANTIATE_TEST_SUITE_P(
                   "p.json: layers[1].layer: found 2, expected a layer after 2"},
         Malformed{"FewerRanksThanSaid",
                   document(kHeader, "[{\"layer\": 1, \"rank_experts\": [[0, 1, 2, 3]]}]"),
-                  "p.json: layers[0].rank_experts: found 1 ranks, expected 2, as num_ranks says"},
+                  "p.json: layers[0].rank_experts: found 1 rank, expected 2, as num_ranks says"},
         Malformed{"ExpertOutOfRange",
                   document(kHeader, "[{\"layer\": 1, \"rank_experts\": [[0, 1], [2, 4]]}]"),
                   "p.json: layers[0].rank_experts[1][1]: found 4, expected an integer from 0 to 3"},
@@ -344,7 +344,7 @@ INSTANTIATE_TEST_SUITE_P(
             "p.json: model_maps: found 2 models: A, B, expected the map of one model in a file "
             "of its own"},
         Malformed{"AscendLayerCount", "{\"moe_layer_count\": 2, \"layer_list\": [{}]}",
-                  "p.json: layer_list: found 1 layers, expected 2, as moe_layer_count says"},
+                  "p.json: layer_list: found 1 layer, expected 2, as moe_layer_count says"},
         Malformed{
             "AscendDeviceOutOfOrder",
             "{\"layer_list\": [{\"device_list\": [{\"device_id\": 1, \"device_expert\": [0]}, "
@@ -353,7 +353,7 @@ INSTANTIATE_TEST_SUITE_P(
             "the list"},
         Malformed{"AscendOtherRanks",
                   "{\"layer_list\": [{\"device_list\": [{\"device_expert\": [0]}]}]}",
-                  "p.json: layer_list[0].device_list: found 1 devices, expected 2, as asked for"},
+                  "p.json: layer_list[0].device_list: found 1 device, expected 2, as asked for"},
         Malformed{
             "TrtllmSlots", "initial_global_assignments: {1: [0, 1]}\nnum_slots: 4\n",
             "p.json:1:33: key \"initial_global_assignments.1\": found 2 slots, expected 4, as "

@@ -9,6 +9,7 @@
 
 #include "core/error.hpp"
 #include "routings.hpp"
+#include "tests/message_of.hpp"
 #include "workloads/placement/coactivation.hpp"
 #include "workloads/placement/partition.hpp"
 #include "workloads/placement/strategies.hpp"
@@ -47,15 +48,6 @@ double imbalance(const Routing& routing, const LayerPlacement& layer) {
   return fan_out(routing, 0, layer, 4,
                  deal_tokens(routing, num_ranks, std::nullopt, SequenceDeal::kRoundRobin))
       .rank_load_max_over_mean;
-}
-
-std::string message_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const InputError& error) {
-    return error.what();
-  }
-  return "no error";
 }
 
 class EveryStrategy : public ::testing::TestWithParam<std::string> {};

@@ -7,6 +7,7 @@
 
 #include "core/error.hpp"
 #include "routings.hpp"
+#include "tests/message_of.hpp"
 
 namespace coterie {
 namespace {
@@ -85,21 +86,12 @@ TEST(Prune, LeavesTokensWithinTheBudgetAlone) {
   EXPECT_DOUBLE_EQ(result.weight_lost, 0.0);
 }
 
-std::string message_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const InputError& error) {
-    return error.what();
-  }
-  return "no error";
-}
-
 TEST(Prune, RefusesWhatItCannotDo) {
   const Routing routing = one_layer({4, 0, 2}, {0.5f, 0.3f, 0.2f});
   EXPECT_EQ(message_of([&] {
               prune(routing, training(), three_ranks(), {PruneMethod::kRouterScore, 1});
             }),
-            "prune: found a budget of 1 devices, whose experts in layer 1 are fewer than the top-3 "
+            "prune: found a budget of 1 device, whose experts in layer 1 are fewer than the top-3 "
             "of a token; expected more devices, or fewer ranks with more experts each");
   EXPECT_EQ(message_of([&] {
               prune(routing, training(), three_ranks(), {PruneMethod::kRouterScore, 0});

@@ -15,6 +15,7 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::StartsWith;
 
 // Line numbers count from the first line.
 constexpr const char* kGood =
@@ -478,17 +479,17 @@ const Malformed kMalformed[] = {
      "e.yaml:2:18: key \"topology.base\": found the key \"base\", expected its new name "
      "\"extends\""},
     {"topology_bad_value", "topology: h100_node", "topology: {extends: h100_node, nodes: none}",
-     "e.yaml:2:11: key \"topology\": --set nodes: found \"none\", expected auto or a whole number "
+     "e.yaml:2:39: key \"topology.nodes\": found \"none\", expected auto or a whole number "
      "from 1 to 1048576"},
     {"model_key_in_map", "model: model.yaml", "model: {extends: model.yaml, experts: 4}",
-     "e.yaml:3:8: key \"model\": model.yaml: found unknown key \"experts\", expected one of "
+     "e.yaml:3:39: key \"model.experts\": found unknown key \"experts\", expected one of "
      "attention, description, expert_intermediate, hidden, moe_layers, name, num_experts, "
      "num_groups, "
      "num_layers, num_shared_experts, num_topk, num_topk_groups, routing, schema_version, "
      "shared_intermediate, vocabulary"},
     {"model_more_topk_than_experts", "model: model.yaml",
      "model: {extends: model.yaml, num_topk: 17}",
-     "e.yaml:3:8: key \"model\": --set num_topk: found \"17\", expected a whole number from 1 to "
+     "e.yaml:3:40: key \"model.num_topk\": found \"17\", expected a whole number from 1 to "
      "16"},
     {"evaluate_flag", "eval: odd", "eval: odd, evaluate_on_training: maybe",
      "e.yaml:4:69: key \"trace.evaluate_on_training\": found \"maybe\", expected true or false"},
@@ -521,7 +522,15 @@ TEST_F(ExperimentFile, DocumentsThatAreNoMapAreRefused) {
 TEST_F(ExperimentFile, OverrideIsNamedInItsError) {
   EXPECT_EQ(refusal([&] { load(kGood, {"runs.0.dispatch=both"}); }),
             "--set runs.0.dispatch: found \"both\", expected one of standard, dedup, hierarchical");
-  EXPECT_THAT(refusal([&] { load(kGood, {"rank=3"}); }), HasSubstr("found unknown key \"rank\""));
+  EXPECT_THAT(refusal([&] { load(kGood, {"rank=3"}); }),
+              HasSubstr("--set rank: found unknown key \"rank\""));
+  EXPECT_THAT(refusal([&] { load(kGood, {"topology.nodes=none"}); }),
+              StartsWith("--set topology.nodes: found \"none\", expected auto or a whole number"));
+  EXPECT_THAT(refusal([&] { load(kGood, {"topology.node=4"}); }),
+              StartsWith("--set topology.node: found unknown key \"node\", expected one of "));
+  EXPECT_THAT(
+      refusal([&] { load(kGood, {"model.num_topk=17"}); }),
+      StartsWith("--set model.num_topk: found \"17\", expected a whole number from 1 to 16"));
 }
 
 }  // namespace

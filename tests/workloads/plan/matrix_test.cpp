@@ -182,8 +182,8 @@ INSTANTIATE_TEST_SUITE_P(
         Malformed{kMatrix, "0 99999999999999999999\n1 0\n",
                   "t:1:3: found \"99999999999999999999\", expected a whole number of bytes up to "
                   "2^50"},
-        Malformed{kMatrix, "0 1\n1\n", "t:2: found 1 values, expected 2, as in the first row"},
-        Malformed{kMatrix, "0 1\n", "t:1: found 1 rows, expected 2, as many as columns"},
+        Malformed{kMatrix, "0 1\n1\n", "t:2: found 1 value, expected 2, as in the first row"},
+        Malformed{kMatrix, "0 1\n", "t:1: found 1 row, expected 2, as many as columns"},
         Malformed{kMatrix, "0 1\n1 0\n1 1\n",
                   "t:3:1: found \"1\", expected the end: the 2 rows of a 2 x 2 matrix stand above"},
         Malformed{kHtsim, "Knots 4\n",

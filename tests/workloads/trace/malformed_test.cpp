@@ -170,8 +170,8 @@ std::vector<Malformed> moet_cases() {
        kMagic + moet_header("") +
            record(std::string("\x12\x09\x10\x01\x1a\x01\x00\x22\x02\x01\x03", 11)) +
            record(std::string("\x22\x06\x08\x02\x10\x01\x18\x01", 8)),
-       "F: record at byte 42: found a footer for 2 tokens, 1 sequences and 1 records, expected 1 "
-       "tokens, 1 sequences and 1 records, as were read"},
+       "F: record at byte 42: found a footer for 2 tokens, 1 sequence and 1 record, expected 1 "
+       "token, 1 sequence and 1 record, as were read"},
       {"moet_trailing_bytes", "moet", sound + "x",
        "F: record at byte " + std::to_string(sound.size() - 13) +
            ": found further bytes after the footer, expected the end of the file"},
@@ -283,21 +283,21 @@ std::vector<Malformed> text_cases() {
        "F: line 2: found 3 experts, expected 2 as the meta line says"},
       {"jsonl_ragged", "vllm-jsonl",
        meta + route(0, 0, "1, 2") + route(0, 1, "3, 4") + route(1, 0, "5, 6"),
-       "F: sequence 1, token 1: found 1 rows, expected one row in each of the 2 layers"},
+       "F: sequence 1, token 1: found 1 row, expected one row in each of the 2 layers"},
       {"jsonl_text_id", "vllm-jsonl", meta + route(0, 0, "1, \"x\""),
        "F: line 2: topk_ids: found \"x\", expected a whole number from -1 to 65534"},
       {"jsonl_empty", "vllm-jsonl", meta, "F: found no rows of routing, expected at least one"},
       {"megatron_count", "megatron-jsonl",
        R"({"step": 0, "block": 0, "layer": 1, "num_tokens": 3, "topk": 2, "top_indices": [[1, 2]]})",
-       "F: line 1: top_indices: found 1 rows, expected 3 as num_tokens says"},
+       "F: line 1: top_indices: found 1 row, expected 3 as num_tokens says"},
       {"megatron_no_step", "megatron-jsonl", R"({"block": 0})",
        "F: line 1: found no \"step\", expected it to be there"},
       {"json_not_a_list", "json", "{}",
        "F: found no list, expected a list of one prefill and its decode steps"},
       {"json_ragged", "json", R"([{"1": [[1, 2], [3, 4]], "2": [[5, 6]]}])",
-       "F: entry 0, layer 2: found 1 tokens, expected 2 as in the layers before"},
+       "F: entry 0, layer 2: found 1 token, expected 2 as in the layers before"},
       {"csv_no_comma", "csv", "1;2 3\n",
-       "F: line 1: found 1 cells (\"1;2 3\"), expected layer,\"space separated ids\""},
+       "F: line 1: found 1 cell (\"1;2 3\"), expected layer,\"space separated ids\""},
       {"csv_unknown_column", "csv", "layer,expert,probability\n1,2,0.5\n",
        "F: line 1: found a column \"probability\", expected " + kHeaders},
       {"csv_unknown_combination", "csv", "token,layer,count\n1,2,3\n",
@@ -330,7 +330,7 @@ std::vector<Malformed> text_cases() {
        "F: line 1: block: found \"encoder\", expected \"decoder\" or \"mtp\""},
       {"megatron_only_mtp", "megatron-jsonl",
        R"({"step": 0, "block": "mtp", "mtp_idx": 0, "layer": 1, "num_tokens": 1, "topk": 1, "top_indices": [[1]]})",
-       "F: found only 1 records of multi-token prediction, expected records of the decoder's "
+       "F: found only 1 record of multi-token prediction, expected records of the decoder's "
        "routers"},
       {"hf_infinity", "hf-json", R"({"top_k": 1, "router_logits": [[[1, -Infinity]]]})",
        "F: byte 38: found -Infinity, which Python writes for a number that is not finite and JSON "

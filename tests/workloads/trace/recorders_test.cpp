@@ -354,7 +354,7 @@ TEST_F(RecorderTest, MegatronMicrobatchesAreSequencesAndMtpIsLeftOut) {
   EXPECT_EQ(routing.experts, (Ids{0, 1, 2, 3, 1, 2, 0, 3, 3, 4, 4, 5, 6, 7, 5, 6, 4, 7, 0, 2}));
   EXPECT_EQ(routing.sequence_begin, (Begins{0, 2, 4, 5}));
   EXPECT_EQ(imported.num_dropped_rows, 2U);
-  EXPECT_THAT(imported.notes, Contains(HasSubstr("left out 1 records of multi-token prediction")));
+  EXPECT_THAT(imported.notes, Contains(HasSubstr("left out 1 record of multi-token prediction")));
   EXPECT_THAT(imported.notes, Contains(HasSubstr("dropped 2 rows recorded twice")));
   EXPECT_THAT(imported.notes,
               Contains(HasSubstr("whether two sequences share one cannot be known")));
@@ -394,13 +394,13 @@ TEST_F(RecorderTest, MegatronStagesAreMergedAndPairedByRank) {
                         {"b", megatron(0, "decoder", 1, "[2, 3]", 1)},
                         {"c", megatron(0, "decoder", 2, "[4, 5]", 2)}},
                        options(8)),
-              HasSubstr("found 1 files with layer 2, expected 2 as with layer 1"));
+              HasSubstr("found 1 file with layer 2, expected 2 as with layer 1"));
   // And one whose microbatches are of other lengths.
   EXPECT_THAT(error_of("megatron-jsonl",
                        {{"a", megatron(0, "decoder", 1, "[0, 1]", 0)},
                         {"b", megatron(0, "decoder", 2, "[4, 5], [1, 2]", 2)}},
                        options(8)),
-              HasSubstr("found 2 tokens in 1 sequences, expected the 1 tokens in 1 sequences of"));
+              HasSubstr("found 2 tokens in 1 sequence, expected the 1 token in 1 sequence of"));
 }
 
 TEST_F(RecorderTest, AscendingIdsAreNoted) {

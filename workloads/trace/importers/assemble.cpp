@@ -7,6 +7,7 @@
 #include <numeric>
 #include <utility>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 
 namespace coterie {
@@ -166,7 +167,7 @@ void cut_padded_columns(Routing& routing, const std::string& where) {
                         row % routing.num_tokens()),
             all ? "only -1 (no routing), while the token has routing in other layers"
                 : fmt::format("-1 in place {} of its experts (a choice that was masked out)", i),
-            fmt::format("{} experts", used));
+            counted(used, "expert"));
       }
       routing.experts[row * used + i] = id;
       if (!routing.weights.empty()) {
@@ -242,7 +243,7 @@ std::uint32_t resolve_num_experts(const std::optional<std::uint32_t>& recorded,
   std::optional<std::uint32_t> wanted = options.num_experts;
   if (!wanted && options.model) wanted = options.model->num_experts;
   if (recorded && wanted && *recorded != *wanted) {
-    throw InputError(where, fmt::format("{} experts recorded", *recorded),
+    throw InputError(where, fmt::format("{} recorded", counted(*recorded, "expert")),
                      fmt::format("{} as asked for", *wanted));
   }
   if (!recorded && !wanted) {
@@ -251,7 +252,7 @@ std::uint32_t resolve_num_experts(const std::optional<std::uint32_t>& recorded,
   }
   const std::uint32_t number = recorded ? *recorded : *wanted;
   if (number == 0 || number > kMaxExperts) {
-    throw InputError(where, fmt::format("{} experts", number), fmt::format("1 to {}", kMaxExperts));
+    throw InputError(where, counted(number, "expert"), fmt::format("1 to {}", kMaxExperts));
   }
   return number;
 }
@@ -269,16 +270,16 @@ std::vector<std::uint32_t> resolve_layers(std::size_t count, const ImportOptions
   if (!options.layers.empty() && options.layers.size() == count) return options.layers;
   if (!options.layers.empty() && options.layers.size() < count) return number_layers(count);
   if (!options.layers.empty()) {
-    throw InputError(where, fmt::format("{} layers", count),
+    throw InputError(where, counted(count, "layer"),
                      fmt::format("at least the {} that --layers names", options.layers.size()));
   }
   if (options.model) {
     const ModelShape& model = *options.model;
     if (model.moe_layers.size() == count) return model.moe_layers;
     if (model.num_layers != count) {
-      throw InputError(where, fmt::format("{} layers", count),
-                       fmt::format("the {} MoE layers or all {} layers of {}",
-                                   model.moe_layers.size(), model.num_layers, model.name));
+      throw InputError(where, counted(count, "layer"),
+                       fmt::format("the {} MoE layers or all {} of {}", model.moe_layers.size(),
+                                   counted(model.num_layers, "layer"), model.name));
     }
   }
   return number_layers(count);
@@ -354,7 +355,7 @@ Imported assemble(const TokenMajor& input, const ImportOptions& options, const s
                      "at least one token and one layer");
   }
   if (ids.shape[2] == 0 || ids.shape[2] > kMaxTopk) {
-    throw InputError(where, fmt::format("{} experts per token", ids.shape[2]),
+    throw InputError(where, fmt::format("{} per token", counted(ids.shape[2], "expert")),
                      fmt::format("1 to {}", kMaxTopk));
   }
   if (options.model && input.layers.empty()) {
@@ -381,15 +382,16 @@ Imported assemble(const TokenMajor& input, const ImportOptions& options, const s
   for (const std::uint64_t length : input.sequence_lengths) {
     if (length > num_tokens - routing.sequence_begin.back()) {
       throw InputError(where, "sequences of more tokens in all than were recorded",
-                       fmt::format("{} tokens", num_tokens));
+                       counted(num_tokens, "token"));
     }
     if (length > 0) routing.sequence_begin.push_back(routing.sequence_begin.back() + length);
   }
   if (input.sequence_lengths.empty()) routing.sequence_begin.push_back(num_tokens);
   if (routing.sequence_begin.back() != num_tokens) {
-    throw InputError(where,
-                     fmt::format("sequences of {} tokens in all", routing.sequence_begin.back()),
-                     fmt::format("{}, as routed_experts has tokens", num_tokens));
+    throw InputError(
+        where,
+        fmt::format("sequences of {} in all", counted(routing.sequence_begin.back(), "token")),
+        fmt::format("{}, as routed_experts has tokens", num_tokens));
   }
 
   routing.experts.resize(ids.size());

@@ -22,6 +22,7 @@
 #include <set>
 #include <string_view>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "workloads/trace/importers/assemble.hpp"
@@ -167,9 +168,10 @@ class CsvReader {
       if (header) return;
     }
     if (cells.size() != columns_.size()) {
-      throw InputError(where, fmt::format("{} cells (\"{}\")", cells.size(), line.substr(0, 60)),
-                       has_header_ ? fmt::format("{} as the header has", columns_.size())
-                                   : "layer,\"space separated ids\"");
+      throw InputError(
+          where, fmt::format("{} (\"{}\")", counted(cells.size(), "cell"), line.substr(0, 60)),
+          has_header_ ? fmt::format("{} as the header has", columns_.size())
+                      : "layer,\"space separated ids\"");
     }
     if (has(Column::kCount)) {
       add_count(cells, where);

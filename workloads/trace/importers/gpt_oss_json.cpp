@@ -8,6 +8,7 @@
 
 #include <charconv>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "workloads/trace/importers/assemble.hpp"
@@ -70,7 +71,7 @@ class GptOssReader {
     if (const auto scores = choice.find("full_scores"); scores != choice.end()) {
       const auto size = static_cast<std::uint32_t>(scores->size());
       if (num_experts_ && *num_experts_ != size) {
-        throw InputError(where + ": full_scores", fmt::format("{} experts", size),
+        throw InputError(where + ": full_scores", counted(size, "expert"),
                          fmt::format("{} as before", *num_experts_));
       }
       num_experts_ = size;

@@ -17,6 +17,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "workloads/trace/importers/assemble.hpp"
@@ -147,7 +148,8 @@ std::vector<std::uint64_t> sequence_of_token(const nlohmann::json& document, std
                     number++);
   }
   if (sequence.size() != num_tokens) {
-    throw InputError(where + ": seq_len", fmt::format("{} tokens in all", sequence.size()),
+    throw InputError(where + ": seq_len",
+                     fmt::format("{} in all", counted(sequence.size(), "token")),
                      fmt::format("{} as router_logits has", num_tokens));
   }
   return sequence;
@@ -179,7 +181,7 @@ std::vector<float> bias_of(const nlohmann::json& document, std::size_t layer_idx
   const std::string place = name + ": e_score_correction_bias";
   const nlohmann::json& rows = document["e_score_correction_bias"];
   if (!rows.is_array() || rows.size() != num_layers) {
-    throw InputError(place, fmt::format("{} rows", rows.size()),
+    throw InputError(place, counted(rows.size(), "row"),
                      fmt::format("{} as router_logits has layers", num_layers));
   }
   std::vector<float> bias = json_numbers(rows[layer_idx], place);
@@ -232,10 +234,11 @@ Imported import_hf_json(const std::filesystem::path& path, const ImportOptions& 
       static_cast<std::uint32_t>(std::min<std::size_t>(first.front().size(), kMaxExperts)), options,
       name);
   if (selector.num_topk > num_experts || num_experts % selector.num_groups != 0) {
-    throw InputError(name,
-                     fmt::format("top-{} of {} experts in {} groups", selector.num_topk,
-                                 num_experts, selector.num_groups),
-                     "no more than there are, in equal groups");
+    throw InputError(
+        name,
+        fmt::format("top-{} of {} in {}", selector.num_topk, counted(num_experts, "expert"),
+                    counted(selector.num_groups, "group")),
+        "no more than there are, in equal groups");
   }
   const auto sequence = sequence_of_token(document, num_tokens, name);
   const std::vector<std::uint32_t> layers = layers_of(document, logits.size(), options, name);
@@ -246,7 +249,7 @@ Imported import_hf_json(const std::filesystem::path& path, const ImportOptions& 
         biased ? bias_of(document, l, logits.size(), num_experts, name) : std::vector<float>{};
     const std::string layer_place = fmt::format("{}: router_logits[{}]", name, l);
     if (!logits[l].is_array() || logits[l].size() != num_tokens) {
-      throw InputError(layer_place, fmt::format("{} tokens", logits[l].size()),
+      throw InputError(layer_place, counted(logits[l].size(), "token"),
                        fmt::format("{} as in the first layer", num_tokens));
     }
     for (std::size_t token = 0; token < num_tokens; ++token) {
@@ -262,8 +265,8 @@ Imported import_hf_json(const std::filesystem::path& path, const ImportOptions& 
   }
   Imported imported = table.finish(num_experts, options, name);
   if (routed.size() < logits.size()) {
-    imported.notes.push_back(fmt::format("left out {} layers whose logits are null (dense layers)",
-                                         logits.size() - routed.size()));
+    imported.notes.push_back(fmt::format("left out {} whose logits are null (dense layers)",
+                                         counted(logits.size() - routed.size(), "layer")));
   }
   if (!document.contains("seq_len")) {
     imported.notes.emplace_back(

@@ -7,6 +7,7 @@
 #include <charconv>
 #include <map>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "workloads/trace/importers/assemble.hpp"
@@ -59,7 +60,7 @@ Imported import_json(const std::filesystem::path& path, const ImportOptions& opt
       const bool bare = !rows.empty() && rows.front().is_number();
       const std::size_t count = bare ? 1 : rows.size();
       if (num_tokens != 0 && count != num_tokens) {
-        throw InputError(place, fmt::format("{} tokens", count),
+        throw InputError(place, counted(count, "token"),
                          fmt::format("{} as in the layers before", num_tokens));
       }
       num_tokens = count;

@@ -19,6 +19,7 @@
 #include <map>
 #include <tuple>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "workloads/trace/importers/assemble.hpp"
@@ -62,21 +63,22 @@ class MegatronReader {
 
   Imported finish(const ImportOptions& options, const std::string& name) {
     if (table_.num_rows() == 0 && num_mtp_ > 0) {
-      throw InputError(name, fmt::format("only {} records of multi-token prediction", num_mtp_),
-                       "records of the decoder's routers");
+      throw InputError(
+          name, fmt::format("only {} of multi-token prediction", counted(num_mtp_, "record")),
+          "records of the decoder's routers");
     }
     Imported imported = table_.finish(resolve_num_experts({}, options, name), options, name);
     if (!several_ranks_) imported.rank = rank_;
     if (num_mtp_ > 0) {
-      imported.notes.push_back(
-          fmt::format("left out {} records of multi-token prediction (block mtp)", num_mtp_));
+      imported.notes.push_back(fmt::format("left out {} of multi-token prediction (block mtp)",
+                                           counted(num_mtp_, "record")));
     }
     if (num_repeated_ > 0) {
       imported.num_dropped_rows += num_repeated_;
       imported.notes.push_back(
-          fmt::format("dropped {} rows recorded twice (recomputed for the "
+          fmt::format("dropped {} recorded twice (recomputed for the "
                       "backward pass)",
-                      num_repeated_));
+                      counted(num_repeated_, "row")));
     }
     // Less likely than one in a million if ids were in order of choice.
     if (all_ascend_ && log2_orders_ > 20.0) {
@@ -106,7 +108,7 @@ class MegatronReader {
     const std::int64_t topk = member_integer(record, "topk", kMaxTopk, where);
     const nlohmann::json& indices = json_member(record, "top_indices", where);
     if (!indices.is_array() || std::cmp_not_equal(indices.size(), num_tokens)) {
-      throw InputError(where + ": top_indices", fmt::format("{} rows", indices.size()),
+      throw InputError(where + ": top_indices", counted(indices.size(), "row"),
                        fmt::format("{} as num_tokens says", num_tokens));
     }
     auto& microbatches = chosen_[{pass, layer}];
@@ -122,7 +124,7 @@ class MegatronReader {
     for (const nlohmann::json& row : indices) {
       const auto experts = json_ids(row, where + ": top_indices");
       if (std::cmp_not_equal(experts.size(), topk)) {
-        throw InputError(where + ": top_indices", fmt::format("{} experts", experts.size()),
+        throw InputError(where + ": top_indices", counted(experts.size(), "expert"),
                          fmt::format("{} as topk says", topk));
       }
       all_ascend_ = all_ascend_ && std::is_sorted(experts.begin(), experts.end());

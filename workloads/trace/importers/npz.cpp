@@ -14,6 +14,7 @@
 #include <set>
 #include <utility>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/hash.hpp"
 #include "workloads/trace/archive.hpp"
@@ -48,7 +49,7 @@ std::optional<std::uint64_t> check_request(const Archive& archive, std::uint64_t
   const auto output = read_numbers<std::uint32_t>(archive, "output_token_ids.npy");
   const std::uint64_t num_tokens = prompt.size() + output.size();
   if (num_rows != num_tokens && num_rows + 1 != num_tokens) {
-    throw InputError(archive.where("routed_experts.npy"), fmt::format("{} rows", num_rows),
+    throw InputError(archive.where("routed_experts.npy"), counted(num_rows, "row"),
                      fmt::format("{} or {}, as there are {} prompt and {} output tokens",
                                  num_tokens - 1, num_tokens, prompt.size(), output.size()));
   }

@@ -7,6 +7,7 @@
 #include <limits>
 #include <tuple>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "workloads/trace/importers/assemble.hpp"
 
@@ -16,12 +17,11 @@ void RowTable::add(std::uint64_t sequence, std::uint64_t token, std::uint32_t la
                    std::span<const std::int64_t> experts, std::span<const float> weights,
                    const std::string& where) {
   if (experts.empty() || experts.size() > kMaxTopk) {
-    throw InputError(where, fmt::format("{} experts", experts.size()),
-                     fmt::format("1 to {}", kMaxTopk));
+    throw InputError(where, counted(experts.size(), "expert"), fmt::format("1 to {}", kMaxTopk));
   }
   if (rows_.empty()) num_topk_ = experts.size();
   if (experts.size() != num_topk_) {
-    throw InputError(where, fmt::format("{} experts", experts.size()),
+    throw InputError(where, counted(experts.size(), "expert"),
                      fmt::format("{} as in the rows before", num_topk_));
   }
   const bool weighted = rows_.empty() ? !weights.empty() : !weights_.empty();
@@ -75,13 +75,13 @@ Imported RowTable::finish(std::uint32_t num_experts, const ImportOptions& option
                     twice ? row.token : first.token),
         twice ? fmt::format("layer {} twice", row.layer)
               : fmt::format("no row of layer {}", routing.layers[i % num_layers]),
-        fmt::format("one row in each of the {} layers", num_layers));
+        fmt::format("one row in each of the {}", counted(num_layers, "layer")));
   }
   if (rows_.size() % num_layers != 0) {
     throw InputError(
         fmt::format("{}: sequence {}, token {}", where, rows_.back().sequence, rows_.back().token),
-        fmt::format("{} rows", rows_.size() % num_layers),
-        fmt::format("one row in each of the {} layers", num_layers));
+        counted(rows_.size() % num_layers, "row"),
+        fmt::format("one row in each of the {}", counted(num_layers, "layer")));
   }
 
   const std::uint64_t num_tokens = rows_.size() / num_layers;

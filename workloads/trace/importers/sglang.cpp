@@ -22,6 +22,7 @@
 #include <numeric>
 #include <utility>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/hash.hpp"
 #include "workloads/trace/importers/assemble.hpp"
@@ -60,7 +61,7 @@ Imported counts_trace(const std::vector<std::uint64_t>& sums, std::uint64_t num_
     counts.counts.insert(counts.counts.end(), begin, end);
   }
   if (counts.layers.empty()) {
-    throw InputError(where, fmt::format("only zeros in all {} layers", num_layers),
+    throw InputError(where, fmt::format("only zeros in all {}", counted(num_layers, "layer")),
                      "a recording in which at least one token was routed");
   }
   if (!empty.empty()) {
@@ -85,7 +86,7 @@ Imported import_stat(const TorchFile& file, const TorchTensor& tensor,
   const std::uint64_t num_experts = shape.back();
   if (num_layers == 0 || num_experts == 0 || num_experts > kMaxExperts) {
     throw InputError(where, fmt::format("shape {}", shape_text(shape)),
-                     fmt::format("at least one layer and 1 to {} experts", kMaxExperts));
+                     fmt::format("at least one layer and 1 to {}", counted(kMaxExperts, "expert")));
   }
   const std::vector<std::int64_t> values = to_integers(array.view, where);
   std::vector<std::uint64_t> sums(num_layers * num_experts, 0);
@@ -280,8 +281,8 @@ class Requests {
   [[nodiscard]] std::vector<std::string> notes() const {
     std::vector<std::string> notes;
     if (num_recomputed_ > 0) {
-      notes.push_back(fmt::format(
-          "{} tokens of requests that the scheduler computed again count once", num_recomputed_));
+      notes.push_back(fmt::format("{} of requests that the scheduler computed again count once",
+                                  counted(num_recomputed_, "token")));
     }
     if (!any_unnamed_) return notes;
     std::string text = "requests are not named";
@@ -424,7 +425,7 @@ class PerToken {
     }
     if (map_ && map_->num_layers != num_layers_) {
       throw InputError(file_.name() + ": last_physical_to_logical_map",
-                       fmt::format("{} layers", map_->num_layers),
+                       counted(map_->num_layers, "layer"),
                        fmt::format("[{}, physical experts]", num_layers_));
     }
     note_rank(record);
@@ -560,7 +561,7 @@ class PerToken {
         pass.rids->emplace_back();
       }
       if (pass.rids->size() != pass.segments.size()) {
-        throw InputError(where + ": rids", fmt::format("{} requests", named),
+        throw InputError(where + ": rids", counted(named, "request"),
                          fmt::format("{}, as the pass has", pass.segments.size()));
       }
     }

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <map>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "workloads/trace/importers/assemble.hpp"
@@ -81,11 +82,11 @@ void add_tensor(const nlohmann::json& tensor, std::string_view data, const std::
   const std::int64_t end = json_integer(offsets[1], 0, kMost, where + ": data_offsets");
   if (end - begin != num_experts * 8 || std::cmp_greater(end, data.size())) {
     throw InputError(where, fmt::format("bytes {} to {} of {}", begin, end, data.size()),
-                     fmt::format("{} bytes inside the file", num_experts * 8));
+                     fmt::format("{} inside the file", counted(num_experts * 8, "byte")));
   }
   if (sums.empty()) sums.resize(static_cast<std::size_t>(num_experts), 0);
   if (sums.size() != static_cast<std::size_t>(num_experts)) {
-    throw InputError(where, fmt::format("{} experts", num_experts),
+    throw InputError(where, counted(num_experts, "expert"),
                      fmt::format("{} as before", sums.size()));
   }
   for (std::size_t e = 0; e < sums.size(); ++e) {
@@ -108,8 +109,9 @@ Imported import_trtllm(const std::filesystem::path& path, const ImportOptions& o
   const std::string file = read_file(path);
   const std::uint64_t size = header_size(file);
   if (size == 0 || size > file.size() - 8) {
-    throw InputError(name, fmt::format("a header of {} bytes in a file of {}", size, file.size()),
-                     "a whole safetensors file");
+    throw InputError(
+        name, fmt::format("a header of {} in a file of {}", counted(size, "byte"), file.size()),
+        "a whole safetensors file");
   }
   const nlohmann::json header = parse_json(std::string_view(file).substr(8, size), name);
   if (!header.is_object()) throw InputError(name, "no object", "a header of tensors");
@@ -130,7 +132,7 @@ Imported import_trtllm(const std::filesystem::path& path, const ImportOptions& o
   ExpertCounts counts;
   counts.num_experts = resolve_num_experts(num_experts, options, name);
   if (meta.num_experts && *meta.num_experts != num_experts) {
-    throw InputError(name, fmt::format("{} experts", num_experts),
+    throw InputError(name, counted(num_experts, "expert"),
                      fmt::format("{} as meta_info.json says", *meta.num_experts));
   }
   if (options.model) counts.num_topk = options.model->num_topk;
@@ -138,8 +140,7 @@ Imported import_trtllm(const std::filesystem::path& path, const ImportOptions& o
   if (meta.num_topk) counts.num_topk = *meta.num_topk;
   for (const auto& [layer, row] : sums) {
     if (row.size() != num_experts) {
-      throw InputError(fmt::format("{}: layer {}", name, layer),
-                       fmt::format("{} experts", row.size()),
+      throw InputError(fmt::format("{}: layer {}", name, layer), counted(row.size(), "expert"),
                        fmt::format("{} as in the other layers", num_experts));
     }
     counts.layers.push_back(layer);

@@ -10,6 +10,7 @@
 #include <map>
 #include <set>
 
+#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "workloads/trace/importers/assemble.hpp"
@@ -139,7 +140,7 @@ Imported import_vllm_jsonl(const std::filesystem::path& path, const ImportOption
       throw InputError(where, "type " + json_excerpt(type), "\"meta\" or \"route\"");
     Route route = read_route(record, where);
     if (top_k && route.experts.size() != *top_k) {
-      throw InputError(where, fmt::format("{} experts", route.experts.size()),
+      throw InputError(where, counted(route.experts.size(), "expert"),
                        fmt::format("{} as the meta line says", *top_k));
     }
     if (starting && warm_up.holds(route)) {
