@@ -130,6 +130,12 @@ KernelCosts read_kernel_costs(const YamlValue& value) {
   costs.row = map.required("row").as_seconds();
   if (const auto copy = map.optional("copy")) costs.copy = copy->as_seconds();
   costs.bandwidth = positive_bandwidth(map.required("bandwidth"));
+  if (const auto item = map.optional("item_bandwidth")) {
+    costs.item_bandwidth = positive_bandwidth(*item);
+  }
+  if (const auto quantise = map.optional("quantise_bandwidth")) {
+    costs.quantise_bandwidth = positive_bandwidth(*quantise);
+  }
   map.finish();
   return costs;
 }

@@ -62,22 +62,29 @@ struct MlpCosts {
 };
 
 // A calibrated kernel that moves rows, with the kernel that builds its index where it has one:
-//   launch + copies per row * copy + rows * row + bytes / bandwidth
+//   launch + copies per row * copy + rows * row + quantised / quantise_bandwidth
+//          + sqrt((bytes / bandwidth)^2 + (bytes / items / item_bandwidth)^2)
+// A block of threads reads an item's rows one after the other: however few items there are, the kernel
+// takes as long as one of them, and many cover that time up.
 struct KernelCosts {
   Seconds launch;
   Seconds row;  // of each row's place in the index
   Seconds
       copy;  // of each (token, expert) pair of one row, which its index reads one after the other
   Bandwidth bandwidth;
+  std::optional<Bandwidth> item_bandwidth;  // of one block; absent: no item takes long
+  // What the tokens of a dispatch in FP8, as BF16 bytes, are quantised at; absent: no slower than moved.
+  std::optional<Bandwidth> quantise_bandwidth;
 };
 // The kernels of our runtime (kernels/rows.hpp), one per phase. What they move:
-//   phase    rows                     bytes
-//   pack     written, own included    every token once in BF16, every row
-//   forward  written                  every received row once, every row
-//   expand   (token, expert) copies   every received row, every copy in BF16
-//   merge    (token, expert) copies   every copy, every result
-//   gather   read                     every result read and written
-//   sum      read                     every result, every token; with shared experts their output
+//   phase    items          rows                     bytes
+//   pack     tokens         written, own included    every token once in BF16, every row
+//   forward  rows received  written                  every received row once, every row
+//   expand   rows received  (token, expert) copies   every received row, every copy in BF16
+//   merge    rows received  (token, expert) copies   every copy, every result
+//   gather   rows received  read                     every result read and written
+//   sum      tokens         read                     every result, every token; with shared experts
+//                                                    their output
 // Experts find BF16 rows, whatever was dispatched, and compute in BF16. Every round of a hierarchical
 // dispatch or combine has kernels and a grouped exchange of its own. `gap` passes between two phases
 // of a rank: the events that time them. Each round of an exchange, with its kernel if it has one, ends

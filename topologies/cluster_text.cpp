@@ -62,8 +62,15 @@ std::string mlp_text(const char* key, const std::optional<MlpCosts>& mlp) {
 std::string kernel_text(const char* phase, const KernelCosts& costs) {
   const std::string copy =
       costs.copy.value > 0.0 ? fmt::format(", copy: {}", exact(costs.copy)) : "";
-  return fmt::format("    {}: {{launch: {}, row: {}{}, bandwidth: {}}}\n", phase,
-                     exact(costs.launch), exact(costs.row), copy, exact(costs.bandwidth));
+  std::string more;
+  if (costs.item_bandwidth) {
+    more += fmt::format(", item_bandwidth: {}", exact(*costs.item_bandwidth));
+  }
+  if (costs.quantise_bandwidth) {
+    more += fmt::format(", quantise_bandwidth: {}", exact(*costs.quantise_bandwidth));
+  }
+  return fmt::format("    {}: {{launch: {}, row: {}{}, bandwidth: {}{}}}\n", phase,
+                     exact(costs.launch), exact(costs.row), copy, exact(costs.bandwidth), more);
 }
 
 std::string gpu_text(const GpuModel& gpu) {

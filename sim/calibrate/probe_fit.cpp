@@ -57,7 +57,11 @@ void add_kernel(const ProbeEntry& entry, GpuProbe& probe, KernelCase& of_case) {
     of_case.gaps.push_back(time_s);
     of_case.forward_index_s = of_case.send_index_s = 0.0;
   } else if (kind == "pack_phase") {
-    probe.pack.push_back({tokens * plain_row + rows * dispatch_row, rows, time_s});
+    probe.pack.push_back({.bytes = tokens * plain_row + rows * dispatch_row,
+                          .rows = rows,
+                          .time_s = time_s,
+                          .items = tokens,
+                          .quantised = entry.is_fp8() ? tokens * plain_row : 0.0});
     // The phase contains the index, which ranks of one GPU begin too far apart when it comes first.
     if (of_case.send_index_s > 0.0) {
       probe.send_index.push_back(
@@ -79,18 +83,19 @@ void add_kernel(const ProbeEntry& entry, GpuProbe& probe, KernelCase& of_case) {
                        "times that contain it");
     }
     const double written = entry.positive("num_forward_rows");
-    probe.forward.push_back({(rows + written) * dispatch_row, written, both_s, copies / rows});
+    probe.forward.push_back(
+        {(rows + written) * dispatch_row, written, both_s, copies / rows, rows});
   } else if (kind == "expand_phase") {
-    probe.expand.push_back({rows * dispatch_row + copies * plain_row, copies, time_s});
+    probe.expand.push_back({rows * dispatch_row + copies * plain_row, copies, time_s, 0.0, rows});
   } else if (kind == "merge") {
-    probe.merge.push_back({(copies + rows) * plain_row, copies, time_s});
+    probe.merge.push_back({(copies + rows) * plain_row, copies, time_s, 0.0, rows});
   } else if (kind == "gather_sum") {
     const double read = entry.positive("num_forward_rows");
-    probe.gather.push_back({(read + rows) * plain_row, read, time_s});
+    probe.gather.push_back({(read + rows) * plain_row, read, time_s, 0.0, rows});
   } else if (kind == "sum") {
-    probe.sum.push_back({(rows + tokens) * plain_row, rows, time_s});
+    probe.sum.push_back({(rows + tokens) * plain_row, rows, time_s, 0.0, tokens});
   } else if (kind == "sum_with_shared") {
-    probe.sum.push_back({(rows + 2.0 * tokens) * plain_row, rows, time_s});
+    probe.sum.push_back({(rows + 2.0 * tokens) * plain_row, rows, time_s, 0.0, tokens});
   }
 }
 
@@ -324,7 +329,9 @@ void set_pattern_rates(const PatternRates& rates, Cluster& cluster) {
 
 double kernel_time_s(const KernelCosts& costs, const KernelPoint& point) {
   return costs.launch.value + point.copies_per_row * costs.copy.value +
-         point.rows * costs.row.value + point.bytes / costs.bandwidth.value;
+         point.rows * costs.row.value + point.bytes / costs.bandwidth.value +
+         item_latency_s(costs, point.bytes, point.items) +
+         (costs.quantise_bandwidth ? point.quantised / costs.quantise_bandwidth->value : 0.0);
 }
 
 CostsFit<KernelCosts> fit_row_kernel(const std::vector<KernelPoint>& points, double memory_rate) {
@@ -336,11 +343,15 @@ CostsFit<KernelCosts> fit_row_kernel(const std::vector<KernelPoint>& points, dou
   // Only what the points contain is asked for.
   const bool rows = has(&KernelPoint::rows);
   const bool copies = has(&KernelPoint::copies_per_row);
+  const bool items = has(&KernelPoint::items);
+  const bool quantises = has(&KernelPoint::quantised);
   std::vector<FitParameter> parameters{{"launch", std::log(8e-6), 2.0},
                                        {"bandwidth", std::log(memory_rate), 1.0}};
   if (rows) parameters.push_back({"row", std::log(1e-10), 2.0});
   if (copies) parameters.push_back({"copy", std::log(2e-6), 2.0});
-  const auto make = [rows, copies](std::span<const double> p) {
+  if (items) parameters.push_back({"item_bandwidth", std::log(15e9), 1.0});
+  if (quantises) parameters.push_back({"quantise_bandwidth", std::log(3.0 * memory_rate), 1.0});
+  const auto make = [=](std::span<const double> p) {
     KernelCosts costs;
     std::size_t next = 0;
     const auto take = [&] { return std::exp(p[next++]); };
@@ -348,6 +359,8 @@ CostsFit<KernelCosts> fit_row_kernel(const std::vector<KernelPoint>& points, dou
     costs.bandwidth = Bandwidth{take()};
     if (rows) costs.row = Seconds{take()};
     if (copies) costs.copy = Seconds{take()};
+    if (items) costs.item_bandwidth = Bandwidth{take()};
+    if (quantises) costs.quantise_bandwidth = Bandwidth{take()};
     return costs;
   };
   return fit_in_folds<KernelCosts>(

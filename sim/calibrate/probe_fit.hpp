@@ -20,6 +20,8 @@ struct KernelPoint {
   double rows = 0.0;
   double time_s = 0.0;
   double copies_per_row = 0.0;
+  double items = 0.0;      // zero: not known
+  double quantised = 0.0;  // bytes of tokens, as KernelCosts counts them
 };
 
 // One measured MLP: rows per expert.

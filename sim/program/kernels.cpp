@@ -199,6 +199,12 @@ double GpuResources::slowness(std::uint32_t gpu) const {
   return found == slow_.end() ? 1.0 : found->second;
 }
 
+double item_latency_s(const KernelCosts& costs, double bytes, double items) {
+  if (!costs.item_bandwidth || items <= 0.0) return 0.0;
+  const double moving_s = bytes / costs.bandwidth.value;
+  return std::hypot(moving_s, bytes / items / costs.item_bandwidth->value) - moving_s;
+}
+
 void GpuResources::add_copy(const Copy& copy, std::uint32_t waits_for,
                             std::span<const std::uint32_t> signals) {
   if (copy.bytes <= 0.0) {
@@ -213,9 +219,16 @@ void GpuResources::add_copy(const Copy& copy, std::uint32_t waits_for,
     const double again_s = std::max(0.0, copy.costs->launch.value - gap_s);
     launches_s = copy.costs->launch.value + (copy.kernels - 1.0) * again_s + copy.events * gap_s;
   }
-  const double index_s =
-      copy.costs ? copy.rows * copy.costs->row.value + copy.copies_per_row * copy.costs->copy.value
-                 : 0.0;
+  double index_s = 0.0;
+  if (copy.costs) {
+    index_s = copy.rows * copy.costs->row.value + copy.copies_per_row * copy.costs->copy.value;
+    if (copy.costs->quantise_bandwidth) {
+      index_s += copy.quantised / copy.costs->quantise_bandwidth->value;
+    }
+    // Every one of the kernels has an equal part of bytes and items.
+    index_s += copy.kernels *
+               item_latency_s(*copy.costs, copy.bytes / copy.kernels, copy.items / copy.kernels);
+  }
   // A kernel that reaches less than the memory's rate keeps the memory for as long as it moves.
   const double memory_share = copy.costs ? memory_rate(gpu_) / copy.costs->bandwidth.value : 1.0;
   const double duration_s = (launches_s + index_s) * slowness(copy.gpu);

@@ -77,6 +77,8 @@ class GpuResources {
     const KernelCosts* costs = nullptr;
     double rows = 0.0;
     double copies_per_row = 0.0;  // of a calibrated kernel whose index reads them
+    double items = 0.0;           // of calibrated kernels, all of `kernels` together; 0: none counts
+    double quantised = 0.0;       // bytes, as KernelCosts counts them
     std::uint32_t kernels = 1;    // as many launches, one after the other
     std::uint32_t events = 0;     // recorded behind it, each a gap of RowKernels
   };
@@ -98,6 +100,10 @@ class GpuResources {
   std::map<std::uint32_t, double> slow_;                             // by GPU
   bool streams_on_ = false;
 };
+
+// What a calibrated kernel takes, beyond bytes / bandwidth, because no block is faster than its item
+// of `bytes` / `items`; seconds. None where the costs do not say so, or for zero items.
+double item_latency_s(const KernelCosts& costs, double bytes, double items);
 
 // What grouped products compute for a row of an expert, summed over the products of n columns over k
 // values: n * k, n, and n + k. An MLP's gate, up and down are {3 h i, 2 i + h, 3 i + 2 h}.

@@ -196,13 +196,23 @@ class GroupBuilder {
     std::uint32_t kernels = 1;  // launched one after the other
     double copies_per_row = 0.0;
     std::uint32_t events = 0;  // recorded behind it
+    double items = 0.0;        // as RowKernels counts them
+    double quantised = 0.0;    // bytes of tokens
   };
 
   void add_copy(Phase phase, std::uint32_t rank, const Moved& moved, std::uint32_t waits_for,
                 std::span<const std::uint32_t> signals, bool launched = false) {
     out_.gpus().add_copy(
-        {first_gpu_ + rank, has_kernels() ? moved.bytes : 0.0, launched, kernel_costs(phase),
-         moved.rows, moved.copies_per_row, moved.kernels, moved.events},
+        {.gpu = first_gpu_ + rank,
+         .bytes = has_kernels() ? moved.bytes : 0.0,
+         .launched = launched,
+         .costs = kernel_costs(phase),
+         .rows = moved.rows,
+         .copies_per_row = moved.copies_per_row,
+         .items = moved.items,
+         .quantised = moved.quantised,
+         .kernels = moved.kernels,
+         .events = moved.events},
         waits_for, signals);
     out_.label(phase);
   }
@@ -226,7 +236,12 @@ class GroupBuilder {
     if (kernels() != nullptr) {
       const auto written = static_cast<double>(rows_[rank].summed);  // those for itself included
       const auto tokens = static_cast<double>(plan_.num_tokens(rank));
-      return {tokens * token_bytes + written * dispatch_row_, written, plan_.num_rounds};
+      const bool fp8 = setup_.kernels->dispatch_payload == PayloadType::kFp8;
+      return {.bytes = tokens * token_bytes + written * dispatch_row_,
+              .rows = written,
+              .kernels = plan_.num_rounds,
+              .items = tokens,
+              .quantised = fp8 ? tokens * token_bytes : 0.0};
     }
     const double rows = !out_.transport().moves_tokens() ? static_cast<double>(rows_[rank].packed)
                         : setup_.kernels->dispatch_payload == PayloadType::kFp8
@@ -292,7 +307,8 @@ class GroupBuilder {
       // Own rows in place are tokens still.
       const double in_place = own_rows_in_place() ? static_cast<double>(rows_[rank].own) : 0.0;
       const double read = (arriving - in_place) * dispatch_row_ + in_place * expert_row;
-      add_copy(Phase::kExpand, rank, {read + copies * expert_row, copies},
+      add_copy(Phase::kExpand, rank,
+               {.bytes = read + copies * expert_row, .rows = copies, .items = arriving},
                after_gap(Phase::kExpand, rank, arrived_[rank]), expanded);
       const std::uint32_t multiplied[]{builder_.add_event()};
       Seconds duration;
@@ -316,7 +332,8 @@ class GroupBuilder {
       for (std::uint32_t round = 0; two_hops() && round < plan_.num_rounds; ++round) {
         ready.push_back(gathered_[slot(rank, round)]);
       }
-      add_copy(Phase::kMerge, rank, {(copies + arriving) * combine_row_, copies},
+      add_copy(Phase::kMerge, rank,
+               {.bytes = (copies + arriving) * combine_row_, .rows = copies, .items = arriving},
                after_gap(Phase::kMerge, rank, multiplied[0]), ready);
     }
   }
@@ -339,7 +356,10 @@ class GroupBuilder {
       }
       add_row_copy(
           Phase::kSum, rank,
-          {(summed + outputs) * combine_row_, summed, kernels() != nullptr ? plan_.num_rounds : 1},
+          {.bytes = (summed + outputs) * combine_row_,
+           .rows = summed,
+           .kernels = kernels() != nullptr ? plan_.num_rounds : 1,
+           .items = tokens},
           after_gap(Phase::kSum, rank, returned_[rank]), std::span(&done[rank], 1));
     }
     return done;
@@ -552,7 +572,11 @@ class GroupBuilder {
           continue;
         }
         add_row_copy(Phase::kForward, rank,
-                     {(rows + read) * dispatch_row_, rows, 1, copies_per_row, 1},
+                     {.bytes = (rows + read) * dispatch_row_,
+                      .rows = rows,
+                      .copies_per_row = copies_per_row,
+                      .events = 1,
+                      .items = received},
                      next_on_stream(rank, round), signals,
                      /*launched=*/round > 0);
       }
@@ -577,8 +601,10 @@ class GroupBuilder {
         const RelayRows& rows = relay_rows_[slot(rank, round)];
         const std::uint32_t signals[]{reduced_[slot(rank, round)], returned_[rank]};
         add_row_copy(Phase::kGather, rank,
-                     {static_cast<double>(rows.forwarded + rows.received) * combine_row_,
-                      static_cast<double>(rows.forwarded), 1, 0.0, 1},
+                     {.bytes = static_cast<double>(rows.forwarded + rows.received) * combine_row_,
+                      .rows = static_cast<double>(rows.forwarded),
+                      .events = 1,
+                      .items = static_cast<double>(rows.received)},
                      gathered_[slot(rank, round)], signals,
                      /*launched=*/round > 0);
       }

@@ -68,25 +68,29 @@ std::string refusal(const json& probe) {
 TEST(GpuProbe, CountsRowsAndBytesOfEveryPhase) {
   const GpuProbe probe = parse_gpu_probe(small_probe().dump(), "curves.json");
   // A BF16 row of 2048 values has 4096 bytes, an FP8 one 2048 and 16 scales of 4 bytes: 2112.
-  const auto expect = [](const KernelPoint& point, double bytes, double rows) {
+  const auto expect = [](const KernelPoint& point, double bytes, double rows, double items) {
     EXPECT_DOUBLE_EQ(point.bytes, bytes);
     EXPECT_DOUBLE_EQ(point.rows, rows);
+    EXPECT_DOUBLE_EQ(point.items, items);
     EXPECT_DOUBLE_EQ(point.time_s, 20e-6);
   };
   ASSERT_EQ(probe.pack.size(), 1U);
-  expect(probe.pack[0], 100.0 * 4096 + 300.0 * 2112, 300);
+  // 100 tokens, quantised, into 300 rows; all kernels behind the exchange run over those.
+  expect(probe.pack[0], 100.0 * 4096 + 300.0 * 2112, 300, 100);
+  EXPECT_DOUBLE_EQ(probe.pack[0].quantised, 100.0 * 4096);
   // Index and rows were timed apart, 20 us each, and are one phase: one pair of events less.
   ASSERT_EQ(probe.forward.size(), 1U);
   EXPECT_DOUBLE_EQ(probe.forward[0].bytes, (300.0 + 500.0) * 2112);
   EXPECT_DOUBLE_EQ(probe.forward[0].rows, 500);
   EXPECT_DOUBLE_EQ(probe.forward[0].time_s, 37e-6);
   EXPECT_DOUBLE_EQ(probe.forward[0].copies_per_row, 800.0 / 300.0);
-  expect(probe.expand.at(0), 300.0 * 2112 + 800.0 * 4096, 800);
-  expect(probe.merge.at(0), (800.0 + 300.0) * 4096, 800);
-  expect(probe.gather.at(0), (500.0 + 300.0) * 4096, 500);
+  EXPECT_DOUBLE_EQ(probe.forward[0].items, 300);
+  expect(probe.expand.at(0), 300.0 * 2112 + 800.0 * 4096, 800, 300);
+  expect(probe.merge.at(0), (800.0 + 300.0) * 4096, 800, 300);
+  expect(probe.gather.at(0), (500.0 + 300.0) * 4096, 500, 300);
   ASSERT_EQ(probe.sum.size(), 2U);
-  expect(probe.sum[0], (300.0 + 100.0) * 4096, 300);
-  expect(probe.sum[1], (300.0 + 200.0) * 4096, 300);
+  expect(probe.sum[0], (300.0 + 100.0) * 4096, 300, 100);
+  expect(probe.sum[1], (300.0 + 200.0) * 4096, 300, 100);
   EXPECT_THAT(probe.mlp.at(0).expert_rows, ElementsAre(3, 5));
   EXPECT_THAT(probe.shared_mlp.at(0).expert_rows, ElementsAre(100));
   EXPECT_TRUE(probe.mlp_fp8.empty());
@@ -257,7 +261,8 @@ std::vector<KernelPoint> kernel_points(const KernelCosts& costs) {
   for (const double hidden : {2048.0, 7168.0}) {
     for (double rows = 128; rows <= 131072; rows *= 4) {
       for (const double tokens : {rows, rows / 2, rows / 8}) {
-        points.push_back({(rows + tokens) * 2.0 * hidden, rows, 0.0, 0.0});
+        points.push_back({.bytes = (rows + tokens) * 2.0 * hidden, .rows = rows});
+        if (costs.item_bandwidth) points.back().items = tokens;
         points.back().time_s = kernel_time_s(costs, points.back());
       }
     }
@@ -266,7 +271,7 @@ std::vector<KernelPoint> kernel_points(const KernelCosts& costs) {
 }
 
 TEST(ProbeFit, FindsTheKernelThatWroteThePoints) {
-  const KernelCosts known{{12e-6}, {2e-10}, {}, {3.6e12}};
+  const KernelCosts known{{12e-6}, {2e-10}, {}, {3.6e12}, {}, {}};
   const auto fit = fit_row_kernel(kernel_points(known), kMemoryRate);
   EXPECT_NEAR(fit.costs.launch.value / known.launch.value, 1.0, 0.01);
   EXPECT_NEAR(fit.costs.row.value / known.row.value, 1.0, 0.05);
@@ -276,23 +281,50 @@ TEST(ProbeFit, FindsTheKernelThatWroteThePoints) {
 }
 
 TEST(ProbeFit, FindsWhatTheCopiesOfARowCost) {
-  const KernelCosts known{{10e-6}, {2e-11}, {2e-6}, {3.6e12}};
+  const KernelCosts known{{10e-6}, {2e-11}, {2e-6}, {3.6e12}, {}, {}};
   std::vector<KernelPoint> points = kernel_points(known);
   for (std::size_t i = 0; i < points.size(); ++i) {
     points[i].copies_per_row = static_cast<double>(1U << (i % 4));
     points[i].time_s = kernel_time_s(known, points[i]);
   }
   // 10 us, 4 copies of 2 us, 128 rows, and the bytes.
-  EXPECT_DOUBLE_EQ(kernel_time_s(known, {3.6e6, 128.0, 0.0, 4.0}),
+  EXPECT_DOUBLE_EQ(kernel_time_s(known, {.bytes = 3.6e6, .rows = 128.0, .copies_per_row = 4.0}),
                    10e-6 + 8e-6 + 128 * 2e-11 + 1e-6);
   const auto fit = fit_row_kernel(points, kMemoryRate);
   EXPECT_NEAR(fit.costs.copy.value / 2e-6, 1.0, 0.02);
   EXPECT_NEAR(fit.costs.launch.value / 10e-6, 1.0, 0.02);
 }
 
+// A token's eight rows of 7168 values and their sum are 9 * 14336 B, which a block of threads moves at 12 GB/s
+// in 10.752 us: more than the 128 * 129024 B at 4 TB/s of all of them, 4.128768 us.
+TEST(ProbeFit, FindsHowLongOneItemTakes) {
+  const KernelCosts known{{5e-6}, {}, {}, {4e12}, Bandwidth{12e9}, {}};
+  const KernelPoint few{.bytes = 128 * 129024.0, .rows = 1024.0, .items = 128.0};
+  EXPECT_NEAR(kernel_time_s(known, few), 5e-6 + std::hypot(4.128768e-6, 10.752e-6), 1e-12);
+  const auto fit = fit_row_kernel(kernel_points(known), kMemoryRate);
+  EXPECT_NEAR(fit.costs.item_bandwidth.value().value / 12e9, 1.0, 0.02);
+  EXPECT_NEAR(fit.costs.launch.value / 5e-6, 1.0, 0.02);
+  EXPECT_NEAR(fit.costs.bandwidth.value / 4e12, 1.0, 0.01);
+  EXPECT_FALSE(fit.costs.quantise_bandwidth.has_value());
+}
+
+// Every other point in FP8, whose tokens (half of the bytes) take as long again at 8 TB/s.
+TEST(ProbeFit, FindsWhatQuantisingTakes) {
+  const KernelCosts known{{10e-6}, {2e-11}, {}, {4e12}, {}, Bandwidth{8e12}};
+  std::vector<KernelPoint> points = kernel_points(known);
+  for (std::size_t i = 0; i < points.size(); i += 2) {
+    points[i].quantised = points[i].bytes / 2.0;
+    points[i].time_s = kernel_time_s(known, points[i]);
+  }
+  EXPECT_DOUBLE_EQ(kernel_time_s(known, {.bytes = 4e6, .quantised = 8e6}), 12e-6);
+  const auto fit = fit_row_kernel(points, kMemoryRate);
+  EXPECT_NEAR(fit.costs.quantise_bandwidth.value().value / 8e12, 1.0, 0.02);
+  EXPECT_NEAR(fit.costs.bandwidth.value / 4e12, 1.0, 0.01);
+}
+
 TEST(ProbeFit, NamesWhatSmallSizesLeaveOpen) {
   // All of one small size: launch, index and bytes cannot be told apart.
-  std::vector<KernelPoint> points(12, {128.0 * 4096, 128.0, 0.0, 0.0});
+  std::vector<KernelPoint> points(12, {.bytes = 128.0 * 4096, .rows = 128.0});
   for (KernelPoint& point : points) point.time_s = 10e-6;
   const auto fit = fit_row_kernel(points, kMemoryRate);
   EXPECT_THAT(fit.undetermined, ElementsAre("bandwidth", "row"));
@@ -332,7 +364,7 @@ TEST(ProbeFit, FindsTheMlpThatWroteThePoints) {
 // Two ranks on a GPU measured at once: each saw half of its memory, and the GPU has twice what they fitted.
 // A launch is each rank's own.
 TEST(ProbeFit, RanksThatSharedAGpuSawTheirPartOfIt) {
-  const KernelCosts half{{12e-6}, {2e-10}, {}, {1.5e12}};
+  const KernelCosts half{{12e-6}, {2e-10}, {}, {1.5e12}, {}, {}};
   GpuProbe probe;
   probe.ranks_per_gpu = 2;
   for (auto* points : {&probe.pack, &probe.forward, &probe.expand, &probe.merge, &probe.gather,
@@ -388,17 +420,25 @@ TEST(ProbeFit, TopologyFileReadsBackTheSame) {
   cluster.gpu.mlp_fp8 = mlp;
   cluster.gpu.shared_mlp = mlp;
   cluster.gpu.kernels =
-      RowKernels{{{1e-6}, {1e-10}, {}, {1e12}},           {{2e-6}, {2e-10}, {2e-6}, {2e12}},
-                 {{3e-6}, {3e-10}, {}, {3e12}},           {{4e-6}, {4e-10}, {}, {4e12}},
-                 {{5e-6}, {5e-10}, {}, {5e12}},           {{6e-6}, {0.0}, {}, {6e12}},
-                 KernelCosts{{7e-6}, {}, {}, {7e12}},     KernelCosts{{8e-6}, {}, {}, {8e12}},
-                 KernelCosts{{9e-6}, {}, {9e-9}, {9e12}}, {3e-6}};
+      RowKernels{{{1e-6}, {1e-10}, {}, {1e12}, {}, Bandwidth{1e13}},
+                 {{2e-6}, {2e-10}, {2e-6}, {2e12}, {}, {}},
+                 {{3e-6}, {3e-10}, {}, {3e12}, {}, {}},
+                 {{4e-6}, {4e-10}, {}, {4e12}, Bandwidth{4e10}, {}},
+                 {{5e-6}, {5e-10}, {}, {5e12}, {}, {}},
+                 {{6e-6}, {0.0}, {}, {6e12}, {}, {}},
+                 KernelCosts{{7e-6}, {}, {}, {7e12}, {}, {}},
+                 KernelCosts{{8e-6}, {}, {}, {8e12}, {}, {}},
+                 KernelCosts{{9e-6}, {}, {9e-9}, {9e12}, {}, {}},
+                 {3e-6}};
   cluster.uncertainty.scale_up = {{Seconds{20e-6}, 0.2}, {std::nullopt, 0.05}};
   cluster.uncertainty.mlp = {{std::nullopt, 0.1}};
   const std::string text = to_yaml(cluster);
   const Cluster back = read_cluster(parse_yaml(text, "written"));
   EXPECT_EQ(to_yaml(back), text);
   EXPECT_DOUBLE_EQ(back.gpu.kernels->gather.bandwidth.value, 5e12);
+  EXPECT_DOUBLE_EQ(back.gpu.kernels->pack.quantise_bandwidth.value().value, 1e13);
+  EXPECT_DOUBLE_EQ(back.gpu.kernels->merge.item_bandwidth.value().value, 4e10);
+  EXPECT_FALSE(back.gpu.kernels->sum.item_bandwidth.has_value());
   EXPECT_DOUBLE_EQ(back.gpu.mlp_fp8->tile_padding, 30.0);
   EXPECT_EQ(back.gpu.shared_mlp->tile_rows, 128U);
   ASSERT_EQ(back.gpu.mlp->tiles.size(), 2U);

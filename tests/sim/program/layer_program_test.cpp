@@ -134,7 +134,7 @@ TEST(LayerProgram, DirectPutsAndPullsBesideTheCalibratedKernels) {
   Cluster cluster = with_row_kernels(small_cluster(2, 1));
   cluster.nic->latency = Seconds{};
   cluster.gpu.kernels->send_index =
-      KernelCosts{Seconds{400e-9}, Seconds{10e-9}, {}, Bandwidth{4e9}};
+      KernelCosts{Seconds{400e-9}, Seconds{10e-9}, {}, Bandwidth{4e9}, {}, {}};
   DirectKernel kernel;
   kernel.fixed = Seconds{1000e-9};
   kernel.peer = Seconds{100e-9};
