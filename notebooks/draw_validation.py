@@ -138,6 +138,46 @@ def draw_direct(layers, dispatches):
     cf.save(figure, "validation_direct")
 
 
+# The runs of runtime/results/h200_nvlink_N, as draw_gains calls them.
+GAIN_RUNS = {"standard": "stan-\ndard", "load-balanced": "bal-\nanced", "refined": "collabo-\nration", "refined-1.05": "... cap\n1.05",
+             "time-aware": "time-\naware", "hierarchical": "hier-\narchical"}
+GAIN_CASES = {"law-h2048-t4096-fp8": "hidden 2048", "law-h7168-t4096-fp8": "hidden 7168"}
+
+
+def draw_gains(by_part):
+    """Measured and predicted time of each run over that of de-duplication with contiguous experts, per phase, on 2 and 4 GPUs."""
+    figure, axes = plt.subplots(2, len(by_part), figsize=(12.4, 5.4), sharex=True, sharey="col", squeeze=False)
+    for column, (part, section) in enumerate(by_part.items()):
+        for row, machine in enumerate(("h200_nvlink_2", "h200_nvlink_4")):
+            axis = axes[row, column]
+            axis.axhline(1.0, color=cf.BLACK, linewidth=0.9)
+            for offset, style, (case, label) in zip((-0.17, 0.17), cf.SERIES_STYLES, GAIN_CASES.items()):
+                times = {}
+                for point in section["points"]:
+                    name, run, _ = point["name"].split(", ")
+                    if point["group"] == machine and name == case:  # two layers
+                        total = times.setdefault(run, [0.0, 0.0])
+                        total[0] += point["measured_s"]
+                        total[1] += point["predicted_s"]
+                for is_measured, key in ((True, 0), (False, 1)):
+                    shown = [(x, times[run][key] / times["dedup"][key]) for x, run in enumerate(GAIN_RUNS) if run in times]
+                    axis.plot([x + offset + (0.0 if is_measured else 0.11) for x, _ in shown], [y for _, y in shown], color=style["color"],
+                              marker=style["marker"], markersize=5, markerfacecolor=style["color"] if is_measured else "none", linestyle="",
+                              label=f"{label}, {'measured' if is_measured else 'predicted'}")
+            axis.set_yscale("log")
+            fine = part in ("expert MLP", "whole layer")
+            axis.yaxis.set_major_locator(ticker.FixedLocator([0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.25] if fine else [0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 2.5]))
+            axis.yaxis.set_minor_locator(ticker.NullLocator())
+            axis.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_xticks(range(len(GAIN_RUNS)), list(GAIN_RUNS.values()), fontsize=7)
+            if row == 0:
+                axis.set_title(part)
+            if column == 0:
+                axis.set_ylabel(f"{machine[-1]} H200:\ntime over dedup, contiguous")
+    axes[0, 0].legend(fontsize=7)
+    cf.save(figure, "validation_gains")
+
+
 if __name__ == "__main__":
     cf.use_style()
     found = sections()
@@ -149,6 +189,9 @@ if __name__ == "__main__":
                       ("dispatch", "dispatch of at least 20 us"), ("combine", "combine of at least 20 us"), ("expert MLP", "expert MLP"),
                       ("whole layer", "whole layer"))},
                  "validation_nvlink", (12.4, 3.5), "measured, one layer (ms)")
+    nvlink = "Our runs over NVLink: "
+    draw_gains({"dispatch": found[nvlink + "dispatch of at least 20 us"], "combine": found[nvlink + "combine of at least 20 us"],
+                "expert MLP": found[nvlink + "expert MLP"], "whole layer": found[nvlink + "whole layer"]})
     draw_scatter({"expert MLP": found["Expert MLP (H200, BF16), every other batch size left out"],
                   "DeepEP kernels": found["DeepEP normal kernels, one node, from 64 tokens"]},
                  "validation_kernels", (7.6, 3.7), "measured (ms)")
