@@ -6,7 +6,6 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/json.hpp"
@@ -65,8 +64,8 @@ Rows read_rows(const PointTable& table, std::size_t row, std::uint32_t num_ranks
 }
 
 std::string describe(const RowExchange& exchange) {
-  return fmt::format("{} B, {}, {} multiprocessors", exchange.row_bytes,
-                     counted(exchange.tokens_per_rank, "token"), exchange.sms);
+  return fmt::format("{} B, {} tokens, {} multiprocessors", exchange.row_bytes,
+                     exchange.tokens_per_rank, exchange.sms);
 }
 
 // Volumes of an exchange whose matrix is given; all ranks may talk to all. What ranks of one GPU have
@@ -121,8 +120,7 @@ void check_tokens(const PointTable& table, std::size_t row, const RowExchange& e
       if (exchange.rows[src][dst] <= exchange.tokens_per_rank) continue;
       throw InputError(
           table.place(row, "rows_src_dst"),
-          fmt::format("{} from rank {} to rank {}", counted(exchange.rows[src][dst], "row"), src,
-                      dst),
+          fmt::format("{} rows from rank {} to rank {}", exchange.rows[src][dst], src, dst),
           fmt::format("at most one for each of {} tokens_per_rank", exchange.tokens_per_rank));
     }
   }
@@ -171,7 +169,7 @@ void add_routed(const PointTable& table, std::size_t row, std::vector<RowExchang
   dispatch.num_gpus = table.count(row, "gpus");
   if (dispatch.num_gpus == 0 || dispatch.num_ranks % dispatch.num_gpus != 0) {
     throw InputError(table.place(row, "gpus"), table.text(row, "gpus"),
-                     fmt::format("a divisor of the {}", counted(dispatch.num_ranks, "rank")));
+                     fmt::format("a divisor of the {} ranks", dispatch.num_ranks));
   }
   dispatch.num_nodes = 1;
   dispatch.sms = table.positive(row, "sms");
@@ -231,9 +229,8 @@ void add_uniform(const PointTable& table, std::size_t row, std::vector<RowExchan
     const double rows = exchange.tokens_per_rank * fan_out;
     exchange.volumes = alike(exchange, rows, rows * (kNodeRanks - 1.0) / kNodeRanks, kNodeRanks);
     exchange.time_s = table.positive(row, dispatch ? "dispatch_us" : "combine_us") * 1e-6;
-    exchange.name =
-        fmt::format("hidden {}, top-{} of {}, {}, {} multiprocessors", hidden, topk, num_experts,
-                    counted(exchange.tokens_per_rank, "token"), exchange.sms);
+    exchange.name = fmt::format("hidden {}, top-{} of {}, {} tokens, {} multiprocessors", hidden,
+                                topk, num_experts, exchange.tokens_per_rank, exchange.sms);
     out.push_back(std::move(exchange));
   }
 }
@@ -272,9 +269,9 @@ void add_two_level(const PointTable& table, std::size_t row, std::vector<RowExch
     const std::string prefix = dispatch ? "dispatch" : "combine";
     exchange.time_s = table.positive(row, prefix + "_transmit_us") * 1e-6;
     if (dispatch) exchange.notify_s = table.positive(row, "dispatch_notify_us") * 1e-6;
-    exchange.name = fmt::format("{}, hidden {}, top-{} of {}, {}, {} multiprocessors",
-                                counted(num_nodes, "node"), hidden, topk, num_experts,
-                                counted(exchange.tokens_per_rank, "token"), exchange.sms);
+    exchange.name =
+        fmt::format("{} nodes, hidden {}, top-{} of {}, {} tokens, {} multiprocessors", num_nodes,
+                    hidden, topk, num_experts, exchange.tokens_per_rank, exchange.sms);
     out.push_back(std::move(exchange));
   }
 }
@@ -306,8 +303,8 @@ void add_nvlink(const PointTable& table, std::size_t row, std::vector<RowExchang
   const double rows = exchange.tokens_per_rank * std::min<double>(topk, ranks);
   exchange.volumes = alike(exchange, rows, rows * (ranks - 1.0) / ranks, ranks);
   exchange.time_s = table.positive(row, "latency_us") * 1e-6;
-  exchange.name = fmt::format("EP {}, {}, {}", exchange.num_ranks, payload,
-                              counted(exchange.tokens_per_rank, "token"));
+  exchange.name =
+      fmt::format("EP {}, {}, {} tokens", exchange.num_ranks, payload, exchange.tokens_per_rank);
   out.push_back(std::move(exchange));
 }
 

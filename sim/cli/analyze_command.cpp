@@ -308,8 +308,8 @@ void run_analyze(const AnalyzeArguments& arguments) {
   }
   const std::size_t replicas = num_replicas(placement);
   fmt::print(
-      "{}: {} ({}) on {}, {} per node\nPlacement {}{}{}\n\n", arguments.options.trace,
-      counted(arguments.eval, "sequence"), counted(evaluated.num_tokens(), "token"),
+      "{}: {} sequences ({}) on {}, {} per node\nPlacement {}{}{}\n\n", arguments.options.trace,
+      arguments.eval, counted(evaluated.num_tokens(), "token"),
       counted(placement.num_ranks, "rank"), placement.ranks_per_node, placement.strategy,
       placement.trained_on.empty() ? "" : fmt::format(", learnt on {}", placement.trained_on),
       replicas == 0 ? ""
