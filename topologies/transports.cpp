@@ -117,6 +117,9 @@ std::optional<NcclTier> read_nccl_tier(LayeredMap& parent, const std::string& ke
   rate("rank_total_bandwidth", tier.rank_total_bandwidth);
   rate("pair_bandwidth", tier.pair_bandwidth);
   rate("pair_total_bandwidth", tier.pair_total_bandwidth);
+  if (const auto beside = map->optional("beside_kernels")) {
+    tier.beside_kernels = beside->as_number(1.0, 1000.0);
+  }
   map->finish();
   return tier;
 }
@@ -141,6 +144,9 @@ std::string nccl_tier_text(std::string_view key, const NcclTier& tier, std::size
   add("rank_total_bandwidth", tier.rank_total_bandwidth);
   add("pair_bandwidth", tier.pair_bandwidth);
   add("pair_total_bandwidth", tier.pair_total_bandwidth);
+  if (tier.beside_kernels) {
+    text += fmt::format("{}beside_kernels: {}\n", spaces(indent + 2), *tier.beside_kernels);
+  }
   if (tier.channels) text += fmt::format("{}channels: {}\n", spaces(indent + 2), *tier.channels);
   text += spaces(indent + 2) + "segments:\n";
   for (const MessageSegment& segment : tier.segments) {

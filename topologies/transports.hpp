@@ -71,6 +71,9 @@ struct NcclTier {
   // What two ranks exchange over the channels of their connection, each direction and both together;
   // absent: what a rank reaches.
   std::optional<Bandwidth> pair_bandwidth, pair_total_bandwidth;
+  // How many times as long an exchange takes while kernels that move rows have one of its GPUs'
+  // memory, on another stream; at least 1, absent: as long as alone.
+  std::optional<double> beside_kernels;
 };
 
 // The channels over which two of `num_ranks` ranks exchange: the largest power of two of which

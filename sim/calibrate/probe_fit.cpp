@@ -185,6 +185,30 @@ double grouped_mlp_s(const MlpCosts& costs, const GroupedMlpPoint& point) {
   return calibrated_mlp_time(costs, point.hidden, point.intermediate, point.expert_rows, 0.0).value;
 }
 
+// How many times as long an exchange takes beside a copy, from the copies that it did not outlast: the
+// median over the sizes of both.
+std::optional<double> slowed_by_copies(const nlohmann::json& document, const std::string& name) {
+  struct Beside {
+    double alone_s = 0.0, exchange_s = 0.0, copy_s = 0.0;
+  };
+  std::map<std::pair<double, double>, Beside> cases;  // by bytes of a pair and of the copy
+  read_probe_part(document, name, "overlap", [&](const ProbeEntry& entry) {
+    if (entry.text("work") != "copy") return;
+    Beside& times = cases[{entry.positive("bytes_per_pair"), entry.positive("copy_bytes")}];
+    const std::string kind = entry.text("kind");
+    if (kind == "exchange_alone") times.alone_s = entry.time_s();
+    if (kind == "exchange_beside_work") times.exchange_s = entry.time_s();
+    if (kind == "work_beside_exchange") times.copy_s = entry.time_s();
+  });
+  std::vector<double> factors;
+  for (const auto& [sizes, times] : cases) {
+    if (times.alone_s <= 0.0 || times.exchange_s <= 0.0 || times.copy_s < times.exchange_s) continue;
+    factors.push_back(times.exchange_s / times.alone_s);
+  }
+  if (factors.empty()) return std::nullopt;
+  return median(std::move(factors));
+}
+
 }  // namespace
 
 GpuProbe parse_gpu_probe(const std::string& text, const std::string& name) {
@@ -252,6 +276,7 @@ PatternRates parse_pattern_rates(const std::string& text, const std::string& nam
     if (peers < 2.0 || !out.pair_both_ways) continue;
     if (time_s > kRamping * 2.0 * bytes / *out.pair_both_ways) out.pair_times[bytes] = time_s;
   }
+  if (document.contains("overlap")) out.beside_kernels = slowed_by_copies(document, name);
   return out;
 }
 
@@ -316,6 +341,7 @@ void set_pattern_rates(const PatternRates& rates, Cluster& cluster) {
       tier.rank_bandwidth = Bandwidth{one_way};
       cluster.scale_up->bandwidth = std::max(cluster.scale_up->bandwidth, Bandwidth{one_way});
     }
+    if (rates.beside_kernels.value_or(1.0) > 1.0) tier.beside_kernels = rates.beside_kernels;
     if (!rates.pair_times.empty()) tier.segments = segments_of(rates.pair_times, tier.start);
     // Less by a tenth is more than these rates scatter.
     if (rates.pair_one_way && *rates.pair_one_way < 0.9 * tier.rank_bandwidth->value) {

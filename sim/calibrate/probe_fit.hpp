@@ -59,10 +59,13 @@ GpuProbe parse_gpu_probe(const std::string& text, const std::string& name);
 // (`all_to_one`, `one_to_all`), and two ranks over their connection, in one (`sendrecv`) and in both
 // (`shift`) directions. Absent where the patterns were not measured; bytes per second. `pair_times`:
 // seconds of `shift` by bytes of a pair, as long as they are more than half as long again as at
-// pair_both_ways; empty for two ranks, whose pair is the whole of a uniform exchange.
+// pair_both_ways; empty for two ranks, whose pair is the whole of a uniform exchange. `beside_kernels`:
+// how many times as long an all-to-all takes beside copies that outlast it (list `overlap`), the median
+// over their sizes.
 struct PatternRates {
   std::optional<double> rank_one_way, pair_one_way, pair_both_ways;
   std::map<double, double> pair_times{};
+  std::optional<double> beside_kernels{};
 };
 PatternRates read_pattern_rates(const std::filesystem::path& path);
 PatternRates parse_pattern_rates(const std::string& text, const std::string& name);
@@ -71,7 +74,8 @@ PatternRates parse_pattern_rates(const std::string& text, const std::string& nam
 // Connections that reach as much as their ranks get no rates of their own. Links carry at least what a
 // rank reaches in one direction, which those of a skeleton, widened to uniform exchanges, do not. And a
 // single message moves no faster than pair_times say beyond the launch (segments, half an octave each):
-// a rank that sends to one other has fewer channels to fill than one that sends to all.
+// a rank that sends to one other has fewer channels to fill than one that sends to all. A tier with a
+// rank_bandwidth also gets beside_kernels, where it is above 1.
 void set_pattern_rates(const PatternRates& rates, Cluster& cluster);
 
 // Seconds of a kernel by the formula of KernelCosts.

@@ -233,6 +233,27 @@ void GpuResources::add_copy(const Copy& copy, std::uint32_t waits_for,
   const double memory_share = copy.costs ? memory_rate(gpu_) / copy.costs->bandwidth.value : 1.0;
   const double duration_s = (launches_s + index_s) * slowness(copy.gpu);
   const double amount = copy.bytes * memory_share * slowness(copy.gpu);
+  const auto beside = exchanges_.find(copy.gpu);
+  if (copy.beside_exchanges && beside != exchanges_.end() && ranks_per_gpu_ == 1) {
+    const std::uint32_t launched[]{builder_.add_event()};
+    builder_.add({.src = copy.gpu,
+                  .dst = copy.gpu,
+                  .duration = duration_s,
+                  .queue = stream(copy.gpu),
+                  .waits_for = waits_for,
+                  .signals = launched});
+    std::vector<std::uint32_t> over(signals.begin(), signals.end());
+    over.push_back(builder_.add_event());
+    const std::uint32_t moving = builder_.add({.src = copy.gpu,
+                                               .dst = copy.gpu,
+                                               .amount = amount,
+                                               .queue = stream(copy.gpu),
+                                               .waits_for = launched[0],
+                                               .signals = over,
+                                               .uses = uses});
+    builder_.add_hold({beside->second.resource, beside->second.taken, moving, over.back()});
+    return;
+  }
   builder_.add({.src = copy.gpu,
                 .dst = copy.gpu,
                 .duration = duration_s,

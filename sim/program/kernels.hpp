@@ -81,7 +81,14 @@ class GpuResources {
     double quantised = 0.0;       // bytes, as KernelCosts counts them
     std::uint32_t kernels = 1;    // as many launches, one after the other
     std::uint32_t events = 0;     // recorded behind it, each a gap of RowKernels
+    // On a stream of its own, so that exchanges run beside it: they give way while it moves its bytes.
+    bool beside_exchanges = false;
   };
+  // All exchanges of a GPU flow over `resource`; kernels beside them take `taken` of it, one kernel at a
+  // time.
+  void set_exchanges(std::uint32_t gpu, std::uint32_t resource, double taken) {
+    exchanges_[gpu] = {resource, taken};
+  }
   void add_copy(const Copy& copy, std::uint32_t waits_for, std::span<const std::uint32_t> signals);
   // Work that takes `seconds` on all multiprocessors, and longer on fewer, after the silent time
   // `launch`; zero takes no time.
@@ -89,6 +96,10 @@ class GpuResources {
                 std::span<const std::uint32_t> signals, Seconds launch = {});
 
  private:
+  struct Exchanges {
+    std::uint32_t resource = 0;
+    double taken = 0.0;
+  };
   std::uint32_t stream(std::uint32_t gpu);
   [[nodiscard]] double slowness(std::uint32_t gpu) const;
 
@@ -98,6 +109,7 @@ class GpuResources {
   std::map<std::uint32_t, std::uint32_t> memory_, multiprocessors_;  // by physical GPU
   std::map<std::uint32_t, std::uint32_t> streams_;                   // by GPU
   std::map<std::uint32_t, double> slow_;                             // by GPU
+  std::map<std::uint32_t, Exchanges> exchanges_;                     // by GPU
   bool streams_on_ = false;
 };
 

@@ -212,7 +212,8 @@ class GroupBuilder {
          .items = moved.items,
          .quantised = moved.quantised,
          .kernels = moved.kernels,
-         .events = moved.events},
+         .events = moved.events,
+         .beside_exchanges = phase == Phase::kForward || phase == Phase::kGather},
         waits_for, signals);
     out_.label(phase);
   }
@@ -479,7 +480,8 @@ class GroupBuilder {
         const auto& own_copy = kernels()->own_copy;
         out_.gpus().add_copy({.gpu = first_gpu_ + m.src,
                               .bytes = 2.0 * sends[i].bytes,
-                              .costs = own_copy ? &*own_copy : nullptr},
+                              .costs = own_copy ? &*own_copy : nullptr,
+                              .beside_exchanges = phase == Phase::kGather},
                              over, signals);
         out_.label(phase);
       }

@@ -5,8 +5,9 @@
 // out.) Then every message waits for one of the
 // rank's `sends_in_flight` places, is silent for its segment's alpha, and flows no faster than its
 // segment's bandwidth, or than the channels that its pair of ranks has. All messages of a rank share what it reaches, each direction and both
-// together; those between two ranks what the channels of their connection reach, likewise. Rows that
-// stay on their rank cost nothing here.
+// together; those between two ranks what the channels of their connection reach, likewise. While
+// kernels on another stream move rows (the second hop's forwards and gathers), their GPU's exchanges get
+// what these leave of its memory (beside_kernels). Rows that stay on their rank cost nothing here.
 
 #include <fmt/format.h>
 
@@ -224,8 +225,8 @@ class Rates {
  public:
   explicit Rates(const NcclParameters& parameters) : parameters_(parameters) {}
 
-  void use(ProgramBuilder& builder, std::uint32_t src, std::uint32_t dst, bool inside,
-           std::vector<std::uint32_t>& uses) {
+  void use(ProgramBuilder& builder, GpuResources& gpus, std::uint32_t src, std::uint32_t dst,
+           bool inside, std::vector<std::uint32_t>& uses) {
     const auto& tier = inside ? parameters_.scale_up : parameters_.network;
     if (!tier) return;
     const char* name = inside ? "scale_up" : "network";
@@ -248,10 +249,18 @@ class Rates {
     add(Kind::kPair, src, dst, tier->pair_bandwidth, "to");
     add(Kind::kPairTotal, std::min(src, dst), std::max(src, dst), tier->pair_total_bandwidth,
         "and");
+    if (!tier->beside_kernels || !tier->rank_bandwidth) return;
+    // Both directions: what is left beside a kernel is that part of all that the GPU exchanges.
+    const double rate =
+        tier->rank_total_bandwidth.value_or(Bandwidth{2.0 * tier->rank_bandwidth->value}).value;
+    for (const std::uint32_t gpu : {src, dst}) {
+      add(Kind::kBeside, gpu, 0, Bandwidth{rate}, "beside kernels");
+      gpus.set_exchanges(gpu, uses.back(), rate * (1.0 - 1.0 / *tier->beside_kernels));
+    }
   }
 
  private:
-  enum class Kind : std::uint8_t { kOut, kIn, kTotal, kPair, kPairTotal };
+  enum class Kind : std::uint8_t { kOut, kIn, kTotal, kPair, kPairTotal, kBeside };
   const NcclParameters& parameters_;
   // By kind, tier and GPUs.
   std::map<std::tuple<Kind, bool, std::uint32_t, std::uint32_t>, std::uint32_t> resources_;
@@ -259,9 +268,11 @@ class Rates {
 
 class NcclPhase : public PhaseTransport {
  public:
-  NcclPhase(ProgramBuilder& builder, const Cluster& cluster, const NcclParameters& parameters,
-            SendQueues& queues, Rates& rates, const PhaseTraffic& traffic)
+  NcclPhase(ProgramBuilder& builder, GpuResources& gpus, const Cluster& cluster,
+            const NcclParameters& parameters, SendQueues& queues, Rates& rates,
+            const PhaseTraffic& traffic)
       : builder_(builder),
+        gpus_(gpus),
         cluster_(cluster),
         parameters_(parameters),
         queues_(queues),
@@ -305,7 +316,7 @@ class NcclPhase : public PhaseTransport {
     transfer.waits_for =
         when_both(builder_, message.src, meeting(message.src, message.dst, inside ? 0 : 1), after);
     std::vector<std::uint32_t> uses;
-    rates_.use(builder_, message.src, message.dst, inside, uses);
+    rates_.use(builder_, gpus_, message.src, message.dst, inside, uses);
     transfer.uses = uses;
     return builder_.add(transfer);
   }
@@ -365,6 +376,7 @@ class NcclPhase : public PhaseTransport {
   }
 
   ProgramBuilder& builder_;
+  GpuResources& gpus_;
   const Cluster& cluster_;
   const NcclParameters& parameters_;
   SendQueues& queues_;
@@ -383,9 +395,10 @@ class Nccl : public Transport {
         parameters_(std::move(parameters)),
         queues_(cluster),
         rates_(parameters_) {}
-  std::unique_ptr<PhaseTransport> begin(ProgramBuilder& builder, GpuResources& /*gpus*/,
+  std::unique_ptr<PhaseTransport> begin(ProgramBuilder& builder, GpuResources& gpus,
                                         const PhaseTraffic& traffic) override {
-    return std::make_unique<NcclPhase>(builder, cluster_, parameters_, queues_, rates_, traffic);
+    return std::make_unique<NcclPhase>(builder, gpus, cluster_, parameters_, queues_, rates_,
+                                       traffic);
   }
 
  private:

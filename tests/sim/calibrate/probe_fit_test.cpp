@@ -159,6 +159,44 @@ TEST(PatternRates, AreSlopesBetweenTheTwoLargestSizes) {
   EXPECT_THROW((void)parse_pattern_rates("{", "curves.json"), InputError);
 }
 
+// 20 us alone and 70 beside a copy that ends later are 3.5 times as long, 30 and 75 us 2.5 times; the mean
+// of these two is their median. 40 us beside a copy of 36 were beside nothing in the end, and products
+// take multiprocessors rather than memory.
+TEST(PatternRates, ExchangesBesideCopiesThatOutlastThem) {
+  json probe = pattern_probe();
+  EXPECT_FALSE(parse_pattern_rates(probe.dump(), "curves.json").beside_kernels);
+  const auto add = [&](const char* work, double copy_bytes, double alone_us, double exchange_us,
+                       double work_us) {
+    for (const auto& [kind, time_us] : std::initializer_list<std::pair<const char*, double>>{
+             {"exchange_alone", alone_us},
+             {"exchange_beside_work", exchange_us},
+             {"work_beside_exchange", work_us}}) {
+      probe["overlap"].push_back({{"kind", kind},
+                                  {"work", work},
+                                  {"bytes_per_pair", 1e6},
+                                  {"copy_bytes", copy_bytes},
+                                  {"median_us", time_us}});
+    }
+  };
+  add("copy", 1e6, 20.0, 40.0, 36.0);
+  EXPECT_FALSE(parse_pattern_rates(probe.dump(), "curves.json").beside_kernels);
+  add("copy", 1e8, 20.0, 70.0, 90.0);
+  add("copy", 1e9, 30.0, 75.0, 500.0);
+  add("product", 2048, 20.0, 22.0, 90.0);
+  const PatternRates rates = parse_pattern_rates(probe.dump(), "curves.json");
+  EXPECT_DOUBLE_EQ(rates.beside_kernels.value(), 3.0);
+  Cluster cluster = load_cluster("h200_node");
+  NcclTier tier;
+  tier.rank_bandwidth = Bandwidth{300e9};
+  cluster.transports = {NcclParameters{tier, std::nullopt}};
+  set_pattern_rates(rates, cluster);
+  const Cluster back = read_cluster(parse_yaml(to_yaml(cluster), "written"));
+  EXPECT_DOUBLE_EQ(
+      std::get<NcclParameters>(back.transports[0]).scale_up.value().beside_kernels.value(), 3.0);
+  probe["overlap"][2]["median_us"] = 0.0;
+  EXPECT_THROW((void)parse_pattern_rates(probe.dump(), "curves.json"), InputError);
+}
+
 TEST(PatternRates, LimitWhatUniformExchangesCannotShow) {
   Cluster cluster = load_cluster("h200_node");
   NcclTier tier;

@@ -158,6 +158,25 @@ TEST(KernelCosts, NoBlockIsFasterThanItsItem) {
   EXPECT_EQ(of_parts, (std::vector<long long>{1894, 1000}));
 }
 
+// An exchange of 4000 B begins to flow at 400, at 10 B/ns. From 500 to 900 a kernel beside it moves its bytes
+// and leaves it a quarter: 1000 B until 500, 1000 until 900, the rest until 1100. The launch before takes
+// nothing from it; a GPU without exchanges has nothing to give way.
+TEST(KernelCosts, ExchangesGiveWayToKernelsBesideThem) {
+  const Network network(small_cluster(2, 1));
+  ProgramBuilder builder;
+  GpuResources gpus(builder, network.cluster().gpu);
+  const std::uint32_t exchanges[]{builder.add_resource("exchanges", 10e9)};
+  gpus.set_exchanges(0, exchanges[0], 7.5e9);
+  builder.add({.duration = 400e-9, .amount = 4000.0, .uses = exchanges});
+  gpus.add_copy({.gpu = 0, .bytes = 4000.0, .beside_exchanges = true}, kStartEvent, {});
+  gpus.add_copy({.gpu = 1, .bytes = 4000.0, .beside_exchanges = true}, kStartEvent, {});
+  const Program program = std::move(builder).finish();
+  const Execution execution = run_flow(resolve(program, network), {.relative_precision = 0.0});
+  std::vector<long long> finish;
+  for (const double finish_s : execution.finish_s) finish.push_back(nanoseconds(finish_s));
+  EXPECT_EQ(finish, (std::vector<long long>{1100, 500, 900, 900}));
+}
+
 // Two works of 3000 and 1000 ns on all multiprocessors: at half of them each the shorter ends at
 // 2000 with 2000 of the longer's 3000 left, which then takes them alone. The copy beside them needs
 // memory only: 500 + 400.
