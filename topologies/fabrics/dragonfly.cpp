@@ -48,11 +48,11 @@ void check_dragonfly(const FabricKind& kind, const FabricSite& site, std::string
   if (room < site.num_gpus()) {
     throw InputError(
         where,
-        fmt::format("{} of {} with {} ports, which have room for {}",
-                    counted(fabric.num_groups, "group"),
-                    counted(fabric.routers_per_group, "router"), fabric.ports_per_router,
-                    counted(room, "GPU")),
-        fmt::format("room for {} of {} NICs", counted(site.num_gpus(), "GPU"), site.nics_per_gpu));
+        fmt::format("{} of {} with {}, which have room for {}", counted(fabric.num_groups, "group"),
+                    counted(fabric.routers_per_group, "router"),
+                    counted(fabric.ports_per_router, "port"), counted(room, "GPU")),
+        fmt::format("room for {} of {}", counted(site.num_gpus(), "GPU"),
+                    counted(site.nics_per_gpu, "NIC")));
   }
   const std::uint64_t global =
       std::uint64_t{fabric.routers_per_group} * fabric.global_links_per_router;

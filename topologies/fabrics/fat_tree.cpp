@@ -44,9 +44,10 @@ void check_fat_tree(const FabricKind& kind, const FabricSite& site, std::string_
   const auto& fabric = std::get<FatTreeFabric>(kind);
   const std::uint64_t room = gpus_that_fit(fabric.k, site.nics_per_gpu);
   if (room < site.num_gpus()) {
-    throw InputError(
-        where, fmt::format("k {}, which has room for {}", fabric.k, counted(room, "GPU")),
-        fmt::format("room for {} of {} NICs", counted(site.num_gpus(), "GPU"), site.nics_per_gpu));
+    throw InputError(where,
+                     fmt::format("k {}, which has room for {}", fabric.k, counted(room, "GPU")),
+                     fmt::format("room for {} of {}", counted(site.num_gpus(), "GPU"),
+                                 counted(site.nics_per_gpu, "NIC")));
   }
 }
 
