@@ -376,6 +376,23 @@ std::string order_finding(const NvlinkRuns& out, const OrderedPairs& all, const 
   return text + ")";
 }
 
+// Which kernels are off by more than the target, and why.
+std::string kernel_finding(const ValidationSection& kernels) {
+  std::size_t num_off = 0, num_gathers = 0;
+  for (const ValidationPoint& point : kernels.points) {
+    if (std::abs(point.error()) <= kernels.target_worst.value_or(0.0)) continue;
+    ++num_off;
+    if (point.group.ends_with(to_string(Phase::kGather)) && point.error() > 0.0) ++num_gathers;
+  }
+  return fmt::format(
+      "{} are off by more than the target, {} of them gathers that are predicted too long: the "
+      "copies of own results in them, a few MB each, fit into the caches, and the smallest copy "
+      "that the probe measures has 64 MiB. A block's time for one token or row adds less to "
+      "kernels whose blocks all run at once than to others. One formula for both does not tell "
+      "them apart, and sums of few long rows come out too short.",
+      num_off, num_gathers);
+}
+
 // What is said below the sections' tables.
 void add_findings(const char* target, NvlinkRuns& out) {
   OrderedPairs all;
@@ -468,6 +485,7 @@ NvlinkRuns predict_nvlink_runs(const std::vector<fs::path>& folders, const fs::p
                       {machine, direct ? machine + " over direct" : machine}, out);
     }
   }
+  out.kernels.finding = kernel_finding(out.kernels);
   add_findings("98", out);
   return out;
 }

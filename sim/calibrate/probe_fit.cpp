@@ -202,7 +202,8 @@ std::optional<double> slowed_by_copies(const nlohmann::json& document, const std
   });
   std::vector<double> factors;
   for (const auto& [sizes, times] : cases) {
-    if (times.alone_s <= 0.0 || times.exchange_s <= 0.0 || times.copy_s < times.exchange_s) continue;
+    if (times.alone_s <= 0.0 || times.exchange_s <= 0.0 || times.copy_s < times.exchange_s)
+      continue;
     factors.push_back(times.exchange_s / times.alone_s);
   }
   if (factors.empty()) return std::nullopt;

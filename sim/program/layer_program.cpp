@@ -202,19 +202,18 @@ class GroupBuilder {
 
   void add_copy(Phase phase, std::uint32_t rank, const Moved& moved, std::uint32_t waits_for,
                 std::span<const std::uint32_t> signals, bool launched = false) {
-    out_.gpus().add_copy(
-        {.gpu = first_gpu_ + rank,
-         .bytes = has_kernels() ? moved.bytes : 0.0,
-         .launched = launched,
-         .costs = kernel_costs(phase),
-         .rows = moved.rows,
-         .copies_per_row = moved.copies_per_row,
-         .items = moved.items,
-         .quantised = moved.quantised,
-         .kernels = moved.kernels,
-         .events = moved.events,
-         .beside_exchanges = phase == Phase::kForward || phase == Phase::kGather},
-        waits_for, signals);
+    out_.gpus().add_copy({.gpu = first_gpu_ + rank,
+                          .bytes = has_kernels() ? moved.bytes : 0.0,
+                          .launched = launched,
+                          .costs = kernel_costs(phase),
+                          .rows = moved.rows,
+                          .copies_per_row = moved.copies_per_row,
+                          .items = moved.items,
+                          .quantised = moved.quantised,
+                          .kernels = moved.kernels,
+                          .events = moved.events,
+                          .beside_exchanges = phase == Phase::kForward || phase == Phase::kGather},
+                         waits_for, signals);
     out_.label(phase);
   }
 
@@ -355,13 +354,12 @@ class GroupBuilder {
         out_.label(Phase::kSum);
         continue;
       }
-      add_row_copy(
-          Phase::kSum, rank,
-          {.bytes = (summed + outputs) * combine_row_,
-           .rows = summed,
-           .kernels = kernels() != nullptr ? plan_.num_rounds : 1,
-           .items = tokens},
-          after_gap(Phase::kSum, rank, returned_[rank]), std::span(&done[rank], 1));
+      add_row_copy(Phase::kSum, rank,
+                   {.bytes = (summed + outputs) * combine_row_,
+                    .rows = summed,
+                    .kernels = kernels() != nullptr ? plan_.num_rounds : 1,
+                    .items = tokens},
+                   after_gap(Phase::kSum, rank, returned_[rank]), std::span(&done[rank], 1));
     }
     return done;
   }

@@ -457,17 +457,16 @@ TEST(ProbeFit, TopologyFileReadsBackTheSame) {
                      150.0,   true};
   cluster.gpu.mlp_fp8 = mlp;
   cluster.gpu.shared_mlp = mlp;
-  cluster.gpu.kernels =
-      RowKernels{{{1e-6}, {1e-10}, {}, {1e12}, {}, Bandwidth{1e13}},
-                 {{2e-6}, {2e-10}, {2e-6}, {2e12}, {}, {}},
-                 {{3e-6}, {3e-10}, {}, {3e12}, {}, {}},
-                 {{4e-6}, {4e-10}, {}, {4e12}, Bandwidth{4e10}, {}},
-                 {{5e-6}, {5e-10}, {}, {5e12}, {}, {}},
-                 {{6e-6}, {0.0}, {}, {6e12}, {}, {}},
-                 KernelCosts{{7e-6}, {}, {}, {7e12}, {}, {}},
-                 KernelCosts{{8e-6}, {}, {}, {8e12}, {}, {}},
-                 KernelCosts{{9e-6}, {}, {9e-9}, {9e12}, {}, {}},
-                 {3e-6}};
+  cluster.gpu.kernels = RowKernels{{{1e-6}, {1e-10}, {}, {1e12}, {}, Bandwidth{1e13}},
+                                   {{2e-6}, {2e-10}, {2e-6}, {2e12}, {}, {}},
+                                   {{3e-6}, {3e-10}, {}, {3e12}, {}, {}},
+                                   {{4e-6}, {4e-10}, {}, {4e12}, Bandwidth{4e10}, {}},
+                                   {{5e-6}, {5e-10}, {}, {5e12}, {}, {}},
+                                   {{6e-6}, {0.0}, {}, {6e12}, {}, {}},
+                                   KernelCosts{{7e-6}, {}, {}, {7e12}, {}, {}},
+                                   KernelCosts{{8e-6}, {}, {}, {8e12}, {}, {}},
+                                   KernelCosts{{9e-6}, {}, {9e-9}, {9e12}, {}, {}},
+                                   {3e-6}};
   cluster.uncertainty.scale_up = {{Seconds{20e-6}, 0.2}, {std::nullopt, 0.05}};
   cluster.uncertainty.mlp = {{std::nullopt, 0.1}};
   const std::string text = to_yaml(cluster);

@@ -146,8 +146,8 @@ inline void PrintTo(const Timed& timed, std::ostream* out) {
 // Calibrated kernels of our runtime: 1000 ns, 10 ns per row, 50 ns per copy of a row where an index
 // reads them, 10 B/ns; 100 ns for every event; own results copied in 200 ns and at 10 B/ns.
 inline Cluster with_row_kernels(Cluster cluster) {
-  const KernelCosts kernel{Seconds{1000e-9}, Seconds{10e-9}, Seconds{50e-9},
-                           Bandwidth{10e9}, {}, {}};
+  const KernelCosts kernel{
+      Seconds{1000e-9}, Seconds{10e-9}, Seconds{50e-9}, Bandwidth{10e9}, {}, {}};
   const KernelCosts own_copy{Seconds{200e-9}, {}, {}, Bandwidth{10e9}, {}, {}};
   cluster.gpu.kernels =
       RowKernels{kernel, kernel, kernel, kernel, kernel, kernel, own_copy, {}, {}, Seconds{100e-9}};
