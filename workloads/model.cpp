@@ -88,6 +88,9 @@ AttentionShape read_attention(const YamlValue& value, std::uint32_t num_layers) 
     shape.qkv_bias = flag("qkv_bias");
     shape.output_bias = flag("output_bias");
     shape.sinks = flag("sinks");
+    if (const auto factor = map.optional("rope_concentration")) {
+      shape.rope_concentration = factor->as_number(0.1, 10.0);
+    }
     if (const auto norm = map.optional("qk_norm")) {
       shape.qk_norm = norm->as_choice({"per_head", "full"}) == 0 ? QkNorm::kPerHead : QkNorm::kFull;
     }

@@ -37,6 +37,8 @@ struct AttentionShape {
   bool output_bias = false;
   QkNorm qk_norm = QkNorm::kNone;
   bool sinks = false;  // one learned logit per head
+  // YaRN's factor on cosines and sines of rotary positions, 0.1 ln(scaling) + 1; 1: none.
+  double rope_concentration = 1.0;
   // Sliding window: the layers in `windowed_layers` (ascending) attend to the last `window` tokens,
   // their own included; 0: none does.
   std::uint32_t window = 0;

@@ -310,6 +310,7 @@ std::string to_string(Precision precision) {
 std::string to_string(Recompute recompute) {
   return recompute == Recompute::kNone        ? "none"
          : recompute == Recompute::kSelective ? "selective"
+         : recompute == Recompute::kLatent    ? "latent"
                                               : "full";
 }
 
@@ -395,7 +396,13 @@ StepSpec read_step(const YamlValue& value, const ModelShape& model, std::uint32_
     return given;
   };
   if (const auto recompute = only_train("recompute")) {
-    step.recompute = static_cast<Recompute>(recompute->as_choice({"none", "selective", "full"}));
+    step.recompute =
+        static_cast<Recompute>(recompute->as_choice({"none", "selective", "full", "latent"}));
+    if (step.recompute == Recompute::kLatent && model.attention->kind != AttentionKind::kMla) {
+      throw recompute->error(
+          recompute->excerpt(),
+          fmt::format("none, selective or full, as {} has no latent attention", model.name));
+    }
   }
   if (const auto mtp = only_train("mtp_layers")) {
     step.mtp_layers = read_count(*mtp, 0, 16);

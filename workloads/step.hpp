@@ -118,8 +118,9 @@ enum class Recompute : std::uint8_t {
   kNone,
   kSelective,  // what is cheap to make again: norms, activation functions, MLA's up-projections
   kFull,       // every layer's forward pass; its input alone is kept
+  kLatent,     // MLA's up-projections alone (mla_up_proj of Megatron Core)
 };
-std::string to_string(Recompute recompute);  // none, selective, full
+std::string to_string(Recompute recompute);  // none, selective, full, latent
 
 struct StepOverlap {
   std::uint32_t micro_batches = 1;  // 2: communication of one under computation of the other

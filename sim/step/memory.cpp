@@ -119,9 +119,10 @@ double weight_bytes(PartPrecision types, bool training) {
 
 // Of one layer and micro-batch, by what selective recomputation leaves out.
 struct LayerActivations {
-  double input = 0.0;  // the layer's own, kept in any case
-  double kept = 0.0;   // by `selective` too
-  double cheap = 0.0;  // made again by `selective`
+  double input = 0.0;   // the layer's own, kept in any case
+  double kept = 0.0;    // by `selective` too
+  double cheap = 0.0;   // made again by `selective`
+  double latent = 0.0;  // of it, by `latent`
 };
 
 LayerActivations attention_activations(const ModelShape& model, const StepSpec& step,
@@ -140,7 +141,8 @@ LayerActivations attention_activations(const ModelShape& model, const StepSpec& 
     const double latent = shape.q_lora_rank + shape.kv_lora_rank;
     sum.kept += kBytesOfBf16 * own * (latent + shape.rope_dim);
     sum.cheap += stored * own * latent;  // normalised
-    sum.cheap += queries + kBytesOfBf16 * tokens * heads * (shape.qk_dim + shape.v_dim);
+    sum.latent = queries + kBytesOfBf16 * tokens * heads * (shape.qk_dim + shape.v_dim);
+    sum.cheap += sum.latent;
   } else {
     sum.kept += queries + kBytesOfBf16 * tokens * kv_heads * (shape.qk_dim + shape.v_dim);
   }
@@ -188,6 +190,8 @@ double kept_bytes(const LayerActivations& sum, Recompute recompute) {
       return sum.input + sum.kept;
     case Recompute::kFull:
       return sum.input;
+    case Recompute::kLatent:
+      return sum.input + sum.kept + sum.cheap - sum.latent;
   }
   return 0.0;
 }

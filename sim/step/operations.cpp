@@ -20,8 +20,10 @@ struct OperationStage {
   ModelOperation op;
   bool weights = false;         // a product with trained weights: it has a weight gradient
   double backward_bytes = 0.0;  // of memory-bound ones; 0: no kernel in the backward pass
-  std::optional<std::uint32_t> backward_launches{};  // where they are not those of the forward pass
-  bool cheap = false;                                // made again under selective recomputation
+  // Where they are not those of the forward pass.
+  std::optional<std::uint32_t> backward_launches{};
+  bool cheap = false;   // made again under selective recomputation
+  bool latent = false;  // of MLA's up-projections
 };
 using Stages = std::vector<OperationStage>;
 
@@ -130,10 +132,50 @@ class StageList {
     stage.op.launches = 2 * num_experts + 2;
     stage.backward_launches = 6 * num_experts + 2;
   }
+  // Norms of queries and keys where there are any, and their rotary positions. Serving does both in a
+  // kernel; training has one each for queries and for keys. No fused kernel takes YaRN's factor, and
+  // Megatron Core computes such positions by plain operations (apply_rotary_pos_emb: "mscale is not
+  // supported by TE's fused RoPE"; pull request 2038 of Megatron-LM), in bytes per value:
+  //
+  //   forward    t cos (4); half of t negated (2) and joined with the other half (4); times sin
+  //              (4); both added (6); joined with the values that do not rotate, of which there
+  //              are none (4)                                                                  24
+  //   backward   gradient times cos (4) and times sin (4); half of the latter negated (2), both
+  //              halves joined (4), added to the former (6); zeros for the values that do not
+  //              rotate (2), added (6)                                                         28
+  //
+  // each for queries and for keys, with six small kernels that make cosines and sines.
+  void query_key_kernels(double values, const AttentionShape& shape) {
+    const bool norm = shape.qk_norm != QkNorm::kNone;
+    if (!training_) {
+      memory("rotary positions", 2.0 * kBf16 * values, 0.0);
+      return;
+    }
+    if (norm) {
+      memory("query and key norms", 2.0 * kBf16 * values, 3.0 * kBf16 * values).op.launches = 2;
+    }
+    if (shape.rope_concentration == 1.0) {
+      memory("rotary positions", 2.0 * kBf16 * values, 2.0 * kBf16 * values).op.launches = 2;
+      return;
+    }
+    OperationStage& stage = memory("rotary positions", 24.0 * values, 28.0 * values);
+    stage.op.launches = 2 * 12;
+    stage.backward_launches = 2 * 7;
+  }
   // x + f(x); in the backward pass the two gradients add up.
   void residual(double values) { memory("residual", 3.0 * kBf16 * values, 3.0 * kBf16 * values); }
 
+  // In FP8, training quantises queries, keys and values before the product and the gradient of its
+  // result behind it (BF16 read, a byte written), as Transformer Engine does; serving gets them so.
   void attention(const AttentionCall& call) {
+    if (training_ && is_quantised(step_.precision.attention_core)) {
+      const double rows = d(call.sequences) * d(call.query_length) / call.cp;
+      const double queries = rows * call.num_heads * call.qk_dim;
+      const double keys = rows * call.num_kv_heads * (call.qk_dim + call.v_dim);
+      const double bytes = kBf16 + bytes_per_value(step_.precision.attention_core);
+      memory("attention quantisation", bytes * (queries + keys),
+             bytes * rows * call.num_heads * call.v_dim);
+    }
     OperationStage& stage = add("attention product", OperationKind::kAttention);
     stage.op.attention = call;
     stage.op.precision = step_.precision.attention_core;
@@ -152,11 +194,15 @@ class StageList {
   }
   // BF16 rows are read, quantised ones written. Training writes rows and columns apart, as the
   // weight gradient reads the other order; backward does the same to the gradient of the product's
-  // result, which costs about as much.
+  // result, which costs about as much. FP8 in training is scaled by what a tensor holds now: a kernel
+  // reads it for its largest value before another one converts it (Transformer Engine's
+  // Float8CurrentScalingQuantizer). One call launches both: they count as one launch.
   void quantise(const std::string& name, double values, std::uint32_t launches = 1) {
     if (!is_quantised(types_.compute)) return;
+    const bool current_scaling = training_ && types_.compute == Precision::kFp8;
     const double copies = training_ ? 2.0 : 1.0;
-    const double bytes = values * (kBf16 + copies * bytes_per_value(types_.compute));
+    const double bytes =
+        values * ((current_scaling ? 2.0 : 1.0) * kBf16 + copies * bytes_per_value(types_.compute));
     memory(name + " quantisation", bytes, bytes).op.launches = launches;
   }
 
@@ -196,7 +242,8 @@ void price_attention(ModelOperation& op, const StepSpec& step) {
 bool in_pass(const OperationStage& stage, Pass pass, Recompute recompute) {
   if (pass == Pass::kForward) return true;
   if (pass != Pass::kRecompute) return false;
-  return recompute == Recompute::kFull || (recompute == Recompute::kSelective && stage.cheap);
+  return recompute == Recompute::kFull || (recompute == Recompute::kSelective && stage.cheap) ||
+         (recompute == Recompute::kLatent && stage.latent);
 }
 
 // [m, n] x [n, k]: the gradient of the rows.
@@ -297,10 +344,7 @@ void grouped_query_stages(StageList& list, const ModelShape& model, const LayerW
   const std::uint64_t values = call.num_kv_heads * shape.v_dim;
   const std::uint64_t tokens = work.tokens();
   list.product("query, key and value product", tokens, query_key + values, model.hidden);
-  // Rotary positions, with the norms of queries and keys where there are any.
-  const double rotary = 2.0 * kBf16 * d(tokens) * d(query_key);
-  const bool norm = shape.qk_norm != QkNorm::kNone;
-  list.memory("rotary positions", rotary, (norm ? 1.5 : 1.0) * rotary);
+  list.query_key_kernels(d(tokens) * d(query_key), shape);
   list.attention(call);
   list.product("output product", tokens, model.hidden, std::uint64_t{call.num_heads} * shape.v_dim);
 }
@@ -316,10 +360,11 @@ void latent_stages(StageList& list, const ModelShape& model, const LayerWork& wo
   const std::uint64_t heads = call.num_heads;
   const std::uint64_t latent = shape.kv_lora_rank + shape.rope_dim;
   const std::uint64_t query_values = heads * shape.qk_dim;
+  const auto again = [](OperationStage& stage) { stage.cheap = stage.latent = true; };
   if (shape.q_lora_rank > 0) {
     list.product("query and latent down product", own, shape.q_lora_rank + latent, model.hidden);
     list.norm("latent norms", d(own) * (shape.q_lora_rank + shape.kv_lora_rank));
-    list.product("query up product", tokens, query_values, shape.q_lora_rank).cheap = true;
+    again(list.product("query up product", tokens, query_values, shape.q_lora_rank));
   } else {
     list.product("query product", tokens, query_values, model.hidden);
     list.product("latent down product", own, latent, model.hidden);
@@ -333,12 +378,13 @@ void latent_stages(StageList& list, const ModelShape& model, const LayerWork& wo
   } else {
     // With cached context the keys and values of all of it are made from the latents.
     const std::uint64_t keys = work.sequences * work.kv_length / work.cp;
-    list.product("key and value up product", keys, heads * (shape.nope_dim + shape.v_dim),
-                 shape.kv_lora_rank)
-        .cheap = true;
+    again(list.product("key and value up product", keys, heads * (shape.nope_dim + shape.v_dim),
+                       shape.kv_lora_rank));
     const double assembled =
         2.0 * kBf16 * (d(tokens) * d(query_values) + d(keys) * d(heads * shape.qk_dim));
-    list.memory("rotary positions", assembled, assembled).cheap = true;
+    OperationStage& rotary = list.memory("rotary positions", assembled, assembled);
+    if (work.training) rotary.op.launches = 2;
+    again(rotary);
     list.attention(call);
   }
   list.product("output product", tokens, model.hidden, heads * shape.v_dim);

@@ -220,7 +220,7 @@ StepCosts::StepCosts(const ModelShape& model, const StepSpec& step, const Operat
       backward.plan = plan;
       // Full recomputation runs the layer's forward pass again, communication included.
       backward.recompute_layer = step.recompute == Recompute::kFull;
-      if (step.recompute == Recompute::kSelective) {
+      if (step.recompute == Recompute::kSelective || step.recompute == Recompute::kLatent) {
         backward.recompute = pricer.recompute(layer);
         backward.host_experts_s += pricer.recompute_host_s(layer);
       }

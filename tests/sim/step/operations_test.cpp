@@ -6,7 +6,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
+#include <tuple>
 
 #include "core/csv.hpp"
 #include "core/file.hpp"
@@ -210,6 +212,10 @@ TEST(Recomputation, RunsWhatItsSettingSays) {
   // MLA's two up-projections: 1536 to 128 x 192 and 512 to 128 x 256 values.
   EXPECT_EQ(total_flops(again(Recompute::kSelective)),
             2.0 * 4096.0 * (1536.0 * 128 * 192 + 512.0 * 128 * 256));
+  // `latent` makes these and the positions again, but no norms.
+  EXPECT_EQ(total_flops(again(Recompute::kLatent)), total_flops(again(Recompute::kSelective)));
+  EXPECT_EQ(total_bytes(again(Recompute::kSelective)) - total_bytes(again(Recompute::kLatent)),
+            4.0 * 4096.0 * (7168 + 1536 + 512));
 }
 
 // Of 100 rows of gpt-oss-120b's experts of 2,880: the clamp of 5,760 gate and up results each moves 8
@@ -238,6 +244,62 @@ TEST(ExpertOperations, ClampsWhatIsActivated) {
   step.recompute = Recompute::kNone;
   EXPECT_EQ(bytes(model, Pass::kRecompute), 0.0);
   EXPECT_EQ(load_model("deepseek_v3").activation_clamp, 0.0);
+}
+
+// In training, the rows of experts' products are quantised by expert, in FP8 with current scaling: the
+// largest value is read (2 bytes per value), and the rows are read again (2) and written twice. MXFP8
+// has its scales beside the values and reads once. 3 experts of 60, 40 and 20 rows of 2,048 values.
+TEST(ExpertOperations, ReadTheirRowsTwiceForCurrentScaling) {
+  StepSpec step = train_step();
+  const ModelShape model = load_model("qwen3_30b_a3b");
+  const std::vector<std::uint64_t> rows{60, 40, 20};
+  const auto bytes = [&](Precision precision) {
+    step.precision.experts = {precision, precision};
+    return expert_operations(model, step, rows, Pass::kForward).front().bytes;
+  };
+  EXPECT_DOUBLE_EQ(bytes(Precision::kMxfp8), 120.0 * 2048 * (2.0 + 2.0 * (1.0 + 1.0 / 32.0)));
+  EXPECT_DOUBLE_EQ(bytes(Precision::kFp8), 120.0 * 2048 * (4.0 + 2.0 * (1.0 + 4.0 / 128.0)));
+}
+
+// Qwen3-30B-A3B's 32 heads of queries and 4 of keys and values, 128 values each: FP8 attention reads 2
+// bytes of every value and writes 1 + 4 / 128; backward the same of the gradient of the result.
+TEST(Attention, QuantisesItsInputs) {
+  StepSpec step = train_step();
+  const ModelShape model = load_model("qwen3_30b_a3b");
+  const LayerWork work = layer_work(step);
+  const auto bytes = [&](Precision precision, Pass pass) {
+    step.precision.attention_core = precision;
+    return total_bytes(layer_operations(model, step, work, 0, pass).attention);
+  };
+  const double byte = 2.0 + 1.0 + 4.0 / 128.0;
+  const auto added = [&](Pass pass) {
+    return bytes(Precision::kFp8, pass) - bytes(Precision::kBf16, pass);
+  };
+  EXPECT_DOUBLE_EQ(added(Pass::kForward), 4096.0 * 128 * (32 + 2 * 4) * byte);
+  EXPECT_DOUBLE_EQ(added(Pass::kBackwardInput), 4096.0 * 128 * 32 * byte);
+}
+
+// gpt-oss scales its rotary positions by 0.1 ln(32) + 1, for which Megatron Core has no fused kernel:
+// 24 bytes per value of queries and keys forward and 28 backward, counted kernel by kernel in
+// operations.cpp, instead of 4 and 4. With 64 and 8 heads of 64 values, 4,608 values per token.
+TEST(Rotary, IsNotFusedWhereYarnScalesIt) {
+  const StepSpec step = train_step();
+  const ModelShape model = load_model("gpt_oss_120b");
+  EXPECT_NEAR(model.attention->rope_concentration, 0.1 * std::log(32.0) + 1.0, 1e-4);
+  ModelShape plain = model;
+  plain.attention->rope_concentration = 1.0;
+  const LayerWork work = layer_work(step);
+  const auto operations = [&](const ModelShape& shape, Pass pass) {
+    return layer_operations(shape, step, work, 1, pass).attention;
+  };
+  const double values = static_cast<double>(work.tokens()) * 4608.0;
+  for (const auto& [pass, bytes, kernels] :
+       {std::tuple{Pass::kForward, 20.0, 22U}, std::tuple{Pass::kBackwardInput, 24.0, 12U}}) {
+    EXPECT_DOUBLE_EQ(total_bytes(operations(model, pass)) - total_bytes(operations(plain, pass)),
+                     bytes * values);
+    EXPECT_EQ(total_launches(operations(model, pass)),
+              total_launches(operations(plain, pass)) + kernels);
+  }
 }
 
 // Each Adam step reads the gradient twice and 12 bytes of state, and writes 12 and the BF16 weight.
