@@ -76,38 +76,50 @@ def draw_scatter(by_part, name, size, measured):
     cf.save(figure, name)
 
 
-# The runs of runtime/results/h100_direct_2gpu: their style and what the legend calls them.
+# The runs of runtime/results/h200_direct_2gpu and h100_direct_2gpu: their style and what the legend calls them.
 DIRECT_RUNS = {
     "standard-contiguous-direct": ("standard", "standard, contiguous"),
     "dedup-contiguous-direct": ("dedup", "dedup, contiguous"),
     "dedup-lb-direct": ("balanced", "dedup, load-balanced"),
     "dedup-collab-direct": ("placed", "dedup, collaboration"),
+    "dedup-aware-direct": ("hierarchical-balanced", "dedup, time-aware"),
     "hierarchical-contiguous-direct": ("hierarchical", "hierarchical, contiguous"),
     "hierarchical-two-direct": ("two-level", "hierarchical, two-level"),
 }
 
 
-def direct_points(section):
-    """The points of two and four ranks per GPU by run: (case, ranks, measured and predicted seconds)."""
+def direct_points(section, machine):
+    """A machine's points by run: (case, ranks, measured and predicted seconds)."""
     runs = {run: [] for run in DIRECT_RUNS}
     for point in section["points"]:
         case, run, _ = point["name"].split(", ")
-        ranks = int(point["group"].split(" ")[0])
-        if run in runs and ranks > 2:
+        group = re.fullmatch(r"(\d+) ranks on (.*), hidden \d+", point["group"])
+        ranks = int(group[1])
+        if group[2] == machine and run in runs:
             runs[run].append(((ranks, case), ranks, point["measured_s"], point["predicted_s"]))
     return runs
 
 
 def draw_direct(layers, dispatches):
-    """Two tiers: times of dispatch and layer, and a layer over that of de-duplicated contiguous experts; open: two ranks per GPU, filled: four."""
-    figure, axes = plt.subplots(1, 3, figsize=(12.4, 4.0))
-    baseline = {case: times for case, _, *times in direct_points(layers)["dedup-contiguous-direct"]}
+    """Two tiers, a row per machine: times of dispatch and layer, and a layer over that of de-duplicated contiguous experts; open: two ranks per
+    GPU, filled: four."""
+    machines = sorted({re.search(r" on (.*), hidden", point["group"])[1] for point in layers["points"]}, reverse=True)
+    figure, rows = plt.subplots(len(machines), 3, figsize=(12.4, 4.0 * len(machines)), squeeze=False)
+    for axes, machine in zip(rows, machines):
+        draw_direct_machine(axes, machine, direct_points(layers, machine), direct_points(dispatches, machine))
+    rows[0][1].plot([], [], color="0.4", marker="o", markerfacecolor="none", markersize=5, linestyle="", label="open: 2 ranks per GPU, filled: 4")
+    rows[0][1].legend(fontsize=7)
+    cf.save(figure, "validation_direct")
+
+
+def draw_direct_machine(axes, machine, layers, dispatches):
+    baseline = {case: times for case, _, *times in layers["dedup-contiguous-direct"]}
     panels = {
-        "dispatch (ms)": {run: [(n, 1e3 * a, 1e3 * b) for _, n, a, b in points] for run, points in direct_points(dispatches).items()},
-        "whole layer (ms)": {run: [(n, 1e3 * a, 1e3 * b) for _, n, a, b in points] for run, points in direct_points(layers).items()},
+        "dispatch (ms)": {run: [(n, 1e3 * a, 1e3 * b) for _, n, a, b in points] for run, points in dispatches.items()},
+        "whole layer (ms)": {run: [(n, 1e3 * a, 1e3 * b) for _, n, a, b in points] for run, points in layers.items()},
         "layer over that of dedup, contiguous": {
             run: [(n, a / baseline[case][0], b / baseline[case][1]) for case, n, a, b in points]
-            for run, points in direct_points(layers).items() if run != "dedup-contiguous-direct"},
+            for run, points in layers.items() if run != "dedup-contiguous-direct"},
     }
     for axis, (title, runs) in zip(axes, panels.items()):
         every = [value for points in runs.values() for _, *values in points for value in values]
@@ -125,7 +137,7 @@ def draw_direct(layers, dispatches):
                 if of_ranks:
                     axis.plot(*zip(*of_ranks), color=look["color"], marker=look["marker"], markerfacecolor=face, markersize=5, linestyle="",
                               label=label if ranks == 8 else None)
-        axis.set(xlim=ends, ylim=ends, title=title, xlabel="measured")
+        axis.set(xlim=ends, ylim=ends, title=f"{machine}: {title}", xlabel="measured")
         if not ratio:
             axis.set(xscale="log", yscale="log")
             for line in (axis.xaxis, axis.yaxis):
@@ -133,9 +145,6 @@ def draw_direct(layers, dispatches):
                 line.set_minor_formatter(ticker.NullFormatter())
                 line.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axes[0].set_ylabel("predicted")
-    axes[1].plot([], [], color="0.4", marker="o", markerfacecolor="none", markersize=5, linestyle="", label="open: 2 ranks per GPU, filled: 4")
-    axes[1].legend(fontsize=7)
-    cf.save(figure, "validation_direct")
 
 
 # The runs of runtime/results/h200_nvlink_N, as draw_gains calls them.

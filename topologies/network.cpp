@@ -303,11 +303,17 @@ void Network::Impl::append_route(std::uint32_t src, std::uint32_t dst, std::uint
   const bool leaves = between == Tier::kNetwork || (scale_up_failed(src, dst) && routes);
   const auto open = any_failed && leaves ? open_passage(src, dst) : std::nullopt;
   if (between == Tier::kScaleUp && !open) {
-    append_caps(first_scale_up_cap, src, false, out);
-    append_total(first_scale_up_total, src, out);
+    // What a rank injects into the links says nothing of copies inside a GPU.
+    const bool inside = cluster.device_of(src) == cluster.device_of(dst);
+    if (!inside) {
+      append_caps(first_scale_up_cap, src, false, out);
+      append_total(first_scale_up_total, src, out);
+    }
     append_scale_up(src, dst, out);
-    append_caps(first_scale_up_cap, dst, true, out);
-    append_total(first_scale_up_total, dst, out);
+    if (!inside) {
+      append_caps(first_scale_up_cap, dst, true, out);
+      append_total(first_scale_up_total, dst, out);
+    }
     return;
   }
   const Passage passage = open.value_or(Passage{exit_gpu(src, dst), dst});

@@ -60,6 +60,15 @@ TEST(Network, RanksOfAGpuShareItsNics) {
   EXPECT_EQ(route(network, 1, 2), (Names{"gpu 1 scale-up out", "gpu 2 scale-up in"}));
 }
 
+// h200_node has a cap of what one rank's kernels send over NVLink. Ranks 0 and 1 share a GPU: rows between
+// them are copies in its memory, which the cap says nothing of. Rank 2 is on another GPU.
+TEST(Network, CapsOfARankEndAtItsGpu) {
+  const Network network(load_cluster("{extends: h200_node, gpus_per_node: 4, ranks_per_gpu: 2}"));
+  EXPECT_EQ(route(network, 0, 1), (Names{"gpu 0 scale-up out", "gpu 1 scale-up in"}));
+  EXPECT_EQ(route(network, 0, 2), (Names{"gpu 0 scale_up cap out", "gpu 0 scale-up out",
+                                         "gpu 2 scale-up in", "gpu 2 scale_up cap in"}));
+}
+
 // Rail-optimised, 8 nodes x 8: same rail stays on its leaf; another rail is changed over scale-up.
 TEST(Network, RailOptimisedChangesRailsOverScaleUp) {
   const Network network(load_cluster("h100_rail_8x8"));
