@@ -157,6 +157,35 @@ TEST(LayerProgram, DirectPutsAndPullsBesideTheCalibratedKernels) {
   EXPECT_EQ(nanoseconds(run.execution().makespan_s), 30150);
 }
 
+// As two_ranks_dedup over `direct`, dispatched in FP8 rows of 600 B. In one round a rank's own row is left among
+// the tokens, in BF16, and the expansion rounds it:
+//   rank 0   one row of 600 B, its own of 1000 B, 2 copies of 1000 B: 1000 + 20 + 360
+//   rank 1   two rows of 600 B, its own, 4 copies:                    1000 + 40 + 620
+// On the way over a relay, which each rank is here of its own node, own rows are put, too, and stand in FP8:
+//   rank 0   two rows: 1000 + 20 + 320         rank 1   three rows: 1000 + 40 + 580
+TEST(LayerProgram, ExpansionReadsOwnTokensOfAnFp8DispatchInBf16) {
+  Cluster cluster = with_row_kernels(small_cluster(2, 1));
+  DirectKernel kernel;
+  kernel.fixed = Seconds{1000e-9};
+  kernel.sm_bandwidth = Bandwidth{1e9};
+  kernel.port_bandwidth = Bandwidth{100e9};
+  cluster.transports = {DirectParameters{2, Seconds{2000e-9}, Seconds{300e-9}, kernel, kernel}};
+  const auto expanded_ns = [&](DispatchPolicy policy) {
+    const SmallLayer run({small_plan({{{0, 2}, {2, 3}}, {{0, 3}}}, policy, 1)}, cluster,
+                         small_model(), {}, {"direct", {}}, PayloadType::kFp8, Bytes{600});
+    const Program& program = run.layer().program;
+    std::vector<long long> out(2, 0);
+    for (std::size_t op = 0; op < program.num_ops(); ++op) {
+      if (run.layer().phase[op] != Phase::kExpand || !program.flows(op)) continue;
+      out[program.src[op]] +=
+          nanoseconds(run.execution().finish_s[op] - run.execution().start_s[op]);
+    }
+    return out;
+  };
+  EXPECT_THAT(expanded_ns(DispatchPolicy::kDedup), ElementsAre(1380, 1660));
+  EXPECT_THAT(expanded_ns(DispatchPolicy::kHierarchical), ElementsAre(1340, 1620));
+}
+
 // Two ranks of one node, each with one token for its own two experts: nothing crosses a link. The calibrated
 // MLP launches in 1000 ns and takes, per expert with one token, 30000 B of weights at 10 B/ns and then
 // 30000 flop at 12 flop/ns: 3000 + 2500; the shared expert launches in 500 ns and takes as much.

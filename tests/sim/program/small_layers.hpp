@@ -97,13 +97,14 @@ inline LayerPlan small_plan(const std::vector<std::vector<std::vector<ExpertIdx>
 class SmallLayer {
  public:
   SmallLayer(std::vector<LayerPlan> plans, Cluster cluster, ModelShape model = small_model(),
-             std::vector<double> ready_s = {}, TransportChoice transport = {"ideal", {}})
+             std::vector<double> ready_s = {}, TransportChoice transport = {"ideal", {}},
+             PayloadType dispatched = PayloadType::kBf16, Bytes dispatch_row = Bytes{1000})
       : plans_(std::move(plans)),
         model_(std::move(model)),
         network_(std::move(cluster)),
         setup_{plans_,
-               {Bytes{1000}, Bytes{1000}},
-               LayerKernels{model_, PayloadType::kBf16},
+               {dispatch_row, Bytes{1000}},
+               LayerKernels{model_, dispatched},
                std::move(transport),
                std::move(ready_s)},
         layer_(build_layer(setup_, network_.cluster())),
