@@ -130,7 +130,9 @@ class Usage {
         continue;
       }
       if (!program.flows(op)) {
-        source_s += program.duration[op] / num_ranks;  // starts
+        // Starts, and turns of a GPU's ranks, of which the last waits for all.
+        const double turns = program.queue[op] == kFreeQueue ? 1.0 : ranks_per_gpu;
+        source_s += turns * program.duration[op] / num_ranks;
         continue;
       }
       const std::uint32_t server = back ? program.src[op] : program.dst[op];

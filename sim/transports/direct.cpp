@@ -8,6 +8,11 @@
 // A put tells a peer of its rows when all of its rows are written, so that nothing counts as arrived
 // before its sender has ended. A pull begins when every peer has announced its results; between them
 // pass the announcement and the flags.
+//
+// A pull waits for nobody else, so that its start is its launch, and launches of the ranks that share a GPU
+// pass one after the other: probes find twice the start with four ranks on a GPU of that with two. Of S
+// pulls that are ready at once the last starts after `fixed`, each of them `fixed` / S after the one before.
+// A put's start holds the flags for which all of its ranks wait, and is the same for all.
 
 #include "sim/transports/direct.hpp"
 
@@ -53,6 +58,11 @@ std::uint32_t circle_of(const Cluster& cluster, const PhaseTraffic& traffic, std
       break;
   }
   return 0;
+}
+
+// The ranks of a GPU whose kernels start one after the other.
+std::uint32_t turns_of(const Cluster& cluster, const PhaseTraffic& traffic) {
+  return is_put(traffic) ? 1 : std::min(cluster.ranks_per_gpu, ranks_of(traffic));
 }
 
 double direct_rate_of(double bytes, double seconds) {
@@ -139,14 +149,18 @@ class DirectTransportModel final : public Transport {
     const DirectKernel& kernel = is_put(traffic) ? parameters_.dispatch : parameters_.combine;
     const std::vector<DirectLoad> loads = direct_loads(cluster_, traffic);
     const std::vector<std::uint32_t> ready = announced(builder, traffic);
-    const double start_s = kernel.fixed.value + direct_peers(cluster_, traffic) * kernel.peer.value;
+    const std::uint32_t num_turns = turns_of(cluster_, traffic);
+    const double turn_s = num_turns > 1 ? kernel.fixed.value / num_turns : 0.0;
+    const double start_s = direct_peers(cluster_, traffic) * kernel.peer.value +
+                           (num_turns > 1 ? 0.0 : kernel.fixed.value);
     DirectStep::Setup setup;
     std::vector<bool> moves(ranks_of(traffic), false);
     for (const Message& message : traffic.messages) moves[mover(traffic, message)] = true;
     for (std::uint32_t rank = 0; rank < ranks_of(traffic); ++rank) {
       const std::uint32_t gpu = traffic.first_gpu + rank;
       const std::array<std::uint32_t, 2> signals{builder.add_event(), builder.add_event()};
-      const std::uint32_t launch = builder.add_compute(gpu, start_s, ready[rank], signals);
+      const std::uint32_t launch = builder.add_compute(
+          gpu, start_s, behind_turn(builder, gpu, turn_s, ready[rank]), signals);
       setup.starts.push_back(signals[0]);
       setup.ends.push_back(signals[1]);
       if (moves[rank]) {
@@ -182,6 +196,22 @@ class DirectTransportModel final : public Transport {
     return ready;
   }
 
+  // When a kernel of rank `gpu` that is ready at `ready` has had its turn among those of its GPU.
+  std::uint32_t behind_turn(ProgramBuilder& builder, std::uint32_t gpu, double turn_s,
+                            std::uint32_t ready) {
+    if (turn_s <= 0.0) return ready;
+    const auto [queue, is_new] = turns_.try_emplace(cluster_.device_of(gpu), 0);
+    if (is_new) queue->second = builder.add_queue(1);
+    const std::array<std::uint32_t, 1> signals{builder.add_event()};
+    builder.add({.src = gpu,
+                 .dst = gpu,
+                 .duration = turn_s,
+                 .queue = queue->second,
+                 .waits_for = ready,
+                 .signals = signals});
+    return signals[0];
+  }
+
   void add_ports(ProgramBuilder& builder, std::uint32_t device, const DirectKernel& kernel,
                  std::map<std::uint32_t, GpuPorts>& ports) {
     const auto [found, is_new] = ports.try_emplace(device);
@@ -198,6 +228,7 @@ class DirectTransportModel final : public Transport {
   const Cluster& cluster_;
   DirectParameters parameters_;
   std::array<std::map<std::uint32_t, GpuPorts>, 2> ports_;  // of puts and of pulls, by physical GPU
+  std::map<std::uint32_t, std::uint32_t> turns_;            // queues, by physical GPU
 };
 
 }  // namespace
@@ -259,7 +290,8 @@ DirectStepLoad direct_step_load(const Cluster& cluster, const PhaseTraffic& traf
       gpus[to].in += message.bytes;
     }
   }
-  DirectStepLoad load{direct_loads(cluster, traffic), 0.0, 0.0, direct_peers(cluster, traffic)};
+  DirectStepLoad load{direct_loads(cluster, traffic), 0.0, 0.0, direct_peers(cluster, traffic),
+                      turns_of(cluster, traffic)};
   for (const auto& [device, bytes] : gpus) {
     load.port_bytes = std::max({load.port_bytes, bytes.out, bytes.in});
     load.copied_bytes = std::max(load.copied_bytes, bytes.copied);
@@ -268,14 +300,16 @@ DirectStepLoad direct_step_load(const Cluster& cluster, const PhaseTraffic& traf
 }
 
 double direct_step_s(const DirectKernel& kernel, const DirectStepLoad& load, double sms) {
-  double longest_s = load.port_bytes / kernel.port_bandwidth.value;
+  double shared_s = load.port_bytes / kernel.port_bandwidth.value;
   if (kernel.copy_bandwidth) {
-    longest_s = std::max(longest_s, load.copied_bytes / kernel.copy_bandwidth->value);
+    shared_s = std::max(shared_s, load.copied_bytes / kernel.copy_bandwidth->value);
   }
+  double longest_s = kernel.fixed.value / load.num_turns + shared_s;
   for (const DirectLoad& rank : load.ranks) {
-    if (rank.rows > 0.0) longest_s = std::max(longest_s, direct_move_s(kernel, rank, sms));
+    const double moves_s = rank.rows > 0.0 ? direct_move_s(kernel, rank, sms) : 0.0;
+    longest_s = std::max(longest_s, kernel.fixed.value + moves_s);
   }
-  return kernel.fixed.value + load.num_peers * kernel.peer.value + longest_s;
+  return load.num_peers * kernel.peer.value + longest_s;
 }
 
 std::unique_ptr<Transport> make(const Cluster& cluster, const DirectParameters& parameters) {

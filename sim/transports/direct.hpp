@@ -38,11 +38,13 @@ struct DirectStepLoad {
   double port_bytes = 0.0;        // the most over one direction of a GPU's port
   double copied_bytes = 0.0;      // the most that stay on one GPU
   std::uint32_t num_peers = 0;
+  std::uint32_t num_turns = 1;  // pulls of a GPU's ranks, which start one after the other
 };
 DirectStepLoad direct_step_load(const Cluster& cluster, const PhaseTraffic& traffic);
 // Its duration: the start, and the longest of what multiprocessors, ports and copies within a GPU
-// take. What fits minimise; the program shares the same resources max-min fairly, with the same end
-// where all are in use throughout.
+// take. Of pulls that start in turn, ports and copies serve the first already, while the last takes as
+// long to start as DirectKernel's `fixed` says. What fits minimise; the program shares the same resources
+// max-min fairly, with the same end where all are in use throughout.
 double direct_step_s(const DirectKernel& kernel, const DirectStepLoad& load, double sms);
 
 }  // namespace coterie

@@ -97,7 +97,8 @@ json entry_of(const char* kind, const char* policy, const std::string& scope, bo
 }
 
 // What a kernel of these costs takes for an entry, told by the formula and not by the reader: per rank
-// the tokens and rows that it moves, and the bytes of its GPU's port and copies.
+// the tokens and rows that it moves, and the bytes of its GPU's port and copies. The second of a GPU's two pulls
+// starts behind `fixed`, the first, which ports and copies serve already, behind half of it.
 double time_us(const json& entry, const DirectKernel& kernel, bool pull, bool second) {
   const double hidden = entry.at("hidden");
   const bool fp8 = entry.at("type") == "fp8";
@@ -132,13 +133,15 @@ double time_us(const json& entry, const DirectKernel& kernel, bool pull, bool se
     if (fp8 && !pull && !second) moves += items * 2.0 * hidden / kernel.quantise_bandwidth->value;
     longest = std::max(longest, moves / entry.at("sms").get<double>());
   }
+  longest += kernel.fixed.value;
+  const double first = pull ? kernel.fixed.value / 2.0 : kernel.fixed.value;
   for (const std::uint32_t gpu : {0, 1}) {
-    longest = std::max({longest, out[gpu] / kernel.port_bandwidth.value,
-                        in[gpu] / kernel.port_bandwidth.value,
-                        copied[gpu] / kernel.copy_bandwidth->value});
+    longest = std::max({longest, first + out[gpu] / kernel.port_bandwidth.value,
+                        first + in[gpu] / kernel.port_bandwidth.value,
+                        first + copied[gpu] / kernel.copy_bandwidth->value});
   }
   const double peers = entry.at("policy") == "hierarchical" ? 1.0 : 3.0;
-  return 1e6 * (kernel.fixed.value + peers * kernel.peer.value + longest);
+  return 1e6 * (peers * kernel.peer.value + longest);
 }
 
 json whole_probe() {

@@ -105,8 +105,8 @@ double arrival_s(const Cluster& cluster, const std::vector<Message>& messages,
 }
 
 // Rank 0 fetches 1 MB from rank 2, 100 us over the port. Rank 3, which has nothing for it, is ready at
-// 500 us: then 5 us for the announcements and 13 us until the pull moves. Announced before, it need
-// not wait; and along the rails rank 2 is the only peer, 5 us and 11 us.
+// 500 us: then 5 us for the announcements, 5 us for the first turn of GPU 0 and 3 us until the pull moves.
+// Announced before, it need not wait; and along the rails rank 2 is the only peer, 5 us, 5 us and 1 us.
 TEST(Direct, APullWaitsForTheAnnouncementsOfAllItsPeers) {
   const Cluster cluster = machine(kernel());
   const std::vector<Message> messages{rows(2, 0, 1000)};
@@ -114,9 +114,42 @@ TEST(Direct, APullWaitsForTheAnnouncementsOfAllItsPeers) {
   const auto pull_s = [&](HopKind hop, bool announced) {
     return arrival_s(cluster, messages, ready, Direction::kCombine, hop, announced, 0);
   };
-  EXPECT_NEAR(pull_s(HopKind::kGroup, false), 618e-6, kTolerance);
-  EXPECT_NEAR(pull_s(HopKind::kGroup, true), 113e-6, kTolerance);
-  EXPECT_NEAR(pull_s(HopKind::kRail, false), 116e-6, kTolerance);
+  EXPECT_NEAR(pull_s(HopKind::kGroup, false), 613e-6, kTolerance);
+  EXPECT_NEAR(pull_s(HopKind::kGroup, true), 108e-6, kTolerance);
+  EXPECT_NEAR(pull_s(HopKind::kRail, false), 111e-6, kTolerance);
+}
+
+// Pulls of two ranks on each GPU, announced before, that are ready at once: a turn is half of 10 us.
+//   first     rank 0 fetches 1 MB from rank 2, 100 us over the port, from 5 + 3 us on
+//   second    rank 1 fetches it from rank 3: from 10 + 3 us on
+//   both      2 MB over the port, which serves rank 0 from 8 us on
+//   slow      as `both` by multiprocessors that take 1 ms for it: rank 1's begin at 13 us
+// The closed form says the same of `both` and `slow`. A rank
+// that is ready later waits for nobody: 50 + 5 + 3 + 100 us. With a GPU each nobody takes turns.
+TEST(Direct, PullsOfAGpuStartInTurn) {
+  const auto pull_s = [&](const Cluster& cluster, const std::vector<Message>& messages,
+                          std::vector<double> ready, std::size_t watched) {
+    return arrival_s(cluster, messages, ready, Direction::kCombine, HopKind::kGroup, true, watched);
+  };
+  const auto closed_s = [&](const DirectKernel& costs, const std::vector<Message>& messages) {
+    const Cluster cluster = machine(costs);
+    const std::vector<std::uint32_t> ready(4, kStartEvent);
+    const PhaseTraffic traffic{Direction::kCombine, false, messages, 0, ready};
+    return direct_step_s(costs, direct_step_load(cluster, traffic), 8.0);
+  };
+  const std::vector<double> at_once(4, 0.0);
+  DirectKernel costs = kernel();
+  const std::vector<Message> both{rows(2, 0, 1000), rows(3, 1, 1000)};
+  EXPECT_NEAR(pull_s(machine(costs), {rows(2, 0, 1000)}, at_once, 0), 108e-6, kTolerance);
+  EXPECT_NEAR(pull_s(machine(costs), {rows(3, 1, 1000)}, at_once, 0), 113e-6, kTolerance);
+  EXPECT_NEAR(pull_s(machine(costs), both, at_once, 1), 208e-6, kTolerance);
+  EXPECT_NEAR(closed_s(costs, both), 208e-6, kTolerance);
+  EXPECT_NEAR(pull_s(machine(costs), {rows(3, 1, 1000)}, {0.0, 50e-6, 0.0, 0.0}, 0), 158e-6,
+              kTolerance);
+  EXPECT_NEAR(pull_s(machine(costs, 1), {rows(3, 1, 1000)}, at_once, 0), 113e-6, kTolerance);
+  costs.sm_bandwidth = Bandwidth{0.25e9};  // 1 MB of rows and 1 MB of sums, on 8 of them: 1 ms
+  EXPECT_NEAR(pull_s(machine(costs), both, at_once, 1), 1013e-6, kTolerance);
+  EXPECT_NEAR(closed_s(costs, both), 1013e-6, kTolerance);
 }
 
 // Rank 0 has 100 rows for rank 1 and 1000 for rank 2, which take 100 us over the port. It tells of
