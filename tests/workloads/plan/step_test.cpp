@@ -131,7 +131,7 @@ INSTANTIATE_TEST_SUITE_P(
         Bad{"routing", kTrain, "routing=random",
             "--set routing: found \"random\", expected trace, balanced or {skew: EXPONENT}"},
         Bad{"unknown_key", kTrain, "batch.context=5",
-            "step.yaml: key \"batch\": found unknown key \"context\", expected one of global, "
+            "--set batch.context: found unknown key \"context\", expected one of global, "
             "micro, "
             "sequence"},
         Bad{"serving_pp", kDecode, "parallel.pp=2",
@@ -139,7 +139,7 @@ INSTANTIATE_TEST_SUITE_P(
         Bad{"serving_recompute", kDecode, "recompute=full",
             "--set recompute: found \"full\", expected no key `recompute` when serving"},
         Bad{"serving_gradients", kDecode, "precision.gradients=bf16",
-            "step.yaml: key \"precision\": found unknown key \"gradients\", expected one of "
+            "--set precision.gradients: found unknown key \"gradients\", expected one of "
             "attention, "
             "attention_core, default, dense, experts, kv_cache, lm_head"},
         Bad{"halves", kDecode, "batch.sequences_per_gpu=0",
