@@ -162,6 +162,24 @@ TEST(Step, NeedsTheModelsShapes) {
 }
 
 // 256 experts on 72 ranks need 32 replicas (4 slots each), as SGLang's deployment has.
+// `latent` makes the up-projections of latent attention again, which Qwen3 does not have.
+TEST(Step, RecomputesLatentsOfLatentAttentionAlone) {
+  const std::vector<Override> latent{{"recompute", "latent"}};
+  EXPECT_EQ(read(kTrain, "deepseek_v3", 256, latent).recompute, Recompute::kLatent);
+  EXPECT_EQ(to_string(Recompute::kLatent), "latent");
+  try {
+    (void)read(
+        "kind: train\nparallel: {ep: 8}\nbatch: {global: 8, micro: 1, sequence: 64}\n"
+        "precision: bf16\nrecompute: latent\n",
+        "qwen3_30b_a3b", 8);
+    FAIL() << "was read";
+  } catch (const InputError& error) {
+    EXPECT_STREQ(error.what(),
+                 "step.yaml:5:12: key \"recompute\": found \"latent\", expected none, selective or "
+                 "full, as qwen3_30b_a3b has no latent attention");
+  }
+}
+
 TEST(Step, ExpertsAndReplicasShareTheRanks) {
   const StepSpec step = read(kDecode, "deepseek_v3", 72);
   const ModelShape model = load_model("deepseek_v3");
