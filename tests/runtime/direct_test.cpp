@@ -78,6 +78,10 @@ TEST(DirectChoice, ComesFromTheExperimentThenTheTopology) {
   EXPECT_EQ(chosen_direct(cluster, {"direct", {{"sms", "24"}}})->sms, 24U);
   DirectParameters known;
   known.sms = 8;
+  for (DirectKernel* kernel : {&known.dispatch, &known.combine}) {
+    kernel->sm_bandwidth = Bandwidth{100e9};
+    kernel->port_bandwidth = Bandwidth{350e9};
+  }
   cluster.transports.push_back(known);
   EXPECT_EQ(chosen_direct(cluster, {"direct", {}})->sms, 8U);
   EXPECT_EQ(chosen_direct(cluster, {"direct", {{"sms", "24"}}})->sms, 24U);
