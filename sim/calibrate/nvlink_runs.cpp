@@ -538,7 +538,7 @@ NvlinkRuns predict_direct_runs(const std::vector<fs::path>& folders, const fs::p
       "Our runs of the transport direct on two tiers",
       "Up to four ranks on each of two H200 or two H100 joined by NVLink, under MPS: a GPU is a "
       "node, NVLink the network. Everything from the probe of the same number of ranks; measured: "
-      "the median of the starts of the kernels that the probe measured, up to three. The probe of "
+      "the median of the starts of the kernels that the probe measured, up to four. The probe of "
       "the H200s measured a put behind its index, as it stands in a layer; that of the H100s is "
       "older and measured it behind a synchronisation. No run went into a fit. Predicted with "
       "flow.",
