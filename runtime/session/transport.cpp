@@ -25,7 +25,10 @@ std::optional<DirectOptions> chosen_direct(const Cluster& cluster, const Transpo
   }
   for (const Override& setting : choice.settings) {
     if (setting.key != "sms") {
-      if (described) continue;  // a cost of the simulator's, which chosen_transport checks
+      if (described) {  // a cost of the simulator's, if anything
+        (void)chosen_transport(cluster, choice);
+        continue;
+      }
       throw InputError(setting.where(setting.key), fmt::format("the key \"{}\"", setting.key),
                        "sms alone, where the topology does not describe the transport direct");
     }
@@ -38,7 +41,6 @@ std::optional<DirectOptions> chosen_direct(const Cluster& cluster, const Transpo
                                    cluster.gpu.name));
     }
   }
-  if (described) (void)chosen_transport(cluster, choice);
   return options;
 }
 
