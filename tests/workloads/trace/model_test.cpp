@@ -178,7 +178,8 @@ INSTANTIATE_TEST_SUITE_P(
                  "--set attention.kv_heads: found \"5\", expected a divisor of the 32 query heads"},
         BadModel{"unknown", "attention={kind: mha, heads: 32, head_dim: 128, kv_lora_rank: 4}",
                  "--set attention: found unknown key \"kv_lora_rank\", expected one of "
-                 "head_dim, heads, kind, output_bias, qk_norm, qkv_bias, rope_concentration, sinks, window"}),
+                 "head_dim, heads, kind, output_bias, qk_norm, qkv_bias, rope_concentration, "
+                 "sinks, window"}),
     [](const auto& test) { return std::string(test.param.name); });
 
 TEST(LoadModel, NamesThePresets) {
