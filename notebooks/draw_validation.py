@@ -104,11 +104,11 @@ def draw_direct(layers, dispatches):
     """Two tiers, a row per machine: times of dispatch and layer, and a layer over that of de-duplicated contiguous experts; open: two ranks per
     GPU, filled: four."""
     machines = sorted({re.search(r" on (.*), hidden", point["group"])[1] for point in layers["points"]}, reverse=True)
-    figure, rows = plt.subplots(len(machines), 3, figsize=(12.4, 4.0 * len(machines)), squeeze=False)
+    figure, rows = plt.subplots(len(machines), 3, figsize=(11.6, 3.2 * len(machines)), squeeze=False)
     for axes, machine in zip(rows, machines):
         draw_direct_machine(axes, machine, direct_points(layers, machine), direct_points(dispatches, machine))
     rows[0][1].plot([], [], color="0.4", marker="o", markerfacecolor="none", markersize=5, linestyle="", label="open: 2 ranks per GPU, filled: 4")
-    rows[0][1].legend(fontsize=7)
+    rows[0][1].legend(fontsize=6, loc="lower right", labelspacing=0.3)
     cf.save(figure, "validation_direct")
 
 
@@ -137,7 +137,7 @@ def draw_direct_machine(axes, machine, layers, dispatches):
                 if of_ranks:
                     axis.plot(*zip(*of_ranks), color=look["color"], marker=look["marker"], markerfacecolor=face, markersize=5, linestyle="",
                               label=label if ranks == 8 else None)
-        axis.set(xlim=ends, ylim=ends, title=f"{machine}: {title}", xlabel="measured")
+        axis.set(xlim=ends, ylim=ends, title=f"{machine}: {title}", xlabel=f"measured (band: within {100 * near:.0f} %)")
         if not ratio:
             axis.set(xscale="log", yscale="log")
             for line in (axis.xaxis, axis.yaxis):
