@@ -13,14 +13,14 @@
 #include "core/statistics.hpp"
 
 namespace coterie {
-namespace {
-
 const RunReport* find_run(const Results& results, const std::string& name) {
   for (const RunReport& run : results.runs) {
     if (run.name == name) return &run;
   }
   return nullptr;
 }
+
+namespace {
 
 void check_same(const RunReport& predicted, const RunReport& measured) {
   const auto differ = [&](const std::string& what, const std::string& a, const std::string& b) {

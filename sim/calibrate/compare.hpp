@@ -40,6 +40,9 @@ struct Comparison {
 // InputError if no run is in both, or matched runs differ in ranks, policy or placement.
 Comparison compare(const Results& predicted, const Results& measured);
 
+// The run of that name; null where there is none.
+const RunReport* find_run(const Results& results, const std::string& name);
+
 // A results.json, a folder that holds one, or a single report.
 Results read_results_or_report(const std::string& path);
 

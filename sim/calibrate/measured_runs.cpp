@@ -96,9 +96,7 @@ fs::path fitted_topology(const fs::path& folder, std::uint32_t num_ranks, const 
 }
 
 const RunReport& run_named(const Results& results, const std::string& name) {
-  for (const RunReport& run : results.runs) {
-    if (run.name == name) return run;
-  }
+  if (const RunReport* run = find_run(results, name)) return *run;
   throw InputError("reports of one experiment", fmt::format("no run \"{}\" in one of them", name),
                    "the same runs in all");
 }

@@ -139,13 +139,6 @@ std::optional<double> gather_s(const LayerReport& layer) {
   return std::nullopt;
 }
 
-const RunReport* find_reported(const Results& results, const std::string& name) {
-  for (const RunReport& run : results.runs) {
-    if (run.name == name) return &run;
-  }
-  return nullptr;
-}
-
 double variance(const std::vector<double>& samples) {
   if (samples.size() < 2) return 0.0;
   double mean = 0.0;
@@ -311,7 +304,7 @@ void add_measurement(const fs::path& folder, const std::vector<fs::path>& paths,
     const RunReport& guess = predicted[i].report;
     std::vector<const RunReport*> runs;
     for (std::size_t start = 0; start < starts.size(); ++start) {
-      const RunReport* const run = find_reported(starts[start], guess.name);
+      const RunReport* const run = find_run(starts[start], guess.name);
       if (run == nullptr) continue;
       check_same_plan(paths[start], *run, guess);
       runs.push_back(run);
