@@ -164,8 +164,8 @@ void add_commands(CLI::App& app, Commands& commands) {
   commands.probe_app->add_option("-o,--output", commands.probe.output, "Folder for the results")
       ->required();
   commands.probe_app
-      ->add_option("--max-bytes", commands.probe.max_bytes, "Largest message per pair")
-      ->capture_default_str()
+      ->add_option("--max-bytes", commands.probe.max_bytes,
+                   "Largest message per pair; default: 256 MiB over NVLink, 64 MiB elsewhere")
       ->check(CLI::PositiveNumber);
   commands.probe_app->add_option("--samples", commands.probe.num_samples, "Samples per size")
       ->capture_default_str()

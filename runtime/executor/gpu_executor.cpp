@@ -504,16 +504,9 @@ class GpuExecutor final : public Executor {
   }
 
   void expand(const Work& work) {
-    const LayerTables& tables = work.tables;
-    kernels::ReceivedRows rows = received(shape(), work.layout.hops.back(), tables.hops.back());
-    if (is_direct() && DirectTransport::keeps_own_rows(work.layout)) {
-      rows.in_place = own_rows_in_place(work.layout, tables, tokens_.data());
-    }
-    kernels::build_receive_index(rows, tables.slot_local.data(),
-                                 static_cast<std::uint32_t>(work.layout.local_experts.size()),
-                                 {tables.copy_slot.data(), nullptr, tables.expert_begin.data()},
-                                 buffers_.workspace.data(), main());
-    kernels::expand(rows, tables.copy_slot.data(), buffers_.expert_in.data(), main());
+    const bool in_place = is_direct() && DirectTransport::keeps_own_rows(work.layout);
+    enqueue_expand(shape(), work.layout, work.tables, buffers_,
+                   in_place ? tokens_.data() : nullptr, main());
   }
 
   void merge(const Work& work) {

@@ -194,4 +194,18 @@ kernels::RowsInPlace own_rows_in_place(const RankLayout& layout, const LayerTabl
           static_cast<std::uint32_t>(layout.hops.front().recv_self)};
 }
 
+void enqueue_expand(const LayerShape& shape, const RankLayout& layout, const LayerTables& tables,
+                    const RunBuffers& buffers, const kernels::Bf16* tokens_in_place,
+                    cudaStream_t stream) {
+  kernels::ReceivedRows rows = received(shape, layout.hops.back(), tables.hops.back());
+  if (tokens_in_place != nullptr) {
+    rows.in_place = own_rows_in_place(layout, tables, tokens_in_place);
+  }
+  kernels::build_receive_index(rows, tables.slot_local.data(),
+                               static_cast<std::uint32_t>(layout.local_experts.size()),
+                               {tables.copy_slot.data(), nullptr, tables.expert_begin.data()},
+                               buffers.workspace.data(), stream);
+  kernels::expand(rows, tables.copy_slot.data(), buffers.expert_in.data(), stream);
+}
+
 }  // namespace coterie

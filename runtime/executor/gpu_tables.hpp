@@ -120,4 +120,10 @@ kernels::ReceivedRows received(const LayerShape& shape, const Hop& hop, const Ho
 kernels::RowsInPlace own_rows_in_place(const RankLayout& layout, const LayerTables& tables,
                                        const kernels::Bf16* tokens);
 
+// The phase expand: the index of what the last hop brought, and its rows in the order of the experts.
+// `tokens_in_place`: where a rank's own rows are read, null where they were sent like the others.
+void enqueue_expand(const LayerShape& shape, const RankLayout& layout, const LayerTables& tables,
+                    const RunBuffers& buffers, const kernels::Bf16* tokens_in_place,
+                    cudaStream_t stream);
+
 }  // namespace coterie

@@ -55,6 +55,10 @@ bool can_use_direct(const RankEnvironment& environment, const GpuShare& share) {
          major >= 9;
 }
 
+std::uint64_t max_bytes(const ProbeOptions& options, const ProbeFacts& facts) {
+  return options.max_bytes.value_or(facts.link_kind == "nvlink" ? kNvlinkMaxBytes : kLeastMaxBytes);
+}
+
 std::string host_name() {
   std::array<char, 256> host{};
   ::gethostname(host.data(), host.size() - 1);
@@ -93,7 +97,7 @@ json make_header(const ProbeOptions& options, const RankEnvironment& environment
           {"ranks_per_gpu", share.ranks_per_gpu},
           {"mps", std::getenv("COTERIE_MPS") != nullptr},
           {"link_kind", facts.link_kind},
-          {"max_bytes", options.max_bytes},
+          {"max_bytes", max_bytes(options, facts)},
           {"transports", can_use_direct(environment, share) ? json::array({"nccl", "direct"})
                                                             : json::array({"nccl"})},
           {"cutlass", kernels::cutlass_version()},
@@ -187,19 +191,21 @@ struct Agreement {
   bool fp8_products = false;
   bool direct = false;
   std::uint32_t ranks_per_gpu = 1;
+  std::uint64_t max_bytes = kLeastMaxBytes;
   std::vector<ProbePart> parts;
 };
 
 Agreement agree(const ProbeOptions& options, const RankEnvironment& environment,
                 ControlGroup& group, const Agreement& mine, const json& document) {
   ProbeSetting setting{environment.num_ranks, environment.num_local_ranks, mine.ranks_per_gpu,
-                       options.max_bytes,     mine.fp8_products,           mine.direct};
+                       mine.max_bytes,        mine.fp8_products,           mine.direct};
   Packer packer;
   if (group.rank() == 0) {
     const auto wanted = wanted_parts(options, plan_probe(setting));
     packer.number<std::uint8_t>(mine.fp8_products ? 1 : 0)
         .number<std::uint8_t>(mine.direct ? 1 : 0)
-        .number(mine.ranks_per_gpu);
+        .number(mine.ranks_per_gpu)
+        .number(mine.max_bytes);
     std::vector<std::uint8_t> numbers;
     for (const ProbePart part : parts_to_measure(document, wanted, options.append)) {
       numbers.push_back(static_cast<std::uint8_t>(part));
@@ -212,6 +218,7 @@ Agreement agree(const ProbeOptions& options, const RankEnvironment& environment,
   agreed.fp8_products = unpacker.number<std::uint8_t>() != 0;
   agreed.direct = unpacker.number<std::uint8_t>() != 0;
   agreed.ranks_per_gpu = unpacker.number<std::uint32_t>();
+  agreed.max_bytes = unpacker.number<std::uint64_t>();
   for (const std::uint8_t number : unpacker.numbers<std::uint8_t>()) {
     agreed.parts.push_back(static_cast<ProbePart>(number));
   }
@@ -232,11 +239,12 @@ void probe(const ProbeOptions& options, const RankEnvironment& environment, Cont
                                  {kernels::grouped_gemm_available(),
                                   can_use_direct(environment, share),
                                   share.ranks_per_gpu,
+                                  max_bytes(options, facts),
                                   {}},
                                  document);
   const ProbePlan plan =
       plan_probe({environment.num_ranks, environment.num_local_ranks, agreed.ranks_per_gpu,
-                  options.max_bytes, agreed.fp8_products, agreed.direct});
+                  agreed.max_bytes, agreed.fp8_products, agreed.direct});
   if (environment.rank == 0 && agreed.parts.empty()) {
     spdlog::info("{} has all parts; --append adds another start", path.string());
   }

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,7 +16,8 @@ namespace coterie {
 
 struct ProbeOptions {
   std::filesystem::path output;
-  std::uint64_t max_bytes = std::uint64_t{64} << 20;  // per pair
+  // Per pair; absent: kNvlinkMaxBytes over NVLink, otherwise kLeastMaxBytes (probe/plan.hpp).
+  std::optional<std::uint64_t> max_bytes;
   std::uint32_t num_samples = 15;                     // per size; fewer where one takes long
   std::vector<std::string> parts;                     // all where empty
   bool append = false;  // one more start of every part, where the file has as many of each

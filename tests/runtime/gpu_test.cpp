@@ -207,7 +207,7 @@ TEST_F(Gpu, TheProbeWritesCurvesAndATopology) {
 }
 
 // Two points for the flags, and for every case and number of multiprocessors one for each of its
-// kinds: three with one hop, five with two (runtime/README.md). The plan is made here for what the
+// kinds: four with one hop, six with two (runtime/README.md). The plan is made here for what the
 // file says of the machine.
 TEST_F(Gpu, TheProbeMeasuresTheTransportDirect) {
   const Outcome outcome = shell(
@@ -220,7 +220,7 @@ TEST_F(Gpu, TheProbeMeasuresTheTransportDirect) {
   setting.direct = true;
   std::size_t expected = 2;
   for (const DirectCase& entry : plan_probe(setting).direct) {
-    const std::size_t kinds = entry.policy == DispatchPolicy::kHierarchical ? 5 : 3;
+    const std::size_t kinds = entry.policy == DispatchPolicy::kHierarchical ? 6 : 4;
     expected += kinds * std::size(kDirectSms);
   }
   EXPECT_EQ(document.at("direct").size(), expected);

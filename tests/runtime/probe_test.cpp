@@ -87,11 +87,34 @@ TEST(ProbePlan, TwoRanksOfOneNodeMeasureEveryPatternOverSizes) {
   EXPECT_EQ(patterns, (std::set<std::string>{"sendrecv", "alltoall", "all_to_one", "one_to_all",
                                              "shift", "hot_pair"}));
   EXPECT_EQ(plan.parts().size(), 5U);
-  // FP8 products only where they can be computed: 16 cells (9 balanced, 7 skewed) of 3 numbers of
-  // experts and 2 shapes, and 7 sizes of the shared experts of 2 shapes.
-  EXPECT_EQ(plan.expert_mlp.size(), 16 * 3 * 2 + 7 * 2U);
+  // FP8 products only where they can be computed: 30 cells (11 balanced, 9 skewed, 9 mixed, one among
+  // streams) of 3 numbers of experts and 2 shapes; 7 sizes of the shared experts of 2 shapes, and one
+  // of each among streams.
+  EXPECT_EQ(plan.expert_mlp.size(), 30 * 3 * 2 + 8 * 2U);
   setting.fp8_products = true;
-  EXPECT_EQ(plan_probe(setting).expert_mlp.size(), 16 * 3 * 2 * 2 + 7 * 2U);
+  EXPECT_EQ(plan_probe(setting).expert_mlp.size(), 30 * 3 * 2 * 2 + 8 * 2U);
+}
+
+// Of each hidden size and type one case among streams, of the smallest size, which also stands in the list
+// without them, and two sizes in rounds that divide their tokens.
+TEST(ProbePlan, KernelsRunAmongStreamsAndInRoundsToo) {
+  ProbeSetting setting;
+  setting.num_ranks = setting.num_local_ranks = 4;
+  const std::vector<KernelCase> cases = plan_probe(setting).kernels;
+  std::size_t among = 0, in_rounds = 0;
+  for (const KernelCase& entry : cases) {
+    in_rounds += entry.num_rounds > 1 ? 1 : 0;
+    EXPECT_EQ(entry.num_tokens % entry.num_rounds, 0U);
+    if (!entry.among_streams) continue;
+    ++among;
+    EXPECT_TRUE(std::any_of(cases.begin(), cases.end(), [&](const KernelCase& other) {
+      return !other.among_streams && other.num_rounds == 1 && !other.row_per_copy &&
+             other.hidden == entry.hidden && other.type == entry.type &&
+             other.num_tokens == entry.num_tokens && other.rows_per_token == entry.rows_per_token;
+    }));
+  }
+  EXPECT_EQ(among, 2 * 2U);
+  EXPECT_EQ(in_rounds, 2 * 2 * 2U);
 }
 
 TEST(ProbePlan, ASingleRankExchangesNothingAndTwoNodesHaveAFarPair) {
@@ -173,6 +196,35 @@ TEST(ProbePlan, DirectPatternsAreWhatTheirNamesSay) {
             (Rows{0, 4, 1, 1, 2, 0, 2, 2, 2, 2, 0, 2, 2, 2, 2, 0}));
 }
 
+// Where each rank has a GPU of its own, half of the ranks are a node: of four ranks, each relays for one
+// other; of two or three none does.
+TEST(ProbePlan, HalfOfTheGpusAreANodeForTheSecondHop) {
+  EXPECT_EQ(direct_ranks_per_node(2, 1), 0U);
+  EXPECT_EQ(direct_ranks_per_node(3, 1), 0U);
+  EXPECT_EQ(direct_ranks_per_node(4, 1), 2U);
+  EXPECT_EQ(direct_ranks_per_node(8, 1), 4U);
+  EXPECT_EQ(direct_ranks_per_node(8, 4), 4U);
+  EXPECT_EQ(direct_ranks_per_node(4, 4), 0U);
+  ProbeSetting setting;
+  setting.num_ranks = setting.num_local_ranks = 4;
+  setting.direct = true;
+  std::size_t two_hops = 0;
+  for (const DirectCase& entry : plan_probe(setting).direct) {
+    EXPECT_EQ(entry.scope, DirectScope::kAll);
+    if (entry.policy != DispatchPolicy::kHierarchical || entry.num_tokens > 128) continue;
+    ++two_hops;
+    const LayerPlan layer = make_direct_plan(entry, 4, 1);
+    EXPECT_EQ(layer.ranks_per_node, 2U);
+    // Every token of the all-to-all goes to three ranks in turn, so that some are passed on.
+    bool passes_on = false;
+    for (std::size_t i = 0; i < layer.stages.at(1).num_transfers(); ++i) {
+      passes_on |= layer.stages[1].src[i] != layer.stages[1].dst[i];
+    }
+    EXPECT_TRUE(passes_on);
+  }
+  EXPECT_GT(two_hops, 0U);
+}
+
 // What is planned for the transport direct on 2, 4 and 8 ranks of two GPUs: with one rank per GPU
 // there is one scope and nothing to forward; every case has a plan that passes the plan checker, no
 // row of one hop stays at home, and no two cases have the same key.
@@ -218,6 +270,16 @@ TEST(ProbePlan, SkewedExpertsHaveAsManyRowsInAll) {
   EXPECT_EQ(expert_rows(entry), (std::vector<std::uint32_t>{12, 12, 12, 12}));
   entry.load = ExpertLoad::kSkewed;
   EXPECT_EQ(expert_rows(entry), (std::vector<std::uint32_t>{24, 12, 7, 5}));
+}
+
+// Expert e of eight has 1/2 + (5 e mod 8) / 7 of 16 rows: 8, 19.4, 12.6, 24, 17.1, 10.3, 21.7, 14.9, rounded
+// down to 125 of 128 with one more for the first three.
+TEST(ProbePlan, MixedExpertsHaveAsManyRowsInAll) {
+  MlpCase entry;
+  entry.num_experts = 8;
+  entry.rows_per_expert = 16;
+  entry.load = ExpertLoad::kMixed;
+  EXPECT_EQ(expert_rows(entry), (std::vector<std::uint32_t>{9, 20, 13, 24, 17, 10, 21, 14}));
 }
 
 // The rows are recounted from the experts that were drawn.
@@ -354,12 +416,13 @@ TEST(ProbeFile, TheExampleOfThePartDirectIsOne) {
       ++checked;
     }
     if (plan.stages.size() == 2) {
+      EXPECT_EQ(entry.at("ranks_per_node"), 2);
       EXPECT_EQ(entry.at("rows"),
                 json({{43, 0, 85, 0}, {0, 42, 0, 86}, {85, 0, 43, 0}, {0, 86, 0, 42}}));
     }
   }
-  // Three multiprocessor counts: three kinds of two layers, and five kinds of two hops.
-  EXPECT_EQ(checked, 3U * (3 + 3 + 2 * 5));
+  // Three multiprocessor counts: four kinds of two layers, and six kinds of two hops.
+  EXPECT_EQ(checked, 3U * (4 + 4 + 2 * 6));
 }
 
 TEST(ProbeFile, FactsAreThoseOfTheLastStart) {

@@ -94,8 +94,8 @@ class DirectLayer {
   }
 
   [[nodiscard]] std::vector<std::string> kinds() const {
-    if (two_hops()) return {"put", "put_forward", "pull_gather", "pull", "combine"};
-    return {"put", "pull", "combine"};
+    if (two_hops()) return {"put", "put_forward", "expand", "pull_gather", "pull", "combine"};
+    return {"put", "expand", "pull", "combine"};
   }
   [[nodiscard]] json facts() const {
     const std::uint32_t num_ranks = plan_.num_ranks;
@@ -109,6 +109,7 @@ class DirectLayer {
       const Stage& second = plan_.stages[1];
       facts["forward_rows"] = matrix_of(second, second.num_rows, num_ranks);
       facts["forward_copies"] = matrix_of(second, second.num_copies, num_ranks);
+      facts["ranks_per_node"] = plan_.ranks_per_node;
     }
     return facts;
   }
@@ -168,6 +169,10 @@ class DirectLayer {
     kernels::build_send_index(routing, targets(0), entry_.type, entry_.hidden, first.send_buffer,
                               first.index, workspace, stream());
     span([&] { transport_.dispatch(0, 0, memory_.tokens.data(), routing, first.index, stream()); });
+    const auto expand = [&] {
+      enqueue_expand(shape_, layout(), tables, memory_.buffers, nullptr, stream());
+    };
+    if (!two_hops()) span(expand);
     if (two_hops()) {
       const RoundTables& second = tables.hops[1].rounds[0];
       const kernels::ReceivedRows rows = received(shape_, layout().hops[0], tables.hops[0], 0);
@@ -175,6 +180,7 @@ class DirectLayer {
       kernels::build_forward_index(rows, targets(1), second.send_buffer, second.index, workspace,
                                    stream());
       span([&] { transport_.forward(0, 0, rows, second.index, stream()); });
+      span(expand);
       flush();
       transport_.announce_results(0, 1, stream());
       notify();

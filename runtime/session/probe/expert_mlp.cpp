@@ -58,16 +58,20 @@ void probe_routed(ProbeTools& tools, std::span<const MlpCase> cases,
     // One product per expert is two launches each, so few samples fit behind a gate.
     auto samples = tools.sampler.measure(fmt::format("the MLP of {} experts with {} rows each",
                                                      entry.num_experts, entry.rows_per_expert),
-                                         std::span(&work, 1), {3, 8, 0.05, 2, kRest});
-    points.push_back({{{"kind", "routed"},
+                                         std::span(&work, 1),
+                                         {3, 8, 0.05, 2, kRest, entry.among_streams});
+    nlohmann::json key{{"kind", "routed"},
                        {"hidden", entry.hidden},
                        {"intermediate", entry.intermediate},
                        {"type", entry.type == kernels::GemmType::kFp8 ? "fp8" : "bf16"},
                        {"num_experts", entry.num_experts},
                        {"load", to_string(entry.load)},
-                       {"rows_per_expert", entry.rows_per_expert}},
+                       {"rows_per_expert", entry.rows_per_expert}};
+    if (entry.among_streams) key["among_streams"] = true;
+    points.push_back({std::move(key),
                       {{"expert_rows", rows}, {"implementation", mlp.implementation()}},
-                      std::move(samples[0].slowest_us)});
+                      std::move(samples[0].slowest_us),
+                      std::move(samples[0].ranks_us)});
   }
 }
 
@@ -80,14 +84,17 @@ void probe_shared(ProbeTools& tools, const MlpCase& entry, std::vector<ProbePoin
   const TimedWork work{"shared", [&](cudaStream_t stream) { shared.run(stream); }};
   auto samples =
       tools.sampler.measure(fmt::format("the shared experts of {} tokens", entry.rows_per_expert),
-                            std::span(&work, 1), {3, 8, 0.05, 4, kRest});
-  points.push_back({{{"kind", "shared"},
+                            std::span(&work, 1), {3, 8, 0.05, 4, kRest, entry.among_streams});
+  nlohmann::json key{{"kind", "shared"},
                      {"hidden", entry.hidden},
                      {"intermediate", entry.intermediate},
                      {"type", "bf16"},
-                     {"num_tokens", entry.rows_per_expert}},
+                     {"num_tokens", entry.rows_per_expert}};
+  if (entry.among_streams) key["among_streams"] = true;
+  points.push_back({std::move(key),
                     {{"implementation", shared.implementation()}},
-                    std::move(samples[0].slowest_us)});
+                    std::move(samples[0].slowest_us),
+                    std::move(samples[0].ranks_us)});
 }
 
 }  // namespace

@@ -230,6 +230,11 @@ void add_start(json& document, ProbePart part, const std::vector<ProbePoint>& po
     }
     entry.update(points[i].facts);
     entry[kSamples].push_back(rounded);
+    if (!points[i].ranks_us.empty()) {
+      json ranks = json::array();
+      for (const double value : points[i].ranks_us) ranks.push_back(std::round(value * 100) / 100);
+      entry["ranks_us"].push_back(std::move(ranks));
+    }
     entry["restarts"] = starts + 1;
     entry["median_us"] = median_of_starts(entry[kSamples]);
   }

@@ -93,6 +93,15 @@ class KernelRun {
                        }});
     };
     add("events", {});
+    if (entry_.num_rounds > 1) {
+      add("send_index_rounds", {&KernelRun::build_send_rounds});
+      add("pack_rounds", {&KernelRun::pack_rounds});
+      return works;
+    }
+    if (entry_.among_streams) {
+      add("event_between", {&KernelRun::event_between});
+      add("round_trip", {&KernelRun::round_trip});
+    }
     add("build_send_index", {&KernelRun::build_send});
     add("pack", {&KernelRun::pack});
     if (!entry_.row_per_copy) {
@@ -123,6 +132,36 @@ class KernelRun {
   }
 
  private:
+  void event_between(cudaStream_t stream) const { left_.record(stream); }
+  // The same with another stream's event behind it, and a third's from before, for both of which this one
+  // waits: what stands between the phases of the main stream and those of the hops.
+  void round_trip(cudaStream_t stream) const {
+    back_[0].record(streams_[0].get());
+    left_.record(stream);
+    check_cuda(cudaStreamWaitEvent(streams_[1].get(), left_.get()), "cudaStreamWaitEvent");
+    back_[1].record(streams_[1].get());
+    for (const kernels::Event& event : back_) {
+      check_cuda(cudaStreamWaitEvent(stream, event.get()), "cudaStreamWaitEvent");
+    }
+  }
+  // The index of a round's tokens, and with `rows` these themselves, round after round.
+  void rounds(cudaStream_t stream, bool rows) const {
+    const std::uint32_t num_tokens = entry_.num_tokens / entry_.num_rounds;
+    for (std::uint32_t r = 0; r < entry_.num_rounds; ++r) {
+      const std::size_t first = std::size_t{r} * num_tokens;
+      kernels::build_send_index(
+          {experts_.data() + first * entry_.num_topk, weights_.data() + first * entry_.num_topk,
+           num_tokens, entry_.num_topk},
+          {expert_dest_.data(), routing_.num_experts, entry_.num_dests, 0, entry_.row_per_copy},
+          entry_.type, entry_.hidden, first_.buffer.data(), first_.index(), workspace_.data(),
+          stream);
+      if (!rows) continue;
+      kernels::pack(tokens_.data() + first * entry_.hidden, num_tokens, entry_.num_topk,
+                    entry_.hidden, entry_.type, first_.index(), entry_.num_dests, stream);
+    }
+  }
+  void build_send_rounds(cudaStream_t stream) const { rounds(stream, false); }
+  void pack_rounds(cudaStream_t stream) const { rounds(stream, true); }
   [[nodiscard]] kernels::ReceivedRows received() const {
     return {received_blocks_.data(), entry_.num_dests, rows_.num_rows,
             rows_.num_copies,        entry_.type,      entry_.hidden};
@@ -184,6 +223,9 @@ class KernelRun {
   DeviceBuffer<std::uint32_t> copy_slot_, expert_begin_;
   DeviceBuffer<Bf16> expert_rows_, results_, returned_, output_;
   DeviceBuffer<std::byte> workspace_;
+  kernels::Stream streams_[2];
+  kernels::Event left_;
+  kernels::Event back_[2];
 };
 
 }  // namespace
@@ -196,20 +238,22 @@ std::vector<ProbePoint> probe_kernels(ProbeTools& tools, std::span<const KernelC
     const auto works = run.works();
     auto samples = tools.sampler.measure(
         fmt::format("the kernels for {} tokens of {}", entry.num_tokens, entry.hidden), works,
-        {3, 8, 0.1, 4}, [&](cudaStream_t stream) {
+        {3, 8, 0.1, 4, 0.0, entry.among_streams}, [&](cudaStream_t stream) {
           check_cuda(cudaMemsetAsync(flush.data(), 0, flush.size(), stream), "cudaMemsetAsync");
         });
     for (std::size_t w = 0; w < works.size(); ++w) {
-      points.push_back({{{"kind", works[w].kind},
+      nlohmann::json key{{"kind", works[w].kind},
                          {"hidden", entry.hidden},
                          {"type", entry.type == kernels::RowType::kFp8 ? "fp8" : "bf16"},
                          {"num_tokens", entry.num_tokens},
                          {"num_topk", entry.num_topk},
                          {"rows_per_token", entry.rows_per_token},
                          {"row_per_copy", entry.row_per_copy},
-                         {"num_dests", entry.num_dests}},
-                        run.facts(),
-                        std::move(samples[w].slowest_us)});
+                         {"num_dests", entry.num_dests}};
+      if (entry.among_streams) key["among_streams"] = true;
+      if (entry.num_rounds > 1) key["num_rounds"] = entry.num_rounds;
+      points.push_back({std::move(key), run.facts(), std::move(samples[w].slowest_us),
+                        std::move(samples[w].ranks_us)});
     }
   }
   return points;

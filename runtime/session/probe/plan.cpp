@@ -58,6 +58,12 @@ std::vector<KernelCase> plan_kernels(const ProbeSetting& setting) {
         }
         cases.push_back({shape.hidden, type, tokens, kTopk, kTopk, num_dests, true});
       }
+      const std::uint32_t rows = std::min(num_dests, kTopk);
+      // What a plan of two hops adds to a launch shows where there is little else.
+      cases.push_back({shape.hidden, type, 128, kTopk, rows, num_dests, false, true});
+      for (const std::uint32_t tokens : {1024U, 4096U}) {
+        cases.push_back({shape.hidden, type, tokens, kTopk, rows, num_dests, false, false, 4});
+      }
     }
   }
   return cases;
@@ -69,20 +75,26 @@ std::vector<MlpCase> plan_expert_mlp(const ProbeSetting& setting) {
     for (const auto type : {kernels::GemmType::kBf16, kernels::GemmType::kFp8}) {
       if (type == kernels::GemmType::kFp8 && !setting.fp8_products) continue;
       for (const std::uint32_t experts : {8U, 16U, 32U}) {
-        for (const std::uint32_t rows : {1U, 4U, 16U, 64U, 128U, 256U, 768U, 1536U, 4096U}) {
+        for (const std::uint32_t rows :
+             {1U, 4U, 16U, 64U, 128U, 192U, 256U, 384U, 768U, 1536U, 4096U}) {
           const std::uint64_t bytes = std::uint64_t{experts} * rows * shape.hidden * 2;
           if (bytes > 2 * kGiB / setting.ranks_per_gpu) continue;
-          for (const auto load : {ExpertLoad::kBalanced, ExpertLoad::kSkewed}) {
-            if (load == ExpertLoad::kSkewed && rows < 16) continue;  // too few rows to skew
+          for (const auto load :
+               {ExpertLoad::kBalanced, ExpertLoad::kSkewed, ExpertLoad::kMixed}) {
+            if (load != ExpertLoad::kBalanced && rows < 16) continue;  // too few rows to differ
             cases.push_back({false, shape.hidden, shape.intermediate, type, experts, load, rows});
           }
         }
+        cases.push_back({false, shape.hidden, shape.intermediate, type, experts,
+                         ExpertLoad::kBalanced, 16, true});
       }
     }
     for (const std::uint32_t tokens : {128U, 512U, 1024U, 2048U, 4096U, 8192U, 16384U}) {
       cases.push_back({true, shape.hidden, shape.shared_intermediate, kernels::GemmType::kBf16, 1,
                        ExpertLoad::kBalanced, tokens});
     }
+    cases.push_back({true, shape.hidden, shape.shared_intermediate, kernels::GemmType::kBf16, 1,
+                     ExpertLoad::kBalanced, 128, true});
   }
   return cases;
 }
@@ -95,7 +107,7 @@ std::vector<OverlapCase> plan_overlap(const ProbeSetting& setting) {
     for (const std::uint64_t size : {2048U, 4096U, 8192U}) {
       cases.push_back({bytes, OverlapCase::Work::kProduct, size});
     }
-    for (const std::uint64_t size : {64 * kMiB, 256 * kMiB, 1024 * kMiB}) {
+    for (const std::uint64_t size : {4 * kMiB, 16 * kMiB, 64 * kMiB, 256 * kMiB, 1024 * kMiB}) {
       cases.push_back({bytes, OverlapCase::Work::kCopy, size / setting.ranks_per_gpu});
     }
   }
@@ -148,7 +160,7 @@ std::vector<DirectCase> plan_direct(const ProbeSetting& setting) {
             cases.push_back({pattern, scope, DispatchPolicy::kDedup, hidden, type, tokens, 1});
           }
         }
-        if (setting.ranks_per_gpu == 1 || setting.ranks_per_gpu >= setting.num_ranks) continue;
+        if (direct_ranks_per_node(setting.num_ranks, setting.ranks_per_gpu) == 0) continue;
         for (const std::uint32_t rows : {1U, std::min({4U, setting.num_ranks - 1, kDirectTopk})}) {
           cases.push_back({Pattern::kAllToAll, DirectScope::kAll, DispatchPolicy::kHierarchical,
                            hidden, type, tokens, rows});
@@ -222,7 +234,15 @@ std::string to_string(DirectScope scope) {
 }
 
 std::string to_string(ExpertLoad load) {
-  return load == ExpertLoad::kBalanced ? "balanced" : "skewed";
+  switch (load) {
+    case ExpertLoad::kBalanced:
+      return "balanced";
+    case ExpertLoad::kSkewed:
+      return "skewed";
+    case ExpertLoad::kMixed:
+      return "mixed";
+  }
+  throw std::logic_error("no such load");
 }
 
 std::uint64_t pattern_bytes(const CommunicationCase& entry, std::uint32_t num_ranks,
@@ -251,12 +271,18 @@ std::uint64_t pattern_bytes(const CommunicationCase& entry, std::uint32_t num_ra
 std::vector<std::uint32_t> expert_rows(const MlpCase& entry) {
   std::vector<std::uint32_t> rows(entry.num_experts, entry.rows_per_expert);
   if (entry.load == ExpertLoad::kBalanced) return rows;
-  double harmonic = 0.0;
-  for (std::uint32_t e = 0; e < entry.num_experts; ++e) harmonic += 1.0 / (e + 1);
+  const auto share = [&](std::uint32_t e) {
+    if (entry.load == ExpertLoad::kSkewed) return 1.0 / (e + 1);
+    // Steps of five reach every place of a rank's 8, 16 or 32 experts once.
+    const std::uint32_t last = std::max(entry.num_experts - 1, 1U);
+    return 0.5 + static_cast<double>(5 * e % entry.num_experts) / last;
+  };
+  double shares = 0.0;
+  for (std::uint32_t e = 0; e < entry.num_experts; ++e) shares += share(e);
   const std::uint32_t total = entry.num_experts * entry.rows_per_expert;
   std::uint32_t given = 0;
   for (std::uint32_t e = 0; e < entry.num_experts; ++e) {
-    rows[e] = static_cast<std::uint32_t>(total / harmonic / (e + 1));
+    rows[e] = static_cast<std::uint32_t>(total / shares * share(e));
     given += rows[e];
   }
   // What rounding down left over, one each from the first on.
@@ -330,6 +356,11 @@ std::vector<std::uint32_t> direct_destinations(const DirectCase& entry, std::uin
   throw std::logic_error("a pattern that the transport direct is not measured with");
 }
 
+std::uint32_t direct_ranks_per_node(std::uint32_t num_ranks, std::uint32_t ranks_per_gpu) {
+  if (ranks_per_gpu > 1) return ranks_per_gpu < num_ranks ? ranks_per_gpu : 0;
+  return num_ranks >= 4 && num_ranks % 2 == 0 ? num_ranks / 2 : 0;
+}
+
 LayerPlan make_direct_plan(const DirectCase& entry, std::uint32_t num_ranks,
                            std::uint32_t ranks_per_gpu) {
   Routing routing;
@@ -357,7 +388,9 @@ LayerPlan make_direct_plan(const DirectCase& entry, std::uint32_t num_ranks,
     tokens.token_begin.push_back(tokens.trace_token.size());
   }
   routing.sequence_begin = {0, tokens.trace_token.size()};
-  return make_plan(routing, 0, placement, tokens, {entry.policy, ranks_per_gpu});
+  const std::uint32_t per_node = direct_ranks_per_node(num_ranks, ranks_per_gpu);
+  return make_plan(routing, 0, placement, tokens,
+                   {entry.policy, per_node == 0 ? ranks_per_gpu : per_node});
 }
 
 std::vector<std::uint64_t> curve_sizes(std::uint64_t max_bytes) {

@@ -29,11 +29,16 @@ std::string to_string(ProbePart part);
 // The inverse; throws InputError for other names.
 ProbePart probe_part(const std::string& name);
 
+// The largest message per pair that is measured unless another is asked for: over NVLink as large as those
+// of large layers.
+inline constexpr std::uint64_t kLeastMaxBytes = std::uint64_t{64} << 20;
+inline constexpr std::uint64_t kNvlinkMaxBytes = std::uint64_t{256} << 20;
+
 struct ProbeSetting {
   std::uint32_t num_ranks = 1;
   std::uint32_t num_local_ranks = 1;
   std::uint32_t ranks_per_gpu = 1;
-  std::uint64_t max_bytes = std::uint64_t{64} << 20;  // per pair
+  std::uint64_t max_bytes = kLeastMaxBytes;           // per pair
   bool fp8_products = false;                          // kernels::grouped_gemm_available()
   bool direct = false;                                // whether the transport direct can run
 };
@@ -79,11 +84,14 @@ struct KernelCase {
   std::uint32_t rows_per_token = 0;
   std::uint32_t num_dests = 0;
   bool row_per_copy = false;
+  bool among_streams = false;    // SampleLimits
+  std::uint32_t num_rounds = 1;  // > 1: of the kernels only those that a dispatch runs once a round
 };
 
 enum class ExpertLoad : std::uint8_t {
   kBalanced,
   kSkewed,  // expert e of a rank has rows in proportion to 1 / (e + 1)
+  kMixed,   // between half of the mean and one and a half, in no order
 };
 std::string to_string(ExpertLoad load);
 
@@ -95,6 +103,7 @@ struct MlpCase {
   std::uint32_t num_experts = 0;
   ExpertLoad load = ExpertLoad::kBalanced;
   std::uint32_t rows_per_expert = 0;  // the mean
+  bool among_streams = false;         // SampleLimits
 };
 // Rows of every expert; they sum to num_experts * rows_per_expert.
 std::vector<std::uint32_t> expert_rows(const MlpCase& entry);
@@ -127,8 +136,9 @@ std::string to_string(DirectScope scope);
 //   hot_pair    alltoall with one row per token; of rank 0, S[0] gets kHotFactor times as many rows
 //               as each of the others
 //
-// A plan of the policy `hierarchical` has two hops: to the rank of the same place on the GPU that the
-// token goes to, and from there to the ranks of that GPU.
+// A plan of the policy `hierarchical` has two hops: to the rank of the same place on the node that the
+// token goes to, and from there to the ranks of that node. A node is a GPU with its ranks; where each rank
+// has a GPU of its own it is half of the ranks.
 struct DirectCase {
   Pattern pattern = Pattern::kAllToAll;
   DirectScope scope = DirectScope::kAll;
@@ -149,8 +159,10 @@ std::uint32_t direct_tokens(const DirectCase& entry, std::uint32_t num_ranks,
 std::vector<std::uint32_t> direct_destinations(const DirectCase& entry, std::uint32_t num_ranks,
                                                std::uint32_t ranks_per_gpu, std::uint32_t rank,
                                                std::uint32_t token);
+// The ranks of a node in plans of two hops; zero where there is no second hop to be had.
+std::uint32_t direct_ranks_per_node(std::uint32_t num_ranks, std::uint32_t ranks_per_gpu);
 // The whole layer as the planner makes it: kDirectLocalExperts experts per rank; a token's
-// kDirectTopk copies are dealt to its destinations in turn; a GPU's ranks are a node.
+// kDirectTopk copies are dealt to its destinations in turn.
 LayerPlan make_direct_plan(const DirectCase& entry, std::uint32_t num_ranks,
                            std::uint32_t ranks_per_gpu);
 

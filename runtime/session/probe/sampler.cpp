@@ -8,6 +8,7 @@
 #include <numeric>
 #include <thread>
 
+#include "core/statistics.hpp"
 #include "runtime/control/channel.hpp"
 #include "runtime/device/errors.hpp"
 
@@ -19,7 +20,10 @@ constexpr double kRestsFrom_s = 1e-3;
 }  // namespace
 
 Sampler::Sampler(ControlGroup& group, Communicator* communicator)
-    : group_(group), communicator_(communicator), line_up_(2 * std::size_t{group.num_ranks()}) {
+    : group_(group),
+      communicator_(communicator),
+      waited_(std::size(waiting_)),
+      line_up_(2 * std::size_t{group.num_ranks()}) {
   line_up_.fill_bytes(0);
 }
 
@@ -36,7 +40,7 @@ void Sampler::line_up() {
 }
 
 std::vector<double> Sampler::pass(const std::string& name, std::span<const TimedWork> works,
-                                  std::uint32_t num_samples, bool gated,
+                                  std::uint32_t num_samples, bool gated, bool among_streams,
                                   const std::function<void(cudaStream_t)>& before) {
   group_.watch_stage(fmt::format("samples of {}", name));
   while (events_.size() < 2 * works.size() * num_samples) events_.emplace_back();
@@ -59,6 +63,12 @@ std::vector<double> Sampler::pass(const std::string& name, std::span<const Timed
     if (last_beside != nullptr) {
       check_cuda(cudaStreamWaitEvent(main_.get(), last_beside->get()), "cudaStreamWaitEvent");
     }
+    for (std::size_t s = 0; among_streams && s < std::size(waiting_); ++s) {
+      const cudaStream_t stream = waiting_[s].get();
+      check_cuda(cudaStreamWaitEvent(stream, events_[next - 1].get()), "cudaStreamWaitEvent");
+      // Without work behind it a wait need not reach the device.
+      check_cuda(cudaMemsetAsync(waited_.data() + s, 0, 1, stream), "cudaMemsetAsync");
+    }
   }
   fork_.record(main_.get());  // now the end of everything
   if (gated) {
@@ -80,9 +90,9 @@ std::vector<double> Sampler::pass(const std::string& name, std::span<const Timed
 std::vector<WorkSamples> Sampler::measure(const std::string& name, std::span<const TimedWork> works,
                                           const SampleLimits& limits,
                                           const std::function<void(cudaStream_t)>& before) {
-  pass(name, works, 1, false, before);
+  pass(name, works, 1, false, limits.among_streams, before);
   double total_s = 0.0;
-  for (const double seconds : pass(name, works, 1, true, before)) total_s += seconds;
+  for (const double seconds : pass(name, works, 1, true, limits.among_streams, before)) total_s += seconds;
   const auto wanted = static_cast<std::uint32_t>(
       std::clamp(limits.budget_s / std::max(total_s, 1e-6), static_cast<double>(limits.least),
                  static_cast<double>(std::max(limits.most, limits.least))));
@@ -98,7 +108,7 @@ std::vector<WorkSamples> Sampler::measure(const std::string& name, std::span<con
   std::vector<double> mine;
   for (std::uint32_t done = 0; done < num_samples;) {
     const std::uint32_t now = std::min(num_samples - done, per_gate);
-    const auto seconds = pass(name, works, now, true, before);
+    const auto seconds = pass(name, works, now, true, limits.among_streams, before);
     mine.insert(mine.end(), seconds.begin(), seconds.end());
     done += now;
     const double worked_s = std::accumulate(seconds.begin(), seconds.end(), 0.0);
@@ -119,6 +129,13 @@ std::vector<WorkSamples> Sampler::measure(const std::string& name, std::span<con
       double& fastest = entry.fastest_us[i / works.size()];
       slowest = std::max(slowest, seconds[i] * 1e6);
       fastest = std::min(fastest, seconds[i] * 1e6);
+    }
+    for (std::size_t w = 0; w < works.size(); ++w) {
+      std::vector<double> of_rank;
+      for (std::size_t i = w; i < seconds.size(); i += works.size()) {
+        of_rank.push_back(seconds[i] * 1e6);
+      }
+      samples[w].ranks_us.push_back(median(std::move(of_rank)));
     }
   }
   return samples;

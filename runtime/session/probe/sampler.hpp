@@ -33,12 +33,16 @@ struct SampleLimits {
   // the device rests behind each: what draws as much power as the products of a layer would run
   // slower without the pauses that a layer has.
   double rest = 0.0;
+  // Two more streams wait for the end of every sample, as the streams of the hops wait beside the main
+  // one in a plan of two hops.
+  bool among_streams = false;
 };
 
 // One work's samples over the ranks; at rank 0 only, empty elsewhere.
 struct WorkSamples {
   std::vector<double> slowest_us;
   std::vector<double> fastest_us;
+  std::vector<double> ranks_us;  // [num_ranks] the median of each rank's own samples
 };
 
 class Sampler {
@@ -56,7 +60,7 @@ class Sampler {
  private:
   // Seconds, [num_samples][works].
   std::vector<double> pass(const std::string& name, std::span<const TimedWork> works,
-                           std::uint32_t num_samples, bool gated,
+                           std::uint32_t num_samples, bool gated, bool among_streams,
                            const std::function<void(cudaStream_t)>& before);
   void line_up();
 
@@ -64,6 +68,8 @@ class Sampler {
   Communicator* communicator_;
   kernels::Stream main_;
   kernels::Stream beside_;
+  kernels::Stream waiting_[2];
+  kernels::DeviceBuffer<std::byte> waited_;  // a byte of each of these
   kernels::DeviceBuffer<std::byte> line_up_;
   std::vector<kernels::Event> events_;
   kernels::Event fork_;
