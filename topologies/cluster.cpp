@@ -119,6 +119,7 @@ MlpCosts read_mlp_costs(const YamlValue& value) {
     costs.tile_depth = depth->as_number(0.0, 65536.0);
   }
   if (const auto reads = map.optional("reads_rows")) costs.reads_rows = reads->as_bool();
+  if (const auto among = map.optional("among_streams")) costs.among_streams = among->as_seconds();
   map.finish();
   return costs;
 }
@@ -136,6 +137,7 @@ KernelCosts read_kernel_costs(const YamlValue& value) {
   if (const auto quantise = map.optional("quantise_bandwidth")) {
     costs.quantise_bandwidth = positive_bandwidth(*quantise);
   }
+  if (const auto again = map.optional("again")) costs.again = again->as_seconds();
   map.finish();
   return costs;
 }
@@ -156,7 +158,12 @@ RowKernels read_row_kernels(const YamlValue& value) {
   if (const auto index = map.optional("forward_index")) {
     kernels.forward_index = read_kernel_costs(*index);
   }
+  if (const auto expand = map.optional("expand_put")) {
+    kernels.expand_put = read_kernel_costs(*expand);
+  }
   kernels.gap = map.required("gap").as_seconds();
+  if (const auto among = map.optional("among_streams")) kernels.among_streams = among->as_seconds();
+  if (const auto join = map.optional("join")) kernels.join = join->as_seconds();
   map.finish();
   return kernels;
 }

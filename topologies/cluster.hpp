@@ -59,6 +59,7 @@ struct MlpCosts {
   std::vector<MlpTile> tiles;
   double tile_depth = 0.0;
   bool reads_rows = false;
+  Seconds among_streams;  // more than `launch`, in a plan of two hops: see RowKernels
 };
 
 // A calibrated kernel that moves rows, with the kernel that builds its index where it has one:
@@ -75,6 +76,9 @@ struct KernelCosts {
   std::optional<Bandwidth> item_bandwidth;  // of one block; absent: no item takes long
   // What the tokens of a dispatch in FP8, as BF16 bytes, are quantised at; absent: no slower than moved.
   std::optional<Bandwidth> quantise_bandwidth;
+  // Instead of `launch`, of each further one where several run between the same two events, one for each
+  // round of a dispatch; absent: `launch` less what passes between two events.
+  std::optional<Seconds> again;
 };
 // The kernels of our runtime (kernels/rows.hpp), one per phase. What they move:
 //   phase    items          rows                     bytes
@@ -97,7 +101,15 @@ struct RowKernels {
   // The indices of pack and of forward alone, before a transport that moves the rows itself. They read
   // four bytes per (token, expert) pair; rows as above. Absent: those of `pack` and `forward`.
   std::optional<KernelCosts> send_index, forward_index;
+  // `expand` behind such a transport, whose rows it finds in the caches; absent: `expand`.
+  std::optional<KernelCosts> expand_put;
   Seconds gap;
+  // In a plan of two hops the hops have streams of their own, which wait beside the main one. Work that is
+  // enqueued behind a wait makes each launch on another stream take longer: `among_streams` of a phase of
+  // these kernels. `join` passes instead of `gap` where the main stream goes on behind those of the hops,
+  // before expand and sum; absent: `gap`.
+  Seconds among_streams;
+  std::optional<Seconds> join;
 };
 
 // What operations of one kind cost:

@@ -56,6 +56,9 @@ std::string mlp_text(const char* key, const std::optional<MlpCosts>& mlp) {
   }
   if (mlp->tile_depth > 0.0) text += fmt::format("    tile_depth: {}\n", mlp->tile_depth);
   if (mlp->reads_rows) text += "    reads_rows: true\n";
+  if (mlp->among_streams.value > 0.0) {
+    text += fmt::format("    among_streams: {}\n", exact(mlp->among_streams));
+  }
   return text;
 }
 
@@ -69,6 +72,7 @@ std::string kernel_text(const char* phase, const KernelCosts& costs) {
   if (costs.quantise_bandwidth) {
     more += fmt::format(", quantise_bandwidth: {}", exact(*costs.quantise_bandwidth));
   }
+  if (costs.again) more += fmt::format(", again: {}", exact(*costs.again));
   return fmt::format("    {}: {{launch: {}, row: {}{}, bandwidth: {}{}}}\n", phase,
                      exact(costs.launch), exact(costs.row), copy, exact(costs.bandwidth), more);
 }
@@ -97,7 +101,12 @@ std::string gpu_text(const GpuModel& gpu) {
     if (gpu.kernels->forward_index) {
       text += kernel_text("forward_index", *gpu.kernels->forward_index);
     }
+    if (gpu.kernels->expand_put) text += kernel_text("expand_put", *gpu.kernels->expand_put);
     text += fmt::format("    gap: {}\n", exact(gpu.kernels->gap));
+    if (gpu.kernels->among_streams.value > 0.0) {
+      text += fmt::format("    among_streams: {}\n", exact(gpu.kernels->among_streams));
+    }
+    if (gpu.kernels->join) text += fmt::format("    join: {}\n", exact(*gpu.kernels->join));
   }
   if (!gpu.operations.empty()) text += "  operations:\n";
   for (const auto& [kind, costs] : gpu.operations) {

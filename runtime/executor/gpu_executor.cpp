@@ -505,8 +505,8 @@ class GpuExecutor final : public Executor {
 
   void expand(const Work& work) {
     const bool in_place = is_direct() && DirectTransport::keeps_own_rows(work.layout);
-    enqueue_expand(shape(), work.layout, work.tables, buffers_,
-                   in_place ? tokens_.data() : nullptr, main());
+    enqueue_expand(shape(), work.layout, work.tables, buffers_, in_place ? tokens_.data() : nullptr,
+                   main());
   }
 
   void merge(const Work& work) {

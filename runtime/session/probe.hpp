@@ -18,8 +18,8 @@ struct ProbeOptions {
   std::filesystem::path output;
   // Per pair; absent: kNvlinkMaxBytes over NVLink, otherwise kLeastMaxBytes (probe/plan.hpp).
   std::optional<std::uint64_t> max_bytes;
-  std::uint32_t num_samples = 15;                     // per size; fewer where one takes long
-  std::vector<std::string> parts;                     // all where empty
+  std::uint32_t num_samples = 15;  // per size; fewer where one takes long
+  std::vector<std::string> parts;  // all where empty
   bool append = false;  // one more start of every part, where the file has as many of each
   std::string machine;  // a name for the machine; the host's where empty
   std::string command;

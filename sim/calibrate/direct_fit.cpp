@@ -22,11 +22,11 @@ constexpr std::size_t kFewestDirectPoints = 8;
 constexpr std::uint32_t kSms = 16;  // what the runtime takes where nothing else is said
 constexpr double kDirectBf16Bytes = 2.0;
 
-// A cluster that says no more than where the ranks of a probe sit: each GPU is a node.
-Cluster places_of(const DirectProbe& probe) {
+// A cluster that says no more than where the ranks of a probe sit.
+Cluster places_of(const DirectProbe& probe, std::uint32_t ranks_per_node) {
   Cluster cluster;
-  cluster.num_nodes = probe.num_ranks / probe.ranks_per_gpu;
-  cluster.gpus_per_node = probe.ranks_per_gpu;
+  cluster.num_nodes = probe.num_ranks / ranks_per_node;
+  cluster.gpus_per_node = ranks_per_node;
   cluster.ranks_per_gpu = probe.ranks_per_gpu;
   return cluster;
 }
@@ -61,7 +61,7 @@ std::vector<std::uint32_t> received(const Matrix& rows) {
 
 class ListReader {
  public:
-  explicit ListReader(DirectProbe& probe) : probe_(probe), places_(places_of(probe)) {}
+  explicit ListReader(DirectProbe& probe) : probe_(probe) {}
 
   void add(const ProbeEntry& entry) {
     const std::string kind = entry.text("kind");
@@ -129,12 +129,23 @@ class ListReader {
         second && !pull ? static_cast<double>(sizes.dispatch_row.value) : plain_row;
     traffic.quantises = fp8 && !pull && !second;
     traffic.hop = !two_hops ? HopKind::kGroup : second ? HopKind::kNode : HopKind::kRail;
-    point.load = direct_step_load(places_, traffic);
+    point.load = direct_step_load(places_of(probe_, ranks_per_node(entry)), traffic);
     return point;
   }
 
+  // Of a plan of two hops; the ranks of a GPU where the entry does not say.
+  [[nodiscard]] std::uint32_t ranks_per_node(const ProbeEntry& entry) const {
+    if (!entry.has("ranks_per_node")) return probe_.ranks_per_gpu;
+    const double found = entry.positive("ranks_per_node");
+    const auto count = static_cast<std::uint32_t>(std::min(found, 1e9));
+    if (count != found || probe_.num_ranks % count != 0) {
+      throw InputError(entry.where(), fmt::format("{} ranks on a node", found),
+                       fmt::format("as many on each for {} ranks", probe_.num_ranks));
+    }
+    return count;
+  }
+
   DirectProbe& probe_;
-  Cluster places_;
   std::optional<double> last_pull_;
   std::vector<double> announcements_;
 };

@@ -89,7 +89,38 @@ class ProbeEntry {
     }
     return out;
   }
+  [[nodiscard]] bool has(const char* key) const { return value_.contains(key); }
+  // A key that is there only where it is true.
+  [[nodiscard]] bool flag(const char* key) const {
+    const auto found = value_.find(key);
+    if (found == value_.end()) return false;
+    if (!found->is_boolean()) {
+      throw InputError(fmt::format("{}: {}", where_, key), json_excerpt(*found), "true or false");
+    }
+    return found->get<bool>();
+  }
   [[nodiscard]] double time_s() const { return positive("median_us") * 1e-6; }
+  // Of a rank like any other: the mean of the ranks' own medians. Probes without them know the slowest.
+  [[nodiscard]] double rank_time_s() const {
+    const auto starts = value_.find("ranks_us");
+    if (starts == value_.end()) return time_s();
+    const std::string where = where_ + ": ranks_us";
+    if (!starts->is_array() || starts->empty()) {
+      throw InputError(where, json_excerpt(*starts), "a list for each start");
+    }
+    double sum = 0.0;
+    std::size_t count = 0;
+    for (const auto& ranks : *starts) {
+      for (const auto& rank : ranks) {
+        const double us = rank.is_number() ? rank.get<double>() : 0.0;
+        if (!(us > 0.0)) throw InputError(where, json_excerpt(rank), "times above zero");
+        sum += us;
+        ++count;
+      }
+    }
+    if (count == 0) throw InputError(where, "no times", "one of each rank");
+    return sum / static_cast<double>(count) * 1e-6;
+  }
   // The least of all samples.
   [[nodiscard]] double fastest_s() const {
     const auto starts = value_.find("samples_us");

@@ -29,11 +29,15 @@ constexpr std::size_t kFewestPoints = 8;
 constexpr double kBf16Bytes = 2.0;
 constexpr double kIndexBytes = 4.0;  // that an index reads per (token, expert) pair
 
+// What was measured, in texts and numbers that tell entries apart, and how long it took.
+using EntryTimes = std::map<std::string, double>;
+
 // What the entries of one case leave for those that follow.
 struct KernelCase {
   std::vector<double> gaps;
-  double forward_index_s = 0.0, send_index_s = 0.0;
+  double forward_index_s = 0.0, send_index_s = 0.0, event_between_s = 0.0;
   bool with_indices = false;
+  EntryTimes alone;  // of all entries that run on one stream and in one round
 };
 
 // Ranks of one GPU drift apart along the list of kernels, and then wait for each other's. In the fastest
@@ -42,8 +46,52 @@ double kernel_s(const ProbeEntry& entry, const GpuProbe& probe) {
   return probe.ranks_per_gpu > 1 ? entry.fastest_s() : entry.time_s();
 }
 
+std::string kernel_key(const ProbeEntry& entry, const std::string& kind) {
+  return fmt::format("{} {} {} {} {} {}", kind, entry.positive("hidden"), entry.text("type"),
+                     entry.positive("num_tokens"), entry.positive("rows_per_token"),
+                     entry.flag("row_per_copy"));
+}
+
+// An entry that only means something beside one that ran alone. Nothing where that is not in the list.
+void add_beside(double time_s, const EntryTimes& alone, const std::string& key,
+                std::vector<double>& longer_s, double parts = 1.0) {
+  const auto found = alone.find(key);
+  if (found != alone.end()) longer_s.push_back((time_s - found->second) / parts);
+}
+
+void add_among_streams(const ProbeEntry& entry, GpuProbe& probe, KernelCase& of_case) {
+  const std::string kind = entry.text("kind");
+  const double time_s = kernel_s(entry, probe);
+  if (kind == "event_between") of_case.event_between_s = time_s;
+  if (kind == "round_trip" && of_case.event_between_s > 0.0) {
+    probe.join_s.push_back(time_s - of_case.event_between_s);
+  }
+  for (const char* phase : {"pack_phase", "forward_phase", "expand_phase", "merge", "gather_sum",
+                            "sum", "sum_with_shared"}) {
+    if (kind != phase) continue;
+    add_beside(time_s, of_case.alone, kernel_key(entry, kind), probe.kernel_among_s);
+  }
+}
+
+void add_rounds(const ProbeEntry& entry, double num_rounds, GpuProbe& probe,
+                const KernelCase& of_case) {
+  const std::string kind = entry.text("kind");
+  const double time_s = kernel_s(entry, probe);
+  if (kind == "pack_rounds") {
+    add_beside(time_s, of_case.alone, kernel_key(entry, "pack_phase"), probe.pack_again_s,
+               num_rounds - 1.0);
+  } else if (kind == "send_index_rounds") {
+    add_beside(time_s, of_case.alone, kernel_key(entry, "build_send_index"),
+               probe.send_index_again_s, num_rounds - 1.0);
+  }
+}
+
 void add_kernel(const ProbeEntry& entry, GpuProbe& probe, KernelCase& of_case) {
   const std::string kind = entry.text("kind");
+  if (entry.flag("among_streams")) return add_among_streams(entry, probe, of_case);
+  if (entry.has("num_rounds") && kind != "events") {
+    return add_rounds(entry, entry.positive("num_rounds"), probe, of_case);
+  }
   const double hidden = entry.positive("hidden");
   const PayloadType type = entry.is_fp8() ? PayloadType::kFp8 : PayloadType::kBf16;
   const auto dispatch_row =
@@ -53,6 +101,7 @@ void add_kernel(const ProbeEntry& entry, GpuProbe& probe, KernelCase& of_case) {
   const double rows = entry.positive("num_rows");
   const double copies = entry.positive("num_copies");
   const double time_s = kernel_s(entry, probe);
+  of_case.alone[kernel_key(entry, kind)] = time_s;
   if (kind == "events") {
     of_case.gaps.push_back(time_s);
     of_case.forward_index_s = of_case.send_index_s = 0.0;
@@ -99,10 +148,51 @@ void add_kernel(const ProbeEntry& entry, GpuProbe& probe, KernelCase& of_case) {
   }
 }
 
-void add_mlp(const ProbeEntry& entry, GpuProbe& probe) {
+// Expansions behind a put, on the rank that has the most to move.
+void add_expand_put(const ProbeEntry& entry, GpuProbe& probe) {
+  if (entry.text("kind") != "expand") return;
+  const bool second = entry.has("forward_rows");
+  const auto rows = entry.matrix(second ? "forward_rows" : "rows", probe.num_ranks);
+  const auto copies = entry.matrix(second ? "forward_copies" : "copies", probe.num_ranks);
+  const double plain_row = kBf16Bytes * entry.positive("hidden");
+  const PayloadType type = entry.is_fp8() ? PayloadType::kFp8 : PayloadType::kBf16;
+  const auto row_bytes = static_cast<double>(
+      row_payload(type, static_cast<std::uint32_t>(entry.positive("hidden"))).value);
+  KernelPoint most{.time_s = kernel_s(entry, probe)};
+  for (std::uint32_t receiver = 0; receiver < probe.num_ranks; ++receiver) {
+    double num_rows = 0.0, num_copies = 0.0;
+    for (std::uint32_t sender = 0; sender < probe.num_ranks; ++sender) {
+      num_rows += rows[sender][receiver];
+      num_copies += copies[sender][receiver];
+    }
+    const double bytes = num_rows * row_bytes + num_copies * plain_row;
+    if (bytes <= most.bytes) continue;
+    most.bytes = bytes;
+    most.rows = num_copies;
+    most.items = num_rows;
+  }
+  if (most.bytes > 0.0) probe.expand_put.push_back(most);
+}
+
+void add_mlp(const ProbeEntry& entry, GpuProbe& probe, EntryTimes& alone) {
   const std::string kind = entry.text("kind");
-  GroupedMlpPoint point{
-      entry.positive("hidden"), entry.positive("intermediate"), {}, entry.time_s()};
+  // Ranks of one GPU work at its expense together: only the last of them tells how long that took.
+  const double time_s = probe.ranks_per_gpu > 1 ? entry.time_s() : entry.rank_time_s();
+  GroupedMlpPoint point{entry.positive("hidden"), entry.positive("intermediate"), {}, time_s};
+  const bool routed = kind == "routed";
+  const std::string key =
+      fmt::format("{} {} {} {}", kind, point.hidden, entry.text("type"),
+                  routed ? fmt::format("{} {}", entry.positive("rows_per_expert"),
+                                       fmt::join(entry.counts("expert_rows"), " "))
+                         : fmt::format("{}", entry.positive("num_tokens")));
+  if (entry.flag("among_streams")) {
+    add_beside(time_s, alone, key,
+               !routed          ? probe.shared_among_s
+               : entry.is_fp8() ? probe.mlp_fp8_among_s
+                                : probe.mlp_among_s);
+    return;
+  }
+  alone[key] = point.time_s;
   if (kind == "routed") {
     point.expert_rows = entry.counts("expert_rows");
     (entry.is_fp8() ? probe.mlp_fp8 : probe.mlp).push_back(std::move(point));
@@ -239,8 +329,13 @@ GpuProbe parse_gpu_probe(const std::string& text, const std::string& name) {
                   [&](const ProbeEntry& entry) { add_kernel(entry, probe, of_case); });
   if (of_case.gaps.empty()) throw InputError(name, "no entry of kind \"events\"", "one");
   probe.gap_s = median(std::move(of_case.gaps));
+  EntryTimes mlps;
   read_probe_part(document, name, "expert_mlp",
-                  [&](const ProbeEntry& entry) { add_mlp(entry, probe); });
+                  [&](const ProbeEntry& entry) { add_mlp(entry, probe, mlps); });
+  if (document.contains("direct")) {
+    read_probe_part(document, name, "direct",
+                    [&](const ProbeEntry& entry) { add_expand_put(entry, probe); });
+  }
   if (document.contains("overlap")) {
     read_probe_part(document, name, "overlap", [&](const ProbeEntry& entry) {
       const double time_s = entry.time_s();  // a time that is none is refused, used or not
@@ -473,7 +568,19 @@ GpuFit fit_gpu(const Cluster& cluster, const GpuProbe& probe) {
   if (probe.forward_index.size() >= kFewestPoints) {
     kernel("kernels.forward_index", probe.forward_index, kernels.forward_index.emplace());
   }
+  if (probe.expand_put.size() >= kFewestPoints) {
+    kernel("kernels.expand_put", probe.expand_put, kernels.expand_put.emplace());
+  }
+  const auto longer = [](const std::vector<double>& times_s) {
+    return Seconds{times_s.empty() ? 0.0 : std::max(0.0, median(times_s))};
+  };
+  if (!probe.pack_again_s.empty()) kernels.pack.again = longer(probe.pack_again_s);
+  if (kernels.send_index && !probe.send_index_again_s.empty()) {
+    kernels.send_index->again = longer(probe.send_index_again_s);
+  }
   kernels.gap = {probe.gap_s};
+  kernels.among_streams = longer(probe.kernel_among_s);
+  if (!probe.join_s.empty()) kernels.join = longer(probe.join_s);
   gpu.kernels = kernels;
   const auto mlp = [&](const char* name, const std::vector<GroupedMlpPoint>& points,
                        const MlpFitOptions& options, std::optional<MlpCosts>& costs) {
@@ -491,6 +598,9 @@ GpuFit fit_gpu(const Cluster& cluster, const GpuProbe& probe) {
       gpu.mlp_fp8);
   mlp("shared_mlp", probe.shared_mlp, {gpu.bf16_peak.value / sharers, memory_rate, {}},
       gpu.shared_mlp);
+  if (gpu.mlp) gpu.mlp->among_streams = longer(probe.mlp_among_s);
+  if (gpu.mlp_fp8) gpu.mlp_fp8->among_streams = longer(probe.mlp_fp8_among_s);
+  if (gpu.shared_mlp) gpu.shared_mlp->among_streams = longer(probe.shared_among_s);
   out.cluster.overheads.notify = {probe.notify_s};
   return out;
 }

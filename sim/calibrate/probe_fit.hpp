@@ -44,6 +44,14 @@ struct GpuProbe {
   std::vector<KernelPoint> pack, forward, expand, merge, gather, sum, own_copy;
   // The indices alone; empty where the probe did not measure the transport `direct`, which they precede.
   std::vector<KernelPoint> send_index, forward_index;
+  // Expansions of what a put has brought, of the part `direct`.
+  std::vector<KernelPoint> expand_put;
+  // What each further one of several rounds takes, of the phase pack and of its index alone.
+  std::vector<double> pack_again_s, send_index_again_s;
+  // What launches take longer beside waiting streams, of each kernel, routed MLP and shared one; and the
+  // time between an event of another stream and the next of one that waits for it. Empty where the probe
+  // did not measure them.
+  std::vector<double> kernel_among_s, mlp_among_s, mlp_fp8_among_s, shared_among_s, join_s;
   std::vector<GroupedMlpPoint> mlp, mlp_fp8;  // mlp_fp8 is empty where FP8 was not measured
   std::vector<GroupedMlpPoint> shared_mlp;    // one expert each
   double notify_s = 0.0;

@@ -216,8 +216,10 @@ void GpuResources::add_copy(const Copy& copy, std::uint32_t waits_for,
   if (copy.costs) {
     // Several kernels of one copy run between the same pair of events.
     const double gap_s = gpu_.kernels ? gpu_.kernels->gap.value : 0.0;
-    const double again_s = std::max(0.0, copy.costs->launch.value - gap_s);
+    const double again_s = copy.costs->again ? copy.costs->again->value
+                                             : std::max(0.0, copy.costs->launch.value - gap_s);
     launches_s = copy.costs->launch.value + (copy.kernels - 1.0) * again_s + copy.events * gap_s;
+    if (copy.among_streams && gpu_.kernels) launches_s += gpu_.kernels->among_streams.value;
   }
   double index_s = 0.0;
   if (copy.costs) {

@@ -77,10 +77,11 @@ class GpuResources {
     const KernelCosts* costs = nullptr;
     double rows = 0.0;
     double copies_per_row = 0.0;  // of a calibrated kernel whose index reads them
-    double items = 0.0;         // of calibrated kernels, all of `kernels` together; 0: none counts
-    double quantised = 0.0;     // bytes, as KernelCosts counts them
-    std::uint32_t kernels = 1;  // as many launches, one after the other
-    std::uint32_t events = 0;   // recorded behind it, each a gap of RowKernels
+    double items = 0.0;          // of calibrated kernels, all of `kernels` together; 0: none counts
+    double quantised = 0.0;      // bytes, as KernelCosts counts them
+    std::uint32_t kernels = 1;   // as many launches, one after the other
+    std::uint32_t events = 0;    // recorded behind it, each a gap of RowKernels
+    bool among_streams = false;  // of a plan of two hops: RowKernels
     // On a stream of its own, so that exchanges run beside it: they give way while it moves its bytes.
     bool beside_exchanges = false;
   };

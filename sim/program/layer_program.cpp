@@ -138,9 +138,18 @@ class GroupBuilder {
   }
   // An event `gap` after `event`, from which on a rank's next phase runs.
   std::uint32_t after_gap(Phase next, std::uint32_t rank, std::uint32_t event) {
-    if (kernels() == nullptr || kernels()->gap.value <= 0.0) return event;
+    return kernels() == nullptr ? event : after(kernels()->gap, next, rank, event);
+  }
+  // The same for phases of the main stream that go on behind exchanges: those of two hops have streams of
+  // their own.
+  std::uint32_t after_exchanges(Phase next, std::uint32_t rank, std::uint32_t event) {
+    if (kernels() == nullptr || !two_hops()) return after_gap(next, rank, event);
+    return after(kernels()->join.value_or(kernels()->gap), next, rank, event);
+  }
+  std::uint32_t after(Seconds time, Phase next, std::uint32_t rank, std::uint32_t event) {
+    if (time.value <= 0.0) return event;
     const std::uint32_t signals[]{builder_.add_event()};
-    builder_.add_compute(first_gpu_ + rank, kernels()->gap.value, event, signals);
+    builder_.add_compute(first_gpu_ + rank, time.value, event, signals);
     out_.label_between(next);
     return signals[0];
   }
@@ -171,6 +180,7 @@ class GroupBuilder {
     if (puts_rows() && phase == Phase::kForward) {
       return all->forward_index ? &*all->forward_index : &all->forward;
     }
+    if (puts_rows() && phase == Phase::kExpand && all->expand_put) return &*all->expand_put;
     switch (phase) {
       case Phase::kPack:
         return &all->pack;
@@ -212,6 +222,7 @@ class GroupBuilder {
                           .quantised = moved.quantised,
                           .kernels = moved.kernels,
                           .events = moved.events,
+                          .among_streams = two_hops() && !launched,
                           .beside_exchanges = phase == Phase::kForward || phase == Phase::kGather},
                          waits_for, signals);
     out_.label(phase);
@@ -281,6 +292,20 @@ class GroupBuilder {
                           setup_.kernels->dispatch_payload, setup_.kernels->experts);
   }
 
+  // What an MLP takes longer beside the waiting streams of two hops. Durations that were given hold it.
+  [[nodiscard]] Seconds mlp_among_streams(std::uint32_t rank) const {
+    if (!two_hops() || kernels() == nullptr || !setup_.mlp_s.empty()) return {};
+    const GpuModel& gpu = cluster_.gpu;
+    const auto& routed = expert_type() == PayloadType::kFp8 && gpu.mlp_fp8 ? gpu.mlp_fp8 : gpu.mlp;
+    Seconds longer;
+    if (routed && rows_[rank].copies > 0) longer += routed->among_streams;
+    if (gpu.shared_mlp && setup_.kernels->model.num_shared_experts > 0 &&
+        plan_.num_tokens(rank) > 0) {
+      longer += gpu.shared_mlp->among_streams;
+    }
+    return longer;
+  }
+
   // Of an MLP's duration what passes while another rank's kernels have the GPU: the launches. On a GPU
   // of its own nobody else is there.
   [[nodiscard]] Seconds shared_launch(std::uint32_t rank, Seconds duration) const {
@@ -309,7 +334,7 @@ class GroupBuilder {
       const double read = (arriving - in_place) * dispatch_row_ + in_place * expert_row;
       add_copy(Phase::kExpand, rank,
                {.bytes = read + copies * expert_row, .rows = copies, .items = arriving},
-               after_gap(Phase::kExpand, rank, arrived_[rank]), expanded);
+               after_exchanges(Phase::kExpand, rank, arrived_[rank]), expanded);
       const std::uint32_t multiplied[]{builder_.add_event()};
       Seconds duration;
       if (!setup_.mlp_s.empty()) {
@@ -324,6 +349,7 @@ class GroupBuilder {
         duration += shared_mlp_time(cluster_.gpu, {model.hidden, model.shared_intermediate, type},
                                     model.num_shared_experts, plan_.num_tokens(rank));
       }
+      duration += mlp_among_streams(rank);
       const Seconds launch = shared_launch(rank, duration);
       out_.gpus().add_work(first_gpu_ + rank, Seconds{duration.value - launch.value},
                            after_gap(Phase::kMlp, rank, expanded[0]), multiplied, launch);
@@ -349,7 +375,7 @@ class GroupBuilder {
       if (puts_rows()) {
         // The combine has summed: what is left are the events of the phase.
         builder_.add_compute(first_gpu_ + rank, kernels()->gap.value,
-                             after_gap(Phase::kSum, rank, returned_[rank]),
+                             after_exchanges(Phase::kSum, rank, returned_[rank]),
                              std::span(&done[rank], 1));
         out_.label(Phase::kSum);
         continue;
@@ -359,7 +385,7 @@ class GroupBuilder {
                     .rows = summed,
                     .kernels = kernels() != nullptr ? plan_.num_rounds : 1,
                     .items = tokens},
-                   after_gap(Phase::kSum, rank, returned_[rank]), std::span(&done[rank], 1));
+                   after_exchanges(Phase::kSum, rank, returned_[rank]), std::span(&done[rank], 1));
     }
     return done;
   }

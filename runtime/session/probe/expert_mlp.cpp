@@ -56,10 +56,10 @@ void probe_routed(ProbeTools& tools, std::span<const MlpCase> cases,
     mlp.prepare(begin, inputs.data(), outputs.data());
     const TimedWork work{"routed", [&](cudaStream_t stream) { mlp.run(stream); }};
     // One product per expert is two launches each, so few samples fit behind a gate.
-    auto samples = tools.sampler.measure(fmt::format("the MLP of {} experts with {} rows each",
-                                                     entry.num_experts, entry.rows_per_expert),
-                                         std::span(&work, 1),
-                                         {3, 8, 0.05, 2, kRest, entry.among_streams});
+    auto samples =
+        tools.sampler.measure(fmt::format("the MLP of {} experts with {} rows each",
+                                          entry.num_experts, entry.rows_per_expert),
+                              std::span(&work, 1), {3, 8, 0.05, 2, kRest, entry.among_streams});
     nlohmann::json key{{"kind", "routed"},
                        {"hidden", entry.hidden},
                        {"intermediate", entry.intermediate},

@@ -252,8 +252,7 @@ std::vector<ProbePoint> probe_kernels(ProbeTools& tools, std::span<const KernelC
                          {"num_dests", entry.num_dests}};
       if (entry.among_streams) key["among_streams"] = true;
       if (entry.num_rounds > 1) key["num_rounds"] = entry.num_rounds;
-      points.push_back({std::move(key), run.facts(), std::move(samples[w].slowest_us),
-                        std::move(samples[w].ranks_us)});
+      points.push_back({std::move(key), run.facts(), std::move(samples[w].slowest_us)});
     }
   }
   return points;

@@ -18,8 +18,9 @@ class DirectTransport;
 struct ProbePoint {
   nlohmann::json key;    // object: what was measured; no two points of a part have the same
   nlohmann::json facts;  // object: what follows from the key, or was chosen on the way
-  std::vector<double> samples_us;      // of the slowest rank
-  std::vector<double> ranks_us = {};  // [num_ranks] each rank's median, where ranks work on their own
+  std::vector<double> samples_us;  // of the slowest rank
+  std::vector<double> ranks_us =
+      {};  // [num_ranks] each rank's median, where ranks work on their own
 };
 
 // What the parts share.

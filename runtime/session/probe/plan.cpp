@@ -79,8 +79,7 @@ std::vector<MlpCase> plan_expert_mlp(const ProbeSetting& setting) {
              {1U, 4U, 16U, 64U, 128U, 192U, 256U, 384U, 768U, 1536U, 4096U}) {
           const std::uint64_t bytes = std::uint64_t{experts} * rows * shape.hidden * 2;
           if (bytes > 2 * kGiB / setting.ranks_per_gpu) continue;
-          for (const auto load :
-               {ExpertLoad::kBalanced, ExpertLoad::kSkewed, ExpertLoad::kMixed}) {
+          for (const auto load : {ExpertLoad::kBalanced, ExpertLoad::kSkewed, ExpertLoad::kMixed}) {
             if (load != ExpertLoad::kBalanced && rows < 16) continue;  // too few rows to differ
             cases.push_back({false, shape.hidden, shape.intermediate, type, experts, load, rows});
           }

@@ -38,9 +38,9 @@ struct ProbeSetting {
   std::uint32_t num_ranks = 1;
   std::uint32_t num_local_ranks = 1;
   std::uint32_t ranks_per_gpu = 1;
-  std::uint64_t max_bytes = kLeastMaxBytes;           // per pair
-  bool fp8_products = false;                          // kernels::grouped_gemm_available()
-  bool direct = false;                                // whether the transport direct can run
+  std::uint64_t max_bytes = kLeastMaxBytes;  // per pair
+  bool fp8_products = false;                 // kernels::grouped_gemm_available()
+  bool direct = false;                       // whether the transport direct can run
 };
 
 // One exchange. The patterns, with B = num_bytes and ranks numbered from 0:

@@ -92,7 +92,8 @@ std::vector<WorkSamples> Sampler::measure(const std::string& name, std::span<con
                                           const std::function<void(cudaStream_t)>& before) {
   pass(name, works, 1, false, limits.among_streams, before);
   double total_s = 0.0;
-  for (const double seconds : pass(name, works, 1, true, limits.among_streams, before)) total_s += seconds;
+  for (const double seconds : pass(name, works, 1, true, limits.among_streams, before))
+    total_s += seconds;
   const auto wanted = static_cast<std::uint32_t>(
       std::clamp(limits.budget_s / std::max(total_s, 1e-6), static_cast<double>(limits.least),
                  static_cast<double>(std::max(limits.most, limits.least))));
