@@ -329,6 +329,8 @@ void read(LayeredMap& map, DirectParameters& parameters) {
   }
   parameters.dispatch = required_kernel<DirectKernel>(map, "dispatch");
   parameters.combine = required_kernel<DirectKernel>(map, "combine");
+  parameters.forward = read_kernel<DirectKernel>(map, "forward");
+  parameters.gather = read_kernel<DirectKernel>(map, "gather");
 }
 
 std::string text_of(const IdealParameters& /*parameters*/) {
@@ -370,8 +372,10 @@ std::string text_of(const DirectParameters& parameters) {
   if (parameters.announce.value != 0.0) {
     text += fmt::format("{}announce: {}\n", spaces(kIndent), exact(parameters.announce));
   }
-  return text + kernel_line("dispatch", parameters.dispatch) +
-         kernel_line("combine", parameters.combine);
+  text += kernel_line("dispatch", parameters.dispatch) + kernel_line("combine", parameters.combine);
+  if (const auto& kernel = parameters.forward) text += kernel_line("forward", *kernel);
+  if (const auto& kernel = parameters.gather) text += kernel_line("gather", *kernel);
+  return text;
 }
 
 constexpr std::array<std::string_view, std::variant_size_v<TransportParameters>> kNames{

@@ -178,6 +178,9 @@ struct DirectParameters {
   // From when the last rank has results for a pull until all know: a kernel that exchanges flags.
   Seconds announce;
   DirectKernel dispatch, combine;
+  // Of the second hop, whose kernels read what a first hop brought: rows to pass on, results to sum. They share
+  // the ports and copies of the two above, at whose rates these go. Absent: as the two above.
+  std::optional<DirectKernel> forward, gather;
 };
 
 // In the order in which the names are listed.

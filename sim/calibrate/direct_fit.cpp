@@ -75,11 +75,13 @@ class ListReader {
       }
       announcements_.push_back(point.time_s - *last_pull_);
       last_pull_.reset();
-    } else if (kind == "put" || kind == "put_forward") {
+    } else if (kind == "put") {
       probe_.puts.push_back(std::move(point));
-    } else {
-      if (kind == "pull") last_pull_ = point.time_s;
+    } else if (kind == "pull") {
+      last_pull_ = point.time_s;
       probe_.pulls.push_back(std::move(point));
+    } else {
+      (kind == "put_forward" ? probe_.forwards : probe_.gathers).push_back(std::move(point));
     }
   }
 
@@ -170,8 +172,9 @@ struct DirectKernelFit {
   std::vector<std::string> undetermined;
 };
 
+// `of_first_hop`: a kernel that shares the ports and copies of another, whose rates are known.
 DirectKernelFit fit_kernel(const std::vector<DirectPoint>& points, const Asked& asked,
-                           const Cluster& cluster) {
+                           const Cluster& cluster, const DirectKernel* of_first_hop) {
   const double memory = cluster.gpu.memory_bandwidth.value * cluster.gpu.memory_efficiency;
   const double link = cluster.nic        ? cluster.nic->bandwidth.value * cluster.nic->per_gpu
                       : cluster.scale_up ? cluster.scale_up->bandwidth.value
@@ -179,13 +182,17 @@ DirectKernelFit fit_kernel(const std::vector<DirectPoint>& points, const Asked& 
   std::vector<FitParameter> parameters{{"fixed", std::log(12e-6), 2.0},
                                        {"token", std::log(1e-8), 2.0},
                                        {"row", std::log(1e-8), 2.0},
-                                       {"sm_bandwidth", std::log(60e9), 1.0},
-                                       {"port_bandwidth", std::log(0.75 * link), 0.5}};
+                                       {"sm_bandwidth", std::log(60e9), 1.0}};
+  if (of_first_hop == nullptr) {
+    parameters.push_back({"port_bandwidth", std::log(0.75 * link), 0.5});
+  }
   if (asked.peer) parameters.push_back({"peer", std::log(0.3e-6), 2.0});
   if (asked.far) parameters.push_back({"sm_port_bandwidth", std::log(60e9), 1.0});
-  if (asked.near) parameters.push_back({"copy_bandwidth", std::log(0.5 * memory), 0.7});
+  if (asked.near && of_first_hop == nullptr) {
+    parameters.push_back({"copy_bandwidth", std::log(0.5 * memory), 0.7});
+  }
   if (asked.quantise) parameters.push_back({"quantise_bandwidth", std::log(30e9), 1.0});
-  const auto make = [asked](std::span<const double> p) {
+  const auto make = [asked, of_first_hop](std::span<const double> p) {
     DirectKernel kernel;
     std::size_t next = 0;
     const auto take = [&] { return std::exp(p[next++]); };
@@ -193,10 +200,11 @@ DirectKernelFit fit_kernel(const std::vector<DirectPoint>& points, const Asked& 
     kernel.token = Seconds{take()};
     kernel.row = Seconds{take()};
     kernel.sm_bandwidth = Bandwidth{take()};
-    kernel.port_bandwidth = Bandwidth{take()};
+    kernel.port_bandwidth = of_first_hop ? of_first_hop->port_bandwidth : Bandwidth{take()};
     if (asked.peer) kernel.peer = Seconds{take()};
     if (asked.far) kernel.sm_port_bandwidth = Bandwidth{take()};
-    if (asked.near) kernel.copy_bandwidth = Bandwidth{take()};
+    if (of_first_hop != nullptr) kernel.copy_bandwidth = of_first_hop->copy_bandwidth;
+    if (asked.near && of_first_hop == nullptr) kernel.copy_bandwidth = Bandwidth{take()};
     if (asked.quantise) kernel.quantise_bandwidth = Bandwidth{take()};
     return kernel;
   };
@@ -214,13 +222,14 @@ DirectKernelFit fit_kernel(const std::vector<DirectPoint>& points, const Asked& 
 }
 
 DirectKernel fit_direct_in_folds(const char* name, const std::vector<DirectPoint>& points,
-                                 const Cluster& cluster, std::vector<GpuFit::Part>& parts) {
+                                 const Cluster& cluster, std::vector<GpuFit::Part>& parts,
+                                 const DirectKernel* of_first_hop = nullptr) {
   if (points.size() < kFewestDirectPoints) {
     throw InputError(fmt::format("fit of {}", name), fmt::format("{} points", points.size()),
                      "at least eight");
   }
   const Asked asked = asked_of(points);
-  const DirectKernelFit all = fit_kernel(points, asked, cluster);
+  const DirectKernelFit all = fit_kernel(points, asked, cluster, of_first_hop);
   GpuFit::Part part{name, points.size(), all.undetermined, {}, {}};
   part.held_out.assign(points.size(), 0.0);
   for (const DirectPoint& point : points) part.measured_s.push_back(point.time_s);
@@ -229,7 +238,7 @@ DirectKernel fit_direct_in_folds(const char* name, const std::vector<DirectPoint
     for (std::size_t i = 0; i < points.size(); ++i) {
       if (i % kDirectFolds != fold) training.push_back(points[i]);
     }
-    const DirectKernel kernel = fit_kernel(training, asked, cluster).kernel;
+    const DirectKernel kernel = fit_kernel(training, asked, cluster, of_first_hop).kernel;
     for (std::size_t i = fold; i < points.size(); i += kDirectFolds) {
       part.held_out[i] =
           direct_step_s(kernel, points[i].load, points[i].sms) / points[i].time_s - 1.0;
@@ -279,6 +288,14 @@ DirectFit fit_direct(const Cluster& cluster, const DirectProbe& probe) {
   fit.parameters.announce = Seconds{probe.announce_s};
   fit.parameters.dispatch = fit_direct_in_folds("direct.put", probe.puts, cluster, fit.parts);
   fit.parameters.combine = fit_direct_in_folds("direct.pull", probe.pulls, cluster, fit.parts);
+  if (probe.forwards.size() >= kFewestDirectPoints) {
+    fit.parameters.forward = fit_direct_in_folds("direct.forward", probe.forwards, cluster,
+                                                 fit.parts, &fit.parameters.dispatch);
+  }
+  if (probe.gathers.size() >= kFewestDirectPoints) {
+    fit.parameters.gather = fit_direct_in_folds("direct.gather", probe.gathers, cluster, fit.parts,
+                                                &fit.parameters.combine);
+  }
   return fit;
 }
 

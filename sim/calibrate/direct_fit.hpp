@@ -26,6 +26,7 @@ struct DirectPoint {
 struct DirectProbe {
   std::uint32_t num_ranks = 0, ranks_per_gpu = 1;
   std::vector<DirectPoint> puts, pulls;
+  std::vector<DirectPoint> forwards, gathers;  // of the second hop; may be empty
   double synchronise_s = 0.0;
   // A combine's announcement: what it takes longer than its pull alone, median over the cases.
   double announce_s = 0.0;
@@ -37,7 +38,8 @@ std::optional<DirectProbe> read_direct_probe(const std::filesystem::path& path);
 std::optional<DirectProbe> parse_direct_probe(const std::string& text, const std::string& name);
 
 // The parameters, for kernels of 16 multiprocessors, and how far off the two fits were ("direct.put",
-// "direct.pull"). Throws InputError for fewer than eight points of a kind, and where cluster and probe share GPUs
+// "direct.pull", and with eight points "direct.forward" and "direct.gather", whose ports and copies are those of
+// the first two). Throws InputError for fewer than eight points of these, and where cluster and probe share GPUs
 // differently. Deterministic.
 struct DirectFit {
   DirectParameters parameters;

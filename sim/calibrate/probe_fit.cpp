@@ -88,9 +88,16 @@ void add_rounds(const ProbeEntry& entry, double num_rounds, GpuProbe& probe,
 
 void add_kernel(const ProbeEntry& entry, GpuProbe& probe, KernelCase& of_case) {
   const std::string kind = entry.text("kind");
-  if (entry.flag("among_streams")) return add_among_streams(entry, probe, of_case);
+  // Where ranks share a GPU, these hold what ranks wait for each other's kernels.
+  const bool tells = probe.ranks_per_gpu == 1;
+  if (entry.flag("among_streams")) {
+    if (tells) add_among_streams(entry, probe, of_case);
+    return;
+  }
   if (entry.has("num_rounds") && kind != "events") {
-    return add_rounds(entry, entry.positive("num_rounds"), probe, of_case);
+    const double num_rounds = entry.positive("num_rounds");
+    if (tells) add_rounds(entry, num_rounds, probe, of_case);
+    return;
   }
   const double hidden = entry.positive("hidden");
   const PayloadType type = entry.is_fp8() ? PayloadType::kFp8 : PayloadType::kBf16;
@@ -186,6 +193,7 @@ void add_mlp(const ProbeEntry& entry, GpuProbe& probe, EntryTimes& alone) {
                                        fmt::join(entry.counts("expert_rows"), " "))
                          : fmt::format("{}", entry.positive("num_tokens")));
   if (entry.flag("among_streams")) {
+    if (probe.ranks_per_gpu > 1) return;
     add_beside(time_s, alone, key,
                !routed          ? probe.shared_among_s
                : entry.is_fp8() ? probe.mlp_fp8_among_s

@@ -146,7 +146,7 @@ class DirectTransportModel final : public Transport {
 
   std::unique_ptr<PhaseTransport> begin(ProgramBuilder& builder, GpuResources& gpus,
                                         const PhaseTraffic& traffic) override {
-    const DirectKernel& kernel = is_put(traffic) ? parameters_.dispatch : parameters_.combine;
+    const DirectKernel& kernel = kernel_of(traffic);
     const std::vector<DirectLoad> loads = direct_loads(cluster_, traffic);
     const std::vector<std::uint32_t> ready = announced(builder, traffic);
     const std::uint32_t num_turns = turns_of(cluster_, traffic);
@@ -173,13 +173,22 @@ class DirectTransportModel final : public Transport {
           rate > 0.0 ? builder.add_resource(
                            fmt::format("gpu {} {}", gpu, is_put(traffic) ? "put" : "pull"), rate)
                      : DirectStep::kNone);
-      add_ports(builder, cluster_.device_of(gpu), kernel, ports_[is_put(traffic) ? 0 : 1]);
+      add_ports(builder, cluster_.device_of(gpu),
+                is_put(traffic) ? parameters_.dispatch : parameters_.combine,
+                ports_[is_put(traffic) ? 0 : 1]);
     }
     setup.ports = ports_[is_put(traffic) ? 0 : 1];
     return std::make_unique<DirectStep>(builder, gpus, cluster_, traffic, std::move(setup));
   }
 
  private:
+  [[nodiscard]] const DirectKernel& kernel_of(const PhaseTraffic& traffic) const {
+    const bool second = traffic.hop == HopKind::kNode;
+    if (is_put(traffic)) {
+      return second && parameters_.forward ? *parameters_.forward : parameters_.dispatch;
+    }
+    return second && parameters_.gather ? *parameters_.gather : parameters_.combine;
+  }
   // From when on each rank's kernel may start: a pull's when all of its circle have announced.
   std::vector<std::uint32_t> announced(ProgramBuilder& builder, const PhaseTraffic& traffic) {
     std::vector<std::uint32_t> ready(traffic.ready.begin(), traffic.ready.end());
