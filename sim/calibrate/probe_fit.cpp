@@ -27,6 +27,7 @@ namespace {
 constexpr std::size_t kFolds = 4;
 constexpr std::size_t kFewestPoints = 8;
 constexpr double kBf16Bytes = 2.0;
+constexpr double kLeastCopyBytes = 64.0 * 1024 * 1024;
 constexpr double kIndexBytes = 4.0;  // that an index reads per (token, expert) pair
 
 // What was measured, in texts and numbers that tell entries apart, and how long it took.
@@ -348,6 +349,8 @@ GpuProbe parse_gpu_probe(const std::string& text, const std::string& name) {
     read_probe_part(document, name, "overlap", [&](const ProbeEntry& entry) {
       const double time_s = entry.time_s();  // a time that is none is refused, used or not
       if (entry.text("kind") != "work_alone" || entry.text("work") != "copy") return;
+      // Repeated copies of less are in the caches, where a layer's results are in part at best.
+      if (entry.positive("copy_bytes") < kLeastCopyBytes) return;
       probe.own_copy.push_back({2.0 * entry.positive("copy_bytes"), 0.0, time_s});
     });
   }
