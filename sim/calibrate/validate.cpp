@@ -1035,10 +1035,14 @@ std::string to_markdown(const Validation& validation) {
 std::string to_csv(const Validation& validation) {
   std::string text = csv_line({"protocol", "group", "point", "measured_s", "predicted_s", "error"});
   for (const ValidationSection& section : validation.sections) {
+    const ValidationPoint* above = nullptr;
     for (const ValidationPoint& point : section.points) {
-      text += csv_line(
-          {section.title, point.group, point.name, fmt::format("{:.3g}", point.measured_s),
-           fmt::format("{:.3g}", point.predicted_s), fmt::format("{:.3f}", point.error())});
+      text += csv_line({above != nullptr ? "" : section.title,
+                        above != nullptr && above->group == point.group ? "" : point.group,
+                        point.name, fmt::format("{:.3g}", point.measured_s),
+                        fmt::format("{:.3g}", point.predicted_s),
+                        fmt::format("{:.3f}", point.error())});
+      above = &point;
     }
   }
   return text;
