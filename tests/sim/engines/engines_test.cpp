@@ -350,7 +350,7 @@ TEST(Registry, NamesEnginesAndRefusesOthers) {
     run_engine("ns3", resolve(program, network), {});
     FAIL() << "expected an InputError";
   } catch (const InputError& error) {
-    EXPECT_THAT(error.what(), HasSubstr("found 'ns3', expected one of simgrid"));
+    EXPECT_THAT(error.what(), HasSubstr("found \"ns3\", expected one of simgrid"));
   }
 }
 
