@@ -131,6 +131,22 @@ TEST_F(ValidationFile, MissingMeasurementsAreNamedAndSkipped) {
   EXPECT_THAT(outcome.out, ::testing::HasSubstr("incast of 8 nodes"));
 }
 
+// Runs without the traces that they were of are left out, and one sentence names what is missing.
+TEST_F(ValidationFile, RunsWithoutTracesAreNamedAndSkipped) {
+  make_folder(folder_ / "work" / "none");
+  const auto outcome =
+      run("validate --data none --runs none --preset star --nvlink-runs " COTERIE_SOURCE_DIR
+          "/runtime/results/h100_nvlink_4 --direct-runs " COTERIE_SOURCE_DIR
+          "/runtime/results/h100_direct_2gpu");
+  EXPECT_EQ(outcome.exit_code, 0);
+  const std::string sentence = "skipped: no file ";
+  const std::string traces = "traces/deepseek-v2-lite-esft\n";
+  const std::size_t found = outcome.err.find(traces);
+  ASSERT_NE(found, std::string::npos) << outcome.err;
+  EXPECT_EQ(outcome.err.find(traces, found + 1), std::string::npos) << outcome.err;
+  EXPECT_THAT(outcome.err.substr(0, found), ::testing::HasSubstr(sentence));
+}
+
 TEST_F(ValidationFile, RefusesNamedFoldersThatAreNotThere) {
   put("file", "");
   for (const char* option : {"--data", "--runs", "--nvlink-runs", "--direct-runs", "--traces"}) {
