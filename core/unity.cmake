@@ -1,8 +1,12 @@
-# coterie_unity(target): with COTERIE_UNITY, compiles the sources of one folder together, in units of at
-# most twelve. Headers and templates are then compiled once for twelve files, which takes half the
-# time; a change of one file compiles its unit anew. tests/core/unity_rules_test.cpp holds the files to
-# what this asks of them. Call it when the target has all its sources.
+# coterie_unity(target [most]): with COTERIE_UNITY, compiles the sources of one folder together, in units
+# of at most twelve, or of `most`. Headers and templates are then compiled once for twelve files, which
+# takes half the time; a change of one file compiles its unit anew. tests/core/unity_rules_test.cpp holds
+# the files to what this asks of them. Call it when the target has all its sources.
 function(coterie_unity target)
+  set(most 12)
+  if(ARGC GREATER 1)
+    set(most ${ARGV1})
+  endif()
   if(NOT COTERIE_UNITY)
     return()
   endif()
@@ -22,9 +26,9 @@ function(coterie_unity target)
   endforeach()
   list(REMOVE_DUPLICATES groups)
   foreach(folder IN LISTS groups)
-    # As many units as twelve files each ask for, of about the same size.
+    # As many units as `most` files each ask for, of about the same size.
     list(LENGTH sources_${folder} num_sources)
-    math(EXPR num_units "(${num_sources} + 11) / 12")
+    math(EXPR num_units "(${num_sources} + ${most} - 1) / ${most}")
     set(number 0)
     foreach(source IN LISTS sources_${folder})
       math(EXPR unit "${number} * ${num_units} / ${num_sources}")

@@ -267,6 +267,13 @@ def step_groups(table: pd.DataFrame) -> pd.DataFrame:
                          for group, (parts, _) in STEP_GROUPS.items()})
 
 
+def read_points(path: Path) -> pd.DataFrame:
+    """The points that `coterie validate --points` wrote, each with its protocol and group, which the file names once and then leaves empty."""
+    points = pd.read_csv(path)
+    points[["protocol", "group"]] = points[["protocol", "group"]].ffill()
+    return points
+
+
 def read_timeline(path: Path) -> pd.DataFrame:
     """The spans of a timeline that `coterie simulate` wrote: process, track, name, begin_s, end_s."""
     events = json.loads(Path(path).read_text())["traceEvents"]

@@ -8,7 +8,6 @@ import statistics
 
 import matplotlib.pyplot as plt
 import matplotlib.ticker as ticker
-import pandas as pd
 
 import coterie_figures as cf
 
@@ -16,7 +15,7 @@ UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 def sections():
-    points = pd.read_csv(cf.RESULTS / "validation.csv").rename(columns={"point": "name"})
+    points = cf.read_points(cf.RESULTS / "validation.csv").rename(columns={"point": "name"})
     return {protocol: {"points": part.to_dict("records")} for protocol, part in points.groupby("protocol", sort=False)}
 
 

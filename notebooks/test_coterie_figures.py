@@ -182,11 +182,9 @@ class Notebooks(unittest.TestCase):
                 self.assertIsNone(cell.get("execution_count"), path.name)
 
     def test_committed_tables_and_figures_are_small(self):
-        # A line for each of 15,780 points, 148 bytes on average, and 1,000 more for each machine that is measured.
-        limits = {"validation.csv": 3_000_000}
         for folder, limit in ((cf.RESULTS, 2_000_000), (cf.FIGURES, 300_000)):
             for path in folder.glob("*.*"):
-                self.assertLess(path.stat().st_size, limits.get(path.name, limit), path.name)
+                self.assertLess(path.stat().st_size, limit, path.name)
 
 
 if __name__ == "__main__":

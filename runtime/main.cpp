@@ -11,6 +11,7 @@
 
 #include "core/command_line.hpp"
 #include "core/error.hpp"
+#include "core/option_text.hpp"
 #include "core/provenance.hpp"
 #include "kernels/cuda.hpp"
 #include "runtime/control/launcher.hpp"
@@ -198,6 +199,16 @@ int run_launcher(Commands& commands) {
   return outcome.exit_code;
 }
 
+// Of all commands.
+void check_numbers(CLI::App& app) {
+  for (CLI::Option* option : app.get_options()) {
+    option->check(CLI::Validator(
+        [type = option->get_type_name()](std::string& text) { return number_fault(type, text); },
+        ""));
+  }
+  for (CLI::App* command : app.get_subcommands({})) check_numbers(*command);
+}
+
 int run_program(int argc, char** argv) {
   const std::vector<std::string> arguments(argv, argv + argc);
   Commands commands;
@@ -222,6 +233,15 @@ int run_program(int argc, char** argv) {
   app.require_subcommand(1);
   add_commands(app, commands);
   add_bench_command(app, commands);
+  check_numbers(app);
+  // CLI11 would only say that a subcommand is missing.
+  if (!own.empty() && !own.front().starts_with("-") &&
+      app.get_subcommand_no_throw(own.front()) == nullptr) {
+    std::vector<std::string> names;
+    for (const CLI::App* command : app.get_subcommands({})) names.push_back(command->get_name());
+    throw InputError("command", fmt::format("\"{}\"", own.front()),
+                     fmt::format("one of {}", fmt::join(names, ", ")));
+  }
   try {
     std::reverse(own.begin(), own.end());  // CLI11 takes vectors from the back
     app.parse(own);
@@ -230,7 +250,7 @@ int run_program(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     std::string words = "coterie-runtime";
     for (const CLI::App* command : app.get_subcommands()) words += " " + command->get_name();
-    throw InputError(fmt::format("{} (see {} --help)", error.what(), words));
+    throw InputError(fmt::format("{} (see {} --help)", readable_range(error.what()), words));
   }
   if (commands.launch_app->parsed()) return run_launcher(commands);
 

@@ -7,6 +7,7 @@
 #include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/reference.hpp"
 #include "topologies/fabrics/fabric_type.hpp"
 #include "topologies/layered_map.hpp"
 
@@ -50,7 +51,7 @@ Source open_source(const std::string& name_or_path, const std::filesystem::path&
   }
   const std::filesystem::path path = folder / name_or_path;
   if (!is_input_file(path)) {
-    throw InputError(where, fmt::format("\"{}\"", name_or_path),
+    throw InputError(where, missing_reference(name_or_path, path),
                      fmt::format("a YAML file or one of the presets {}", preset_names()));
   }
   return {load_yaml(path, overrides), path.parent_path(), path.stem().string()};

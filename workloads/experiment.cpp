@@ -9,6 +9,7 @@
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/json.hpp"
+#include "core/reference.hpp"
 #include "workloads/placement/strategies.hpp"
 
 namespace coterie {
@@ -59,7 +60,7 @@ std::string resolve(const YamlValue& value, const fs::path& folder, const Preset
     if (preset.name == name) return name;
   }
   const fs::path path = home_of(value, folder) / name;
-  if (!path_exists(path)) throw value.error(value.excerpt(), expected);
+  if (!is_input_file(path)) throw value.error(missing_reference(name, path), expected);
   return path.string();
 }
 

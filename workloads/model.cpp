@@ -10,6 +10,7 @@
 #include "core/counted.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/reference.hpp"
 #include "workloads/trace/routing.hpp"
 
 namespace coterie {
@@ -282,7 +283,7 @@ ModelShape load_model(const std::string& name_or_path, const std::vector<Overrid
     known += (known.empty() ? "" : ", ") + preset.name;
   }
   if (!is_input_file(name_or_path)) {
-    throw InputError("model", fmt::format("\"{}\"", name_or_path),
+    throw InputError("model", missing_reference(name_or_path, name_or_path),
                      "a YAML file or one of " + known);
   }
   return read_model(load_yaml(name_or_path, overrides));

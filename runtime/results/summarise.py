@@ -105,7 +105,11 @@ def percent(errors):
 def errors(points):
     by_item, by_measurement = defaultdict(list), defaultdict(lambda: defaultdict(list))
     with open(points, newline="") as file:
+        above = {}
         for row in csv.DictReader(file):
+            # A name that stands in the line above is left out.
+            above = {column: row[column] or above[column] for column in ("protocol", "group")}
+            row.update(above)
             if not row["protocol"].startswith(OVER_NVLINK):
                 continue
             item = row["protocol"].removeprefix(OVER_NVLINK)

@@ -111,6 +111,24 @@ std::vector<AllToAllPoint> read_alltoall(const std::filesystem::path& path,
   return parse_alltoall(read_file(path), path.string(), notes);
 }
 
+std::string gpu_model(const std::string& name) {
+  for (std::size_t begin = 0; begin < name.size();) {
+    const std::size_t end = std::min(name.find_first_of(" -", begin), name.size());
+    const std::string word = name.substr(begin, end - begin);
+    if (word.find_first_of("0123456789") != std::string::npos) return word;
+    begin = end + 1;
+  }
+  return "";
+}
+
+void check_gpu_model(const std::string& device, const std::string& gpu, const std::string& where) {
+  const std::string measured = gpu_model(device);
+  const std::string expected = gpu_model(gpu);
+  if (measured.empty() || expected.empty() || measured == expected) return;
+  throw InputError(where, fmt::format("measurements of {}", device),
+                   fmt::format("measurements of the topology's GPU, {}", gpu));
+}
+
 std::vector<AllToAllPoint> select_machine(const std::vector<AllToAllPoint>& points,
                                           const std::string& machine, const std::string& where) {
   std::set<std::string> machines;

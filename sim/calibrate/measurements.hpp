@@ -33,6 +33,13 @@ std::vector<AllToAllPoint> read_alltoall(const std::filesystem::path& path,
 std::vector<AllToAllPoint> parse_alltoall(const std::string& text, const std::string& name,
                                           std::vector<std::string>* notes = nullptr);
 
+// The model of a GPU in a driver's or a topology's name for it, its first word with a digit: H100 of
+// "NVIDIA H100 80GB HBM3", A100 of "NVIDIA A100-SXM4-80GB", A6000 of "RTX A6000". Empty without one.
+std::string gpu_model(const std::string& name);
+// Refuses what was measured on `device`, where its model and that of `gpu`, the topology's GPU, are known
+// and differ.
+void check_gpu_model(const std::string& device, const std::string& gpu, const std::string& where);
+
 // Points of one machine: the only one of the file, or the one named. Refuses a mixture without a
 // name, an unknown name, and fewer than three sizes. Repeated measurements of a size are replaced
 // by their median.

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <map>
 #include <optional>
+#include <utility>
 
 #include "core/clocks.hpp"
 #include "core/error.hpp"
@@ -264,6 +265,20 @@ Results read_report(const fs::path& path) {
   return results;
 }
 
+// The starts of one measurement. What decides whether they count stands in the first, which is read at
+// once.
+struct Measurement {
+  explicit Measurement(const std::vector<fs::path>& files)
+      : paths(files), starts{read_report(files.front())} {}
+  void read_others() {
+    while (starts.size() < paths.size()) starts.push_back(read_report(paths[starts.size()]));
+  }
+  [[nodiscard]] const RunReport& first() const { return starts.front().runs.front(); }
+
+  std::vector<fs::path> paths;
+  std::vector<Results> starts;
+};
+
 void check_same_plan(const fs::path& path, const RunReport& run, const RunReport& predicted) {
   const auto differ = [&](const std::string& found, const std::string& expected) {
     throw InputError(path.string(), fmt::format("run \"{}\": {}", run.name, found), expected);
@@ -286,11 +301,11 @@ void check_same_plan(const fs::path& path, const RunReport& run, const RunReport
   }
 }
 
-void add_measurement(const fs::path& folder, const std::vector<fs::path>& paths,
-                     const fs::path& traces, const fs::path& topology, const fs::path& scratch,
-                     const Group& group, NvlinkRuns& out) {
-  std::vector<Results> starts;
-  for (const fs::path& path : paths) starts.push_back(read_report(path));
+void add_measurement(const fs::path& folder, Measurement measurement, const fs::path& traces,
+                     const fs::path& topology, const fs::path& scratch, const Group& group,
+                     NvlinkRuns& out) {
+  measurement.read_others();
+  const auto& [paths, starts] = measurement;
   const std::vector<RunReport> reported = runs_of(starts);
   const fs::path trace = recorded_trace(traces, reported.front().trace, scratch);
   SimulateOptions options;
@@ -471,10 +486,11 @@ NvlinkRuns predict_nvlink_runs(const std::vector<fs::path>& folders, const fs::p
     const fs::path topology = scratch.path() / "machine.yaml";
     write_file(topology,
                to_yaml(calibrate_from_probe(curves[0], load_cluster(skeletons[0].string()))));
-    for (const auto& [name, starts] : reports_of(folder)) {
+    for (const auto& [name, paths] : reports_of(folder)) {
       const std::string machine = folder.filename().string();
-      const bool direct = read_report(starts.front()).runs.front().transport == "direct";
-      add_measurement(folder, starts, traces, topology, scratch.path(),
+      Measurement measurement(paths);
+      const bool direct = measurement.first().transport == "direct";
+      add_measurement(folder, std::move(measurement), traces, topology, scratch.path(),
                       {machine, direct ? machine + " over direct" : machine}, out);
     }
   }
@@ -485,19 +501,13 @@ NvlinkRuns predict_nvlink_runs(const std::vector<fs::path>& folders, const fs::p
 
 namespace {
 
-// The model of a GPU in its driver's name for it: "NVIDIA H100 80GB HBM3" is an H100.
-std::string gpu_model(const std::string& device) {
-  const std::string vendor = "NVIDIA ";
-  const std::string model = device.starts_with(vendor) ? device.substr(vendor.size()) : device;
-  return model.substr(0, model.find(' '));
-}
-
 // Of a folder, the numbers of ranks that share GPUs and that a probe has.
 void add_direct_runs(const fs::path& folder, const fs::path& traces, const fs::path& scratch,
                      NvlinkRuns& out) {
   std::map<std::uint32_t, fs::path> topologies;  // by number of ranks
-  for (const auto& [name, starts] : reports_of(folder)) {
-    const RunReport first = read_report(starts.front()).runs.front();
+  for (const auto& [name, paths] : reports_of(folder)) {
+    Measurement measurement(paths);
+    const RunReport& first = measurement.first();
     const std::uint32_t ranks = first.num_ranks;
     const fs::path curves = folder / fmt::format("curves_ep{}.json", ranks);
     const fs::path base_file = folder / fmt::format("topology_ep{}.yaml", ranks);
@@ -509,10 +519,10 @@ void add_direct_runs(const fs::path& folder, const fs::path& traces, const fs::p
       topology = scratch / fmt::format("{}_{}.yaml", folder.filename().string(), ranks);
       write_file(topology, to_yaml(calibrate_from_probe(curves, base)));
     }
-    const auto& facts = first.provenance;
+    const auto facts = first.provenance;
     const std::string machine = fmt::format("{} {}", facts.at("num_gpus").dump(),
                                             gpu_model(facts.at("device").get<std::string>()));
-    add_measurement(folder, starts, traces, topology, scratch,
+    add_measurement(folder, std::move(measurement), traces, topology, scratch,
                     {machine, fmt::format("{} ranks on {}, hidden {}", ranks, machine,
                                           facts.at("hidden").dump())},
                     out);

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "core/error.hpp"
+#include "core/excerpt.hpp"
 
 namespace coterie {
 
@@ -15,7 +16,8 @@ PointTable::PointTable(const std::string& text, std::string name)
 
 std::string PointTable::text(std::size_t row, const std::string& column) const {
   if (!table_.find(column)) {
-    throw InputError(name_ + ":1", fmt::format("the columns {}", fmt::join(table_.columns, ", ")),
+    throw InputError(name_ + ":1",
+                     "the columns " + excerpt(fmt::format("{}", fmt::join(table_.columns, ", "))),
                      fmt::format("a column {}", column));
   }
   return table_.text(row, column);

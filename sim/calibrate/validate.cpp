@@ -846,14 +846,21 @@ Validation validate(const ValidationInputs& inputs) {
   };
   const auto nvlink_runs = with_reports(inputs.nvlink_runs);
   const auto direct_runs = with_reports(inputs.direct_runs);
-  if (!nvlink_runs.empty() && is_folder(inputs.traces)) {
+  const bool traced = is_folder(inputs.traces);
+  auto& skipped = validation.skipped;
+  const std::string traces = inputs.traces.string();
+  if (!traced && !(nvlink_runs.empty() && direct_runs.empty()) &&
+      std::find(skipped.begin(), skipped.end(), traces) == skipped.end()) {
+    skipped.push_back(traces);
+  }
+  if (!nvlink_runs.empty() && traced) {
     NvlinkRuns runs = predict_nvlink_runs(nvlink_runs, inputs.traces);
     for (ValidationSection* section :
          {&runs.layer, &runs.dispatch, &runs.combine, &runs.mlp, &runs.kernels}) {
       validation.sections.push_back(std::move(*section));
     }
   }
-  if (!direct_runs.empty() && is_folder(inputs.traces)) {
+  if (!direct_runs.empty() && traced) {
     NvlinkRuns runs = predict_direct_runs(direct_runs, inputs.traces);
     for (ValidationSection* section : {&runs.layer, &runs.dispatch, &runs.combine, &runs.mlp}) {
       validation.sections.push_back(std::move(*section));
@@ -1035,10 +1042,14 @@ std::string to_markdown(const Validation& validation) {
 std::string to_csv(const Validation& validation) {
   std::string text = csv_line({"protocol", "group", "point", "measured_s", "predicted_s", "error"});
   for (const ValidationSection& section : validation.sections) {
+    const ValidationPoint* above = nullptr;
     for (const ValidationPoint& point : section.points) {
-      text += csv_line(
-          {section.title, point.group, point.name, fmt::format("{:.3g}", point.measured_s),
-           fmt::format("{:.3g}", point.predicted_s), fmt::format("{:.3f}", point.error())});
+      text += csv_line({above != nullptr ? "" : section.title,
+                        above != nullptr && above->group == point.group ? "" : point.group,
+                        point.name, fmt::format("{:.3g}", point.measured_s),
+                        fmt::format("{:.3g}", point.predicted_s),
+                        fmt::format("{:.3f}", point.error())});
+      above = &point;
     }
   }
   return text;

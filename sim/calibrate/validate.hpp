@@ -82,7 +82,8 @@ std::string to_markdown(const Validation& validation);
 
 // Every point, for figures and for those who doubt the page: columns protocol, group, point,
 // measured_s, predicted_s (seconds, three digits) and error (predicted / measured - 1, of all digits,
-// three decimals).
+// three decimals). An empty protocol or group is that of the line above: names stand once, which
+// makes half the table.
 std::string to_csv(const Validation& validation);
 
 }  // namespace coterie

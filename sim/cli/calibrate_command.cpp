@@ -123,13 +123,20 @@ void report_alltoall(const std::vector<AllToAllPoint>& points, const AllToAllFit
 
 void fit_links(const FitArguments& arguments, bool is_skeleton, Cluster& cluster) {
   std::vector<AllToAllPoint> all;
+  std::map<std::string, std::string> file_of;  // the first of a machine
   for (const std::string& path : arguments.alltoall) {
     std::vector<std::string> notes;
-    for (AllToAllPoint& point : read_alltoall(path, &notes)) all.push_back(std::move(point));
+    for (AllToAllPoint& point : read_alltoall(path, &notes)) {
+      file_of.emplace(point.machine, path);
+      all.push_back(std::move(point));
+    }
     for (const std::string& note : notes) spdlog::info("{}", note);
   }
   const std::string where = arguments.alltoall.front();
   const std::vector<AllToAllPoint> points = select_machine(all, arguments.machine, where);
+  for (const AllToAllPoint& point : points) {
+    check_gpu_model(point.device, cluster.gpu.name, file_of.at(point.machine));
+  }
   const auto num_measured = static_cast<std::size_t>(std::count_if(
       all.begin(), all.end(),
       [&](const AllToAllPoint& point) { return point.machine == points.front().machine; }));
@@ -297,6 +304,7 @@ void check_one_machine(const FitArguments& arguments, const GpuProbe& probe,
   if (skeleton_of && *skeleton_of != probe.machine) {
     other("--base " + arguments.base, fmt::format("the skeleton of machine {}", *skeleton_of));
   }
+  check_gpu_model(probe.device, cluster.gpu.name, arguments.probe);
   if (probe.num_ranks > cluster.num_gpus()) {
     throw InputError(arguments.probe,
                      fmt::format("a probe of {}", counted(probe.num_ranks, "rank")),

@@ -8,6 +8,7 @@
 #include "core/command_line.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/option_text.hpp"
 #include "core/provenance.hpp"
 #include "sim/cli/commands.hpp"
 #include "sim/engines/engine.hpp"
@@ -45,17 +46,16 @@ std::string command_words(const CLI::App& app) {
   return words;
 }
 
-// CLI11 prints the bounds of "above zero" with all digits of the largest double.
-std::string readable(std::string message) {
-  const std::string range = " not in range ";
-  const std::size_t begin = message.find(range);
-  if (begin == std::string::npos ||
-      message.find(" to 17976931348623157", begin) == std::string::npos) {
-    return message;
+// Of all commands.
+void check_numbers(CLI::App& app) {
+  for (CLI::Option* option : app.get_options()) {
+    option->check(CLI::Validator(
+        [type = option->get_type_name()](std::string& text) {
+          return coterie::number_fault(type, text);
+        },
+        ""));
   }
-  const std::size_t value = message.find("Value ");
-  return message.substr(0, value) + "found " + message.substr(value + 6, begin - value - 6) +
-         ", expected a positive number";
+  for (CLI::App* command : app.get_subcommands({})) check_numbers(*command);
 }
 
 // The command that was given last: the one that an argument belongs to.
@@ -80,7 +80,8 @@ std::string sentence_for(const CLI::App& app, const CLI::ParseError& error) {
   const std::string message = error.what();
   const std::string conversion = "Could not convert: ";
   const std::size_t equals = message.find(" = ");
-  if (!message.starts_with(conversion) || equals == std::string::npos) return readable(message);
+  if (!message.starts_with(conversion) || equals == std::string::npos)
+    return coterie::readable_range(message);
   return unconverted(app, message.substr(conversion.size(), equals - conversion.size()),
                      message.substr(equals + 3));
 }
@@ -111,6 +112,7 @@ int main(int argc, char** argv) {
   add_calibrate_command(app);
   add_compare_command(app);
   add_validate_command(app);
+  check_numbers(app);
   return run_guarded("coterie", [&] {
     check_subcommands(app,
                       std::span(argv, static_cast<std::size_t>(argc)).subspan(argc > 0 ? 1 : 0));

@@ -38,7 +38,7 @@ nlohmann::ordered_json evaluate_candidate(const SweepSpec& spec, const std::file
   SimulateOptions simulation;
   simulation.cache = cache;
   simulation.timelines = false;
-  return sweep_rows(experiment, results_of(experiment, simulate(experiment, simulation)).runs);
+  return sweep_rows(experiment, simulate(experiment, simulation));
 }
 
 nlohmann::ordered_json recommendation_json(const Recommendation& one) {

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -82,7 +83,7 @@ nlohmann::ordered_json evaluate_point(const SweepSpec& spec, const SweepOptions&
   simulation.cache = options.folder / "cache";  // and one job: the points run side by side
   simulation.memo = &memo;
   simulation.timelines = false;
-  return sweep_rows(experiment, results_of(experiment, simulate(experiment, simulation)).runs);
+  return sweep_rows(experiment, simulate(experiment, simulation));
 }
 
 void print_summary(const SweepArguments& arguments, const SweepCounts& counts) {
@@ -105,7 +106,8 @@ void print_summary(const SweepArguments& arguments, const SweepCounts& counts) {
              (arguments.options.folder / "commands.txt").string());
 }
 
-void run_sweep(SweepArguments& arguments, const Job& job) {
+// What failed first, of all points; the first process says it.
+std::optional<SweepFailure> run_sweep(SweepArguments& arguments, const Job& job) {
   const std::vector<Override> overrides = parse_overrides(arguments.overrides);
   const SweepSpec spec = load_sweep(arguments.sweep, overrides);
   SweepOptions& options = arguments.options;
@@ -126,18 +128,28 @@ void run_sweep(SweepArguments& arguments, const Job& job) {
     return evaluate_point(spec, options, point, memo);
   });
   job.barrier();
-  if (job.rank() != 0) return;
+  if (job.rank() != 0) return std::nullopt;
   const std::vector<nlohmann::json> entries = collect(spec, options.folder);
   counts.failed = static_cast<std::size_t>(
       std::count_if(entries.begin(), entries.end(),
                     [](const nlohmann::json& entry) { return entry.at("status") != "ok"; }));
   write_sweep_tables(spec, entries, options.folder);
   print_summary(arguments, counts);
-  const auto first = std::find_if(entries.begin(), entries.end(), [](const nlohmann::json& entry) {
-    return entry.at("status") != "ok";
-  });
-  if (first != entries.end() && !arguments.json) {
-    fmt::print("the first that failed: {}\n", first->at("error").get<std::string>());
+  return first_failure(entries);
+}
+
+std::optional<SweepFailure> run_as_job(SweepArguments& arguments) {
+  const Job job;
+  try {
+    return run_sweep(arguments, job);
+  } catch (const Error& error) {
+    if (job.size() > 1) {
+      // What is wrong with the inputs is wrong for every rank: the first one says it for all.
+      if (job.rank() != 0) std::this_thread::sleep_for(std::chrono::seconds(2));
+      fmt::print(stderr, "coterie: error: {}\n", error.what());
+      job.abort(static_cast<int>(error.exit_code()));
+    }
+    throw;
   }
 }
 
@@ -184,18 +196,9 @@ void add_sweep_command(CLI::App& app) {
       "Example:\n  coterie sweep bandwidth.yaml -o out\n  mpirun -n 16 coterie sweep "
       "bandwidth.yaml -o out");
   command->callback([arguments] {
-    const Job job;
-    try {
-      run_sweep(*arguments, job);
-    } catch (const Error& error) {
-      if (job.size() > 1) {
-        // What is wrong with the inputs is wrong for every rank: the first one says it for all.
-        if (job.rank() != 0) std::this_thread::sleep_for(std::chrono::seconds(2));
-        fmt::print(stderr, "coterie: error: {}\n", error.what());
-        job.abort(static_cast<int>(error.exit_code()));
-      }
-      throw;
-    }
+    const std::optional<SweepFailure> failure = run_as_job(*arguments);
+    // Only now, when MPI has come to its end: the other processes are done, and none is to be ended.
+    if (failure) throw Error(failure->code, failure->sentence);
   });
 }
 

@@ -35,7 +35,7 @@ Execution run_engine(std::string_view name, const ResolvedProgram& program,
   for (const Engine& engine : kEngines) {
     if (engine.name == name) return engine.run(program, options);
   }
-  throw InputError("engine", fmt::format("'{}'", name),
+  throw InputError("engine", fmt::format("\"{}\"", name),
                    fmt::format("one of {}", fmt::join(engine_names(), ", ")));
 }
 

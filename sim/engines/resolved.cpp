@@ -57,7 +57,7 @@ void check_holds(const Program& program) {
           wanted[program.holds[i].resource] > resource.capacity * (1.0 + 1e-9)) {
         throw InputError(
             operation_name(program, op),
-            fmt::format("a hold of {} of '{}'", wanted[program.holds[i].resource], resource.name),
+            fmt::format("a hold of {} of \"{}\"", wanted[program.holds[i].resource], resource.name),
             fmt::format("at most its capacity, {}, which is finite", resource.capacity));
       }
     }
@@ -207,9 +207,9 @@ std::string operation_name(const Program& program, std::uint32_t op) {
 std::string capacity_name(const Program& program, std::span<const Link> links,
                           std::uint32_t num_links, std::uint32_t capacity) {
   if (capacity >= num_links) {
-    return fmt::format("'{}'", program.resources[capacity - num_links].name);
+    return fmt::format("\"{}\"", program.resources[capacity - num_links].name);
   }
-  if (capacity < links.size()) return fmt::format("link '{}'", links[capacity].name);
+  if (capacity < links.size()) return fmt::format("link \"{}\"", links[capacity].name);
   return fmt::format("link {}", capacity);
 }
 
@@ -224,7 +224,7 @@ InputError stands_still(const Program& program, const Routes& routes, std::span<
 
 InputError never_held(const Program& program, std::uint32_t op, std::uint32_t resource) {
   return InputError("program",
-                    fmt::format("{} that waits for ever to hold a part of '{}'",
+                    fmt::format("{} that waits for ever to hold a part of \"{}\"",
                                 operation_name(program, op), program.resources[resource].name),
                     "holds that end without those that wait for them");
 }

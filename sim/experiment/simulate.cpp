@@ -89,6 +89,7 @@ class Simulation {
         failures_(experiment.runs.size()) {}
 
   std::vector<SimulatedRun> compute() {
+    check_transports();
     parts_ = load_trace(experiment_, options_.memo);
     prepare();
     results_.assign(runs_.size(), std::vector<LayerResult>(num_layers()));
@@ -124,6 +125,19 @@ class Simulation {
     failed_layer = layer;
   }
 
+  // Before anything that takes long: placements are learnt in minutes.
+  void check_transports() {
+    for (std::size_t run = 0; run < runs_.size(); ++run) {
+      try {
+        (void)chosen_transport(experiment_.cluster,
+                               experiment_.transport_of(experiment_.runs[run]));
+      } catch (const Error& error) {
+        record_failure(run, 0, error);
+      }
+    }
+    require_any();
+  }
+
   void prepare() {
     PrepareOptions prepare_options;
     prepare_options.cache = options_.cache;
@@ -134,6 +148,7 @@ class Simulation {
     prepare_options.num_jobs =
         std::max<unsigned>(1, options_.num_jobs / static_cast<unsigned>(experiment_.runs.size()));
     parallel_for(options_.num_jobs, runs_.size(), [&](std::size_t run) {
+      if (failures_[run].first) return;
       try {
         runs_[run] = prepare_run(experiment_, experiment_.runs[run], parts_, prepare_options);
       } catch (const Error& error) {

@@ -7,6 +7,7 @@
 
 #include "core/csv.hpp"
 #include "core/error.hpp"
+#include "core/excerpt.hpp"
 #include "core/file.hpp"
 
 namespace coterie {
@@ -23,8 +24,9 @@ class MeasuredTable {
       : name_(file.string()), table_(parse_csv(read_file(file), name_)) {
     for (const std::string& column : columns) {
       if (!table_.find(column)) {
-        throw InputError(name_, fmt::format("the columns {}", fmt::join(table_.columns, ", ")),
-                         fmt::format("a column \"{}\"", column));
+        throw InputError(
+            name_, "the columns " + excerpt(fmt::format("{}", fmt::join(table_.columns, ", "))),
+            fmt::format("a column \"{}\"", column));
       }
     }
   }

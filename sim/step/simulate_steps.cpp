@@ -30,6 +30,9 @@ class StepSimulation {
         step_(*experiment.step),
         network_(experiment.cluster),
         times_(experiment.cluster.gpu) {
+    for (const RunSpec& run : experiment.runs) {
+      (void)chosen_transport(experiment.cluster, experiment.transport_of(run));
+    }
     if (step_.series) {
       parts_ = load_series(experiment);
     } else {

@@ -117,11 +117,14 @@ void add_step(const StepReport& step, ordered_json& row) {
 
 }  // namespace
 
-ordered_json sweep_rows(const Experiment& experiment, const std::vector<RunReport>& runs) {
+ordered_json sweep_rows(const Experiment& experiment, const std::vector<SimulatedRun>& simulated) {
+  const std::vector<RunReport> runs = results_of(experiment, simulated).runs;
   ordered_json rows = ordered_json::array();
-  for (const RunReport& report : runs) {
+  for (std::size_t run = 0; run < runs.size(); ++run) {
+    const RunReport& report = runs[run];
     ordered_json row;
     add_identity(experiment, report, row);
+    if (const auto code = simulated[run].failure_code) row["exit_code"] = static_cast<int>(*code);
     if (report.step) {
       row["tokens_per_rank"] = report.tokens_per_rank;
       add_step(*report.step, row);

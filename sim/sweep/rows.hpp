@@ -4,7 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
-#include "core/report.hpp"
+#include "sim/experiment/simulate.hpp"
 #include "workloads/experiment.hpp"
 
 namespace coterie {
@@ -14,7 +14,8 @@ namespace coterie {
 // slowest rank, dispatch, MLP and combine on their own, the parts of the critical rank and, of these,
 // `communication_s` (notify, dispatch and combine). Counts are means over the layers; bytes are sums
 // over layers, dispatch and combine together. What is not known is null. A run that failed has its
-// identity and `error`. A whole step has its time as `run_time_s`, and what StepReport says of it.
-nlohmann::ordered_json sweep_rows(const Experiment& experiment, const std::vector<RunReport>& runs);
+// identity, `error` and `exit_code`. A whole step has its time as `run_time_s`, and what StepReport says of it.
+nlohmann::ordered_json sweep_rows(const Experiment& experiment,
+                                  const std::vector<SimulatedRun>& simulated);
 
 }  // namespace coterie

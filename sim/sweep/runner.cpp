@@ -26,16 +26,19 @@ std::filesystem::path journal_path(const std::filesystem::path& folder, int rank
   return folder / fmt::format("points.{}.jsonl", rank);
 }
 
-// {"id", "status": "ok", "rows": a list of maps as text} or {"id", "status": "failed", "error"},
-// with the values that the tables need.
+// {"id", "status": "ok", "rows": a list of maps as text} or {"id", "status": "failed", "error",
+// "exit_code"}, with the values that the tables need.
 bool is_entry(const json& line) {
   const auto is_text = [&](const char* key) { return line.contains(key) && line[key].is_string(); };
   if (!line.is_object() || !is_text("id") || !is_text("status")) return false;
-  if (line["status"] == "failed") return is_text("error");
+  const auto is_code = [](const json& map) {
+    return map.contains("exit_code") && map["exit_code"].is_number_integer();
+  };
+  if (line["status"] == "failed") return is_text("error") && is_code(line);
   if (line["status"] != "ok" || !is_text("rows")) return false;
   const json rows = try_parse_json(line["rows"].get_ref<const std::string&>());
   if (!rows.is_array()) return false;
-  return std::all_of(rows.begin(), rows.end(), [](const json& row) {
+  return std::all_of(rows.begin(), rows.end(), [&](const json& row) {
     if (!row.is_object()) return false;
     for (const auto& [key, value] : row.items()) {
       if (value.is_structured()) return false;
@@ -43,7 +46,7 @@ bool is_entry(const json& line) {
       if (text && !value.is_string()) return false;
       if (key == "layer_time_s" && !value.is_number()) return false;
     }
-    return true;
+    return !row.contains("error") || is_code(row);
   });
 }
 
@@ -94,6 +97,7 @@ json finish_point(const SweepSpec& spec, const SweepPoint& point, WorkResult res
   } catch (const Error& error) {
     entry["status"] = "failed";
     entry["error"] = error.what();
+    entry["exit_code"] = static_cast<int>(error.exit_code());
   }
   entry["command"] = command_of(spec, point);
   return entry;
@@ -258,6 +262,23 @@ std::vector<json> collect(const SweepSpec& spec, const std::filesystem::path& fo
   return ordered;
 }
 
+std::optional<SweepFailure> first_failure(const std::vector<json>& entries) {
+  const auto failure = [](const std::string& what, const json& map) {
+    return SweepFailure{fmt::format("{} failed: {}", what, map.at("error").get<std::string>()),
+                        static_cast<ExitCode>(map.at("exit_code").get<int>())};
+  };
+  for (const json& entry : entries) {
+    const std::string point = "point " + entry.at("id").get<std::string>();
+    if (entry.at("status") != "ok") return failure(point, entry);
+    const json rows = try_parse_json(entry.at("rows").get_ref<const std::string&>());
+    for (const json& row : rows) {
+      if (!row.contains("error")) continue;
+      return failure(fmt::format("run {} of {}", row.value("run", ""), point), row);
+    }
+  }
+  return std::nullopt;
+}
+
 void write_sweep_tables(const SweepSpec& spec, const std::vector<json>& entries,
                         const std::filesystem::path& folder) {
   std::map<std::string, const SweepPoint*> point_of;
@@ -274,6 +295,7 @@ void write_sweep_tables(const SweepSpec& spec, const std::vector<json>& entries,
         const std::string error = columns.value("error", "");
         rows.push_back({point, error.empty() ? "ok" : "failed", error, columns});
         rows.back().columns.erase("error");
+        rows.back().columns.erase("exit_code");
       }
     } else {
       rows.push_back({point, "failed", entry.at("error").get<std::string>(), {}});

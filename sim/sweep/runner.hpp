@@ -4,7 +4,11 @@
 #include <filesystem>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
 
+#include "core/error.hpp"
 #include "sim/sweep/journal.hpp"
 #include "sim/sweep/spec.hpp"
 
@@ -32,7 +36,8 @@ struct SweepCounts {
   std::size_t failed = 0;  // in all
 };
 
-// One point's result rows: an array of flat objects (column -> value), one per run.
+// One point's result rows: an array of flat objects (column -> value), one per run. Of a run that failed
+// `error` has the sentence and `exit_code` its ExitCode; the tables have `status` and `error` for them.
 using EvaluatePoint = std::function<nlohmann::ordered_json(const SweepPoint&)>;
 
 // Evaluates what is pending. `evaluate` runs in worker processes, each of which does many points and
@@ -41,6 +46,13 @@ using EvaluatePoint = std::function<nlohmann::ordered_json(const SweepPoint&)>;
 // or a result cannot be made durable.
 SweepCounts run_points(const SweepSpec& spec, const SweepOptions& options,
                        const EvaluatePoint& evaluate);
+
+// What failed first of recorded entries, in their order: a point, or a run of one. Empty where all went well.
+struct SweepFailure {
+  std::string sentence;  // with the point, and the run
+  ExitCode code = ExitCode::kInternalError;
+};
+std::optional<SweepFailure> first_failure(const std::vector<nlohmann::json>& entries);
 
 // All recorded entries of the folder's journals, in the order of spec.points; missing ones left
 // out.

@@ -66,7 +66,7 @@ std::string evaluate(const fs::path& base, std::size_t point, Memo* memo) {
   options.cache = base.parent_path() / "cache";
   options.memo = memo;
   options.timelines = false;
-  return sweep_rows(experiment, results_of(experiment, simulate(experiment, options)).runs).dump();
+  return sweep_rows(experiment, simulate(experiment, options)).dump();
 }
 
 void measure(const fs::path& base, std::size_t num_points, int repetitions, Table& table) {

@@ -12,7 +12,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-std::string refusal(const std::string& text) {
+std::string json_refusal(const std::string& text) {
   EXPECT_TRUE(try_parse_json(text).is_discarded()) << text;
   try {
     (void)parse_json(text, "F", "a document");
@@ -27,7 +27,7 @@ TEST(Json, ReadsUpToTheStatedDepthAndNoDeeper) {
     return std::string(depth, '[') + std::string(depth, ']');
   };
   EXPECT_TRUE(parse_json(nested(kMaxJsonDepth), "F").is_array());
-  EXPECT_EQ(refusal(nested(kMaxJsonDepth + 1)),
+  EXPECT_EQ(json_refusal(nested(kMaxJsonDepth + 1)),
             "F: byte 65: found lists and maps more than 64 levels inside each other, expected a "
             "document");
   // Brackets in texts are no levels, however they are quoted.
@@ -38,22 +38,23 @@ TEST(Json, ReadsUpToTheStatedDepthAndNoDeeper) {
   for (int i = 0; i < 1000; ++i) row += ",[]";
   EXPECT_EQ(parse_json(row + "]", "F").size(), 1001U);
   // An unclosed text must not end the search outside of it.
-  EXPECT_THAT(refusal("\"\\"), HasSubstr("text that is not JSON"));
+  EXPECT_THAT(json_refusal("\"\\"), HasSubstr("text that is not JSON"));
 }
 
 TEST(Json, RefusesNumbersBeyondDoublePrecision) {
   for (const std::string number : {"1e999", "-1e999", "0.3448E892958014696"}) {
-    EXPECT_EQ(refusal("[" + number + "]"),
+    EXPECT_EQ(json_refusal("[" + number + "]"),
               "F: found the number '" + number + "', expected numbers within double precision");
   }
   EXPECT_EQ(parse_json("[1e-999]", "F").at(0).get<double>(), 0.0);
 }
 
 TEST(Json, SaysWhereTextIsDamaged) {
-  EXPECT_EQ(refusal("{\"a\": }"),
+  EXPECT_EQ(json_refusal("{\"a\": }"),
             "F: byte 7: found text that is not JSON (damaged or truncated), expected a document");
-  EXPECT_THAT(refusal("[NaN]"), HasSubstr("which Python writes for a number that is not finite"));
-  EXPECT_THAT(refusal(""), HasSubstr("F: byte 1: found text that is not JSON"));
+  EXPECT_THAT(json_refusal("[NaN]"),
+              HasSubstr("which Python writes for a number that is not finite"));
+  EXPECT_THAT(json_refusal(""), HasSubstr("F: byte 1: found text that is not JSON"));
 }
 
 TEST(Json, ExcerptsAreShortWhateverTheValueHolds) {

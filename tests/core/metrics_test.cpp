@@ -41,8 +41,8 @@ LayerReport two_ranks() {
   return layer;
 }
 
-RunReport run(const std::string& name, const std::string& policy, const std::string& placement,
-              const std::vector<double>& times) {
+RunReport run_of(const std::string& name, const std::string& policy, const std::string& placement,
+                 const std::vector<double>& times) {
   RunReport report;
   report.kind = "predicted";
   report.engine = "flow";
@@ -138,11 +138,11 @@ TEST(Metrics, ARankThatServesNothingWaits) {
 }
 
 TEST(Metrics, BaselinesAreExactAndContiguous) {
-  std::vector<RunReport> runs{run("pruned", "standard", "contiguous", {1.0, 1.0}),
-                              run("standard", "standard", "contiguous", {6.0, 2.0}),
-                              run("lost", "dedup", "contiguous", {}),
-                              run("placed", "dedup", "collaboration", {1.0, 1.0}),
-                              run("dedup", "dedup", "contiguous", {3.0, 1.0})};
+  std::vector<RunReport> runs{run_of("pruned", "standard", "contiguous", {1.0, 1.0}),
+                              run_of("standard", "standard", "contiguous", {6.0, 2.0}),
+                              run_of("lost", "dedup", "contiguous", {}),
+                              run_of("placed", "dedup", "collaboration", {1.0, 1.0}),
+                              run_of("dedup", "dedup", "contiguous", {3.0, 1.0})};
   runs[0].exact = false;
   runs[2].failure = "no reason";
   EXPECT_EQ(baseline(runs, "standard"), &runs[1]);
@@ -158,7 +158,7 @@ TEST(Metrics, BaselinesAreExactAndContiguous) {
 // Layers of 20 and 10 with MLPs of 6 and 3 (half of every time): means 15 and 4.5, and the critical
 // parts of both layers together, half as much again as those of the first.
 TEST(Metrics, RunsAreMeansAndSumsOverTheirLayers) {
-  RunReport report = run("dedup", "dedup", "contiguous", {20.0, 10.0});
+  RunReport report = run_of("dedup", "dedup", "contiguous", {20.0, 10.0});
   report.layers[0] = report.layers[1] = two_ranks();
   LayerReport& half = report.layers[1];
   half.time_s = 10.0;
@@ -179,7 +179,7 @@ TEST(Metrics, RunsAreMeansAndSumsOverTheirLayers) {
   // A layer without phases leaves nothing to add up; a run without layers has no mean.
   half.phases.clear();
   EXPECT_FALSE(critical_parts(report));
-  EXPECT_EQ(layer_mean(run("lost", "dedup", "contiguous", {}), mlp_s), 0.0);
+  EXPECT_EQ(layer_mean(run_of("lost", "dedup", "contiguous", {}), mlp_s), 0.0);
 }
 
 // A rank's own sends may go on after its sum: they are the dispatch and the combine of its end.
@@ -206,7 +206,7 @@ TEST(Metrics, SendsAfterTheSumStillCount) {
 // Predictions carry an interval, 22 over 20: a tenth. Measured layers have samples, whose spread
 // (statistics.hpp) takes its place; the widest layer counts.
 TEST(Metrics, UncertaintyIsTheIntervalOrTheSpread) {
-  RunReport report = run("dedup", "dedup", "contiguous", {20.0, 10.0});
+  RunReport report = run_of("dedup", "dedup", "contiguous", {20.0, 10.0});
   EXPECT_FALSE(relative_uncertainty(report));
   report.layers[0].low_s = 18.0;
   report.layers[0].high_s = 22.0;
@@ -216,12 +216,12 @@ TEST(Metrics, UncertaintyIsTheIntervalOrTheSpread) {
   report.layers[1].samples_s = {8.0, 10.0, 12.0};
   EXPECT_EQ(relative_uncertainty(report), relative_spread(report.layers[1].samples_s));
   EXPECT_GT(relative_uncertainty(report).value(), 0.0);
-  EXPECT_FALSE(relative_uncertainty(run("lost", "dedup", "contiguous", {})));
+  EXPECT_FALSE(relative_uncertainty(run_of("lost", "dedup", "contiguous", {})));
 }
 
 // The highest utilisation of all layers; where none is known, the first layer that has a link.
 TEST(Metrics, TheBusiestLinkIsThatOfTheBusiestLayer) {
-  RunReport report = run("dedup", "dedup", "contiguous", {1.0, 1.0, 1.0});
+  RunReport report = run_of("dedup", "dedup", "contiguous", {1.0, 1.0, 1.0});
   EXPECT_EQ(busiest_link(report), nullptr);
   report.layers[1].busiest_link = LinkLoad{"gpu 1 out", "network", 7, {}};
   report.layers[2].busiest_link = LinkLoad{"gpu 2 out", "network", 9, {}};
@@ -256,8 +256,8 @@ TEST(Metrics, TransfersAddUpByPhaseAndTier) {
 // ------------------------------------------------------------ tables
 
 TEST(ResultTable, ShowsFailedRunsAndSaysWhy) {
-  std::vector<RunReport> runs{run("dedup", "dedup", "contiguous", {20.0}),
-                              run("capped", "dedup", "collaboration", {})};
+  std::vector<RunReport> runs{run_of("dedup", "dedup", "contiguous", {20.0}),
+                              run_of("capped", "dedup", "collaboration", {})};
   runs[0].layers[0] = two_ranks();
   runs[0].warnings = runs[1].warnings = {"tokens repeat"};
   runs[1].failure = "no placement keeps to the cap";
@@ -274,7 +274,7 @@ TEST(ResultTable, ShowsFailedRunsAndSaysWhy) {
 
 // A bound knows a time and which link is loaded most, and nothing of when anything happens.
 TEST(ResultTable, OfBoundsShowsOnlyWhatTheyKnow) {
-  std::vector<RunReport> runs{run("dedup", "dedup", "contiguous", {0.25})};
+  std::vector<RunReport> runs{run_of("dedup", "dedup", "contiguous", {0.25})};
   runs[0].engine = "bound";
   runs[0].layers[0].busiest_link = LinkLoad{"gpu 0 out", "scale_up", 42, {}};
   const Table table = result_table(runs);

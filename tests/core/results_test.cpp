@@ -29,7 +29,7 @@ std::string refusal(const std::function<void()>& action) {
   return "";
 }
 
-Results example() {
+Results example_results() {
   RunReport run;
   run.kind = "measured";
   run.engine = "nccl";
@@ -56,7 +56,7 @@ Results example() {
 }
 
 TEST(Results, RoundTrip) {
-  const Results original = example();
+  const Results original = example_results();
   const Results read = results_from_json(to_json(original), "here");
   EXPECT_EQ(to_json(read), to_json(original));
 }
@@ -69,7 +69,7 @@ TEST(Results, OtherDocumentsAreRefused) {
 // Expected by hand: a header and two layers; the slowest dispatch is max(0.25 - 0, 0.3 - 0.1); the
 // two groups of 42 bytes add up. Rank 1 ends last: it waits 0.1 s and dispatches 0.2 s.
 TEST(Results, CsvHasOneLinePerRunAndLayer) {
-  const CsvTable table = parse_csv(to_csv(example().runs), "results.csv");
+  const CsvTable table = parse_csv(to_csv(example_results().runs), "results.csv");
   ASSERT_EQ(table.rows.size(), 2U);
   for (const auto& [column, value] :
        std::map<std::string, std::string>{{"run", "a, \"quoted\" run"},
@@ -97,7 +97,7 @@ TEST(Results, CsvHasOneLinePerRunAndLayer) {
 
 // A run that failed has one line: who it is and why; nothing that looks like a number.
 TEST(Results, FailedRunsHaveALine) {
-  Results results = example();
+  Results results = example_results();
   RunReport failed;
   failed.kind = "measured";
   failed.name = "capped";
@@ -130,7 +130,7 @@ class ResultsFolder : public ::testing::Test {
     return out;
   }
   static ResultFiles files(const std::string& experiment, const std::string& run) {
-    ResultFiles out{example(), {}, "name: " + experiment + "\n", "coterie simulate"};
+    ResultFiles out{example_results(), {}, "name: " + experiment + "\n", "coterie simulate"};
     out.results.experiment = experiment;
     out.results.runs.front().name = run;
     out.timelines.push_back({run, {{{"ranks", "rank 0", "dispatch", 0.0, 1.0}}, {}}});

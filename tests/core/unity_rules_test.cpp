@@ -1,6 +1,7 @@
-// Files of one folder are compiled together where COTERIE_UNITY is on (core/unity.cmake). Their unnamed
-// namespaces are then one: two classes of one name do not compile, and of two functions of one name with
-// different parameters a call could silently take the other file's. So names are kept apart.
+// Files of one folder are compiled together where COTERIE_UNITY is on (core/unity.cmake), those of the
+// tests, too. Their unnamed namespaces are then one: two classes of one name do not compile, and of two
+// functions of one name with different parameters a call could silently take the other file's. So names
+// are kept apart.
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -28,6 +29,7 @@ std::set<std::string> internal_names(const std::string& text) {
       R"(^(?:template.*> )?(?:struct|class|enum class|enum|union|using(?= \w+ =)) (\w+))");
   static const std::regex kConstant(R"(^(?:constexpr|const|inline)\b[^=(]*\b(k[A-Z]\w*)\s*[={\[])");
   static const std::regex kFunction(R"(^[A-Za-z_\[][^=]*?\b(\w+)\()");
+  static const std::regex kMacro(R"(^(?:static_assert|TEST|TYPED_TEST|INSTANTIATE_TEST))");
   std::set<std::string> names;
   std::istringstream lines(text);
   std::string line;
@@ -36,12 +38,13 @@ std::set<std::string> internal_names(const std::string& text) {
     if (line == "namespace {") inside = true;
     if (line == "}  // namespace") inside = false;
     std::smatch match;
-    if (!inside || line.starts_with("static_assert") ||
+    if (!inside || std::regex_search(line, kMacro) ||
         !(std::regex_search(line, match, kType) || std::regex_search(line, match, kConstant) ||
           std::regex_search(line, match, kFunction))) {
       continue;
     }
-    names.insert(match[1]);
+    // GoogleTest asks for printers of this name, which differ in the type that they print.
+    if (match[1] != "PrintTo") names.insert(match[1]);
   }
   return names;
 }
@@ -62,13 +65,14 @@ std::set<std::string> declared_types(const std::string& text) {
 TEST(UnityRules, FilesOfAFolderShareNoInternalNames) {
   std::map<std::pair<std::string, std::string>, std::set<std::string>> files;  // by folder, name
   int num_files = 0;
-  for (const char* library : {"core", "topologies", "workloads", "sim"}) {
+  for (const char* library : {"core", "topologies", "workloads", "sim", "tests"}) {
     for (const auto& entry :
          fs::recursive_directory_iterator(fs::path(COTERIE_SOURCE_DIR) / library)) {
       const std::string file = entry.path().filename().string();
       const bool header = entry.path().extension() == ".hpp";
-      // Modules are libraries of their own.
-      if ((entry.path().extension() != ".cpp" && !header) || file.ends_with("_module.cpp")) {
+      // Modules are libraries, and benchmarks programs, of their own.
+      if ((entry.path().extension() != ".cpp" && !header) || file.ends_with("_module.cpp") ||
+          file.starts_with("bench_")) {
         continue;
       }
       ++num_files;
@@ -104,6 +108,9 @@ TEST(UnityRules, TheCheckSeesNames) {
                            "}\n"
                            "[[noreturn]] void fail(int code);\n"
                            "static_assert(sizeof(int) == 4);\n"
+                           "TEST(Suite, Name) {\n"
+                           "INSTANTIATE_TEST_SUITE_P(Table, Suite, ::testing::ValuesIn(kSizes));\n"
+                           "void PrintTo(const Row& row, std::ostream* out) {\n"
                            "}  // namespace\n"
                            "int after(int);\n"),
             (std::set<std::string>{"Row", "Key", "kSizes", "kBytes", "pairs_of", "fail"}));

@@ -257,7 +257,7 @@ add("timeline", json.dumps({"traceEvents": [event, event | {"ts": 1000, "args": 
     '{"traceEvents": [[], {"ph": 1}]}', deep)
 first = '{"coterie":"0.1.0","schema_version":1,"sweep":"0123456789abcdef"}\n'
 add("journal", first, first + '{"id":"a","status":"ok","rows":"[{\\"run\\":\\"a\\",\\"layer_time_s\\":1.0}]"}\n',
-    first + '{"id":"b","status":"failed","error":"x"}\n{"id":', first + "{}\n[]\n1\n", '{"schema_version":"1"}\n', '{"coterie":1}\n', deep + "\n")
+    first + '{"id":"b","status":"failed","error":"x","exit_code":2}\n{"id":', first + "{}\n[]\n1\n", '{"schema_version":"1"}\n', '{"coterie":1}\n', deep + "\n")
 add("csv", "a,b\n1,2\n", 'a,b\n"x, ""y""",\'=1\n', "a\n\n\"\"\n", "a,a\n", 'a\n"open', "a,b\r\n=1+1,@x\r\n")
 add("row-exchanges", (SOURCE / "tests/sim/calibrate/kernel_fit_test.cpp").read_text()[:2000],
     "machine,device,library,rows_src_dst\nm,d,l,\"[[0,1],[2,0]]\"\n")

@@ -16,7 +16,7 @@ namespace {
 
 using testing::StartsWith;
 
-constexpr std::uint32_t kRanks = kSmallRanks;
+constexpr std::uint32_t kDirectRanks = kSmallRanks;
 
 class DirectPlaces : public testing::TestWithParam<DispatchPolicy> {};
 
@@ -28,7 +28,7 @@ TEST_P(DirectPlaces, AreDisjointPiecesOfTheRegion) {
   shape.mlp = {256, 64};
   for (const kernels::RowType type : {kernels::RowType::kBf16, kernels::RowType::kFp8}) {
     shape.dispatch = type;
-    for (std::uint32_t rank = 0; rank < kRanks; ++rank) {
+    for (std::uint32_t rank = 0; rank < kDirectRanks; ++rank) {
       const std::vector<RankLayout> layouts{make_rank_layout(plan, rank)};
       const DirectRegion region = plan_region(shape, layouts);
       std::vector<bool> used(region.num_bytes, false);
@@ -39,7 +39,7 @@ TEST_P(DirectPlaces, AreDisjointPiecesOfTheRegion) {
           used[i] = true;
         }
       };
-      for (std::uint32_t peer = 0; peer < kRanks; ++peer) {
+      for (std::uint32_t peer = 0; peer < kDirectRanks; ++peer) {
         const auto places = places_for(shape, layouts, region, peer);
         // The peer counts its own side of the same hops and rounds.
         const RankLayout theirs = make_rank_layout(plan, peer);

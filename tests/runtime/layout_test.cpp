@@ -11,19 +11,19 @@
 namespace coterie {
 namespace {
 
-constexpr std::uint32_t kRanks = kSmallRanks;
-constexpr std::uint32_t kHidden = 256;
+constexpr std::uint32_t kLayoutRanks = kSmallRanks;
+constexpr std::uint32_t kLayoutHidden = 256;
 
 class Layouts : public testing::TestWithParam<DispatchPolicy> {};
 
 TEST_P(Layouts, SendersAndReceiversAgree) {
   const LayerPlan plan = small_plan(GetParam());
   std::vector<RankLayout> layouts;
-  for (std::uint32_t rank = 0; rank < kRanks; ++rank) {
+  for (std::uint32_t rank = 0; rank < kLayoutRanks; ++rank) {
     layouts.push_back(make_rank_layout(plan, rank));
   }
   for (std::size_t h = 0; h < layouts[0].hops.size(); ++h) {
-    for (std::uint32_t rank = 0; rank < kRanks; ++rank) {
+    for (std::uint32_t rank = 0; rank < kLayoutRanks; ++rank) {
       const Hop& hop = layouts[rank].hops[h];
       EXPECT_EQ(hop.send_ranks[0], rank);
       EXPECT_EQ(hop.recv_ranks[hop.recv_self], rank);
@@ -47,18 +47,19 @@ TEST_P(Layouts, BlocksHoldThePlansBytes) {
   const LayerPlan plan = small_plan(GetParam());
   for (const auto& [payload, type] : {std::pair{PayloadType::kBf16, kernels::RowType::kBf16},
                                       std::pair{PayloadType::kFp8, kernels::RowType::kFp8}}) {
-    const PayloadSizes sizes{row_payload(payload, kHidden), row_payload(payload, kHidden)};
+    const PayloadSizes sizes{row_payload(payload, kLayoutHidden),
+                             row_payload(payload, kLayoutHidden)};
     for (std::size_t h = 0; h < plan.stages.size(); ++h) {
       std::int64_t planned = 0;
       for (std::size_t t = 0; t < plan.stages[h].num_transfers(); ++t) {
         planned += dispatch_bytes(plan.stages[h], t, sizes).value;
       }
       std::size_t laid_out = 0;
-      for (std::uint32_t rank = 0; rank < kRanks; ++rank) {
+      for (std::uint32_t rank = 0; rank < kLayoutRanks; ++rank) {
         const RankLayout layout = make_rank_layout(plan, rank);
         for (const HopRound& round : layout.hops[h].rounds) {
           for (const auto& [rows, copies] : round.send) {
-            laid_out += kernels::block_bytes(type, kHidden, rows, copies);
+            laid_out += kernels::block_bytes(type, kLayoutHidden, rows, copies);
           }
         }
       }
@@ -69,7 +70,7 @@ TEST_P(Layouts, BlocksHoldThePlansBytes) {
 
 TEST_P(Layouts, EveryCopyGoesToAHostOfItsExpert) {
   const LayerPlan plan = small_plan(GetParam());
-  for (std::uint32_t rank = 0; rank < kRanks; ++rank) {
+  for (std::uint32_t rank = 0; rank < kLayoutRanks; ++rank) {
     const RankLayout layout = make_rank_layout(plan, rank);
     for (std::size_t i = 0; i < layout.token_slots.size(); ++i) {
       EXPECT_EQ(layout.slot_expert[layout.token_slots[i]],
@@ -123,10 +124,10 @@ TEST(Layout, PlansOfCountsAndHalfNodesAreRefused) {
   const Routing routing = small_routing();
   PlacementRequest request;
   request.strategy = "contiguous";
-  request.num_ranks = kRanks;
+  request.num_ranks = kLayoutRanks;
   request.ranks_per_node = 4;
   const Placement placement = make_placement(routing, request);
-  const RankTokens tokens = deal_tokens(routing, kRanks, 20, SequenceDeal::kRoundRobin);
+  const RankTokens tokens = deal_tokens(routing, kLayoutRanks, 20, SequenceDeal::kRoundRobin);
   const LayerPlan counts = make_plan(routing, 0, placement.layers[0], tokens,
                                      {DispatchPolicy::kDedup, 4, PlanDetail::kCounts});
   EXPECT_THROW((void)make_rank_layout(counts, 0), InputError);

@@ -196,6 +196,7 @@ TEST_F(Program, BadInputIsOneSentenceAndCode2) {
         "launch --ranks 4 -- run experiment.yaml -o out --dry-run --set payload.combine=fp8",
         "launch --ranks 4 -- run experiment.yaml -o out --dry-run --set precision.experts=fp8 "
         "--set model.expert_intermediate=72",
+        "nothing experiment.yaml", "run experiment.yaml -o out --dry-run --deadline nan",
         "launch --ranks 4", "launch --ranks 4 --mps maybe -- run experiment.yaml -o out",
         "run experiment.yaml -o out --dry-run --layers 99",
         "launch --ranks 4 -- run experiment.yaml -o out --full-size"}) {

@@ -19,7 +19,7 @@ std::vector<std::string> names_of(const Cluster& cluster) {
 const NcclParameters& nccl_of(const Cluster& cluster) {
   return std::get<NcclParameters>(cluster.transports.at(0));
 }
-using Names = std::vector<std::string>;
+using TransportNames = std::vector<std::string>;
 
 // h100_rail_optimised adds the network's costs to those of h100_node, which it extends.
 TEST(Transports, LayersAddTiersAndReplaceKeys) {
@@ -39,12 +39,13 @@ TEST(Transports, LayersAddTiersAndReplaceKeys) {
 
 // The topmost layer's come first, in its order; the base's follow; `none` takes one away.
 TEST(Transports, TheOrderIsThatOfTheTopmostLayer) {
-  EXPECT_EQ(names_of(load_cluster("h100_node")), Names{"nccl"});
-  EXPECT_EQ(names_of(load_cluster("star")), Names{});
+  EXPECT_EQ(names_of(load_cluster("h100_node")), TransportNames{"nccl"});
+  EXPECT_EQ(names_of(load_cluster("star")), TransportNames{});
   EXPECT_EQ(names_of(load_cluster("{extends: h100_node, transports: {ideal: {}}}")),
-            (Names{"ideal", "nccl"}));
-  EXPECT_EQ(names_of(load_cluster("{extends: h100_node, transports: {nccl: none}}")), Names{});
-  EXPECT_EQ(names_of(load_cluster("{extends: h100_node, transports: none}")), Names{});
+            (TransportNames{"ideal", "nccl"}));
+  EXPECT_EQ(names_of(load_cluster("{extends: h100_node, transports: {nccl: none}}")),
+            TransportNames{});
+  EXPECT_EQ(names_of(load_cluster("{extends: h100_node, transports: none}")), TransportNames{});
 }
 
 TEST(Transports, TheFirstIsTheDefault) {

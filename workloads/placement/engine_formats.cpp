@@ -357,10 +357,10 @@ std::vector<std::string> loading_problems(const Placement& placement, PlacementF
   const bool replicated = has_replicas(placement);
   if (format == PlacementFormat::kSglang) {
     if (path.extension() != ".json") {
-      problems.push_back(
-          fmt::format("{}: found the ending '{}', expected .json: SGLang takes any other name for "
-                      "the JSON itself",
-                      path.string(), path.extension().string()));
+      problems.push_back(fmt::format(
+          "{}: found the ending \"{}\", expected .json: SGLang takes any other name for "
+          "the JSON itself",
+          path.string(), path.extension().string()));
     }
     if (replicated && choice != ReplicaChoice::kStatic && choice != ReplicaChoice::kRandom) {
       cannot_choose("SGLang", "static or random (its dynamic)");

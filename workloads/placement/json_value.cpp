@@ -15,7 +15,7 @@ json parse_placement_json(std::string_view text, const std::string& name) {
     if (event == json::parse_event_t::object_end) open_maps.pop_back();
     if (event == json::parse_event_t::key &&
         !open_maps.back().insert(parsed.get<std::string>()).second) {
-      throw InputError(name, fmt::format("the key '{}' twice", parsed.get<std::string>()),
+      throw InputError(name, fmt::format("the key \"{}\" twice", parsed.get<std::string>()),
                        "every key once");
     }
     return true;

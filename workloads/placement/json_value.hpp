@@ -46,13 +46,13 @@ class JsonValue {
     expect_map();
     for (const auto& entry : value_->items()) {
       if (std::find(keys.begin(), keys.end(), entry.key()) == keys.end()) {
-        throw error(fmt::format("the key '{}'", entry.key()),
+        throw error(fmt::format("the key \"{}\"", entry.key()),
                     fmt::format("only the keys {}", fmt::join(keys, ", ")));
       }
     }
     for (const std::string& key : keys) {
       if (!value_->contains(key)) {
-        throw error(fmt::format("no key '{}'", key),
+        throw error(fmt::format("no key \"{}\"", key),
                     fmt::format("the keys {}", fmt::join(keys, ", ")));
       }
     }
@@ -65,7 +65,7 @@ class JsonValue {
   // The same for a map that may lack it.
   [[nodiscard]] JsonValue required(const std::string& name) const {
     if (!value_->contains(name)) {
-      throw error(fmt::format("no key '{}'", name), fmt::format("the key {}", name));
+      throw error(fmt::format("no key \"{}\"", name), fmt::format("the key {}", name));
     }
     return key(name);
   }

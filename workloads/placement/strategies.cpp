@@ -33,7 +33,7 @@ const PlacementStrategy& find_strategy(std::string_view name) {
   for (const PlacementStrategy& strategy : kRegistry) {
     if (strategy.name == name) return strategy;
   }
-  throw InputError("placement strategy", fmt::format("'{}'", name),
+  throw InputError("placement strategy", fmt::format("\"{}\"", name),
                    fmt::format("one of {}", fmt::join(placement_strategies(), ", ")));
 }
 

@@ -45,7 +45,7 @@ class HeaderParser {
 
   void expect(char wanted) {
     skip_space();
-    if (pos_ >= text_.size() || text_[pos_] != wanted) fail(fmt::format("'{}'", wanted));
+    if (pos_ >= text_.size() || text_[pos_] != wanted) fail(fmt::format("\"{}\"", wanted));
     ++pos_;
   }
   bool accept(char wanted) {
@@ -85,7 +85,8 @@ class HeaderParser {
   }
   [[noreturn]] void fail(std::string_view expected) const {
     throw InputError(fmt::format("{}: byte {} of the .npy header", where_, pos_),
-                     pos_ < text_.size() ? fmt::format("'{}'", text_[pos_]) : "its end", expected);
+                     pos_ < text_.size() ? fmt::format("\"{}\"", text_[pos_]) : "its end",
+                     expected);
   }
 
  private:
@@ -107,8 +108,8 @@ NumberType parse_type(const std::string& descr, const std::string& where) {
       if (descr.substr(1) == type.code) return type.type;
     }
   }
-  throw InputError(where, fmt::format("dtype '{}'", descr),
-                   "little-endian integers or floats, such as '<i4'");
+  throw InputError(where, fmt::format("dtype \"{}\"", descr),
+                   "little-endian integers or floats, such as \"<i4\"");
 }
 
 float from_half(std::uint16_t half) {

@@ -12,6 +12,7 @@
 
 #include "core/statistics.hpp"
 #include "core/yaml.hpp"
+#include "sim/calibrate/measurements.hpp"
 #include "sim/calibrate/probe_fit.hpp"
 #include "tests/sim/cli/program.hpp"
 #include "topologies/cluster.hpp"
@@ -82,6 +83,39 @@ TEST_F(CalibrateCommand, RefusesProbesOfMixedMachines) {
   probe["num_ranks"] = 4;
   put("four.json", probe.dump());
   refuses("--probe four.json" + kBase, {"4 ranks", "2 GPUs"});
+}
+
+// Devices as their drivers name them; the preset's GPU is an "H200 SXM". Of a GPU that names no model,
+// nothing can be said.
+TEST_F(CalibrateCommand, RefusesMeasurementsOfAnotherGpu) {
+  const std::string h100 = kResults + "h100_nvlink_2/curves_ep2.json";
+  const std::string expected =
+      "found measurements of NVIDIA H100 80GB HBM3, expected measurements "
+      "of the topology's GPU, H200 SXM";
+  for (const char* option : {"--probe ", "--alltoall "}) {
+    refuses(option + h100 + " --base h200_node -o fitted.yaml", {h100 + ": " + expected});
+  }
+  EXPECT_EQ(run("calibrate fit --alltoall " + h100 + " --base h100_node").exit_code, 0);
+  for (const auto& [name, model] :
+       std::map<std::string, std::string>{{"NVIDIA H100 80GB HBM3", "H100"},
+                                          {"NVIDIA A100-SXM4-80GB", "A100"},
+                                          {"NVIDIA RTX A6000", "A6000"},
+                                          {"H200 SXM", "H200"},
+                                          {"Tesla V100-SXM2-16GB", "V100"},
+                                          {"ours", ""},
+                                          {"", ""}}) {
+    EXPECT_EQ(gpu_model(name), model);
+  }
+  EXPECT_NO_THROW(check_gpu_model("NVIDIA H200", "ours", "probe"));
+}
+
+// The first line of a report is all of it: the sentence shows its beginning.
+TEST_F(CalibrateCommand, ShowsTheBeginningOfALineThatIsNoTable) {
+  put("report.json", "{\"a\":[" + std::string(5000, '1') + "]}");
+  const auto outcome = run("calibrate fit --base h200_node --gemm report.json -o fitted.yaml");
+  EXPECT_EQ(outcome.exit_code, 2);
+  EXPECT_THAT(outcome.err, HasSubstr("report.json: found the columns {"));
+  EXPECT_LT(outcome.err.size(), 400U) << outcome.err;
 }
 
 TEST_F(CalibrateCommand, RefusesRowsThatCannotBe) {

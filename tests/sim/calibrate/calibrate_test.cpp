@@ -19,7 +19,7 @@
 namespace coterie {
 namespace {
 
-using testing::HasSubstr;
+using ::testing::HasSubstr;
 
 // 10 us launches for messages above 16 KiB, 5 us below, 200 ns per peer, 300 GB/s and a bend of 15 us up
 // to 8 MB.
@@ -134,7 +134,7 @@ TEST(CalibrateFit, SaysWhatTheDataCannotDetermine) {
   // Two ranks alone say nothing about the growth per peer: (n - 2) is zero.
   std::vector<AllToAllPoint> points = measure(known_model(), 0.01);
   std::erase_if(points, [](const AllToAllPoint& point) { return point.num_ranks != 2; });
-  EXPECT_THAT(fit_alltoall(points, {}).undetermined, testing::Contains("per_peer"));
+  EXPECT_THAT(fit_alltoall(points, {}).undetermined, ::testing::Contains("per_peer"));
 }
 
 // Three times that the start decides, 58 to 59 us from 1 to 4 MiB: they say what a start costs and
@@ -146,9 +146,10 @@ TEST(CalibrateFit, FlatTimesDetermineNoRate) {
     points.push_back({"m", "d", "v", 8, bytes, time_s});
   }
   const AllToAllFit fit = fit_alltoall(points, {});
-  EXPECT_THAT(fit.undetermined, testing::IsSupersetOf({"per_peer", "sharpness", "bend[0]"}));
-  EXPECT_THAT(fit.undetermined, testing::Contains(fit.parameters.back().name));  // the final slope
-  EXPECT_THAT(fit.undetermined, testing::Not(testing::Contains("launch")));
+  EXPECT_THAT(fit.undetermined, ::testing::IsSupersetOf({"per_peer", "sharpness", "bend[0]"}));
+  EXPECT_THAT(fit.undetermined,
+              ::testing::Contains(fit.parameters.back().name));  // the final slope
+  EXPECT_THAT(fit.undetermined, ::testing::Not(::testing::Contains("launch")));
 }
 
 TEST(CalibrateMeasurements, RefusesNonsense) {

@@ -112,7 +112,7 @@ std::vector<AllToAllPoint> read(const std::string& text,
   return parse_alltoall(text, "log", notes);
 }
 
-std::string refusal(const std::string& text) {
+std::string log_refusal(const std::string& text) {
   try {
     (void)read(text);
   } catch (const InputError& error) {
@@ -210,10 +210,10 @@ TEST(NcclLog, ElidedRanksAreCountedByTheCountColumn) {
   test.listed_ranks = 13;
   EXPECT_EQ(read(log_of(test)).at(0).num_ranks, 16U);
   // A line that is missing without a mark is not.
-  EXPECT_THAT(refusal(replaced(log_of({}), "#  Rank  1", "#  Rang  1")),
+  EXPECT_THAT(log_refusal(replaced(log_of({}), "#  Rank  1", "#  Rang  1")),
               HasSubstr("found 3 rank lines up to rank 3, expected a line for every rank"));
   // Nor ids beyond what the count says.
-  EXPECT_THAT(refusal(replaced(log_of(test), "#  Rank 12", "#  Rank 99")),
+  EXPECT_THAT(log_refusal(replaced(log_of(test), "#  Rank 12", "#  Rank 99")),
               HasSubstr("found rank 99, expected ranks below 16, as size / count says"));
 }
 
@@ -224,7 +224,7 @@ TEST(NcclLog, RefusesOtherOperations) {
     test.redop = redop;
     test.named = named;
     test.in_place_wrong = "0";
-    return refusal(log_of(test));
+    return log_refusal(log_of(test));
   };
   EXPECT_EQ(refused("all_reduce", "sum", true),
             "log: found a log of all_reduce_perf, expected a log of alltoall_perf, alltoallv_perf "
@@ -236,50 +236,51 @@ TEST(NcclLog, RefusesOtherOperations) {
   Printed rooted;
   rooted.named = false;
   rooted.root = "0";
-  EXPECT_THAT(refusal(log_of(rooted)), HasSubstr("operations with a root"));
+  EXPECT_THAT(log_refusal(log_of(rooted)), HasSubstr("operations with a root"));
 }
 
 TEST(NcclLog, HoldsEveryRowAgainstItself) {
   const std::string log = log_of({});
   // 52.43 GB/s over 4 ranks: a bus bandwidth of 39.32.
-  EXPECT_THAT(refusal(replaced(log, "39.32", "45.88")),
+  EXPECT_THAT(log_refusal(replaced(log, "39.32", "45.88")),
               AllOf(HasSubstr("busbw / algbw = 45.88 / 52.43"), HasSubstr("with 4 ranks"),
                     HasSubstr("expected 0.750 and size / 4 (alltoall_perf)")));
-  EXPECT_THAT(refusal(replaced(log, "52.43", "54.43")),
+  EXPECT_THAT(log_refusal(replaced(log, "52.43", "54.43")),
               HasSubstr("found algbw 54.43 GB/s, expected 52.43, which 1048576 bytes in 20.00 us"));
-  EXPECT_THAT(refusal(replaced(log, " 65536", " 32768")), HasSubstr("count 32768 of float"));
-  EXPECT_THAT(refusal(replaced(log, "  20.00", "   0.00")), HasSubstr("microseconds above zero"));
-  EXPECT_THAT(refusal(replaced(log, " 1048576         65536", "-1048576         65536")),
+  EXPECT_THAT(log_refusal(replaced(log, " 65536", " 32768")), HasSubstr("count 32768 of float"));
+  EXPECT_THAT(log_refusal(replaced(log, "  20.00", "   0.00")),
+              HasSubstr("microseconds above zero"));
+  EXPECT_THAT(log_refusal(replaced(log, " 1048576         65536", "-1048576         65536")),
               HasSubstr("found \"-1048576 65536\", expected a size and a count, whole numbers of 0 "
                         "or more"));
-  EXPECT_THAT(refusal(replaced(log, "      0    20.00", "      7    20.00")),
+  EXPECT_THAT(log_refusal(replaced(log, "      0    20.00", "      7    20.00")),
               HasSubstr("found 7 wrong elements"));
   // The ranks that the lines name must be those of the table.
-  EXPECT_THAT(refusal(replaced(log,
-                               "#  Rank  3 Group  0 Pid      7 on       host device  3 "
-                               "[0000:19:00] NVIDIA H200\n",
-                               "")),
+  EXPECT_THAT(log_refusal(replaced(log,
+                                   "#  Rank  3 Group  0 Pid      7 on       host device  3 "
+                                   "[0000:19:00] NVIDIA H200\n",
+                                   "")),
               HasSubstr("with 3 ranks"));
 }
 
 TEST(NcclLog, NamesWhatIsMissing) {
   const std::string log = log_of({});
-  EXPECT_THAT(refusal(replaced(log, "#  Rank  1", "#  Rank  0")),
+  EXPECT_THAT(log_refusal(replaced(log, "#  Rank  1", "#  Rank  0")),
               HasSubstr("found rank 0 twice, expected every rank once: processes that never joined "
                         "(nccl-tests built without MPI)"));
   Printed alone;
   alone.num_ranks = 1;
-  EXPECT_THAT(refusal(log_of(alone)), HasSubstr("found a test of one rank alone"));
-  EXPECT_THAT(refusal(replaced(log, "#       size ", "#       sice ")),
+  EXPECT_THAT(log_refusal(log_of(alone)), HasSubstr("found a test of one rank alone"));
+  EXPECT_THAT(log_refusal(replaced(log, "#       size ", "#       sice ")),
               HasSubstr("found a row before the line that names the columns"));
-  EXPECT_THAT(refusal(replaced(log, "   time ", "cputime ")),
+  EXPECT_THAT(log_refusal(replaced(log, "   time ", "cputime ")),
               HasSubstr("expected a column time (with -C the CPU's time is printed"));
-  EXPECT_THAT(refusal(replaced(log, "     0    20.00", "     0")),
+  EXPECT_THAT(log_refusal(replaced(log, "     0    20.00", "     0")),
               HasSubstr("found 12 cells, expected 13 as the line of columns says"));
   // A log that was cut off in its last row.
-  EXPECT_THAT(refusal(log.substr(0, log.rfind("float") + 5)),
+  EXPECT_THAT(log_refusal(log.substr(0, log.rfind("float") + 5)),
               HasSubstr("found 3 cells, expected 13 as the line of columns says"));
-  EXPECT_THAT(refusal(log_of({}, 0)), HasSubstr("found no rows of a test"));
+  EXPECT_THAT(log_refusal(log_of({}, 0)), HasSubstr("found no rows of a test"));
 }
 
 // The keys of jsonOutputInit, writeDeviceReport and writeBenchmarkLineBody. 2 processes of 2 GPUs:
@@ -308,21 +309,22 @@ TEST(NcclLog, ReadsTheReportOfNcclTests) {
   EXPECT_EQ(points[0].bytes_per_rank, 1048576.0);
   EXPECT_DOUBLE_EQ(points[0].time_s, 20e-6);
   EXPECT_EQ(points[0].version, "22809");
-  EXPECT_EQ(refusal(replaced(report, "alltoall_perf", "all_reduce_perf")),
+  EXPECT_EQ(log_refusal(replaced(report, "alltoall_perf", "all_reduce_perf")),
             "log: found a log of all_reduce_perf, expected a log of alltoall_perf, alltoallv_perf "
             "or sendrecv_perf");
-  EXPECT_THAT(refusal(replaced(report, "\"count\":65536", "\"count\":32768")),
+  EXPECT_THAT(log_refusal(replaced(report, "\"count\":65536", "\"count\":32768")),
               HasSubstr("found busbw / algbw"));
-  EXPECT_THAT(refusal(replaced(report, "\"size\":1048576,", "")),
+  EXPECT_THAT(log_refusal(replaced(report, "\"size\":1048576,", "")),
               HasSubstr("expected the report that nccl-tests writes with -J"));
 }
 
 TEST(NcclLog, RefusesOtherStructuredOutputByName) {
-  EXPECT_THAT(refusal("numCycle,name,size,type,redop,inPlace,time,algBw,busBw,#wrong\n"),
+  EXPECT_THAT(log_refusal("numCycle,name,size,type,redop,inPlace,time,algBw,busBw,#wrong\n"),
               HasSubstr("found structured output of rccl-tests (CSV)"));
-  EXPECT_THAT(refusal(R"({"#wrong":"0","algBw":0.05,"busBw":0.04,"inPlace":0,"name":"AlltoAll"})"),
-              HasSubstr("found structured output of rccl-tests (a line of JSON per result)"));
-  EXPECT_THAT(refusal(R"({"benchmark": [{"1024": {"oop_time": 1, "oop_busbw": 2}}]})"),
+  EXPECT_THAT(
+      log_refusal(R"({"#wrong":"0","algBw":0.05,"busBw":0.04,"inPlace":0,"name":"AlltoAll"})"),
+      HasSubstr("found structured output of rccl-tests (a line of JSON per result)"));
+  EXPECT_THAT(log_refusal(R"({"benchmark": [{"1024": {"oop_time": 1, "oop_busbw": 2}}]})"),
               HasSubstr("found structured output made of nccl-tests' results"));
 }
 

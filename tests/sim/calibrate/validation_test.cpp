@@ -11,6 +11,7 @@
 #include "core/csv.hpp"
 #include "core/error.hpp"
 #include "sim/calibrate/measured_runs.hpp"
+#include "sim/calibrate/validate.hpp"
 #include "tests/sim/cli/program.hpp"
 
 namespace coterie {
@@ -79,17 +80,44 @@ TEST_F(ValidationFile, AgreesWithTheCommand) {
   const CsvTable points = parse_csv(text("now.csv"), "now.csv");
   ASSERT_EQ(before.rows.size(), points.rows.size());
   std::map<std::string, double> num_points;
+  std::string protocol;
   for (std::size_t row = 0; row < points.rows.size(); ++row) {
-    ++num_points[points.text(row, "protocol")];
-    EXPECT_EQ(before.text(row, "point"), points.text(row, "point"));
+    const std::string named = points.text(row, "protocol");
+    if (!named.empty()) protocol = named;
+    ++num_points[protocol];
+    for (const char* column : {"protocol", "group", "point"}) {
+      EXPECT_EQ(before.text(row, column), points.text(row, column));
+    }
     const double ratio = *points.number(row, "predicted_s") / *points.number(row, "measured_s");
     // Three digits of each: half a percent of either, twice.
     EXPECT_NEAR(*points.number(row, "error"), ratio - 1.0, 0.011 * ratio);
     EXPECT_NEAR(*before.number(row, "error"), *points.number(row, "error"), 0.004);
   }
-  for (const auto& [protocol, count] : num_points) {
-    EXPECT_EQ(now.at(" / " + protocol).front(), count) << protocol;
+  for (const auto& [title, count] : num_points) {
+    EXPECT_EQ(now.at(" / " + title).front(), count) << title;
   }
+}
+
+// Names stand in the first line that they hold for, and a protocol's first line names both. Written out
+// by hand; 12.5 us over 10 is a quarter too long.
+TEST(ValidationTable, NamesStandOnceUntilTheyChange) {
+  const auto point = [](const char* group, const char* name, double predicted_s) {
+    return ValidationPoint{
+        .group = group, .name = name, .measured_s = 1e-5, .predicted_s = predicted_s};
+  };
+  Validation validation;
+  validation.sections.resize(2);
+  validation.sections[0].title = "sizes, left out";
+  validation.sections[0].points = {point("two", "a", 1e-5), point("two", "b", 1.25e-5),
+                                   point("four", "a", 1e-5)};
+  validation.sections[1].title = "shapes";
+  validation.sections[1].points = {point("four", "a", 1e-5)};
+  EXPECT_EQ(to_csv(validation),
+            "protocol,group,point,measured_s,predicted_s,error\n"
+            "\"sizes, left out\",two,a,1e-05,1e-05,0.000\n"
+            ",,b,1e-05,1.25e-05,0.250\n"
+            ",four,a,1e-05,1e-05,0.000\n"
+            "shapes,four,a,1e-05,1e-05,0.000\n");
 }
 
 TEST_F(ValidationFile, MissingMeasurementsAreNamedAndSkipped) {
@@ -101,6 +129,22 @@ TEST_F(ValidationFile, MissingMeasurementsAreNamedAndSkipped) {
     EXPECT_THAT(outcome.err, ::testing::HasSubstr(std::string("skipped: no file ") + file));
   }
   EXPECT_THAT(outcome.out, ::testing::HasSubstr("incast of 8 nodes"));
+}
+
+// Runs without the traces that they were of are left out, and one sentence names what is missing.
+TEST_F(ValidationFile, RunsWithoutTracesAreNamedAndSkipped) {
+  make_folder(folder_ / "work" / "none");
+  const auto outcome =
+      run("validate --data none --runs none --preset star --nvlink-runs " COTERIE_SOURCE_DIR
+          "/runtime/results/h100_nvlink_4 --direct-runs " COTERIE_SOURCE_DIR
+          "/runtime/results/h100_direct_2gpu");
+  EXPECT_EQ(outcome.exit_code, 0);
+  const std::string sentence = "skipped: no file ";
+  const std::string traces = "traces/deepseek-v2-lite-esft\n";
+  const std::size_t found = outcome.err.find(traces);
+  ASSERT_NE(found, std::string::npos) << outcome.err;
+  EXPECT_EQ(outcome.err.find(traces, found + 1), std::string::npos) << outcome.err;
+  EXPECT_THAT(outcome.err.substr(0, found), ::testing::HasSubstr(sentence));
 }
 
 TEST_F(ValidationFile, RefusesNamedFoldersThatAreNotThere) {

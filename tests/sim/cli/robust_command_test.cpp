@@ -24,9 +24,9 @@ using ::testing::StartsWith;
 namespace fs = std::filesystem;
 
 const std::string kExamples = COTERIE_SOURCE_DIR "/workloads/examples/";
-const std::string kTrace = kExamples + "collaborating.moet";
+const std::string kBundledTrace = kExamples + "collaborating.moet";
 const std::string kBase = kExamples + "synthetic.yaml";
-const std::string kPlace = "place " + kTrace + " --ranks 8 --strategy contiguous -o ";
+const std::string kPlace = "place " + kBundledTrace + " --ranks 8 --strategy contiguous -o ";
 
 class Robust : public testing::ProgramTest {
  protected:
@@ -118,7 +118,7 @@ TEST_F(Robust, FailuresOfTheFileSystemNamePathAndCause) {
   refuses(kPlace + name, "File name too long");
   refuses("simulate " + kBase + engine + " -o out --set topology=" + name, "File name too long");
   // Before anything is simulated.
-  refuses("simulate " + kBase + engine + " -o " + kTrace + "/out",
+  refuses("simulate " + kBase + engine + " -o " + kBundledTrace + "/out",
           "/out: the folder cannot be created: Not a directory");
   refuses("simulate " + kBase + engine + " -o ''", "output folder: found no name");
   refuses(kPlace + "''", "output file: found no name, expected a file's name");
@@ -133,7 +133,7 @@ TEST_F(Robust, FailuresOfTheFileSystemNamePathAndCause) {
 
 TEST_F(Robust, NamesNeedNotBeUtf8) {
   put("\xff.yaml", read_file(kBase));
-  fs::copy_file(kTrace, path("collaborating.moet"));
+  fs::copy_file(kBundledTrace, path("collaborating.moet"));
   const testing::Outcome outcome = run("simulate $'\\xff.yaml' -o out --engine bound --json");
   (void)outcome;  // dash knows no $'': the name goes in as it is
   EXPECT_EQ(run("simulate '\xff.yaml' -o out --engine bound --json").exit_code, 0);
@@ -147,8 +147,8 @@ TEST_F(Robust, PipesAreReadLikeFiles) {
                "' > ../pipe & " COTERIE_BINARY_DIR "/bin/coterie " + arguments +
                "; code=$?; wait; exit $code; }");
   };
-  const std::string expected = run("trace info " + kTrace + " --json").out;
-  EXPECT_EQ(through_a_pipe(kTrace, "trace info ../pipe --json").out, expected);
+  const std::string expected = run("trace info " + kBundledTrace + " --json").out;
+  EXPECT_EQ(through_a_pipe(kBundledTrace, "trace info ../pipe --json").out, expected);
   put("rows.csv", "layer,token,expert\n0,0,1\n0,0,2\n0,1,3\n0,1,1\n");
   EXPECT_EQ(through_a_pipe("rows.csv", "trace import ../pipe --num-experts 4 -o x.moet").exit_code,
             0);
@@ -174,7 +174,7 @@ TEST_F(Robust, DocumentsWithoutEndAreRefused) {
     refuses_text("[{\"0\":" + deep + "}]", import, levels);
     refuses_text("{\"type\": 1e999}", import, "the number '1e999'");
   }
-  const std::string analyze = "analyze " + kTrace + " --ranks 8 --placement in";
+  const std::string analyze = "analyze " + kBundledTrace + " --ranks 8 --placement in";
   refuses_text(deep, analyze, levels);
   refuses_text("[1e999]", analyze, "in: found the number '1e999'");
   const std::string simulate = "simulate in -o out --engine bound";

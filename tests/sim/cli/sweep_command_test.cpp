@@ -125,8 +125,12 @@ TEST_F(SweepCommand, RefusesFoldersThatCannotBeUsed) {
 TEST_F(SweepCommand, RecordsAFailedPointWithItsSentence) {
   write_sweep("axes: [{key: ranks, values: [128, many, 8]}, {key: topology, values: [star]}]\n");
   const Output out = run(sweep("out"));
-  EXPECT_EQ(out.exit_code, 0) << out.text;
-  EXPECT_THAT(out.text, HasSubstr("the first that failed: "));
+  // The others are written; the exit code is that of the first that failed, now and on every further start.
+  EXPECT_EQ(out.exit_code, 2) << out.text;
+  EXPECT_THAT(out.text, HasSubstr(" failed: ranks: found 128, expected at most 64"));
+  const Output again = run(sweep("out"));
+  EXPECT_EQ(again.exit_code, 2) << again.text;
+  EXPECT_THAT(again.text, HasSubstr("3       3                0        2"));
   EXPECT_THAT(table("out"), HasSubstr(",128,star,failed,\"ranks: found 128, expected at most 64"));
   EXPECT_THAT(table("out"), HasSubstr(",many,star,failed,\"'--set ranks: found \"\"many\"\""));
   EXPECT_THAT(table("out"), HasSubstr(",8,star,ok,"));
@@ -136,7 +140,10 @@ TEST_F(SweepCommand, RecordsAFailedPointWithItsSentence) {
 // fails, and its row says who and why.
 TEST_F(SweepCommand, ARunThatFailsLeavesTheOthersOfItsPoint) {
   write_sweep("axes: [{key: runs.1.max_imbalance, values: [1.0, 4.0]}]\n");
-  ASSERT_EQ(run(sweep("out")).exit_code, 0);
+  const Output out = run(sweep("out"));
+  EXPECT_EQ(out.exit_code, 2) << out.text;
+  EXPECT_THAT(out.text, ::testing::ContainsRegex(
+                            "error: run placed of point [0-9a-f]+ failed: max-imbalance: found 1"));
   const CsvTable rows = parse_csv(table("out"), "sweep.csv");
   ASSERT_EQ(rows.rows.size(), 4U);
   for (std::size_t row = 0; row < 4; ++row) {

@@ -18,10 +18,10 @@ namespace {
 using ::testing::HasSubstr;
 using testing::star;
 
-constexpr EngineOptions kExact{.relative_precision = 0.0};
+constexpr EngineOptions kSolvedExactly{.relative_precision = 0.0};
 
 double simgrid(const Program& program, const Network& network) {
-  return run_simgrid(resolve(program, network), kExact).makespan_s;
+  return run_simgrid(resolve(program, network), kSolvedExactly).makespan_s;
 }
 double lower_bound(const Program& program, const Network& network) {
   return resolve(program, network).bound.makespan_s;
@@ -103,7 +103,7 @@ TEST(SimGrid, SharesDoNotDependOnLatency) {
   builder.add_transfer(0, 2, 1e9, kStartEvent, {});
   builder.add_transfer(1, 2, 4e9, kStartEvent, {});
   const Program program = std::move(builder).finish();
-  const Execution execution = run_simgrid(resolve(program, network), kExact);
+  const Execution execution = run_simgrid(resolve(program, network), kSolvedExactly);
   EXPECT_NEAR(execution.finish_s[0], 3.0, 1e-6);
   EXPECT_NEAR(execution.finish_s[1], 5.0, 1e-6);
 }
@@ -124,7 +124,7 @@ Program one_at_a_time() {
 TEST(SimGrid, SendsInFlightQueue) {
   const Network network(star(3));
   const Program program = one_at_a_time();
-  const Execution execution = run_simgrid(resolve(program, network), kExact);
+  const Execution execution = run_simgrid(resolve(program, network), kSolvedExactly);
   EXPECT_NEAR(execution.finish_s[0], 1.012e-3, 1e-12);
   EXPECT_NEAR(execution.start_s[1], 1.012e-3, 1e-12);
   EXPECT_NEAR(execution.finish_s[1], 1.012e-3 + 2.012e-3, 1e-12);
@@ -163,7 +163,7 @@ TEST(SimGrid, DependenciesAreKept) {
   builder.add_compute(1, 0.5e-3, kStartEvent, {{arrived}});
   builder.add_compute(1, 2e-3, arrived, {});
   const Program program = std::move(builder).finish();
-  const Execution execution = run_simgrid(resolve(program, network), kExact);
+  const Execution execution = run_simgrid(resolve(program, network), kSolvedExactly);
   EXPECT_NEAR(execution.start_s[1], 1e-3, 1e-15);
   EXPECT_NEAR(execution.start_s[3], 2.002e-3, 1e-12);
   EXPECT_NEAR(execution.makespan_s, 4.002e-3, 1e-12);
@@ -209,8 +209,8 @@ TEST(Bound, RefusesACircle) {
 
 // Random programs: `num_waves` of transfers between random GPUs, a computation on every GPU between
 // waves. GPU i of the program runs on GPU map[i].
-Program random_program(std::uint64_t seed, std::uint32_t num_gpus, double scale = 1.0,
-                       const std::vector<std::uint32_t>& map = {}) {
+Program scaled_random_program(std::uint64_t seed, std::uint32_t num_gpus, double scale = 1.0,
+                              const std::vector<std::uint32_t>& map = {}) {
   Random random(seed);
   const auto place = [&](std::uint64_t gpu) {
     return map.empty() ? static_cast<std::uint32_t>(gpu) : map[gpu];
@@ -251,7 +251,7 @@ Cluster small_cluster(double latency = 1e-6) {
 TEST(Property, NoEngineIsBelowTheBound) {
   const Network network(small_cluster());
   for (std::uint64_t seed = 0; seed < 12; ++seed) {
-    const Program program = random_program(seed, 8);
+    const Program program = scaled_random_program(seed, 8);
     const double bound = lower_bound(program, network);
     EXPECT_GE(simgrid(program, network), bound * (1 - 1e-9)) << "seed " << seed;
     EXPECT_GE(run_simgrid(resolve(program, network), {}).makespan_s, bound * (1 - 5e-3))
@@ -263,7 +263,7 @@ TEST(Property, NoEngineIsBelowTheBound) {
 TEST(Property, DefaultPrecisionIsWithinOnePercent) {
   const Network network(small_cluster());
   for (std::uint64_t seed = 20; seed < 28; ++seed) {
-    const Program program = random_program(seed, 8);
+    const Program program = scaled_random_program(seed, 8);
     const double exact = simgrid(program, network);
     EXPECT_NEAR(run_simgrid(resolve(program, network), {}).makespan_s, exact, exact * 1e-2);
   }
@@ -291,9 +291,9 @@ TEST(SimGrid, DefaultPrecisionHoldsWhereManyFlowsShareALink) {
 // Property: every operation starts no earlier than the bound allows.
 TEST(Property, OperationsStartNoEarlierThanTheirBound) {
   const Network network(small_cluster());
-  const Program program = random_program(3, 8);
+  const Program program = scaled_random_program(3, 8);
   const Execution bound = run_bound(resolve(program, network));
-  const Execution execution = run_simgrid(resolve(program, network), kExact);
+  const Execution execution = run_simgrid(resolve(program, network), kSolvedExactly);
   for (std::size_t op = 0; op < program.num_ops(); ++op) {
     EXPECT_GE(execution.start_s[op], bound.start_s[op] * (1 - 1e-9)) << op;
     EXPECT_GE(execution.finish_s[op], bound.finish_s[op] * (1 - 1e-9)) << op;
@@ -304,11 +304,11 @@ TEST(Property, OperationsStartNoEarlierThanTheirBound) {
 TEST(Property, ZeroLatencyScalesWithSize) {
   const Network network(small_cluster(0.0));
   for (std::uint64_t seed = 40; seed < 44; ++seed) {
-    const double once = simgrid(random_program(seed, 8), network);
-    const double twice = simgrid(random_program(seed, 8, 2.0), network);
+    const double once = simgrid(scaled_random_program(seed, 8), network);
+    const double twice = simgrid(scaled_random_program(seed, 8, 2.0), network);
     EXPECT_NEAR(twice, 2.0 * once, 1e-6 * once) << "seed " << seed;
-    EXPECT_NEAR(lower_bound(random_program(seed, 8, 2.0), network),
-                2.0 * lower_bound(random_program(seed, 8), network), 1e-9 * once);
+    EXPECT_NEAR(lower_bound(scaled_random_program(seed, 8, 2.0), network),
+                2.0 * lower_bound(scaled_random_program(seed, 8), network), 1e-9 * once);
   }
 }
 
@@ -318,15 +318,15 @@ TEST(Property, SymmetricRelabellingChangesNothing) {
   const Network network(small_cluster(), RouteChoice::kDeterministic);
   const std::vector<std::uint32_t> mirror{7, 6, 5, 4, 3, 2, 1, 0};
   for (std::uint64_t seed = 60; seed < 64; ++seed) {
-    const double straight = simgrid(random_program(seed, 8), network);
-    const double mirrored = simgrid(random_program(seed, 8, 1.0, mirror), network);
+    const double straight = simgrid(scaled_random_program(seed, 8), network);
+    const double mirrored = simgrid(scaled_random_program(seed, 8, 1.0, mirror), network);
     EXPECT_NEAR(mirrored, straight, 1e-6 * straight) << "seed " << seed;
   }
 }
 
 TEST(Determinism, TwoRunsGiveTheSameBits) {
   const Network network(small_cluster());
-  const Program program = random_program(99, 8);
+  const Program program = scaled_random_program(99, 8);
   const Execution first = run_simgrid(resolve(program, network), {});
   const Execution second = run_simgrid(resolve(program, network), {});
   EXPECT_EQ(first.start_s, second.start_s);
@@ -350,7 +350,7 @@ TEST(Registry, NamesEnginesAndRefusesOthers) {
     run_engine("ns3", resolve(program, network), {});
     FAIL() << "expected an InputError";
   } catch (const InputError& error) {
-    EXPECT_THAT(error.what(), HasSubstr("found 'ns3', expected one of simgrid"));
+    EXPECT_THAT(error.what(), HasSubstr("found \"ns3\", expected one of simgrid"));
   }
 }
 

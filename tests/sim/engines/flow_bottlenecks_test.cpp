@@ -21,7 +21,7 @@ using testing::slow_max_min;
 using testing::SlowFlow;
 using testing::why_not_max_min;
 
-constexpr double kUnlimited = std::numeric_limits<double>::infinity();
+constexpr double kNoCap = std::numeric_limits<double>::infinity();
 
 // A network under random changes, in the order and beside it as plain data.
 class Changing {
@@ -61,11 +61,11 @@ class Changing {
   }
   // Lets time pass until the next flow ends, which is the one that the rates say.
   void end_next() {
-    double next = kUnlimited;
+    double next = kNoCap;
     for (const auto& [slot, flow] : flows_) {
       if (flow.rate > 0.0) next = std::min(next, flow.left / flow.rate);
     }
-    if (next == kUnlimited) return;
+    if (next == kNoCap) return;
     ASSERT_NEAR(order_.next_finish_s(), now_ + next, 1e-9 * (now_ + next));
     pass(next);
     const std::uint32_t slot = order_.end_next();
@@ -103,7 +103,7 @@ class Changing {
   }
   void pass_some_time() {
     const double next = order_.next_finish_s();
-    if (next < kUnlimited) pass(0.5 * random_.uniform() * (next - now_));
+    if (next < kNoCap) pass(0.5 * random_.uniform() * (next - now_));
   }
   Random& random() { return random_; }
   [[nodiscard]] std::size_t num_flows() const { return flows_.size(); }
@@ -200,7 +200,7 @@ TEST(FlowBottlenecks, StandLinksWithoutALimit) {
   BottleneckOrder order(capacity, 3, 0);
   const std::vector<std::vector<std::uint32_t>> routes{{0}, {3, 1, 0}, {2, 1, 0}, {1, 0}};
   for (std::uint32_t slot = 0; slot < routes.size(); ++slot) {
-    order.start(slot, routes[slot], 200e3, kUnlimited);
+    order.start(slot, routes[slot], 200e3, kNoCap);
   }
   order.update(0.0);
   EXPECT_EQ(order.end_next(), 0U);
@@ -225,7 +225,7 @@ TEST(FlowBottlenecks, AllToAllIsFilledOnceAndThenKeptUp) {
   std::map<std::uint32_t, SlowFlow> flows;
   for (std::uint32_t slot = 0; slot < 256; ++slot) {
     flows[slot].route = {slot / 16, 16 + slot % 16};
-    order.start(slot, flows[slot].route, std::exp(random.normal()), kUnlimited);
+    order.start(slot, flows[slot].route, std::exp(random.normal()), kNoCap);
   }
   for (double now = 0.0; !flows.empty(); now = order.next_finish_s()) {
     if (now > 0.0) flows.erase(order.end_next());

@@ -396,8 +396,8 @@ TEST(Stuck, ALinkThatStaysDownIsNamed) {
   const std::string name = sketch.network.links()[sketch.link_out_of(0)].name;
   sketch.check_refused(
       "program: found transfer 1 from GPU 0 to GPU 1 that stands still for ever, because nothing "
-      "is left of link '" +
-      name + "', expected capacity on its way at some time");
+      "is left of link \"" +
+      name + "\", expected capacity on its way at some time");
 }
 
 TEST(Stuck, AKernelBesideAHoldThatWaitsForItIsNamed) {
@@ -407,8 +407,8 @@ TEST(Stuck, AKernelBesideAHoldThatWaitsForItIsNamed) {
   const std::uint32_t op = sketch.add({.amount = 5.0, .uses = uses}, {}, end);
   sketch.builder.add_hold({uses[0], 10.0, op, end});
   sketch.check_refused(
-      "found kernel 0 on GPU 0 that stands still for ever, because nothing is left of 'gpu 0 "
-      "memory'");
+      "found kernel 0 on GPU 0 that stands still for ever, because nothing is left of \"gpu 0 "
+      "memory\"");
 }
 
 TEST(Stuck, HoldsThatWaitForEachOtherAreNamed) {
@@ -421,8 +421,8 @@ TEST(Stuck, HoldsThatWaitForEachOtherAreNamed) {
   sketch.builder.add_hold({sms, 6.0, a, end});
   sketch.builder.add_hold({sms, 6.0, b, end});
   sketch.check_refused(
-      "found computation 1 on GPU 0 that waits for ever to hold a part of 'gpu 0 "
-      "multiprocessors'");
+      "found computation 1 on GPU 0 that waits for ever to hold a part of \"gpu 0 "
+      "multiprocessors\"");
 }
 
 // What no engine can work with is refused before any runs.
@@ -445,13 +445,13 @@ TEST(Stuck, WhatCannotFitOrNeverHasCapacityIsRefusedAtOnce) {
         const std::uint32_t op = sketch.add({.duration = 1.0}, {}, end);
         for (int i = 0; i < 2; ++i) sketch.builder.add_hold({sms, 6.0, op, end});
       },
-      "computation 0 on GPU 0: found a hold of 12 of 'sms', expected at most its capacity, 10");
+      "computation 0 on GPU 0: found a hold of 12 of \"sms\", expected at most its capacity, 10");
   refused(
       [](Sketch& sketch) {
         const std::uint32_t uses[]{sketch.builder.add_resource("memory", 0.0)};
         sketch.add({.amount = 1.0, .uses = uses}, {});
       },
-      "kernel 0 on GPU 0: found 'memory' of 0 per second on its way");
+      "kernel 0 on GPU 0: found \"memory\" of 0 per second on its way");
   refused(
       [](Sketch& sketch) {
         sketch.builder.add_change({1.0, 99, 0.0});

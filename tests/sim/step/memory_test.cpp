@@ -166,7 +166,7 @@ TEST(LargestBatch, FitsAndTheNextDoesNot) {
   EXPECT_FALSE(over.fits());
   // Weights: 58 layers x 4 experts x 44 million values, and all the rest, at about a byte each.
   EXPECT_THAT(memory_sentence(over),
-              testing::HasSubstr(" of 79.6 GiB per GPU: weights 28 GiB, activations "));
+              ::testing::HasSubstr(" of 79.6 GiB per GPU: weights 28 GiB, activations "));
 
   // All of DeepSeek-V3 does not fit on one GPU at any batch.
   decode.parallel.ep = decode.parallel.dp = 1;

@@ -222,7 +222,7 @@ TEST(Ranking, PutsTheBestWithinTheLimitsFirst) {
                        entry("b", 1000.0, 0.04),
                        entry("c", 900.0, 0.045),
                        entry("d", 500.0, 0.02),
-                       {{"id", "e"}, {"status", "failed"}, {"error", "no"}}},
+                       {{"id", "e"}, {"status", "failed"}, {"error", "no"}, {"exit_code", 2}}},
                       spec);
   ASSERT_EQ(all.size(), 4U);
   const auto names = [&] {

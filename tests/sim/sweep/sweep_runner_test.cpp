@@ -93,10 +93,15 @@ TEST_F(SweepRunnerTest, AFailedPointIsRecordedAndTheOthersGoOn) {
   write_sweep_tables(spec_, collect(spec_, options_.folder), options_.folder);
   EXPECT_NE(read_file(options_.folder / "sweep.csv").find(",2,1,failed,no such cluster"),
             std::string::npos);
+  const auto first = first_failure(collect(spec_, options_.folder));
+  ASSERT_TRUE(first);
+  EXPECT_TRUE(first->sentence.ends_with(" failed: no such cluster")) << first->sentence;
+  EXPECT_EQ(first->code, ExitCode::kBadInput);
 
   options_.retry_failed = true;
   EXPECT_EQ(run_points(spec_, options_, evaluate()).done, 6U);
   EXPECT_EQ(run_points(spec_, options_, evaluate()).failed, 0U);
+  EXPECT_FALSE(first_failure(collect(spec_, options_.folder)));
 }
 
 TEST_F(SweepRunnerTest, RanksShareTheWork) {

@@ -13,7 +13,7 @@ namespace {
 
 using testing::run_phase;
 
-constexpr double kRow = 1000.0;  // bytes
+constexpr double kRowBytes = 1000.0;  // bytes
 constexpr double kTolerance = 1e-10;
 
 // 10 us and 1 us per peer; multiprocessors that move 1 TB/s each; a port of 10 GB/s, copies of 20 GB/s.
@@ -33,8 +33,8 @@ Cluster machine(const DirectKernel& costs, std::uint32_t ranks_per_gpu = 2) {
   cluster.transports = {DirectParameters{8, {}, Seconds{5e-6}, costs, costs}};
   return cluster;
 }
-Message rows(std::uint32_t src, std::uint32_t dst, std::uint32_t count) {
-  return {src, dst, kRow * count, count};
+Message put_rows(std::uint32_t src, std::uint32_t dst, std::uint32_t count) {
+  return {src, dst, kRowBytes * count, count};
 }
 double put_s(const Cluster& cluster, const std::vector<Message>& messages,
              const std::vector<std::uint32_t>& tokens = {}) {
@@ -47,7 +47,7 @@ double put_s(const Cluster& cluster, const std::vector<Message>& messages,
 TEST(Direct, MultiprocessorsMoveItemsAndRows) {
   DirectKernel costs = kernel();
   costs.sm_bandwidth = Bandwidth{1e9};
-  const std::vector<Message> messages{rows(0, 1, 100), rows(0, 2, 300)};
+  const std::vector<Message> messages{put_rows(0, 1, 100), put_rows(0, 2, 300)};
   const std::vector<std::uint32_t> tokens{500, 0, 0, 0};
   EXPECT_NEAR(put_s(machine(costs), messages, tokens), 13e-6 + 112.5e-6, kTolerance);
   costs.token = Seconds{2e-6};
@@ -59,20 +59,20 @@ TEST(Direct, MultiprocessorsMoveItemsAndRows) {
 
 // Both ranks of GPU 0 send 1 MB to GPU 1: 2 MB over one port of 10 GB/s. On four GPUs each has a port.
 TEST(Direct, RanksOfAGpuShareItsPort) {
-  const std::vector<Message> messages{rows(0, 2, 1000), rows(1, 3, 1000)};
+  const std::vector<Message> messages{put_rows(0, 2, 1000), put_rows(1, 3, 1000)};
   EXPECT_NEAR(put_s(machine(kernel()), messages), 13e-6 + 200e-6, kTolerance);
   EXPECT_NEAR(put_s(machine(kernel(), 1), messages), 13e-6 + 100e-6, kTolerance);
   // Into one rank from both: one port in, whether the senders share theirs or not.
-  const std::vector<Message> incast{rows(0, 2, 1000), rows(1, 2, 1000)};
+  const std::vector<Message> incast{put_rows(0, 2, 1000), put_rows(1, 2, 1000)};
   EXPECT_NEAR(put_s(machine(kernel()), incast), 13e-6 + 200e-6, kTolerance);
   EXPECT_NEAR(put_s(machine(kernel(), 1), incast), 13e-6 + 200e-6, kTolerance);
 }
 
 // 1 MB each way within GPU 0 at 20 GB/s for both, beside 1 MB over the port.
 TEST(Direct, RowsWithinAGpuShareItsCopies) {
-  const std::vector<Message> near{rows(0, 1, 1000), rows(1, 0, 1000)};
+  const std::vector<Message> near{put_rows(0, 1, 1000), put_rows(1, 0, 1000)};
   EXPECT_NEAR(put_s(machine(kernel()), near), 13e-6 + 100e-6, kTolerance);
-  const std::vector<Message> both{rows(0, 1, 1000), rows(1, 0, 1000), rows(0, 2, 500)};
+  const std::vector<Message> both{put_rows(0, 1, 1000), put_rows(1, 0, 1000), put_rows(0, 2, 500)};
   EXPECT_NEAR(put_s(machine(kernel()), both), 13e-6 + 100e-6, kTolerance);
 }
 
@@ -109,7 +109,7 @@ double arrival_s(const Cluster& cluster, const std::vector<Message>& messages,
 // Announced before, it need not wait; and along the rails rank 2 is the only peer, 5 us, 5 us and 1 us.
 TEST(Direct, APullWaitsForTheAnnouncementsOfAllItsPeers) {
   const Cluster cluster = machine(kernel());
-  const std::vector<Message> messages{rows(2, 0, 1000)};
+  const std::vector<Message> messages{put_rows(2, 0, 1000)};
   const std::vector<double> ready{0.0, 0.0, 0.0, 500e-6};
   const auto pull_s = [&](HopKind hop, bool announced) {
     return arrival_s(cluster, messages, ready, Direction::kCombine, hop, announced, 0);
@@ -139,14 +139,14 @@ TEST(Direct, PullsOfAGpuStartInTurn) {
   };
   const std::vector<double> at_once(4, 0.0);
   DirectKernel costs = kernel();
-  const std::vector<Message> both{rows(2, 0, 1000), rows(3, 1, 1000)};
-  EXPECT_NEAR(pull_s(machine(costs), {rows(2, 0, 1000)}, at_once, 0), 108e-6, kTolerance);
-  EXPECT_NEAR(pull_s(machine(costs), {rows(3, 1, 1000)}, at_once, 0), 113e-6, kTolerance);
+  const std::vector<Message> both{put_rows(2, 0, 1000), put_rows(3, 1, 1000)};
+  EXPECT_NEAR(pull_s(machine(costs), {put_rows(2, 0, 1000)}, at_once, 0), 108e-6, kTolerance);
+  EXPECT_NEAR(pull_s(machine(costs), {put_rows(3, 1, 1000)}, at_once, 0), 113e-6, kTolerance);
   EXPECT_NEAR(pull_s(machine(costs), both, at_once, 1), 208e-6, kTolerance);
   EXPECT_NEAR(closed_s(costs, both), 208e-6, kTolerance);
-  EXPECT_NEAR(pull_s(machine(costs), {rows(3, 1, 1000)}, {0.0, 50e-6, 0.0, 0.0}, 0), 158e-6,
+  EXPECT_NEAR(pull_s(machine(costs), {put_rows(3, 1, 1000)}, {0.0, 50e-6, 0.0, 0.0}, 0), 158e-6,
               kTolerance);
-  EXPECT_NEAR(pull_s(machine(costs, 1), {rows(3, 1, 1000)}, at_once, 0), 113e-6, kTolerance);
+  EXPECT_NEAR(pull_s(machine(costs, 1), {put_rows(3, 1, 1000)}, at_once, 0), 113e-6, kTolerance);
   costs.sm_bandwidth = Bandwidth{0.25e9};  // 1 MB of rows and 1 MB of sums, on 8 of them: 1 ms
   EXPECT_NEAR(pull_s(machine(costs), both, at_once, 1), 1013e-6, kTolerance);
   EXPECT_NEAR(closed_s(costs, both), 1013e-6, kTolerance);
@@ -156,7 +156,7 @@ TEST(Direct, PullsOfAGpuStartInTurn) {
 // either when both are written.
 TEST(Direct, RowsCountAsThereWhenTheirSenderHasEnded) {
   const Cluster cluster = machine(kernel());
-  const std::vector<Message> messages{rows(0, 1, 100), rows(0, 2, 1000)};
+  const std::vector<Message> messages{put_rows(0, 1, 100), put_rows(0, 2, 1000)};
   const std::vector<double> ready(4, 0.0);
   for (const std::size_t watched : {0, 1}) {
     EXPECT_NEAR(
@@ -170,7 +170,7 @@ TEST(Direct, RowsCountAsThereWhenTheirSenderHasEnded) {
 // turns on the 92 that are left, 108.7 us. One that takes 200 us has done 92 * 113 us of its turns by 113
 // and has all 100 then: 113 + 200 - 0.92 * 113 us. Where the ranks have a GPU each nothing is held from it.
 TEST(Direct, APutLeavesAnExpansionTheOtherMultiprocessors) {
-  const std::vector<Message> messages{rows(0, 2, 1000)};
+  const std::vector<Message> messages{put_rows(0, 2, 1000)};
   const auto expanded_s = [&](std::uint32_t ranks_per_gpu, double alone_s) {
     Cluster cluster = machine(kernel(), ranks_per_gpu);
     const auto transport = make_transport(cluster, {});
@@ -201,7 +201,7 @@ TEST(Direct, ClosedFormIsThatOfTheProgram) {
   std::vector<Message> messages;
   for (std::uint32_t src = 0; src < 4; ++src) {
     for (std::uint32_t dst = 0; dst < 4; ++dst) {
-      if (src != dst) messages.push_back(rows(src, dst, 1000));
+      if (src != dst) messages.push_back(put_rows(src, dst, 1000));
     }
   }
   const auto both = [&](const DirectKernel& costs, double expected_s) {

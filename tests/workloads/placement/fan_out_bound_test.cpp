@@ -36,8 +36,8 @@ std::uint64_t distinct_parts(const Routing& routing, const std::vector<std::uint
   return total;
 }
 
-double fullest(const Routing& routing, const std::vector<std::uint32_t>& part_of,
-               std::uint32_t num_parts) {
+double fullest_part(const Routing& routing, const std::vector<std::uint32_t>& part_of,
+                    std::uint32_t num_parts) {
   std::vector<double> load(num_parts, 0.0);
   for (const ExpertIdx expert : routing.layer_experts(0)) load[part_of[expert]] += 1.0;
   return *std::max_element(load.begin(), load.end());
@@ -72,7 +72,7 @@ Optimum exhaustive(const Routing& routing, std::uint32_t num_parts, double max_l
   for (std::uint32_t e = 0; e < routing.num_experts; ++e) part_of[e] = e / size;
   Optimum best;
   do {
-    if (fullest(routing, part_of, num_parts) > max_load) continue;
+    if (fullest_part(routing, part_of, num_parts) > max_load) continue;
     const std::uint64_t fan_out = distinct_parts(routing, part_of);
     if (fan_out < best.fan_out) best = {fan_out, part_of};
   } while (std::next_permutation(part_of.begin(), part_of.end()));

@@ -110,15 +110,15 @@ void expect_equal(const FanOut& a, const FanOut& b) {
   }
 }
 
-struct Case {
+struct FanOutCase {
   std::uint32_t num_experts, num_topk, num_ranks, ranks_per_node;
 };
 
-class FanOutReference : public ::testing::TestWithParam<Case> {};
+class FanOutReference : public ::testing::TestWithParam<FanOutCase> {};
 
 // Masks (up to 64 ranks), stamps (beyond), uneven nodes, ranks that hold unequal counts.
 TEST_P(FanOutReference, EqualsSlowCode) {
-  const Case c = GetParam();
+  const FanOutCase c = GetParam();
   const Routing routing = uniform_routing({c.num_experts, c.num_topk, 500, 13, 2}, 11);
   const Placement placement = place(routing, "random", c.num_ranks);
   const RankTokens tokens =
@@ -130,11 +130,12 @@ TEST_P(FanOutReference, EqualsSlowCode) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, FanOutReference,
-                         ::testing::Values(Case{64, 8, 8, 8}, Case{64, 6, 16, 8}, Case{60, 4, 8, 4},
-                                           Case{256, 8, 64, 8}, Case{256, 8, 65, 8},
-                                           Case{384, 8, 128, 8}, Case{1024, 8, 1024, 8},
-                                           Case{32, 2, 5, 2}, Case{16, 1, 4, 4},
-                                           Case{40, 20, 10, 3}, Case{8, 3, 1, 1}));
+                         ::testing::Values(FanOutCase{64, 8, 8, 8}, FanOutCase{64, 6, 16, 8},
+                                           FanOutCase{60, 4, 8, 4}, FanOutCase{256, 8, 64, 8},
+                                           FanOutCase{256, 8, 65, 8}, FanOutCase{384, 8, 128, 8},
+                                           FanOutCase{1024, 8, 1024, 8}, FanOutCase{32, 2, 5, 2},
+                                           FanOutCase{16, 1, 4, 4}, FanOutCase{40, 20, 10, 3},
+                                           FanOutCase{8, 3, 1, 1}));
 
 // All replicated experts stand on the own rank: nothing is remote.
 TEST(FanOut, ReplicaOnTheOwnRankIsPreferred) {

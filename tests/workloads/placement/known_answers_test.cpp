@@ -22,7 +22,7 @@ struct Row {
 
 class RecordedTrace : public ::testing::TestWithParam<Row> {};
 
-double mean_fan_out(const Routing& evaluated, const Placement& placement) {
+double mean_over_layers(const Routing& evaluated, const Placement& placement) {
   const RankTokens tokens =
       deal_tokens(evaluated, placement.num_ranks, std::nullopt, SequenceDeal::kRoundRobin);
   double sum = 0.0;
@@ -38,8 +38,8 @@ double held_out_fan_out(const Routing& trace, const std::string& strategy,
   request.strategy = strategy;
   request.num_ranks = num_ranks;
   request.num_starts = 1;  // the table is met without the further ones
-  return mean_fan_out(select(trace, SequencePart::kOdd),
-                      make_placement(select(trace, SequencePart::kEven), request));
+  return mean_over_layers(select(trace, SequencePart::kOdd),
+                          make_placement(select(trace, SequencePart::kEven), request));
 }
 
 TEST_P(RecordedTrace, ReproducesTheReferenceTable) {
@@ -81,7 +81,7 @@ TEST(RecordedIntent, SeveralStartsFindTheBetterPlacementOfLayerFive) {
   request.strategy = "collaboration_refined";
   request.num_ranks = 4;
   request.max_imbalance = 1.10;
-  EXPECT_LE(mean_fan_out(training, make_placement(training, request)), 2.2125);
+  EXPECT_LE(mean_over_layers(training, make_placement(training, request)), 2.2125);
 }
 
 // From a count that is independent of this project: for gpt-oss-20b contiguous is 4 to 7 percent
@@ -97,7 +97,8 @@ TEST(RecordedGptOss, ContiguousIsWorseThanUniform) {
     request.strategy = "contiguous";
     request.num_ranks = ranks;
     const double excess =
-        mean_fan_out(trace, make_placement(trace, request)) / uniform_fan_out(32, ranks, 4) - 1.0;
+        mean_over_layers(trace, make_placement(trace, request)) / uniform_fan_out(32, ranks, 4) -
+        1.0;
     EXPECT_GE(excess, 0.035);  // 4 percent, rounded
     EXPECT_LT(excess, 0.075);  // 7 percent, rounded
   }

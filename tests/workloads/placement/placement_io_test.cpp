@@ -160,14 +160,15 @@ INSTANTIATE_TEST_SUITE_P(
                   "p.json:1:1: found text that is not JSON, expected a placement in JSON"},
         Malformed{"BareRowWithoutAnExpert", "[1, 2]", "p.json: layer 0: expert 0 is on no rank"},
         Malformed{"DuplicateKey", "{\"strategy\": \"a\", \"strategy\": \"b\"}",
-                  "p.json: found the key 'strategy' twice, expected every key once"},
-        Malformed{"MissingKey",
-                  "{\"schema_version\": 1, \"strategy\": \"s\", \"trained_on\": \"\"}",
-                  "p.json: found no key 'num_experts', expected the keys schema_version, strategy, "
-                  "trained_on, num_experts, num_ranks, ranks_per_node, layers"},
-        Malformed{"UnknownKey", document(kHeader + ", \"seed\": 3", "[]"),
-                  "p.json: found the key 'seed', expected only the keys schema_version, strategy, "
-                  "trained_on, num_experts, num_ranks, ranks_per_node, layers"},
+                  "p.json: found the key \"strategy\" twice, expected every key once"},
+        Malformed{
+            "MissingKey", "{\"schema_version\": 1, \"strategy\": \"s\", \"trained_on\": \"\"}",
+            "p.json: found no key \"num_experts\", expected the keys schema_version, strategy, "
+            "trained_on, num_experts, num_ranks, ranks_per_node, layers"},
+        Malformed{
+            "UnknownKey", document(kHeader + ", \"seed\": 3", "[]"),
+            "p.json: found the key \"seed\", expected only the keys schema_version, strategy, "
+            "trained_on, num_experts, num_ranks, ranks_per_node, layers"},
         Malformed{"FutureSchema",
                   "{\"schema_version\": 2, \"strategy\": \"s\", \"trained_on\": \"\", " + kHeader +
                       ", \"layers\": []}",
@@ -260,7 +261,7 @@ INSTANTIATE_TEST_SUITE_P(
                   "{\"strategy\": \"s\", \"trained_on\": \"\", \"num_experts\": 4, \"num_ranks\": "
                   "2, \"ranks_per_node\": 2, \"layers\": [{\"layer\": 1, \"rank_experts\": [[0, "
                   "1], [2, 3]]}]}",
-                  "p.json: found no key 'schema_version', expected the keys schema_version, "
+                  "p.json: found no key \"schema_version\", expected the keys schema_version, "
                   "strategy, trained_on, num_experts, num_ranks, ranks_per_node, layers"},
         Malformed{"SchemaInWords",
                   "{\"schema_version\": \"1\", \"strategy\": \"s\", \"trained_on\": \"\", "
@@ -292,12 +293,14 @@ INSTANTIATE_TEST_SUITE_P(
             "1048576"},
         Malformed{"LayerIsAList", document(kHeader, "[[[0, 1], [2, 3]]]"),
                   "p.json: layers[0]: found [[0,1],[2,3]], expected a map"},
-        Malformed{"LayerWithoutNumber", document(kHeader, "[{\"rank_experts\": [[0, 1], [2, 3]]}]"),
-                  "p.json: layers[0]: found no key 'layer', expected the keys layer, rank_experts"},
+        Malformed{
+            "LayerWithoutNumber", document(kHeader, "[{\"rank_experts\": [[0, 1], [2, 3]]}]"),
+            "p.json: layers[0]: found no key \"layer\", expected the keys layer, rank_experts"},
         Malformed{
             "LayerWithUnknownKey",
             document(kHeader, "[{\"layer\": 1, \"rank_experts\": [[0, 1], [2, 3]], \"load\": 2}]"),
-            "p.json: layers[0]: found the key 'load', expected only the keys layer, rank_experts"},
+            "p.json: layers[0]: found the key \"load\", expected only the keys layer, "
+            "rank_experts"},
         Malformed{"NegativeLayer",
                   document(kHeader, "[{\"layer\": -1, \"rank_experts\": [[0, 1], [2, 3]]}]"),
                   "p.json: layers[0].layer: found -1, expected an integer from 0 to 1048576"},
@@ -326,7 +329,7 @@ INSTANTIATE_TEST_SUITE_P(
         Malformed{
             "DuplicateKeyInALayer",
             document(kHeader, "[{\"layer\": 1, \"layer\": 2, \"rank_experts\": [[0, 1], [2, 3]]}]"),
-            "p.json: found the key 'layer' twice, expected every key once"},
+            "p.json: found the key \"layer\" twice, expected every key once"},
         Malformed{"MapNotAList", "{\"physical_to_logical_map\": {}}",
                   "p.json: physical_to_logical_map: found {}, expected a list"},
         Malformed{"MapRowNotAList", "{\"physical_to_logical_map\": [[0, 1], 7]}",
@@ -455,7 +458,7 @@ std::string refusal(PlacementFormat format, const std::string& path, ReplicaChoi
 TEST(EngineFormats, RefuseWhatTheEngineCannotLoad) {
   EXPECT_EQ(
       refusal(PlacementFormat::kSglang, "location.txt", ReplicaChoice::kStatic),
-      "location.txt: found the ending '.txt', expected .json: SGLang takes any other name for "
+      "location.txt: found the ending \".txt\", expected .json: SGLang takes any other name for "
       "the JSON itself");
   EXPECT_EQ(
       refusal(PlacementFormat::kSglang, "location.json", ReplicaChoice::kLocality),

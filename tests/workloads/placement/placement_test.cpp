@@ -218,7 +218,7 @@ TEST(Requests, AreRefusedWithAClearSentence) {
   EXPECT_THAT(message_of([&] { make_placement(routing, request); }),
               HasSubstr("max-imbalance: found 0.9, expected at least 1"));
   EXPECT_THAT(message_of([&] { make_placement(routing, request_for("best", 4)); }),
-              HasSubstr("placement strategy: found 'best', expected one of contiguous"));
+              HasSubstr("placement strategy: found \"best\", expected one of contiguous"));
   EXPECT_EQ(message_of([&] { make_placement(routing, request_for("contiguous", 0)); }),
             "ranks: found 0, expected at least 1");
   EXPECT_THAT(message_of([&] {

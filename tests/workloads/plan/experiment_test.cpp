@@ -331,6 +331,12 @@ const Malformed kMalformed[] = {
     {"unknown_topology", "h100_node", "h9000",
      "e.yaml:2:11: key \"topology\": found \"h9000\", expected a preset's name (`coterie topology "
      "list`) or the path of a topology file"},
+    {"missing_topology", "h100_node", "{extends: nowhere/h9000.yaml}",
+     "e.yaml:2:21: key \"topology.extends\": found \"nowhere/h9000.yaml\", which does not exist, "
+     "expected a preset's name (`coterie topology list`) or the path of a topology file"},
+    {"topology_is_a_folder", "h100_node", "/",
+     "e.yaml:2:11: key \"topology\": found \"/\", which is a folder, expected a preset's name "
+     "(`coterie topology list`) or the path of a topology file"},
     {"unknown_model", "model.yaml", "gpt-9",
      "e.yaml:3:8: key \"model\": found \"gpt-9\", expected a preset's name (`coterie model list`) "
      "or "

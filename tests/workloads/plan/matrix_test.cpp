@@ -151,12 +151,12 @@ TEST_F(TrafficFile, TheFormatIsSeenFromTheFirstWord) {
   EXPECT_THAT(read_traffic(folder_ / "b").entries, ElementsAre(TrafficEntry{1, 0, 9, 0.0}));
 }
 
-struct Malformed {
+struct MalformedText {
   MatrixFormat format;
   std::string text;
   std::string expected;
 };
-class MalformedTraffic : public ::testing::TestWithParam<Malformed> {};
+class MalformedTraffic : public ::testing::TestWithParam<MalformedText> {};
 
 TEST_P(MalformedTraffic, IsRefusedWithItsPlace) {
   try {
@@ -172,44 +172,47 @@ constexpr auto kHtsim = MatrixFormat::kHtsim;
 INSTANTIATE_TEST_SUITE_P(
     Table, MalformedTraffic,
     ::testing::Values(
-        Malformed{kMatrix, "", "t: found an empty file, expected a row of bytes per rank"},
-        Malformed{kMatrix, "0 1\n1 x\n",
-                  "t:2:3: found \"x\", expected a whole number of bytes up to 2^50"},
-        Malformed{kMatrix, "0 -1\n1 0\n",
-                  "t:1:3: found \"-1\", expected a whole number of bytes up to 2^50"},
-        Malformed{kMatrix, "0 1.5\n1 0\n",
-                  "t:1:3: found \"1.5\", expected a whole number of bytes up to 2^50"},
-        Malformed{kMatrix, "0 99999999999999999999\n1 0\n",
-                  "t:1:3: found \"99999999999999999999\", expected a whole number of bytes up to "
-                  "2^50"},
-        Malformed{kMatrix, "0 1\n1\n", "t:2: found 1 value, expected 2, as in the first row"},
-        Malformed{kMatrix, "0 1\n", "t:1: found 1 row, expected 2, as many as columns"},
-        Malformed{kMatrix, "0 1\n1 0\n1 1\n",
-                  "t:3:1: found \"1\", expected the end: the 2 rows of a 2 x 2 matrix stand above"},
-        Malformed{kHtsim, "Knots 4\n",
-                  "t:1:1: found \"Knots\", expected \"Nodes n\" with n from 1 to 1048576"},
-        Malformed{kHtsim, "Nodes 0\n",
-                  "t:1:7: found \"0\", expected \"Nodes n\" with n from 1 to 1048576"},
-        Malformed{kHtsim, "Nodes 4\n",
-                  "t:1: found the end of the file, expected \"Connections m\""},
-        Malformed{kHtsim, "Nodes 4\nConnections 2\n0->1 id 1 start 0 size 4\n",
-                  "t:3: found 1 connections, expected 2, as the header says"},
-        Malformed{kHtsim, "Nodes 4\nConnections 0\n0->1 id 1 start 0 size 4\n",
-                  "t:3:1: found \"0->1\", expected the end: the 0 connections of the header stand "
-                  "above"},
-        Malformed{kHtsim, "Nodes 4\nConnections 1\n0->4 id 1 start 0 size 4\n",
-                  "t:3:1: found \"0->4\", expected SRC->DST with ranks below 4"},
-        Malformed{kHtsim, "Nodes 4\nConnections 1\n0-1 id 1 start 0 size 4\n",
-                  "t:3:1: found \"0-1\", expected SRC->DST with ranks below 4"},
-        Malformed{kHtsim, "Nodes 4\nConnections 1\n0->1 id 1 start 0 size 0\n",
-                  "t:3:24: found \"0\", expected a whole number of bytes from 1 to 2^50"},
-        Malformed{kHtsim, "Nodes 4\nConnections 1\n0->1 id 1 trigger 3 size 4\n",
-                  "t:3:11: found \"trigger\", expected id, start or size: triggers are not "
-                  "supported"},
-        Malformed{kHtsim, "Nodes 4\nConnections 1\n0->1 id 1 size 4\n",
-                  "t:3: found a connection without start, expected \"start PICOSECONDS\""},
-        Malformed{kHtsim, "Nodes 4\nConnections 1\n0->1 id 1 start 0 size\n",
-                  "t:3:19: found \"size\", expected a value after it"}));
+        MalformedText{kMatrix, "", "t: found an empty file, expected a row of bytes per rank"},
+        MalformedText{kMatrix, "0 1\n1 x\n",
+                      "t:2:3: found \"x\", expected a whole number of bytes up to 2^50"},
+        MalformedText{kMatrix, "0 -1\n1 0\n",
+                      "t:1:3: found \"-1\", expected a whole number of bytes up to 2^50"},
+        MalformedText{kMatrix, "0 1.5\n1 0\n",
+                      "t:1:3: found \"1.5\", expected a whole number of bytes up to 2^50"},
+        MalformedText{
+            kMatrix, "0 99999999999999999999\n1 0\n",
+            "t:1:3: found \"99999999999999999999\", expected a whole number of bytes up to "
+            "2^50"},
+        MalformedText{kMatrix, "0 1\n1\n", "t:2: found 1 value, expected 2, as in the first row"},
+        MalformedText{kMatrix, "0 1\n", "t:1: found 1 row, expected 2, as many as columns"},
+        MalformedText{
+            kMatrix, "0 1\n1 0\n1 1\n",
+            "t:3:1: found \"1\", expected the end: the 2 rows of a 2 x 2 matrix stand above"},
+        MalformedText{kHtsim, "Knots 4\n",
+                      "t:1:1: found \"Knots\", expected \"Nodes n\" with n from 1 to 1048576"},
+        MalformedText{kHtsim, "Nodes 0\n",
+                      "t:1:7: found \"0\", expected \"Nodes n\" with n from 1 to 1048576"},
+        MalformedText{kHtsim, "Nodes 4\n",
+                      "t:1: found the end of the file, expected \"Connections m\""},
+        MalformedText{kHtsim, "Nodes 4\nConnections 2\n0->1 id 1 start 0 size 4\n",
+                      "t:3: found 1 connections, expected 2, as the header says"},
+        MalformedText{
+            kHtsim, "Nodes 4\nConnections 0\n0->1 id 1 start 0 size 4\n",
+            "t:3:1: found \"0->1\", expected the end: the 0 connections of the header stand "
+            "above"},
+        MalformedText{kHtsim, "Nodes 4\nConnections 1\n0->4 id 1 start 0 size 4\n",
+                      "t:3:1: found \"0->4\", expected SRC->DST with ranks below 4"},
+        MalformedText{kHtsim, "Nodes 4\nConnections 1\n0-1 id 1 start 0 size 4\n",
+                      "t:3:1: found \"0-1\", expected SRC->DST with ranks below 4"},
+        MalformedText{kHtsim, "Nodes 4\nConnections 1\n0->1 id 1 start 0 size 0\n",
+                      "t:3:24: found \"0\", expected a whole number of bytes from 1 to 2^50"},
+        MalformedText{kHtsim, "Nodes 4\nConnections 1\n0->1 id 1 trigger 3 size 4\n",
+                      "t:3:11: found \"trigger\", expected id, start or size: triggers are not "
+                      "supported"},
+        MalformedText{kHtsim, "Nodes 4\nConnections 1\n0->1 id 1 size 4\n",
+                      "t:3: found a connection without start, expected \"start PICOSECONDS\""},
+        MalformedText{kHtsim, "Nodes 4\nConnections 1\n0->1 id 1 start 0 size\n",
+                      "t:3:19: found \"size\", expected a value after it"}));
 
 }  // namespace
 }  // namespace coterie::testing

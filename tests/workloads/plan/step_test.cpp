@@ -81,7 +81,7 @@ struct Bad {
   const char* override_;
   const char* sentence;
 };
-class BadSteps : public testing::TestWithParam<Bad> {};
+class BadSteps : public ::testing::TestWithParam<Bad> {};
 
 TEST_P(BadSteps, AreRefusedWithOneSentence) {
   const bool decode = std::string(GetParam().text) == kDecode;
@@ -95,7 +95,7 @@ TEST_P(BadSteps, AreRefusedWithOneSentence) {
 
 INSTANTIATE_TEST_SUITE_P(
     All, BadSteps,
-    testing::Values(
+    ::testing::Values(
         Bad{"ranks", kTrain, "parallel.pp=3",
             "step.yaml:2:11: key \"parallel\": found tp 1 x cp 1 x pp 3 = 3 ranks per model, "
             "expected a divisor of the 256 ranks"},

@@ -194,7 +194,7 @@ std::vector<Malformed> array_cases() {
        "F: found an array of pickled Python objects, which are never unpickled here, expected an "
        "array of numbers (save it without dtype=object)"},
       {"npy_big_endian", "npy", npy(">i4", "(1, 1, 1)", raw(1)),
-       "F: found dtype '>i4', expected little-endian integers or floats, such as '<i4'"},
+       "F: found dtype \">i4\", expected little-endian integers or floats, such as \"<i4\""},
       {"npy_floats", "npy", npy("<f4", "(1, 1, 2)", raw(std::vector<float>{1, 2})),
        "F: found expert ids of type float32, expected integers"},
       {"npy_fortran", "npy", npy("<i4", "(1, 1, 2)", raw(std::vector<std::int32_t>{1, 2}), "True"),

@@ -21,8 +21,8 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
-using Ids = std::vector<ExpertIdx>;
-using Begins = std::vector<std::uint64_t>;
+using RecordedIds = std::vector<ExpertIdx>;
+using RecordedBegins = std::vector<std::uint64_t>;
 using Layers = std::vector<std::uint32_t>;
 
 class RecorderTest : public testing::FolderTest {
@@ -59,7 +59,7 @@ class RecorderTest : public testing::FolderTest {
     return options;
   }
 };
-const Routing& routing_of(const Imported& imported) {
+const Routing& recorded_routing(const Imported& imported) {
   return std::get<Routing>(imported.trace);
 }
 
@@ -156,12 +156,12 @@ TEST_F(RecorderTest, SglangCutsThePaddedTopkAxisAndSkipsIdlePasses) {
   const SglangPass idle{{{}, {}}, {}, {}, std::nullopt, 4, {}};
   const SglangPass decode{{{}, {{3, 1}}}, {3}, {}, std::nullopt, 2, {}};
   const Imported imported = import_text("", sglang_file({idle, prefill, idle, decode}, kMap, 2));
-  const Routing& routing = routing_of(imported);
+  const Routing& routing = recorded_routing(imported);
   EXPECT_EQ(routing.num_topk, 2U);
   EXPECT_EQ(routing.layers, (Layers{1}));
-  EXPECT_EQ(routing.experts, (Ids{3, 2, 1, 0, 2, 3, 0, 2}));
+  EXPECT_EQ(routing.experts, (RecordedIds{3, 2, 1, 0, 2, 3, 0, 2}));
   // The decoded token continues the one request that had come to position 3.
-  EXPECT_EQ(routing.sequence_begin, (Begins{0, 4}));
+  EXPECT_EQ(routing.sequence_begin, (RecordedBegins{0, 4}));
   EXPECT_THAT(imported.notes, Contains(HasSubstr("1 chunks and decode tokens were joined")));
 }
 
@@ -173,10 +173,10 @@ TEST_F(RecorderTest, SglangJoinsChunksOfNamedRequests) {
                           std::vector<int>{1, 2},         1,         {"a", "b"}};
   const SglangPass decode{{{}, {{1, 3}, {2, 0}}}, {2, 3}, {}, std::nullopt, 2, {"b", "a"}};
   const Imported imported = import_text("", sglang_file({first, second, decode}, kMap, 2));
-  const Routing& routing = routing_of(imported);
+  const Routing& routing = recorded_routing(imported);
   // Physical to logical: 3 - p. a: 01 02 03 20, b: 10 12 13.
-  EXPECT_EQ(routing.experts, (Ids{3, 2, 3, 1, 3, 0, 1, 3, 2, 3, 2, 1, 2, 0}));
-  EXPECT_EQ(routing.sequence_begin, (Begins{0, 4, 7}));
+  EXPECT_EQ(routing.experts, (RecordedIds{3, 2, 3, 1, 3, 0, 1, 3, 2, 3, 2, 1, 2, 0}));
+  EXPECT_EQ(routing.sequence_begin, (RecordedBegins{0, 4, 7}));
   EXPECT_THAT(imported.notes, Not(Contains(HasSubstr("not named"))));
 }
 
@@ -186,7 +186,7 @@ TEST_F(RecorderTest, SglangFollowsPositionsWhereRequestsAreNotNamed) {
   const SglangPass second{{{}, {{0, 3}}}, {2}, {}, std::vector<int>{1}, 1, {}};
   const SglangPass third{{{}, {{1, 0}, {1, 2}}}, {0, 1}, {7, 8}, std::vector<int>{2}, 1, {}};
   const Imported imported = import_text("", sglang_file({first, second, third}, kMap, 2));
-  EXPECT_EQ(routing_of(imported).sequence_begin, (Begins{0, 3, 5}));
+  EXPECT_EQ(recorded_routing(imported).sequence_begin, (RecordedBegins{0, 3, 5}));
   EXPECT_THAT(imported.notes, Contains(HasSubstr("come from one prompt cannot be known")));
 }
 
@@ -195,7 +195,7 @@ TEST_F(RecorderTest, SglangDoesNotGuessBetweenRequestsAtTheSamePosition) {
       {{}, {{0, 1}, {0, 2}, {1, 2}, {1, 3}}}, {0, 1, 0, 1}, {}, std::vector<int>{2, 2}, 1, {}};
   const SglangPass decode{{{}, {{1, 3}, {2, 0}}}, {2, 2}, {}, std::nullopt, 2, {}};
   const Imported imported = import_text("", sglang_file({prefill, decode}, kMap, 2));
-  EXPECT_EQ(routing_of(imported).sequence_begin, (Begins{0, 2, 4, 6}));
+  EXPECT_EQ(recorded_routing(imported).sequence_begin, (RecordedBegins{0, 2, 4, 6}));
   EXPECT_THAT(imported.notes, Contains(HasSubstr("2 decode tokens could be of several")));
 }
 
@@ -204,7 +204,7 @@ TEST_F(RecorderTest, SglangCountsRecomputedTokensOfARetractedRequestOnce) {
   const SglangPass again{
       {{}, {{0, 1}, {0, 2}, {0, 3}}}, {0, 1, 2}, {}, std::vector<int>{3}, 1, {"a"}};
   const Imported imported = import_text("", sglang_file({prefill, again}, kMap, 2));
-  EXPECT_EQ(routing_of(imported).num_tokens(), 3U);
+  EXPECT_EQ(recorded_routing(imported).num_tokens(), 3U);
   EXPECT_THAT(imported.notes, Contains(HasSubstr("2 tokens of requests")));
   // The same name for another text is no recomputation.
   const SglangPass other{{{}, {{0, 1}}}, {0}, {99}, std::vector<int>{1}, 1, {"a"}};
@@ -218,7 +218,7 @@ TEST_F(RecorderTest, SglangTensorParallelRanksCountOnceAndDataParallelOnesAdd) {
   const Imported imported = import_files("", {{"r0.pt", sglang_file({pass}, kMap, 2, 0)},
                                               {"r1.pt", sglang_file({pass}, kMap, 2, 1)},
                                               {"r2.pt", sglang_file({other}, kMap, 2, 2)}});
-  EXPECT_EQ(routing_of(imported).num_tokens(), 4U);
+  EXPECT_EQ(recorded_routing(imported).num_tokens(), 4U);
   EXPECT_THAT(imported.notes, Contains(HasSubstr("r1.pt: holds the same routing as")));
   EXPECT_THAT(imported.notes, Contains(HasSubstr("files of ranks 0, 2 hold the same layers")));
 }
@@ -228,9 +228,9 @@ TEST_F(RecorderTest, SglangPipelineStagesAreMergedByLayer) {
   const SglangPass stage1{{{}, {{2, 1}, {3, 2}}}, {0, 1}, {}, std::vector<int>{2}, 1, {}};
   const Imported imported = import_files("", {{"pp1.pt", sglang_file({stage1}, kMap, 2, 1)},
                                               {"pp0.pt", sglang_file({stage0}, kMap, 2, 0)}});
-  const Routing& routing = routing_of(imported);
+  const Routing& routing = recorded_routing(imported);
   EXPECT_EQ(routing.layers, (Layers{0, 1}));
-  EXPECT_EQ(routing.experts, (Ids{0, 1, 0, 2, 1, 2, 0, 1}));
+  EXPECT_EQ(routing.experts, (RecordedIds{0, 1, 0, 2, 1, 2, 0, 1}));
   EXPECT_EQ(routing.num_tokens(), 2U);
   EXPECT_THAT(imported.notes, Contains(HasSubstr("merged by layer")));
   // Stages of other tokens, and files that share some layers only, do not fit together.
@@ -287,7 +287,7 @@ TEST_F(RecorderTest, SglangIdsMustAgreeWithItsOwnCounts) {
   EXPECT_THAT(error_of("sglang", {{"input", forged}}),
               HasSubstr("global_physical_count, layer 1: found 0 choices of physical expert 2, "
                         "expected 1 as topk_ids_of_layer has"));
-  EXPECT_EQ(routing_of(import_text("sglang", text)).num_tokens(), 2U);
+  EXPECT_EQ(recorded_routing(import_text("sglang", text)).num_tokens(), 2U);
 }
 
 // Shared experts that an engine fuses with the routed ones have ids behind them, in the last
@@ -300,8 +300,8 @@ TEST_F(RecorderTest, FusedSharedExpertsAreLeftOut) {
            {"topk_weights.npy",
             npy("<f4", "(2, 1, 3)", raw(std::vector<float>{.6F, .4F, 1, .7F, .3F, 1}))}});
   const Imported imported = import_text("", text, options(4));
-  EXPECT_EQ(routing_of(imported).experts, (Ids{0, 3, 2, 1}));
-  EXPECT_EQ(routing_of(imported).weights, (std::vector<float>{.6F, .4F, .7F, .3F}));
+  EXPECT_EQ(recorded_routing(imported).experts, (RecordedIds{0, 3, 2, 1}));
+  EXPECT_EQ(recorded_routing(imported).weights, (std::vector<float>{.6F, .4F, .7F, .3F}));
   EXPECT_THAT(imported.notes, ElementsAre(HasSubstr("shared experts fused with the routed ones")));
   // Not where the rest is not the top-k that was asked for, nor where one token lacks it.
   EXPECT_THAT(error_of("npz", {{"input", text}}, options(4, 1)),
@@ -349,10 +349,11 @@ TEST_F(RecorderTest, MegatronMicrobatchesAreSequencesAndMtpIsLeftOut) {
       megatron(0, "decoder", 4, "[5, 6], [4, 7]") + megatron(0, "decoder", 1, "[0, 1], [2, 3]") +
       megatron(1, "decoder", 1, "[3, 4]") + megatron(1, "decoder", 4, "[0, 2]");
   const Imported imported = import_text("", text, options(8));
-  const Routing& routing = routing_of(imported);
+  const Routing& routing = recorded_routing(imported);
   EXPECT_EQ(routing.layers, (Layers{1, 4}));
-  EXPECT_EQ(routing.experts, (Ids{0, 1, 2, 3, 1, 2, 0, 3, 3, 4, 4, 5, 6, 7, 5, 6, 4, 7, 0, 2}));
-  EXPECT_EQ(routing.sequence_begin, (Begins{0, 2, 4, 5}));
+  EXPECT_EQ(routing.experts,
+            (RecordedIds{0, 1, 2, 3, 1, 2, 0, 3, 3, 4, 4, 5, 6, 7, 5, 6, 4, 7, 0, 2}));
+  EXPECT_EQ(routing.sequence_begin, (RecordedBegins{0, 2, 4, 5}));
   EXPECT_EQ(imported.num_dropped_rows, 2U);
   EXPECT_THAT(imported.notes, Contains(HasSubstr("left out 1 record of multi-token prediction")));
   EXPECT_THAT(imported.notes, Contains(HasSubstr("dropped 2 rows recorded twice")));
@@ -365,14 +366,14 @@ TEST_F(RecorderTest, MegatronWithoutBlocksOrWithNumberedOnes) {
   record.erase("block");
   nlohmann::json second = record;
   second["top_indices"] = {{2, 3}};
-  EXPECT_EQ(
-      routing_of(import_text("", record.dump() + "\n" + second.dump(), options(8))).sequence_begin,
-      (Begins{0, 1, 2}));
+  EXPECT_EQ(recorded_routing(import_text("", record.dump() + "\n" + second.dump(), options(8)))
+                .sequence_begin,
+            (RecordedBegins{0, 1, 2}));
   record["block"] = 0;
   second["block"] = 1;
-  EXPECT_EQ(
-      routing_of(import_text("", record.dump() + "\n" + second.dump(), options(8))).sequence_begin,
-      (Begins{0, 1, 2}));
+  EXPECT_EQ(recorded_routing(import_text("", record.dump() + "\n" + second.dump(), options(8)))
+                .sequence_begin,
+            (RecordedBegins{0, 1, 2}));
 }
 
 TEST_F(RecorderTest, MegatronStagesAreMergedAndPairedByRank) {
@@ -385,8 +386,8 @@ TEST_F(RecorderTest, MegatronStagesAreMergedAndPairedByRank) {
                     {"router_trace_rank1.jsonl", megatron(0, "decoder", 1, "[2, 3]", 1)},
                     {"router_trace_rank2.jsonl", megatron(0, "decoder", 2, "[4, 5]", 2)}},
                    options(8));
-  EXPECT_EQ(routing_of(imported).layers, (Layers{1, 2}));
-  EXPECT_EQ(routing_of(imported).experts, (Ids{0, 1, 2, 3, 4, 5, 6, 7}));
+  EXPECT_EQ(recorded_routing(imported).layers, (Layers{1, 2}));
+  EXPECT_EQ(recorded_routing(imported).experts, (RecordedIds{0, 1, 2, 3, 4, 5, 6, 7}));
   EXPECT_THAT(imported.notes, Contains(HasSubstr("they were paired in order")));
   // A stage that is missing for one rank.
   EXPECT_THAT(error_of("megatron-jsonl",
@@ -422,9 +423,9 @@ TEST_F(RecorderTest, CsvOfLists) {
   const std::string text = "layer,experts\n1,\"1 2\"\n1,\"3 4\"\r\n2,\"5  6\"\n\n2,7 0\n";
   const std::string spreadsheet = "\xef\xbb\xbfLayer,Experts" + text.substr(text.find('\n'));
   for (const std::string& content : {text, text.substr(text.find('\n') + 1), spreadsheet}) {
-    const Routing routing = routing_of(import_text("", content, options(8)));
+    const Routing routing = recorded_routing(import_text("", content, options(8)));
     EXPECT_EQ(routing.layers, (Layers{1, 2}));
-    EXPECT_EQ(routing.experts, (Ids{1, 2, 3, 4, 5, 6, 7, 0}));
+    EXPECT_EQ(routing.experts, (RecordedIds{1, 2, 3, 4, 5, 6, 7, 0}));
   }
 }
 
@@ -434,14 +435,15 @@ TEST_F(RecorderTest, CsvOfLists) {
 TEST_F(RecorderTest, CsvOfOneChoicePerLine) {
   const std::string text = "layer,expert\n0,5\n0,1\n0,2\n0,7\n1,3\n1,0\n1,6\n1,4\n";
   const Imported imported = import_text("", text, options(8, 2));
-  EXPECT_EQ(routing_of(imported).experts, (Ids{5, 1, 2, 7, 3, 0, 6, 4}));
-  EXPECT_EQ(routing_of(imported).num_topk, 2U);
+  EXPECT_EQ(recorded_routing(imported).experts, (RecordedIds{5, 1, 2, 7, 3, 0, 6, 4}));
+  EXPECT_EQ(recorded_routing(imported).num_topk, 2U);
   EXPECT_THAT(imported.notes, Contains(HasSubstr("cannot be known")));
   EXPECT_THAT(error_of("csv", {{"input", text}}, options(8, 3)),
               HasSubstr("layer 0: found 1 choices after the last whole token, expected 3"));
   // With the token's number the lines may come in any order.
   const std::string numbered = "token,layer,expert\n1,0,2\n0,0,5\n0,0,1\n1,0,7\n";
-  EXPECT_EQ(routing_of(import_text("", numbered, options(8))).experts, (Ids{5, 1, 2, 7}));
+  EXPECT_EQ(recorded_routing(import_text("", numbered, options(8))).experts,
+            (RecordedIds{5, 1, 2, 7}));
 }
 
 // sgl-project/sglang 70e157a, python/sglang/srt/managers/expert_distribution.py: dump_record
@@ -472,8 +474,8 @@ TEST_F(RecorderTest, HuggingFaceNullLayersAreDense) {
       "",
       R"({"router_logits": [null, [[0, 2, 1]], null, [[3, 0, 1]]], "top_k": 2, "seq_len": [1]})",
       softmax);
-  EXPECT_EQ(routing_of(imported).layers, (Layers{1, 3}));
-  EXPECT_EQ(routing_of(imported).experts, (Ids{1, 2, 0, 2}));
+  EXPECT_EQ(recorded_routing(imported).layers, (Layers{1, 3}));
+  EXPECT_EQ(recorded_routing(imported).experts, (RecordedIds{1, 2, 0, 2}));
   EXPECT_THAT(imported.notes, ElementsAre(HasSubstr("left out 2 layers whose logits are null")));
 }
 
@@ -486,11 +488,11 @@ TEST_F(RecorderTest, EsftFilesAreLayers) {
       {{"expert_weights_2.txt", "7\t1\t0\t3\t\t0.5\t0.25\t0.75\t0.125\n2\t6\t\t0.5\t0.25\n"},
        {"expert_weights_1.txt", "0\t1\t2\t3\t\t0.1\t0.2\t0.3\t0.4\n4\t5\t\t0.5\t0.6\n"}},
       options(8, 2));
-  const Routing& routing = routing_of(imported);
+  const Routing& routing = recorded_routing(imported);
   EXPECT_EQ(routing.layers, (Layers{1, 2}));
-  EXPECT_EQ(routing.experts, (Ids{0, 1, 2, 3, 4, 5, 7, 1, 0, 3, 2, 6}));
+  EXPECT_EQ(routing.experts, (RecordedIds{0, 1, 2, 3, 4, 5, 7, 1, 0, 3, 2, 6}));
   EXPECT_EQ(routing.weights[1], 0.2F);
-  EXPECT_EQ(routing.sequence_begin, (Begins{0, 2, 3}));
+  EXPECT_EQ(routing.sequence_begin, (RecordedBegins{0, 2, 3}));
   EXPECT_THAT(
       error_of("esft", {{"expert_weights_1.txt", "0\t1\t2\t\t0.1\t0.2\t0.3\n"}}, options(8, 2)),
       HasSubstr("line 1: found 3 ids, expected a multiple of 2, as many as a token has"));
@@ -517,9 +519,9 @@ TEST_F(RecorderTest, GptOssFingerprints) {
   const Imported imported = import_files(
       "", {{"a_examples.json", text}, {"b_examples.json", "[" + text + "]"}}, options(4));
   // The second file holds the same routing and counts once.
-  EXPECT_EQ(routing_of(imported).experts, (Ids{3, 1, 1, 2, 0, 2, 3, 0}));
-  EXPECT_EQ(routing_of(imported).weights[0], 0.75F);
-  EXPECT_EQ(routing_of(imported).sequence_begin, (Begins{0, 2}));
+  EXPECT_EQ(recorded_routing(imported).experts, (RecordedIds{3, 1, 1, 2, 0, 2, 3, 0}));
+  EXPECT_EQ(recorded_routing(imported).weights[0], 0.75F);
+  EXPECT_EQ(recorded_routing(imported).sequence_begin, (RecordedBegins{0, 2}));
   EXPECT_THAT(imported.notes, Contains(HasSubstr("generated tokens only")));
 }
 
@@ -601,10 +603,10 @@ TEST_F(RecorderTest, SharedPromptsAreNoted) {
 }
 
 TEST_F(RecorderTest, FormatsAreInferredWhereTheyAreCertain) {
-  EXPECT_EQ(routing_of(import_text("", R"([{"0": null, "1": [[1, 2]]}])", options(8))).layers,
+  EXPECT_EQ(recorded_routing(import_text("", R"([{"0": null, "1": [[1, 2]]}])", options(8))).layers,
             (Layers{1}));
   EXPECT_EQ(
-      routing_of(
+      recorded_routing(
           import_text(
               "",
               R"({"type": "meta", "top_k": 1})"

@@ -24,6 +24,7 @@
 
 #include "core/counted.hpp"
 #include "core/error.hpp"
+#include "core/excerpt.hpp"
 #include "core/file.hpp"
 #include "workloads/trace/importers/assemble.hpp"
 #include "workloads/trace/importers/formats.hpp"
@@ -125,7 +126,8 @@ std::vector<Column> parse_header(const std::vector<std::string_view>& cells,
       throw InputError(where, fmt::format("a column \"{}\"", cell), kKnown);
     }
     if (std::find(columns.begin(), columns.end(), *column) != columns.end()) {
-      throw InputError(where, fmt::format("the columns {}", fmt::join(cells, ",")), kKnown);
+      throw InputError(where, "the columns " + excerpt(fmt::format("{}", fmt::join(cells, ","))),
+                       kKnown);
     }
     columns.push_back(*column);
   }
@@ -139,7 +141,8 @@ std::vector<Column> parse_header(const std::vector<std::string_view>& cells,
       {Column::kLayer, Column::kExpert, Column::kCount},
       {Column::kExpert, Column::kCount}};
   if (!kKinds.contains(sorted)) {
-    throw InputError(where, fmt::format("the columns {}", fmt::join(cells, ",")), kKnown);
+    throw InputError(where, "the columns " + excerpt(fmt::format("{}", fmt::join(cells, ","))),
+                     kKnown);
   }
   return columns;
 }
