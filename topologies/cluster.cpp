@@ -92,8 +92,25 @@ MlpTile read_mlp_tile(const YamlValue& value) {
   MlpTile tile;
   tile.rows = static_cast<std::uint32_t>(map.required("rows").as_integer(1, 4096));
   tile.compute_rate = positive_rate(map.required("compute_rate"));
+  if (const auto time = map.optional("value_time")) tile.value_time = time->as_seconds();
+  if (const auto tokens = map.optional("up_to_tokens")) {
+    tile.up_to_tokens = static_cast<std::uint32_t>(tokens->as_integer(1, 1U << 30));
+  }
   map.finish();
   return tile;
+}
+
+// Either no tile has tokens, or all but the last, rising.
+void check_tile_tokens(const YamlValue& value, const std::vector<MlpTile>& tiles) {
+  const auto has_tokens = [](const MlpTile& tile) { return tile.up_to_tokens.has_value(); };
+  if (std::none_of(tiles.begin(), tiles.end(), has_tokens)) return;
+  if (has_tokens(tiles.back()) || !std::all_of(tiles.begin(), tiles.end() - 1, has_tokens)) {
+    throw value.error("up_to_tokens of some tiles", "it for all but the last, or for none");
+  }
+  for (std::size_t i = 0; i + 2 < tiles.size(); ++i) {
+    if (*tiles[i].up_to_tokens < *tiles[i + 1].up_to_tokens) continue;
+    throw value.error("up_to_tokens that do not rise", "each above the one before");
+  }
 }
 
 MlpCosts read_mlp_costs(const YamlValue& value) {
@@ -115,11 +132,16 @@ MlpCosts read_mlp_costs(const YamlValue& value) {
       throw tiles->error("tiles whose rows do not rise", "each of more rows than the one before");
     }
     if (costs.tile_rows > 1) throw tiles->error("tiles beside tile_rows", "one of both");
+    check_tile_tokens(*tiles, costs.tiles);
   }
   if (const auto depth = map.optional("tile_depth")) {
     costs.tile_depth = depth->as_number(0.0, 65536.0);
   }
   if (const auto reads = map.optional("reads_rows")) costs.reads_rows = reads->as_bool();
+  if (const auto expert = map.optional("expert")) costs.expert = expert->as_seconds();
+  if (const auto rows = map.optional("row_bandwidth")) {
+    costs.row_bandwidth = positive_bandwidth(*rows);
+  }
   if (const auto among = map.optional("among_streams")) costs.among_streams = among->as_seconds();
   map.finish();
   return costs;

@@ -34,12 +34,23 @@ std::string to_string(Tier tier);  // local, scale_up, network
 struct MlpTile {
   std::uint32_t rows = 1;
   ComputeRate compute_rate;
+  // What a block takes for one of the values that a product sums over: it multiplies one after the
+  // other, so that no product of k values ends before k * value_time.
+  Seconds value_time = {};
+  // Kernels that choose by the tokens of their batch take the first tile that these tokens do not exceed,
+  // or the last, which has no such number. None of the tiles has one where the fastest is taken.
+  std::optional<std::uint32_t> up_to_tokens = std::nullopt;
 };
 
-// A calibrated grouped expert MLP of one rank, in BF16, with the tile whose larger terms are least:
-//   launch + sum_e ((bytes_e / weight_bandwidth)^q + (flops_e / compute_rate)^q)^(1/q)
+// A calibrated grouped expert MLP of one rank, in BF16, with the tile whose larger terms are least (or
+// that the batch's tokens choose):
+//   launch + num_experts * expert + (hidden + intermediate) * value_time of the tile
+//          + sum_e ((bytes_e / weight_bandwidth)^q + (flops_e / compute_rate)^q)^(1/q)
+//          + sum_e tokens_e * bytes of a row / row_bandwidth
 //          + batch_copies * bytes of a row / batch_bandwidth
-// over the experts e with tokens:
+// num_experts counts the rank's experts, with tokens or without: kernels that take a list of products go
+// through all of it. row_bandwidth is that of kernels beside the products (permutation, activation,
+// quantisation), if they are counted. The sums are over the experts e with tokens:
 //   flops_e  of tokens_e rounded up to whole tiles, and tile_padding more. A product of n columns over k
 //            values counts 2 * n * (k + tile_depth) per row: a tile begins and ends as slowly as it
 //            multiplies tile_depth values
@@ -59,6 +70,8 @@ struct MlpCosts {
   std::vector<MlpTile> tiles;
   double tile_depth = 0.0;
   bool reads_rows = false;
+  Seconds expert = {};
+  std::optional<Bandwidth> row_bandwidth = std::nullopt;
   Seconds among_streams;  // more than `launch`, in a plan of two hops: see RowKernels
 };
 

@@ -51,11 +51,18 @@ std::string mlp_text(const char* key, const std::optional<MlpCosts>& mlp) {
   if (mlp->tile_rows > 1) text += fmt::format("    tile_rows: {}\n", mlp->tile_rows);
   if (!mlp->tiles.empty()) text += "    tiles:\n";
   for (const MlpTile& tile : mlp->tiles) {
-    text += fmt::format("      - {{rows: {}, compute_rate: {}}}\n", tile.rows,
-                        exact(tile.compute_rate));
+    text +=
+        fmt::format("      - {{rows: {}, compute_rate: {}", tile.rows, exact(tile.compute_rate));
+    if (tile.value_time.value > 0.0) text += ", value_time: " + exact(tile.value_time);
+    if (tile.up_to_tokens) text += fmt::format(", up_to_tokens: {}", *tile.up_to_tokens);
+    text += "}\n";
   }
   if (mlp->tile_depth > 0.0) text += fmt::format("    tile_depth: {}\n", mlp->tile_depth);
   if (mlp->reads_rows) text += "    reads_rows: true\n";
+  if (mlp->expert.value > 0.0) text += fmt::format("    expert: {}\n", exact(mlp->expert));
+  if (mlp->row_bandwidth) {
+    text += fmt::format("    row_bandwidth: {}\n", exact(*mlp->row_bandwidth));
+  }
   if (mlp->among_streams.value > 0.0) {
     text += fmt::format("    among_streams: {}\n", exact(mlp->among_streams));
   }

@@ -19,7 +19,8 @@
 namespace coterie {
 namespace {
 
-constexpr std::size_t kDraws = 5;  // as many as the tables' tool measures
+constexpr int kToolDraws = 5;       // of which the tables' tool gives the mean
+constexpr std::size_t kDraws = 20;  // for the mean over what it might have drawn
 constexpr std::uint64_t kSeed = 1;
 
 using Counts = std::vector<std::uint64_t>;
@@ -37,31 +38,56 @@ double exponent_of(const MlpPoint& point) {
   return std::stod(point.load.substr(point.load.rfind('_') + 1));
 }
 
-// The experts of the rank with the most tokens; the first of several.
-Counts most_loaded_rank(const Counts& experts, std::uint32_t num_ranks) {
-  const std::size_t per_rank = experts.size() / num_ranks;
-  std::size_t best = 0;
-  std::uint64_t best_sum = 0;
-  for (std::size_t rank = 0; rank < num_ranks; ++rank) {
-    const auto first = experts.begin() + static_cast<std::ptrdiff_t>(rank * per_rank);
-    const std::uint64_t sum =
-        std::accumulate(first, first + static_cast<std::ptrdiff_t>(per_rank), std::uint64_t{0});
-    if (sum > best_sum) {
-      best_sum = sum;
-      best = rank;
+// Gives each of the ranks in turn one pair for its expert with the fewest of less than `limit`, or takes
+// one from its expert with the most, `num_pairs` times in all.
+class Dealer {
+ public:
+  Dealer(Counts& counts, std::uint32_t num_ranks)
+      : counts_(counts), per_rank_(counts.size() / num_ranks) {}
+  void give(std::uint64_t num_pairs, std::uint64_t limit) {
+    deal(
+        num_pairs, [&](std::uint64_t count) { return count < limit; },
+        [](std::uint64_t a, std::uint64_t b) { return a < b; }, 1);
+  }
+  void take(std::uint64_t num_pairs) {
+    deal(
+        num_pairs, [](std::uint64_t count) { return count > 0; },
+        [](std::uint64_t a, std::uint64_t b) { return a > b; }, -1);
+  }
+
+ private:
+  template <class MayChange, class Before>
+  void deal(std::uint64_t num_pairs, const MayChange& may_change, const Before& before, int step) {
+    const auto later = [&](std::size_t a, std::size_t b) {
+      return counts_[a] == counts_[b] ? a > b : before(counts_[b], counts_[a]);
+    };
+    std::vector<std::vector<std::size_t>> ranks;  // heaps of experts, the next to change on top
+    for (std::size_t expert = 0; expert < counts_.size(); ++expert) {
+      if (expert % per_rank_ == 0) ranks.emplace_back();
+      if (may_change(counts_[expert])) ranks.back().push_back(expert);
+    }
+    for (auto& rank : ranks) std::make_heap(rank.begin(), rank.end(), later);
+    for (bool changed = true; changed && num_pairs > 0;) {
+      changed = false;
+      for (auto& rank : ranks) {
+        if (rank.empty() || num_pairs == 0) continue;
+        std::pop_heap(rank.begin(), rank.end(), later);
+        std::uint64_t& count = counts_[rank.back()];
+        count = step > 0 ? count + 1 : count - 1;
+        if (may_change(count)) {
+          std::push_heap(rank.begin(), rank.end(), later);
+        } else {
+          rank.pop_back();
+        }
+        --num_pairs;
+        changed = true;
+      }
     }
   }
-  const auto first = experts.begin() + static_cast<std::ptrdiff_t>(best * per_rank);
-  return Counts(first, first + static_cast<std::ptrdiff_t>(per_rank));
-}
 
-// Few pairs go to evenly spaced experts, more of them round robin.
-Counts balanced(std::uint64_t num_pairs, std::uint32_t num_experts) {
-  Counts counts(num_experts, num_pairs / num_experts);
-  const std::uint64_t rest = num_pairs % num_experts;
-  for (std::uint64_t i = 0; i < rest; ++i) ++counts[i * num_experts / rest];
-  return counts;
-}
+  Counts& counts_;
+  std::size_t per_rank_;
+};
 
 Counts power_law(const MlpPoint& point, double alpha, Random& random) {
   const double pairs = point.num_tokens * point.topk;
@@ -73,53 +99,21 @@ Counts power_law(const MlpPoint& point, double alpha, Random& random) {
     share = std::pow((high - low) * random.uniform() + low, 1.0 / (1.0 - alpha));
   }
   const double sum = std::accumulate(shares.begin(), shares.end(), 0.0);
+  const auto limit = static_cast<std::uint64_t>(point.num_tokens);
   Counts counts(shares.size());
-  std::int64_t missing = static_cast<std::int64_t>(pairs);
+  std::uint64_t excess = 0;
   for (std::size_t e = 0; e < shares.size(); ++e) {
-    counts[e] = static_cast<std::uint64_t>(std::lround(shares[e] / sum * pairs));
-    missing -= static_cast<std::int64_t>(counts[e]);
+    const auto wanted = static_cast<std::uint64_t>(std::lround(shares[e] / sum * pairs));
+    counts[e] = std::min(wanted, limit);
+    excess += wanted - counts[e];
   }
-  const std::vector<std::size_t> order = by_falling_count(counts);
-  for (std::size_t i = 0; missing != 0; i = (i + 1) % order.size()) {
-    std::uint64_t& count = counts[order[i]];
-    if (missing > 0) {
-      ++count;
-      --missing;
-    } else if (count > 0) {
-      --count;
-      ++missing;
-    }
-  }
+  Dealer dealer(counts, point.ep_size);
+  dealer.give(excess, limit);
+  const std::uint64_t dealt = std::accumulate(counts.begin(), counts.end(), std::uint64_t{0});
+  const auto all = static_cast<std::uint64_t>(pairs);
+  if (dealt < all) dealer.give(all - dealt, limit);
+  if (dealt > all) dealer.take(dealt - all);
   return counts;
-}
-
-// A few tokens hit almost as many experts as they have pairs, whatever the load's shape: top-k
-// chooses different experts for each.
-Counts scattered(const MlpPoint& point, Random& random) {
-  std::vector<std::uint32_t> experts(point.num_experts);
-  std::iota(experts.begin(), experts.end(), 0U);
-  random.shuffle(std::span(experts));
-  Counts counts(point.num_experts, 0);
-  for (std::size_t i = 0; i < static_cast<std::size_t>(point.num_tokens * point.topk); ++i) {
-    ++counts[experts[i]];
-  }
-  return counts;
-}
-
-// What exceeds the number of tokens goes to the next of the most loaded experts: a token chooses different
-// ones.
-void limit_to_tokens(Counts& counts, std::uint64_t num_tokens) {
-  std::uint64_t rest = 0;
-  for (std::uint64_t& count : counts) {
-    if (count <= num_tokens) continue;
-    rest += count - num_tokens;
-    count = num_tokens;
-  }
-  for (const std::size_t expert : by_falling_count(counts)) {
-    const std::uint64_t more = std::min(rest, num_tokens - counts[expert]);
-    counts[expert] += more;
-    rest -= more;
-  }
 }
 
 // The tables' tool asks for a load by the logits of a router, and the shape of DeepSeek-V3 has a router
@@ -200,76 +194,129 @@ Counts routed_in_groups(const Counts& wanted, const MlpPoint& point) {
   return counts;
 }
 
-std::vector<Counts> group_limited_loads(const MlpPoint& point) {
-  std::vector<Counts> draws;
+// The experts that each token of a balanced load wants.
+Counts balanced(const MlpPoint& point) {
   const auto num_tokens = static_cast<std::uint64_t>(point.num_tokens);
-  const auto first_rank = [&](Counts counts) {
-    counts.resize(point.num_experts / point.ep_size);
-    draws.push_back(std::move(counts));
-  };
-  if (point.load == "balanced") {
-    // Token t wants t, t + 32, t + 64 and so on; few tokens are spread over the 32.
-    Counts counts(point.num_experts, 0), starts(point.num_experts, 0);
-    const std::uint64_t stride = point.num_experts / point.topk;
-    for (std::uint64_t token = 0; token < num_tokens; ++token) {
-      ++starts[(num_tokens >= stride ? token : token * stride / num_tokens) % point.num_experts];
-    }
-    for (std::uint64_t first = 0; first < point.num_experts; ++first) {
-      if (starts[first] == 0) continue;
-      std::vector<std::size_t> experts;
-      for (std::uint64_t i = 0; i < point.topk; ++i) {
-        experts.push_back((first + i * stride) % point.num_experts);
-      }
+  const std::uint64_t num_experts = point.num_experts;
+  const std::uint64_t stride = (num_experts + point.topk - 1) / point.topk;
+  Counts counts(num_experts, 0), starts(num_experts, 0);
+  for (std::uint64_t token = 0; token < num_tokens; ++token) {
+    ++starts[(num_tokens >= stride ? token : token * stride / num_tokens) % num_experts];
+  }
+  std::vector<std::size_t> experts(point.topk);
+  for (std::uint64_t first = 0; first < num_experts; ++first) {
+    if (starts[first] == 0) continue;
+    for (std::uint64_t i = 0; i < point.topk; ++i) experts[i] = (first + i * stride) % num_experts;
+    if (is_group_limited(point)) {
       route_in_groups(experts, starts[first], counts);
+    } else {
+      for (const std::size_t expert : experts) counts[expert] += starts[first];
     }
-    first_rank(std::move(counts));
-    return draws;
   }
-  Random random(kSeed);
-  for (std::size_t draw = 0; draw < kDraws; ++draw) {
-    Counts wanted = power_law(point, exponent_of(point), random);
-    swap_fullest_to_front(wanted, point.ep_size);
-    first_rank(routed_in_groups(wanted, point));
-  }
-  return draws;
+  return counts;
 }
 
-// How many experts have how many tokens, as a mean over the draws: equal ones are computed once.
+// How many experts have how many tokens, as a mean over the draws: equal ones are computed once. Above 64
+// rows, so are those within 2 %.
 struct Loaded {
   const MlpPoint* point;
   std::vector<ExpertRows> experts;
 };
 
-Loaded load(const MlpPoint& point) {
-  const std::vector<Counts> draws = expert_loads(point);
-  std::map<std::uint64_t, double> experts;  // by tokens
+std::size_t size_class(std::uint64_t rows) {
+  constexpr std::uint64_t kExact = 64;
+  if (rows <= kExact) return rows;
+  return kExact +
+         static_cast<std::size_t>(std::log(static_cast<double>(rows) / kExact) / std::log(1.02));
+}
+
+Loaded load(const MlpPoint& point, std::span<const Counts> draws) {
+  std::map<std::size_t, ExpertRows> experts;  // by size class; rows are sums
+  const double share = 1.0 / static_cast<double>(draws.size());
   for (const Counts& counts : draws) {
     for (const std::uint64_t tokens : counts) {
-      if (tokens > 0) experts[tokens] += 1.0 / static_cast<double>(draws.size());
+      if (tokens == 0) continue;
+      ExpertRows& like =
+          experts.try_emplace(size_class(tokens), ExpertRows{0.0, 0.0}).first->second;
+      like.rows += share * static_cast<double>(tokens);
+      like.experts += share;
     }
   }
   Loaded loaded{&point, {}};
-  for (const auto& [tokens, count] : experts) {
-    loaded.experts.push_back({static_cast<double>(tokens), count});
+  for (const auto& [size, like] : experts) {
+    loaded.experts.push_back({like.rows / like.experts, like.experts});
   }
   return loaded;
+}
+
+Loaded load(const MlpPoint& point) {
+  return load(point, expert_loads(point));
 }
 
 constexpr double kTokenValueBytes = 2.0;
 
 double mean_time_s(const MlpFit& fit, const Loaded& loaded) {
   const MlpPoint& point = *loaded.point;
+  const double pairs = point.num_tokens * point.topk;
   const double batch_s =
       point.num_tokens * kTokenValueBytes * point.hidden / fit.token_bandwidth.value;
-  return batch_s + mean_mlp_time(fit.costs, point.hidden, point.intermediate, loaded.experts,
-                                 point.num_tokens * point.topk)
-                       .value;
+  const double index_s =
+      fit.group_expert.value * std::min(pairs, static_cast<double>(point.num_experts));
+  const double replay_s = fit.replay.value / (point.load == "balanced" ? 1 : kToolDraws);
+  const double num_experts = point.num_experts / point.ep_size;
+  return batch_s + index_s + replay_s +
+         mean_mlp_time(fit.costs, point.hidden, point.intermediate, loaded.experts,
+                       {pairs, point.num_tokens, num_experts})
+             .value;
 }
 
-// Heights of tiles of the kernels of the published tables.
-constexpr std::array<std::uint32_t, 3> kTileRows{16, 64, 128};
+// Tiles of the kernels of the published tables: rows, and up to which tokens each is taken.
+struct TileRule {
+  std::vector<std::uint32_t> rows, up_to_tokens;  // up_to_tokens has one less, or none
+};
+TileRule tile_rule(MlpKernel kernel) {
+  switch (kernel) {
+    case MlpKernel::kTritonBf16:
+      return {{16, 32, 64, 128}, {32, 96, 512}};
+    case MlpKernel::kTritonFp8:
+      return {{16, 64}, {64}};
+    case MlpKernel::kFastest:
+      break;
+  }
+  return {{16, 64, 128}, {}};
+}
 
-MlpFit mlp_fit_from(std::span<const double> p) {
+// A block of 128 columns on one of 132 multiprocessors: what one value of k costs it at the rate of all,
+// of which loads that are under way cover up some.
+constexpr double kBlockShare = 0.7 * 2.0 * 128.0 * 132.0;
+
+std::vector<FitParameter> fit_parameters(const TileRule& rule) {
+  std::vector<FitParameter> parameters{
+      {"launch", std::log(30e-6), 3.0},
+      {"weight_bandwidth", std::log(4e12), 1.5},
+      {"batch_bandwidth", std::log(2e12), 1.5},
+      {"tile_depth", std::log(200.0), 1.5},
+      {"sharpness", std::log(2.0), 1.5},
+      {"token_bandwidth", std::log(2e12), 2.0},
+      {"row_bandwidth", std::log(3e12), 1.5},
+      {"group_expert", std::log(10e-9), 1.5},
+      {"replay", std::log(2e-6), 1.0},
+      // Memory answers after some 0.7 us, and a pipeline has four or five times 128 values on their way.
+      {"value_time", std::log(1.2e-9), 0.6}};
+  if (rule.up_to_tokens.empty()) {
+    parameters.push_back({"expert", std::log(50e-9), 1.5});
+    add_tile_rates(rule.rows, 7e14, parameters);
+    return parameters;
+  }
+  parameters.push_back({"value_time per tile", std::log(kBlockShare), 0.5});
+  for (const std::uint32_t rows : rule.rows) {
+    parameters.push_back(
+        {fmt::format("compute_rate[{}]", rows), std::log(7e14 * std::pow(rows / 128.0, 0.6)), 1.0});
+  }
+  return parameters;
+}
+
+MlpFit mlp_fit_from(const TileRule& rule, std::span<const double> p) {
   MlpFit fit;
   MlpCosts& costs = fit.costs;
   costs.launch = {std::exp(p[0])};
@@ -278,8 +325,27 @@ MlpFit mlp_fit_from(std::span<const double> p) {
   costs.tile_depth = std::exp(p[3]);
   costs.sharpness = 1.0 + std::exp(p[4]);
   fit.token_bandwidth = {std::exp(p[5])};
+  costs.row_bandwidth = Bandwidth{std::exp(p[6])};
+  fit.group_expert = {std::exp(p[7])};
+  fit.replay = {std::exp(p[8])};
   costs.reads_rows = true;
-  set_tile_rates(kTileRows, p.subspan(6), costs);
+  const Seconds value_time{std::exp(p[9])};
+  const double last = std::exp(p[10]);
+  const std::span<const double> rates = p.subspan(11);
+  if (rule.up_to_tokens.empty()) {
+    costs.expert = {last};
+    set_tile_rates(rule.rows, rates, costs);
+    for (MlpTile& tile : costs.tiles) tile.value_time = value_time;
+    return fit;
+  }
+  costs.compute_rate = {0.0};
+  for (std::size_t i = 0; i < rule.rows.size(); ++i) {
+    const ComputeRate rate{std::exp(rates[i])};
+    costs.tiles.push_back(
+        {rule.rows[i], rate, value_time + Seconds{last * rule.rows[i] / rate.value}});
+    if (i < rule.up_to_tokens.size()) costs.tiles[i].up_to_tokens = rule.up_to_tokens[i];
+    costs.compute_rate = std::max(costs.compute_rate, rate);
+  }
   return fit;
 }
 
@@ -306,19 +372,31 @@ void set_tile_rates(std::span<const std::uint32_t> rows, std::span<const double>
   }
 }
 
-std::vector<std::vector<std::uint64_t>> expert_loads(const MlpPoint& point) {
-  if (is_group_limited(point)) return group_limited_loads(point);
-  const auto num_pairs = static_cast<std::uint64_t>(point.num_tokens * point.topk);
-  if (point.load == "balanced") {
-    return {most_loaded_rank(balanced(num_pairs, point.num_experts), point.ep_size)};
+MlpKernel kernel_of(const MlpPoint& point) {
+  const bool is_bf16 = point.type.empty() || point.type == "bfloat16";
+  if (point.kernel.find("triton") != std::string::npos) {
+    return is_bf16 ? MlpKernel::kTritonBf16 : MlpKernel::kTritonFp8;
   }
+  const bool is_hopper = point.machine.empty() || point.machine.starts_with("h");
+  if (!point.kernel.empty() || !is_hopper) return MlpKernel::kFastest;
+  if (is_bf16) return MlpKernel::kTritonBf16;
+  return point.type == "fp8_block" && point.ep_size == 1 ? MlpKernel::kTritonFp8
+                                                         : MlpKernel::kFastest;
+}
+
+std::vector<std::vector<std::uint64_t>> expert_loads(const MlpPoint& point) {
+  const auto of_first_rank = [&](Counts counts) {
+    counts.resize(point.num_experts / point.ep_size);
+    return counts;
+  };
+  if (point.load == "balanced") return {of_first_rank(balanced(point))};
   Random random(kSeed);
   std::vector<Counts> draws;
   for (std::size_t draw = 0; draw < kDraws; ++draw) {
-    const bool few = num_pairs <= point.num_experts / 4;
-    Counts counts = few ? scattered(point, random) : power_law(point, exponent_of(point), random);
-    limit_to_tokens(counts, static_cast<std::uint64_t>(point.num_tokens));
-    draws.push_back(most_loaded_rank(counts, point.ep_size));
+    Counts wanted = power_law(point, exponent_of(point), random);
+    swap_fullest_to_front(wanted, point.ep_size);
+    draws.push_back(
+        of_first_rank(is_group_limited(point) ? routed_in_groups(wanted, point) : wanted));
   }
   return draws;
 }
@@ -327,7 +405,23 @@ double mlp_time_s(const MlpFit& fit, const MlpPoint& point) {
   return mean_time_s(fit, load(point));
 }
 
+double mlp_draw_scatter(const MlpFit& fit, const MlpPoint& point) {
+  const std::vector<Counts> draws = expert_loads(point);
+  if (draws.size() < 2) return 0.0;
+  double sum = 0.0, squares = 0.0;
+  for (const Counts& draw : draws) {
+    const double time_s = mean_time_s(fit, load(point, std::span(&draw, 1)));
+    sum += time_s;
+    squares += time_s * time_s;
+  }
+  const auto n = static_cast<double>(draws.size());
+  const double mean = sum / n;
+  const double variance = std::max(0.0, squares / n - mean * mean) * n / (n - 1.0);
+  return std::sqrt(variance / kToolDraws) / mean;
+}
+
 MlpFit fit_mlp(const std::vector<MlpPoint>& points) {
+  const TileRule rule = tile_rule(kernel_of(points.front()));
   std::vector<Loaded> loaded;
   FitProblem problem;
   problem.scale = 0.05;
@@ -335,19 +429,15 @@ MlpFit fit_mlp(const std::vector<MlpPoint>& points) {
     loaded.push_back(load(point));
     problem.log_measured.push_back(std::log(point.time_s));
   }
-  problem.parameters = {
-      {"launch", std::log(30e-6), 3.0},         {"weight_bandwidth", std::log(4e12), 1.5},
-      {"batch_bandwidth", std::log(2e12), 1.5}, {"tile_depth", std::log(200.0), 1.5},
-      {"sharpness", std::log(2.0), 1.5},        {"token_bandwidth", std::log(2e12), 2.0}};
-  add_tile_rates(kTileRows, 7e14, problem.parameters);
+  problem.parameters = fit_parameters(rule);
   problem.model = [&](std::span<const double> p, std::span<double> out) {
-    const MlpFit fit = mlp_fit_from(p);
+    const MlpFit fit = mlp_fit_from(rule, p);
     for (std::size_t i = 0; i < loaded.size(); ++i) {
       out[i] = std::log(mean_time_s(fit, loaded[i]));
     }
   };
   const FitResult result = solve(problem);
-  MlpFit fit = mlp_fit_from(result.parameters);
+  MlpFit fit = mlp_fit_from(rule, result.parameters);
   fit.undetermined = result.undetermined;
   return fit;
 }

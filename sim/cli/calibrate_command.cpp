@@ -192,9 +192,16 @@ void fit_links(const FitArguments& arguments, bool is_skeleton, Cluster& cluster
 
 void fit_expert_mlp(const FitArguments& arguments, Cluster& cluster) {
   const std::vector<MlpPoint> points = read_mlp(arguments.mlp);
-  if (points.size() < 8) {
+  constexpr std::size_t kLeastPoints = 15;
+  if (points.size() < kLeastPoints) {
     throw InputError(arguments.mlp, counted(points.size(), "point"),
-                     "at least eight, one for each parameter");
+                     fmt::format("at least {}, one for each parameter", kLeastPoints));
+  }
+  const auto differs = [&](const MlpPoint& point) {
+    return kernel_of(point) != kernel_of(points.front());
+  };
+  if (std::any_of(points.begin(), points.end(), differs)) {
+    throw InputError(arguments.mlp, "points of several kernels", "those of one");
   }
   const MlpFit fit = fit_mlp(points);
   for (const std::string& name : fit.undetermined) {

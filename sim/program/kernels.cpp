@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -29,7 +30,7 @@ namespace {
 
 GroupedProducts mlp_products(double hidden, double intermediate) {
   return {3.0 * hidden * intermediate, 2.0 * intermediate + hidden,
-          3.0 * intermediate + 2.0 * hidden};
+          3.0 * intermediate + 2.0 * hidden, kBf16Bytes, hidden + intermediate};
 }
 
 double rows_of(const ExpertRows& expert) {
@@ -66,41 +67,69 @@ double over_experts(const MlpCosts& costs, const MlpTile& tile, const GroupedPro
 }
 
 template <class Expert>
-Seconds best_tile_time(const MlpCosts& costs, const GroupedProducts& products,
-                       std::span<const Expert> experts) {
-  MlpTile best{costs.tile_rows, costs.compute_rate};
+MlpTile chosen_tile(const MlpCosts& costs, const GroupedProducts& products,
+                    std::span<const Expert> experts, double batch_tokens) {
+  if (costs.tiles.empty()) return {costs.tile_rows, costs.compute_rate, {}};
+  if (costs.tiles.front().up_to_tokens) {
+    const auto fits = [&](const MlpTile& tile) {
+      return !tile.up_to_tokens || batch_tokens <= *tile.up_to_tokens;
+    };
+    return *std::find_if(costs.tiles.begin(), costs.tiles.end() - 1, fits);
+  }
+  MlpTile best;
   double least_s = std::numeric_limits<double>::infinity();
   for (const MlpTile& tile : costs.tiles) {
     const auto larger = [](double memory_s, double compute_s) {
       return std::max(memory_s, compute_s);
     };
-    const double time_s = over_experts(costs, tile, products, experts, larger);
+    const double time_s = products.depth * tile.value_time.value +
+                          over_experts(costs, tile, products, experts, larger);
     if (time_s >= least_s) continue;
     least_s = time_s;
     best = tile;
   }
+  return best;
+}
+
+// Zero where no expert has rows.
+template <class Expert>
+Seconds products_time(const MlpCosts& costs, const GroupedProducts& products,
+                      std::span<const Expert> experts, double batch_tokens) {
+  double rows = 0.0;
+  for (const Expert& expert : experts) rows += experts_of(expert) * rows_of(expert);
+  if (rows <= 0.0) return {};
+  const MlpTile tile = chosen_tile(costs, products, experts, batch_tokens);
   const double q = costs.sharpness;
-  return {over_experts(costs, best, products, experts, [q](double memory_s, double compute_s) {
-    const auto [smaller, larger] = std::minmax(memory_s, compute_s);
-    return larger * std::pow(1.0 + std::pow(smaller / larger, q), 1.0 / q);
-  })};
+  const double blended_s =
+      over_experts(costs, tile, products, experts, [q](double memory_s, double compute_s) {
+        const auto [smaller, larger] = std::minmax(memory_s, compute_s);
+        return larger * std::pow(1.0 + std::pow(smaller / larger, q), 1.0 / q);
+      });
+  const double beside_s = costs.row_bandwidth
+                              ? rows * products.row_values * kBf16Bytes / costs.row_bandwidth->value
+                              : 0.0;
+  return {products.depth * tile.value_time.value + blended_s + beside_s};
 }
 
 template <class Expert>
 Seconds whole_mlp_time(const MlpCosts& costs, double hidden, double intermediate,
-                       std::span<const Expert> experts, double batch_copies) {
+                       std::span<const Expert> experts, const MlpBatch& batch) {
   const GroupedProducts products = mlp_products(hidden, intermediate);
-  const Seconds time = best_tile_time(costs, products, experts);
-  if (time.value == 0.0 && batch_copies == 0.0) return {};
-  return costs.launch + time +
-         Seconds{batch_copies * products.row_values * kBf16Bytes / costs.batch_bandwidth.value};
+  const Seconds time = products_time(costs, products, experts, batch.tokens);
+  if (time.value == 0.0 && batch.copies == 0.0) return {};
+  return costs.launch + costs.expert * batch.num_experts + time +
+         Seconds{batch.copies * products.row_values * kBf16Bytes / costs.batch_bandwidth.value};
+}
+
+double sum_of(std::span<const std::uint64_t> rows) {
+  return static_cast<double>(std::accumulate(rows.begin(), rows.end(), std::uint64_t{0}));
 }
 
 }  // namespace
 
 Seconds grouped_products_time(const MlpCosts& costs, const GroupedProducts& products,
                               std::span<const std::uint64_t> expert_rows) {
-  return best_tile_time(costs, products, expert_rows);
+  return products_time(costs, products, expert_rows, sum_of(expert_rows));
 }
 
 MlpCosts with_faster_products(MlpCosts costs, double factor) {
@@ -110,13 +139,15 @@ MlpCosts with_faster_products(MlpCosts costs, double factor) {
 }
 
 Seconds mean_mlp_time(const MlpCosts& costs, double hidden, double intermediate,
-                      std::span<const ExpertRows> experts, double batch_copies) {
-  return whole_mlp_time(costs, hidden, intermediate, experts, batch_copies);
+                      std::span<const ExpertRows> experts, const MlpBatch& batch) {
+  return whole_mlp_time(costs, hidden, intermediate, experts, batch);
 }
 
 Seconds calibrated_mlp_time(const MlpCosts& costs, double hidden, double intermediate,
                             std::span<const std::uint64_t> expert_tokens, double batch_copies) {
-  return whole_mlp_time(costs, hidden, intermediate, expert_tokens, batch_copies);
+  const MlpBatch batch{batch_copies, sum_of(expert_tokens),
+                       static_cast<double>(expert_tokens.size())};
+  return whole_mlp_time(costs, hidden, intermediate, expert_tokens, batch);
 }
 
 Seconds mlp_time(const GpuModel& gpu, const MlpShape& shape,

@@ -123,21 +123,29 @@ double item_latency_s(const KernelCosts& costs, double bytes, double items);
 struct GroupedProducts {
   double weights = 0.0, columns = 0.0, row_values = 0.0;
   double weight_bytes = 2.0;  // of a value
+  double depth = 0.0;         // k, over the kernels: gate and up are one, h + i with down
 };
 // So many experts have so many rows; means over draws need not be whole.
 struct ExpertRows {
   double rows = 0.0;
   double experts = 1.0;
 };
-// The sum over the experts in the formula of MlpCosts, by its best tile.
+// The terms of the formula of MlpCosts that depend on rows of the experts, by its best tile; tiles by
+// tokens take the rows for these, which count a token once for each of its experts here.
 Seconds grouped_products_time(const MlpCosts& costs, const GroupedProducts& products,
                               std::span<const std::uint64_t> expert_rows);
 // All tiles that much faster.
 MlpCosts with_faster_products(MlpCosts costs, double factor);
 
 // The formula of MlpCosts, in BF16.
+struct MlpBatch {
+  double copies = 0.0;       // batch_copies
+  double tokens = 0.0;       // that choose the tile
+  double num_experts = 0.0;  // of the rank
+};
 Seconds mean_mlp_time(const MlpCosts& costs, double hidden, double intermediate,
-                      std::span<const ExpertRows> experts, double batch_copies);
+                      std::span<const ExpertRows> experts, const MlpBatch& batch);
+// The rank's experts are those of `expert_tokens`; their sum are the tokens.
 Seconds calibrated_mlp_time(const MlpCosts& costs, double hidden, double intermediate,
                             std::span<const std::uint64_t> expert_tokens, double batch_copies);
 

@@ -119,9 +119,10 @@ std::optional<OperationTime> calibrated_grouped(const GpuModel& gpu, const Model
   }
   const auto n = static_cast<double>(op.n);
   const auto k = static_cast<double>(op.k);
-  const double body = grouped_products_time(costs, {n * k, n, n + k, weight_bytes}, op.rows).value;
+  const double body =
+      grouped_products_time(costs, {n * k, n, n + k, weight_bytes, k}, op.rows).value;
   OperationTime time;
-  time.launch = costs.launch / 2.0;
+  time.launch = (costs.launch + costs.expert * static_cast<double>(op.rows.size())) / 2.0;
   time.total = {time.launch.value + body};
   time.compute = {body};
   time.memory_bytes = std::min(op.bytes, body * gpu.memory_bandwidth.value * gpu.memory_efficiency);

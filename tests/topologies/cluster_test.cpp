@@ -132,6 +132,28 @@ TEST(Cluster, TextKeepsProvenanceAndFailedCables) {
   EXPECT_EQ(to_yaml(again), to_yaml(cluster));
 }
 
+TEST(Cluster, TextKeepsEveryTermOfAnExpertMlp) {
+  Cluster cluster = plain_cluster(4, 1, kBrokenRing);
+  MlpCosts costs;
+  costs.launch = Seconds{20e-6};
+  costs.weight_bandwidth = Bandwidth{4e12};
+  costs.compute_rate = ComputeRate{6e14};
+  costs.batch_bandwidth = Bandwidth{2e12};
+  costs.tiles = {{16, ComputeRate{2e14}, Seconds{1e-9}, 32},
+                 {64, ComputeRate{6e14}, Seconds{3e-9}}};
+  costs.expert = Seconds{7e-8};
+  costs.row_bandwidth = Bandwidth{5e12};
+  cluster.gpu.mlp = costs;
+  const Cluster again = read_cluster(parse_yaml(to_yaml(cluster), "again.yaml"));
+  ASSERT_TRUE(again.gpu.mlp && again.gpu.mlp->tiles.size() == 2);
+  EXPECT_EQ(again.gpu.mlp->tiles[0].up_to_tokens, 32U);
+  EXPECT_EQ(again.gpu.mlp->tiles[0].value_time, Seconds{1e-9});
+  EXPECT_EQ(again.gpu.mlp->tiles[1].up_to_tokens, std::nullopt);
+  EXPECT_EQ(again.gpu.mlp->expert, costs.expert);
+  EXPECT_EQ(again.gpu.mlp->row_bandwidth, costs.row_bandwidth);
+  EXPECT_EQ(to_yaml(again), to_yaml(cluster));
+}
+
 // k^3/4 NIC ports: k = 42 is the smallest even k with 16,384 of them (40: 16,000; 42: 18,522).
 TEST(Cluster, AutoParametersGrowWithTheCluster) {
   const auto k = [](std::uint32_t ranks) {

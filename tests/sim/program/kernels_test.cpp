@@ -109,7 +109,33 @@ TEST(KernelCosts, ACalibratedMlpTakesItsBestTile) {
   EXPECT_EQ(time(3), 30000 + 3 * 2060);
   // As many experts as a mean over draws has.
   const ExpertRows half[]{{3.0, 0.5}};
-  EXPECT_EQ(nanoseconds(mean_mlp_time(costs, 500, 10, half, 0.0).value), (30000 + 3 * 2060) / 2);
+  EXPECT_EQ(nanoseconds(mean_mlp_time(costs, 500, 10, half, {}).value), (30000 + 3 * 2060) / 2);
+}
+
+// One expert of 500 * 10: a block of a tile of 4 rows takes 1 ns for each of the 500 values of gate and up
+// and of the 10 of down, one of 16 rows 2 ns. Three rows: 4 * 30000 / 40 + 510 = 3510 ns in tiles of 4 and
+// 16 * 30000 / 120 + 1020 = 5020 in those of 16. Where up to three tokens take the small tile, two experts
+// of two rows take the large one: 2 * 4000 + 1020 ns instead of 2 * 3000 + 510.
+TEST(KernelCosts, ATileTakesItsValuesOneAfterTheOther) {
+  MlpCosts costs;
+  costs.weight_bandwidth = Bandwidth{1000e9};
+  costs.batch_bandwidth = Bandwidth{1e9};
+  costs.sharpness = 100.0;
+  costs.tiles = {{4, ComputeRate{40e9}, Seconds{1e-9}}, {16, ComputeRate{120e9}, Seconds{2e-9}}};
+  const auto time = [&](const std::vector<std::uint64_t>& rows) {
+    return nanoseconds(calibrated_mlp_time(costs, 500, 10, rows, 0.0).value);
+  };
+  EXPECT_EQ(time({3}), 3510);
+  EXPECT_EQ(time({2, 2}), 6510);
+  costs.tiles[0].up_to_tokens = 3;
+  EXPECT_EQ(time({3}), 3510);
+  EXPECT_EQ(time({2, 2}), 9020);
+  EXPECT_EQ(time({12}), 5020);
+  // Every expert of the rank costs 100 ns, with rows or without; a row moves 2060 B at 1 B/ns.
+  costs.expert = Seconds{100e-9};
+  costs.row_bandwidth = Bandwidth{1e9};
+  EXPECT_EQ(time({0, 3, 0}), 3510 + 3 * 100 + 3 * 2060);
+  EXPECT_EQ(time({0, 0}), 0);
 }
 
 // When the kernels that `add` adds end, on two GPUs; all are ready at the start.
