@@ -95,7 +95,7 @@ struct NcclParameters {
 //
 // where r' rows come in, and the last term counts the n' tokens whose results are added up (combine).
 // To one destination alone it sends r" rows in n * token + r" * row(b) * P / pair_gain: the warps are
-// dealt to P destinations. What goes to other GPUs is limited by port_bandwidth too, each direction;
+// dealt to P destinations. What goes to other GPUs is limited by port_bandwidth (of a GPU) as well;
 // of kernels that work in two hops, what goes to other nodes. No exchange takes less than `least`:
 // a host that starts kernels one by one starts the next no sooner, however short they are.
 struct CopyKernel {
@@ -124,10 +124,10 @@ struct DeepepNormalParameters {
   std::optional<CopyKernel> dispatch_between, combine_between;
 };
 
-// A kernel that puts rows straight into the receiver's memory: a rank with P peers, f rows per token
-// and T tokens in all
+// A kernel that puts rows into the receiver's memory: a rank with P peers, f rows per token to other
+// ranks and T tokens in all (one that pulls: its tokens wait for their rows while others' come)
 //
-//   starts   fixed + P * peer + f * token_row
+//   starts   fixed + P * peer + f * token_row (one that pulls: without the last term)
 //   sends    max(T * token / multiprocessors, rows * row, bytes over links / port_bandwidth)
 struct PutKernel {
   Seconds fixed;
@@ -145,7 +145,7 @@ struct DeepepLowLatencyParameters {
   PutKernel dispatch, combine;
 };
 
-// `nvlink_one_sided`: one put per (token, rank), flags as barriers; combine pulls.
+// `nvlink_one_sided`: one put per (token, rank); combine pulls, for f * token_row or longer.
 struct NvlinkOneSidedParameters {
   std::uint32_t sms = 1;
   PutKernel dispatch, combine;

@@ -77,6 +77,7 @@ PhaseVolumes volumes_of(const RowExchange& exchange) {
   volumes.num_destinations = exchange.num_ranks;
   const std::size_t ranks_per_gpu = exchange.num_ranks / exchange.num_gpus;
   volumes.crosses_nodes = ranks_per_gpu > 1;
+  volumes.ranks_per_gpu = static_cast<std::uint32_t>(ranks_per_gpu);
   for (std::size_t src = 0; src < exchange.num_ranks; ++src) {
     for (std::size_t dst = 0; dst < exchange.num_ranks; ++dst) {
       const double rows = exchange.rows[src][dst];
@@ -85,10 +86,13 @@ PhaseVolumes volumes_of(const RowExchange& exchange) {
       RankVolume& to = volumes.ranks[dst];
       from.rows_out += rows;
       from.bytes_out += bytes;
-      from.largest_out = std::max(from.largest_out, bytes);
+      const bool same_gpu = src / ranks_per_gpu == dst / ranks_per_gpu;
+      double& largest = same_gpu ? from.largest_near : from.largest_out;
+      largest = std::max(largest, bytes);
       to.rows_in += rows;
       to.bytes_in += bytes;
-      if (src / ranks_per_gpu == dst / ranks_per_gpu) continue;
+      if (src == dst) from.rows_own = rows;
+      if (same_gpu) continue;
       from.port_out += bytes;
       to.port_in += bytes;
     }
@@ -104,7 +108,8 @@ PhaseVolumes alike(const RowExchange& exchange, double rows, double away, double
   rank.rows_out = rank.rows_in = rows;
   rank.bytes_out = rank.bytes_in = rows * exchange.row_bytes;
   rank.port_out = rank.port_in = away * exchange.row_bytes;
-  rank.largest_out = rank.bytes_out / destinations;
+  rank.rows_own = rows / destinations;
+  rank.largest_out = rank.largest_near = rank.bytes_out / destinations;
   rank.tokens = exchange.tokens_per_rank;
   volumes.row_bytes = exchange.row_bytes;
   volumes.num_destinations = static_cast<std::uint32_t>(destinations);

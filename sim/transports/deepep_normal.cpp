@@ -17,6 +17,17 @@
 
 namespace coterie {
 
+namespace {
+
+// Rows that the warps of a pair send at a time, by the library's own choice for so many ranks
+// (Buffer.get_dispatch_config and get_combine_config).
+double chunk_rows(Direction direction, std::uint32_t num_ranks) {
+  if (direction == Direction::kDispatch) return num_ranks <= 2 ? 24.0 : 6.0;
+  return num_ranks <= 2 ? 10.0 : num_ranks <= 4 ? 9.0 : 4.0;
+}
+
+}  // namespace
+
 KernelModel copy_kernel_model(const CopyKernel& kernel, Direction direction, double sms) {
   return [kernel, direction, channels = sms / 2.0](const PhaseVolumes& volumes,
                                                    const RankVolume& volume) {
@@ -42,11 +53,18 @@ KernelModel copy_kernel_model(const CopyKernel& kernel, Direction direction, dou
       times.receive_s += tokens * bytes / kernel.token_bandwidth->value;
     }
     // The warps of a pair look at all tokens too, and have their part of the multiprocessor.
-    if (volume.largest_out > 0.0 && bytes > 0.0) {
-      const double pair_s = scan_s + volume.largest_out / bytes / channels * row_s *
-                                         volumes.num_destinations / kernel.pair_gain;
-      if (pair_s > 0.0) times.pair_rate = volume.largest_out / pair_s;
-    }
+    const auto pair_rate = [&](double largest, double pair_row_s) {
+      if (largest <= 0.0 || bytes <= 0.0) return 0.0;
+      const double pair_s = scan_s + largest / bytes / channels * pair_row_s;
+      return pair_s > 0.0 ? largest / pair_s : 0.0;
+    };
+    const double far_s = row_s * volumes.num_destinations / kernel.pair_gain;
+    // Behind every chunk of rows they wait until it has arrived: within a GPU, without the links' way
+    // there and back.
+    const double chunk_s = 2.0 * volumes.link_s / chunk_rows(direction, volumes.num_destinations);
+    times.pair_rate = pair_rate(volume.largest_out, far_s);
+    times.near_pair_rate =
+        pair_rate(volume.largest_near, std::max(std::min(row_s, far_s), far_s - chunk_s));
     if (kernel.port_bandwidth) times.port_rate = kernel.port_bandwidth->value;
     return times;
   };

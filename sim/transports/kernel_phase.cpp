@@ -22,7 +22,7 @@ std::uint32_t destinations(const Cluster& cluster, const PhaseTraffic& traffic) 
     inside_node &= message.src / cluster.gpus_per_node == message.dst / cluster.gpus_per_node;
     along_rails &= message.src % cluster.gpus_per_node == message.dst % cluster.gpus_per_node;
   }
-  if (num_ranks <= per_node) return num_ranks;
+  if (num_ranks <= per_node || per_node == cluster.ranks_per_gpu) return num_ranks;
   if (along_rails) return (num_ranks + per_node - 1) / per_node;
   return inside_node ? per_node : num_ranks;
 }
@@ -40,6 +40,8 @@ class RankResources {
     }
     resources_.push_back(resource);
   }
+  // The next rank has the resource of the one before.
+  void share() { resources_.push_back(resources_.back()); }
   void use(std::uint32_t rank, std::vector<std::uint32_t>& uses) const {
     if (resources_[rank]) uses.push_back(*resources_[rank]);
   }
@@ -51,9 +53,9 @@ class RankResources {
   std::vector<std::optional<std::uint32_t>> resources_;  // [num_ranks]
 };
 
-// The most bytes that each rank has for one other, over all messages of the pair, and whether there
-// are several.
-void set_largest(const PhaseTraffic& traffic, PhaseVolumes& volumes) {
+// The most bytes that each rank has for one rank of another GPU and for one of its own, over all
+// messages of the pair, and whether there are several.
+void set_largest(const Cluster& cluster, const PhaseTraffic& traffic, PhaseVolumes& volumes) {
   std::vector<std::pair<std::uint64_t, double>> pairs;
   pairs.reserve(traffic.messages.size());
   for (const Message& message : traffic.messages) {
@@ -66,9 +68,11 @@ void set_largest(const PhaseTraffic& traffic, PhaseVolumes& volumes) {
     const bool again = i > 0 && pairs[i].first == pairs[i - 1].first;
     volumes.has_rounds |= again;
     bytes = pairs[i].second + (again ? bytes : 0.0);
+    const auto src = static_cast<std::uint32_t>(pairs[i].first >> 32);
+    const auto dst = static_cast<std::uint32_t>(pairs[i].first);
+    RankVolume& from = volumes.ranks[src - traffic.first_gpu];
     double& largest =
-        volumes.ranks[static_cast<std::uint32_t>(pairs[i].first >> 32) - traffic.first_gpu]
-            .largest_out;
+        cluster.device_of(src) == cluster.device_of(dst) ? from.largest_near : from.largest_out;
     largest = std::max(largest, bytes);
   }
 }
@@ -123,13 +127,14 @@ class KernelPhase : public PhaseTransport {
         ports_out_(builder, "kernel port out", first_gpu_),
         ports_in_(builder, "kernel port in", first_gpu_),
         adapted_(std::move(adapted)) {
-    for (const RankVolume& volume : volumes.ranks) {
+    for (std::size_t rank = 0; rank < volumes.ranks.size(); ++rank) {
+      const RankVolume& volume = volumes.ranks[rank];
       const KernelTimes times = model(volumes, volume);
       senders_.add(rate_of(volume.bytes_out, times.send_s));
       receivers_.add(rate_of(volume.bytes_in, times.receive_s));
-      ports_out_.add(volume.port_out > 0.0 ? times.port_rate : 0.0);
-      ports_in_.add(volume.port_in > 0.0 ? times.port_rate : 0.0);
-      pair_caps_.push_back(times.pair_rate > 0.0 ? builder.add_rate_cap(times.pair_rate) : kNoCap);
+      add_ports(volumes, rank, times.port_rate);
+      pair_caps_.push_back(cap_of(times.pair_rate));
+      near_pair_caps_.push_back(cap_of(times.near_pair_rate));
     }
   }
 
@@ -146,8 +151,10 @@ class KernelPhase : public PhaseTransport {
     senders_.use(src, uses);
     receivers_.use(dst, uses);
     uses.push_back(gpus_.memory(message.src));  // rows are read once,
+    const bool same_gpu = cluster_.device_of(message.src) == cluster_.device_of(message.dst);
     if (src != dst) {
-      if (!crosses_nodes_ || tier_of(cluster_, message.src, message.dst) == Tier::kNetwork) {
+      if (crosses_nodes_ ? tier_of(cluster_, message.src, message.dst) == Tier::kNetwork
+                         : !same_gpu) {
         ports_out_.use(src, uses);
         ports_in_.use(dst, uses);
       }
@@ -164,7 +171,7 @@ class KernelPhase : public PhaseTransport {
     return builder_.add({.src = message.src,
                          .dst = message.dst,
                          .amount = message.bytes,
-                         .rate_cap = pair_caps_[src],
+                         .rate_cap = (same_gpu ? near_pair_caps_ : pair_caps_)[src],
                          .queue = queue_of(message),
                          .waits_for = leaves,
                          .signals = all,
@@ -172,6 +179,24 @@ class KernelPhase : public PhaseTransport {
   }
 
  private:
+  std::uint32_t cap_of(double rate) { return rate > 0.0 ? builder_.add_rate_cap(rate) : kNoCap; }
+  // Ranks of a GPU share its port, which is made where any of them uses it.
+  void add_ports(const PhaseVolumes& volumes, std::size_t rank, double port_rate) {
+    if (rank % volumes.ranks_per_gpu != 0) {
+      ports_out_.share();
+      ports_in_.share();
+      return;
+    }
+    double out = 0.0;
+    double in = 0.0;
+    const std::size_t end = std::min(rank + volumes.ranks_per_gpu, volumes.ranks.size());
+    for (std::size_t other = rank; other < end; ++other) {
+      out += volumes.ranks[other].port_out;
+      in += volumes.ranks[other].port_in;
+    }
+    ports_out_.add(out > 0.0 ? port_rate : 0.0);
+    ports_in_.add(in > 0.0 ? port_rate : 0.0);
+  }
   // Rows of a pair go through one buffer, in order: a round is there before the next one's rows.
   std::uint32_t queue_of(const Message& message) {
     if (!has_rounds_) return kFreeQueue;
@@ -189,7 +214,7 @@ class KernelPhase : public PhaseTransport {
   std::uint32_t first_gpu_;
   std::vector<std::uint32_t> starts_, ends_;  // [num_ranks] events
   RankResources senders_, receivers_, ports_out_, ports_in_;
-  std::vector<std::uint32_t> pair_caps_;  // [num_ranks] of the sender
+  std::vector<std::uint32_t> pair_caps_, near_pair_caps_;  // [num_ranks] of the sender
   std::function<Message(const Message&)> adapted_;
 };
 
@@ -207,7 +232,12 @@ PhaseVolumes phase_volumes(const Cluster& cluster, const PhaseTraffic& traffic) 
     volumes.crosses_nodes =
         traffic.first_gpu / domain != (traffic.first_gpu + num_ranks - 1) / domain;
   }
-  set_largest(traffic, volumes);
+  volumes.ranks_per_gpu = cluster.ranks_per_gpu;
+  const bool over_network = volumes.crosses_nodes && cluster.nic;
+  volumes.link_s = over_network       ? cluster.nic->latency.value
+                   : cluster.scale_up ? cluster.scale_up->latency.value
+                                      : 0.0;
+  set_largest(cluster, traffic, volumes);
   double bytes = 0.0;
   double rows = 0.0;
   for (const Message& message : traffic.messages) {
@@ -218,10 +248,12 @@ PhaseVolumes phase_volumes(const Cluster& cluster, const PhaseTraffic& traffic) 
     from.bytes_out += message.bytes;
     to.rows_in += num_rows;
     to.bytes_in += message.bytes;
+    if (message.src == message.dst) from.rows_own += num_rows;
     rows += num_rows;
     bytes += message.bytes;
     const Tier tier = tier_of(cluster, message.src, message.dst);
-    if (tier == Tier::kNetwork || (tier == Tier::kScaleUp && !volumes.crosses_nodes)) {
+    const bool same_gpu = cluster.device_of(message.src) == cluster.device_of(message.dst);
+    if (tier == Tier::kNetwork || (!same_gpu && !volumes.crosses_nodes)) {
       from.port_out += message.bytes;
       to.port_in += message.bytes;
     }
@@ -237,12 +269,20 @@ PhaseVolumes phase_volumes(const Cluster& cluster, const PhaseTraffic& traffic) 
 
 double kernel_flow_s(const KernelModel& model, const PhaseVolumes& volumes, double port_limit) {
   double flow_s = 0.0;
-  for (const RankVolume& volume : volumes.ranks) {
+  double out = 0.0;  // bytes of the ranks of a GPU so far
+  double in = 0.0;
+  for (std::size_t rank = 0; rank < volumes.ranks.size(); ++rank) {
+    const RankVolume& volume = volumes.ranks[rank];
     const KernelTimes times = model(volumes, volume);
     const double port = times.port_rate > 0.0 ? std::min(times.port_rate, port_limit) : port_limit;
-    flow_s = std::max(
-        {flow_s, times.send_s, times.receive_s, std::max(volume.port_out, volume.port_in) / port});
+    if (rank % volumes.ranks_per_gpu == 0) out = in = 0.0;
+    out += volume.port_out;
+    in += volume.port_in;
+    flow_s = std::max({flow_s, times.send_s, times.receive_s, std::max(out, in) / port});
     if (times.pair_rate > 0.0) flow_s = std::max(flow_s, volume.largest_out / times.pair_rate);
+    if (times.near_pair_rate > 0.0) {
+      flow_s = std::max(flow_s, volume.largest_near / times.near_pair_rate);
+    }
   }
   return flow_s;
 }

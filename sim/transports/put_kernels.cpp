@@ -9,23 +9,29 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "core/error.hpp"
 #include "sim/transports/makers.hpp"
 
 namespace coterie {
 
-KernelModel put_kernel_model(const PutKernel& kernel, Direction direction, double sms) {
-  return [kernel, direction, sms](const PhaseVolumes& volumes, const RankVolume& volume) {
+KernelModel put_kernel_model(const PutKernel& kernel, Direction direction, double sms, bool pulls) {
+  return [kernel, direction, sms, pulls](const PhaseVolumes& volumes, const RankVolume& volume) {
     KernelTimes times;
     const bool dispatch = direction == Direction::kDispatch;
-    const double rows = dispatch ? volume.rows_out : volume.rows_in;
+    const double rows = (dispatch ? volume.rows_out : volume.rows_in) - volume.rows_own;
     const double per_token = volume.tokens > 0.0 ? rows / volume.tokens : 0.0;
-    times.start_s = kernel.fixed.value + kernel.peer.value * (volumes.num_destinations - 1.0) +
-                    kernel.token_row.value * per_token;
+    const double links_s = kernel.token_row.value * per_token;
+    times.start_s = kernel.fixed.value + kernel.peer.value * (volumes.num_destinations - 1.0);
     const double tokens_s = volume.tokens * kernel.token.value / sms;
     times.send_s = std::max(volume.rows_out * kernel.row.value, dispatch ? tokens_s : 0.0);
     times.receive_s = std::max(volume.rows_in * kernel.row.value, dispatch ? 0.0 : tokens_s);
+    if (pulls && !dispatch) {
+      times.receive_s = std::max(times.receive_s, links_s);
+    } else {
+      times.start_s += links_s;
+    }
     times.port_rate = kernel.port_bandwidth.value;
     return times;
   };
@@ -52,8 +58,8 @@ class PutTransport : public KernelTransport {
       }
     }
     const bool dispatch = direction == Direction::kDispatch;
-    return put_kernel_model(dispatch ? parameters_.dispatch : parameters_.combine, direction,
-                            sms());
+    return put_kernel_model(dispatch ? parameters_.dispatch : parameters_.combine, direction, sms(),
+                            std::is_same_v<Parameters, NvlinkOneSidedParameters>);
   }
   // The low-latency kernels know no de-duplication: a row per (token, expert).
   Message adapted(const Message& message) const override {

@@ -6,6 +6,6 @@
 
 namespace coterie {
 
-// PutKernel in topologies/transports.hpp has the formula.
-KernelModel put_kernel_model(const PutKernel& kernel, Direction direction, double sms);
+// PutKernel in topologies/transports.hpp has the formula. `pulls`: a combine fetches its rows.
+KernelModel put_kernel_model(const PutKernel& kernel, Direction direction, double sms, bool pulls);
 }  // namespace coterie

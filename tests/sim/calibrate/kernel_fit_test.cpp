@@ -115,6 +115,43 @@ TEST(KernelFit, TheSimulatorComputesTheFittedModel) {
   }
 }
 
+// A dispatch of 16 tokens took 100 us, one of 32 tokens and more rows 90 us: the first was held up and
+// counts as 90 us. One of 9 rows for rank 1 took 95 us: it asks for more than that of 8. On 32
+// multiprocessors 93 us are within 4 % of 90. Nothing compares with the combine.
+TEST(KernelFit, WhatAsksNoMoreTakesNoLonger) {
+  const std::string text =
+      "direction,ranks,sms,row_bytes,tokens_per_rank,rows_src_dst,time_us\n"
+      "dispatch,2,24,4096,16,\"[[9, 3], [4, 9]]\",100\n"
+      "dispatch,2,24,4096,32,\"[[9, 8], [4, 9]]\",90\n"
+      "dispatch,2,24,4096,32,\"[[9, 9], [4, 9]]\",95\n"
+      "dispatch,2,32,4096,32,\"[[9, 8], [4, 9]]\",93\n"
+      "combine,2,24,4096,16,\"[[9, 3], [4, 9]]\",200\n";
+  const auto exchanges = undisturbed(parse_row_exchanges(text, "t"));
+  const std::vector<double> expected{90.0, 90.0, 95.0, 93.0, 200.0};
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    EXPECT_DOUBLE_EQ(exchanges[i].time_s * 1e6, expected[i]) << i;
+  }
+  EXPECT_TRUE(asks_no_more(exchanges[1], exchanges[2], 0.0));
+  EXPECT_FALSE(asks_no_more(exchanges[2], exchanges[1], 0.0));
+  EXPECT_TRUE(asks_no_more(exchanges[2], exchanges[1], 0.125));
+}
+
+// Ports of 900 GB/s, of which 630 GB/s are assumed. A token's row of 6300 B takes 10 ns over one; to three
+// other ranks 30 ns. A block's cost that neither shows lies between 10 and 30 ns: 15 ns, of which 148
+// multiprocessors make 2.22 us each.
+TEST(KernelFit, AssumesAHiddenCostBetweenItsBounds) {
+  RowExchange exchange;
+  exchange.transport = "nvlink_one_sided";
+  exchange.sms = 148.0;
+  exchange.volumes.row_bytes = 6300.0;
+  exchange.volumes.ranks.resize(1);
+  exchange.volumes.ranks[0].tokens = 100.0;
+  exchange.volumes.ranks[0].port_out = 300.0 * 6300.0;
+  EXPECT_NEAR(assumed_token({exchange}, 900e9).value, 148.0 * 15e-9, 1e-12);
+  exchange.transport = "deepep_low_latency";
+  EXPECT_DOUBLE_EQ(assumed_token({exchange}, 900e9).value, 1e-6);
+}
+
 TEST(KernelFit, FillsATransportAndSaysHowFarItIsOff) {
   const std::string dispatch = table_of(known_kernel(), 0.02);
   std::string combine = dispatch;

@@ -113,6 +113,39 @@ TEST(DeepepNormal, ThePortLimitsWhatLeaves) {
   EXPECT_NEAR(run.execution.makespan_s, 350e-6, 1e-10);
 }
 
+// Two ranks on each of two GPUs, whose ports carry 1 GB/s: 100 rows of 1000 B each from ranks 0 and 1 to
+// ranks 2 and 3 share one port, 200 us. Were they GPUs of their own, each would have its port: 100 us.
+TEST(DeepepNormal, RanksOfOneGpuShareItsPort) {
+  DeepepNormalParameters parameters = normal();
+  parameters.sms = 40;
+  parameters.dispatch.port_bandwidth = Bandwidth{1e9};
+  Cluster cluster = testing::two_tiers(2, 2, 100e9, 100e9);
+  cluster.gpu.num_sms = 100;
+  const std::vector<Message> messages{rows(0, 2, 100), rows(1, 3, 100)};
+  EXPECT_NEAR(run_phase(with(cluster, parameters), {}, messages).execution.makespan_s, 150e-6,
+              1e-10);
+  cluster.ranks_per_gpu = 2;
+  EXPECT_NEAR(run_phase(with(cluster, parameters), {}, messages).execution.makespan_s, 250e-6,
+              1e-10);
+}
+
+// Of four ranks a pair's warps take 4 * 2 us for a row of a channel. Rows to another GPU wait for the
+// link's 3 us there and back behind every chunk of 6; those within a GPU do not: 50 rows of a channel
+// take 400 us, or 50 * (8 - 1) us. The link's own latency comes once.
+TEST(DeepepNormal, RowsWithinAGpuDoNotWaitForTheLinks) {
+  DeepepNormalParameters parameters = normal();
+  parameters.dispatch.pair_gain = 1.0;
+  Cluster cluster = testing::two_tiers(2, 2, 100e9, 100e9);
+  cluster.gpu.num_sms = 100;
+  cluster.ranks_per_gpu = 2;
+  cluster.nic->latency = Seconds{3e-6};
+  const auto time = [&](const Message& message) {
+    return run_phase(with(cluster, parameters), {}, {message}).execution.makespan_s;
+  };
+  EXPECT_NEAR(time(rows(0, 1, 100)), 50e-6 + 350e-6, 1e-9);
+  EXPECT_NEAR(time(rows(0, 2, 100)), 50e-6 + 400e-6, 7e-6);
+}
+
 // 400 tokens of rank 0, of which 100 go to each of two ranks: every one is looked at for 1 us,
 // 200 us in a channel, and 200 rows take 200 us. Combine adds 400 tokens up at 1000 B / 2 GB/s each,
 // 100 us in a channel, beside the 200 us of the rows that come back.
@@ -184,8 +217,8 @@ TEST(DeepepNormal, ASecondHopRunsInTheSameKernel) {
   EXPECT_NEAR(execution.makespan_s, 70e-6 + 100e-6 + 100e-6, 1e-10);
 }
 
-// 10 us, 1 us for the peer, 2 us for each of the two rows of a token; then 200 rows at 1 us each are
-// slower than 100 tokens of 4 us on 8 multiprocessors (50 us) and 100 kB at 10 GB/s (10 us).
+// 10 us, 1 us for the peer, 2 us for the row of a token that leaves its rank; then 200 rows at 1 us each
+// are slower than 100 tokens of 4 us on 8 multiprocessors (50 us) and 100 kB at 10 GB/s (10 us).
 TEST(PutKernels, TheSlowestOfMessagesTokensAndBytes) {
   PutKernel kernel;
   kernel.fixed = Seconds{10e-6};
@@ -201,11 +234,33 @@ TEST(PutKernels, TheSlowestOfMessagesTokensAndBytes) {
     return run_phase(cluster, {}, messages, Direction::kDispatch, false, tokens)
         .execution.makespan_s;
   };
-  EXPECT_NEAR(time(), 15e-6 + 200e-6, 1e-10);
+  EXPECT_NEAR(time(), 13e-6 + 200e-6, 1e-10);
   kernel.row = Seconds{};
-  EXPECT_NEAR(time(), 15e-6 + 50e-6, 1e-10);
+  EXPECT_NEAR(time(), 13e-6 + 50e-6, 1e-10);
   kernel.token = Seconds{};
-  EXPECT_NEAR(time(), 15e-6 + 10e-6, 1e-10);
+  EXPECT_NEAR(time(), 13e-6 + 10e-6, 1e-10);
+}
+
+// 10 us and 1 us for the peer. The tokens of both ranks get a row each from the other and wait 8 us on the
+// links: one token alone takes that long, 100 of them as long as their 100 kB at 10 GB/s (10 us), beside which
+// the waiting is hidden. The low-latency kernels put, and wait at the end: 8 us and 10 us.
+TEST(PutKernels, PullsHideWhatTheLinksTake) {
+  PutKernel kernel;
+  kernel.fixed = Seconds{10e-6};
+  kernel.peer = Seconds{1e-6};
+  kernel.token_row = Seconds{8e-6};
+  kernel.port_bandwidth = Bandwidth{10e9};
+  const auto time = [](const TransportParameters& parameters, std::uint32_t count) {
+    const std::vector<Message> messages{rows(1, 0, count), rows(0, 1, count)};
+    return run_phase(with(node(2), parameters), {}, messages, Direction::kCombine, false,
+                     {count, count})
+        .execution.makespan_s;
+  };
+  const NvlinkOneSidedParameters one_sided{8, kernel, kernel};
+  EXPECT_NEAR(time(one_sided, 1), 11e-6 + 8e-6, 1e-10);
+  EXPECT_NEAR(time(one_sided, 100), 11e-6 + 10e-6, 1e-10);
+  const DeepepLowLatencyParameters low_latency{8, 128, kernel, kernel};
+  EXPECT_NEAR(time(low_latency, 100), 11e-6 + 8e-6 + 10e-6, 1e-10);
 }
 
 // 100 rows that serve 300 (token, expert) pairs are 300 puts: 300 kB at 1 GB/s.
