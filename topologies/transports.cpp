@@ -67,7 +67,6 @@ StartCost read_start_cost(const YamlValue& value) {
   if (const auto ramp = map.optional("shared_ramp")) cost.shared_ramp = read_ramp(*ramp);
   if (const auto ramp = map.optional("socket_ramp")) cost.socket_ramp = read_ramp(*ramp);
   if (const auto time = map.optional("per_doubling")) cost.per_doubling = time->as_seconds();
-  if (const auto time = map.optional("per_channel")) cost.per_channel = time->as_seconds();
   if (const auto rate = map.optional("first_bandwidth")) {
     cost.first_bandwidth = positive_bandwidth(*rate);
   }
@@ -114,25 +113,32 @@ void read_dealing(LayeredMap& map, NcclTier& tier) {
                          fmt::format("at most the {} channels of all", *tier.channels));
     }
   }
-  if (const auto chunk = given("chunk")) {
-    tier.chunk = chunk->as_bytes();
-    if (tier.chunk->value < kLeastChunk) {
-      throw chunk->error(fmt::format("{} B", tier.chunk->value),
+  const auto chunk = [&](const char* key, std::optional<Bytes>& value) {
+    const auto found = given(key);
+    if (!found) return;
+    value = found->as_bytes();
+    if (value->value < kLeastChunk) {
+      throw found->error(fmt::format("{} B", value->value),
                          fmt::format("at least {} B", kLeastChunk));
     }
-  }
+  };
+  chunk("chunk", tier.chunk);
+  chunk("ll_chunk", tier.ll_chunk);
   if (const auto few = given("few_channels")) tier.few_channels = few->as_number(1.0, 1000.0);
 }
 
 // First chunks are timed by a channel's rate.
 void check_first_chunks(const YamlValue& list, const NcclTier& tier) {
+  const bool timed =
+      std::all_of(tier.segments.begin(), tier.segments.end(),
+                  [](const MessageSegment& segment) { return segment.channel_bandwidth; });
   for (const StartCost& cost : tier.start) {
     if (!cost.first_bandwidth) continue;
     if (!tier.chunk)
       throw list.error("a first_bandwidth without a chunk", "chunk beside the start");
-    if (!tier.segments.back().channel_bandwidth) {
+    if (!timed) {
       throw list.error("a first_bandwidth where channels have no rate",
-                       "a channel_bandwidth in the last segment");
+                       "a channel_bandwidth in every segment");
     }
   }
 }
@@ -201,6 +207,9 @@ std::string nccl_tier_text(std::string_view key, const NcclTier& tier, std::size
     text += fmt::format("{}pair_channels: {}\n", spaces(indent + 2), *tier.pair_channels);
   }
   if (tier.chunk) text += fmt::format("{}chunk: {} B\n", spaces(indent + 2), tier.chunk->value);
+  if (tier.ll_chunk) {
+    text += fmt::format("{}ll_chunk: {} B\n", spaces(indent + 2), tier.ll_chunk->value);
+  }
   if (tier.few_channels) {
     text += fmt::format("{}few_channels: {}\n", spaces(indent + 2), *tier.few_channels);
   }
@@ -222,11 +231,9 @@ std::string nccl_tier_text(std::string_view key, const NcclTier& tier, std::size
     text += fmt::format("{}- launch: {}\n{}per_peer: {}\n", spaces(inner - 2), exact(cost.launch),
                         spaces(inner), exact(cost.per_peer));
     if (cost.up_to) text += fmt::format("{}up_to: {} B\n", spaces(inner), cost.up_to->value);
-    const auto add_time = [&](const char* name, Seconds time) {
-      if (time.value > 0.0) text += fmt::format("{}{}: {}\n", spaces(inner), name, exact(time));
-    };
-    add_time("per_doubling", cost.per_doubling);
-    add_time("per_channel", cost.per_channel);
+    if (cost.per_doubling.value > 0.0) {
+      text += fmt::format("{}per_doubling: {}\n", spaces(inner), exact(cost.per_doubling));
+    }
     if (cost.first_bandwidth) {
       text += fmt::format("{}first_bandwidth: {}\n", spaces(inner), exact(*cost.first_bandwidth));
     }
@@ -564,18 +571,25 @@ double channels_per_peer(std::uint32_t channels, std::uint32_t num_ranks) {
   return static_cast<double>(dealt);
 }
 
-double message_channels(const NcclTier& tier, std::uint32_t num_ranks, double bytes) {
+DealtMessage deal_message(const NcclTier& tier, std::uint32_t num_ranks, double bytes) {
   const std::uint32_t channels = tier.channels.value();
-  if (!tier.chunk) return channels_per_peer(channels, num_ranks);
+  if (!tier.chunk) return {channels_per_peer(channels, num_ranks), bytes};
   constexpr double kLeastPart = 1.0 / 8.0;  // of a chunk
   constexpr double kLargestPart = 32.0;     // chunks
-  const auto chunk = static_cast<double>(tier.chunk->value);
   const double most = tier.pair_channels.value_or(channels);
   double all = most;
   while (all * num_ranks > channels && all > 1.0) all = std::floor(all / 2.0);
-  double dealt = std::clamp(std::ceil(bytes / (kLeastPart * chunk)), 1.0, all);
-  while (bytes / dealt > kLargestPart * chunk && 2.0 * dealt <= most) dealt *= 2.0;
-  return dealt;
+  const auto least_parts = [&](Bytes chunk) {
+    return std::clamp(std::ceil(bytes / (kLeastPart * static_cast<double>(chunk.value))), 1.0, all);
+  };
+  const auto& first = tier.segments.front().up_to;
+  if (tier.ll_chunk && first && bytes / most <= static_cast<double>(first->value)) {
+    return {least_parts(*tier.ll_chunk), bytes / most};
+  }
+  const double largest = kLargestPart * static_cast<double>(tier.chunk->value);
+  double dealt = least_parts(*tier.chunk);
+  while (bytes / dealt > largest && 2.0 * dealt <= most) dealt *= 2.0;
+  return {dealt, bytes / (tier.ll_chunk ? most : dealt)};
 }
 
 std::vector<std::string> transport_warnings(const Cluster& cluster) {

@@ -44,12 +44,11 @@ struct MessageSegment {
 // volume takes beyond the launch: linear between its points, from zero at zero, and at the links'
 // rate after the last. An empty ramp is the links' rate throughout. `first` is what the first chunk of
 // every channel costs beyond its part of the stream (NcclTier; zero without a first_bandwidth): nobody
-// copies it out before it has come in, so that with c of the rank's channels in use, a first chunk of q
-// bytes on the one of the largest message, and Q bytes of first chunks in all
-//   first = per_channel * c + q / channel_bandwidth + Q / first_bandwidth
-//             - max(q / channel_bandwidth, Q / rate)
-// Under a rank_total_bandwidth (of
-// the links or of the transport) a rank's volume is half of what it sends and receives: as much as in an exchange of equal parts.
+// copies it out before it has come in, so that with a first chunk of q bytes on a channel of the largest
+// message, and Q bytes of first chunks on all of the rank's channels in use
+//   first = q / channel_bandwidth + Q / first_bandwidth - max(q / channel_bandwidth, Q / rate)
+// Under a rank_total_bandwidth (of the links or of the transport) a rank's volume is half of what it sends
+// and receives: as much as in an exchange of equal parts.
 struct RampPoint {
   Bytes volume;
   Seconds time;
@@ -64,9 +63,7 @@ struct StartCost {
   // Every rank waits for the last of those that it exchanges with: that grows with the logarithm of
   // their number.
   Seconds per_doubling{};
-  // Of first chunks; per_channel counts the rank's channels in use.
-  Seconds per_channel{};
-  std::optional<Bandwidth> first_bandwidth{};
+  std::optional<Bandwidth> first_bandwidth{};  // of first chunks
 };
 
 // `nccl`: grouped sends and receives, one message per pair.
@@ -77,10 +74,13 @@ struct NcclTier {
   // it each way in an exchange of equal parts: the direction of more bytes gets more of twice it.
   std::optional<std::uint32_t> channels;
   // Of these, the most of one pair of ranks (absent: all), and the largest part that is moved at once.
-  // With a chunk a message's channels depend on its size too (message_channels), and `up_to` of
-  // segments and starts counts the part of one channel.
+  // With a chunk a message's channels depend on its size too, and so does what `up_to` of segments and
+  // starts counts (deal_message).
   std::optional<std::uint32_t> pair_channels;
   std::optional<Bytes> chunk;
+  // The same of messages of the first segment, where they are dealt by a chunk of their own: NCCL's LL
+  // before 2.29.
+  std::optional<Bytes> ll_chunk;
   // How many times as long what joins the sockets takes (or, where nothing does, the shared link) while
   // a rank's largest message has fewer than pair_channels: less is on its way at once. At least 1.
   std::optional<double> few_channels;
@@ -100,11 +100,19 @@ struct NcclTier {
 // num_ranks times as many are no more than `channels`; at least one.
 [[nodiscard]] double channels_per_peer(std::uint32_t channels, std::uint32_t num_ranks);
 
-// The channels that NCCL deals a message of `bytes` (2.27 to 2.29, addP2pToPlan of its src/enqueue.cc):
-// of pair_channels as many as num_ranks ranks can all have, or fewer, so that each has an eighth of a
-// chunk; twice as many, up to pair_channels, as long as each has more than 32 chunks. Without a chunk
-// channels_per_peer. The tier has channels.
-[[nodiscard]] double message_channels(const NcclTier& tier, std::uint32_t num_ranks, double bytes);
+// How NCCL deals a message to channels (addP2pToPlan of its src/enqueue.cc).
+struct DealtMessage {
+  double channels = 1.0;
+  double protocol_size = 0.0;  // bytes, by which segments and starts are told apart
+};
+
+// A message of `bytes` has as many of pair_channels as num_ranks ranks can all have, or fewer, so that
+// each has an eighth of a chunk; twice as many, up to pair_channels, as long as each has more than 32
+// chunks. Its protocol goes by the part of one channel. With an ll_chunk it goes by the part that all of
+// pair_channels would have, and messages of the first segment are dealt by that chunk. Without a chunk
+// there are channels_per_peer, and `bytes` decide. The tier has channels.
+[[nodiscard]] DealtMessage deal_message(const NcclTier& tier, std::uint32_t num_ranks,
+                                        double bytes);
 
 struct NcclParameters {
   // Absent: messages of the tier cost what the links take.

@@ -376,7 +376,7 @@ NcclTier tier_of(const ChannelModel& model) {
   tier.segments.clear();
   tier.rank_bandwidth = Bandwidth{1.0 / model.slope};
   const Bytes ll_part{static_cast<std::int64_t>(kNcclThreshold)};
-  tier.segments.push_back({ll_part, {}, Bandwidth{model.message_rate}, {}});
+  tier.segments.push_back({ll_part, {}, {}, Bandwidth{model.ll_rate}});
   StartCost small{ll_part, {model.small.launch_s}, {}, {}, {}, {}};
   StartCost large{{}, {model.large.launch_s}, {}, {}, {}, {}};
   small.per_doubling = Seconds{model.small.per_doubling_s};
@@ -387,7 +387,8 @@ NcclTier tier_of(const ChannelModel& model) {
   if (model.copy) {
     last.channel_bandwidth = Bandwidth{model.copy->rate};
     large.first_bandwidth = Bandwidth{1.0 / model.copy->first_slope};
-    large.per_channel = Seconds{model.copy->per_channel_s};
+    // LL adds as many bytes of flags.
+    small.first_bandwidth = Bandwidth{0.5 / model.copy->first_slope};
   }
   if (model.shared) tier.few_channels = model.few_channels;
   tier.segments.push_back(last);

@@ -5,13 +5,16 @@
 // link that ranks share, Y: bytes between two sockets.
 //
 // ChannelModel is what NCCL does where all know how it deals messages to its channels, blocks of
-// threads that copy: over NVLink and over PCIe. A message has k channels (message_channels; k depends
-// on m and n), each a part p = m / k of it. Parts of up to 16 KiB are sent with the protocol LL:
+// threads that copy: over NVLink and over PCIe. A message has k channels (deal_message; k depends on m,
+// n and the version of NCCL), each a part p = m / k of it. Small messages (parts of up to 16 KiB;
+// before NCCL 2.29 those of up to 16 KiB for every channel of a pair, however many it uses) are sent
+// with the protocol LL, which adds as many bytes of flags. A part fits into its buffer: nothing
+// overlaps, and over NVLink
 //
-//   time = launch + per_doubling * log2(n / 2) + latency
-//            + max(m / message rate, x / B, LL's slope * X, LL's slope * Y)
+//   time = launch + per_doubling * log2(n / 2) + latency + p / LL's rate + 2 * x / first rate
 //
-// and larger ones with the protocol Simple, chunk by chunk:
+// over PCIe with max(p / LL's rate, x / B, LL's slope * X, LL's slope * Y) after the latency. Larger
+// ones are sent with the protocol Simple, chunk by chunk:
 //
 //   time = launch + per_doubling * log2(n / 2) + latency
 //            + max(max(p / channel rate, x / B) + first, few * X / S, few * Y / T)
@@ -21,10 +24,9 @@
 // rate or that of the rank's links. Nobody copies the first chunk meanwhile (a part of up to one chunk
 // not at all): with q = min(p, chunk), c channels in use and Q = c * q,
 //
-//   first = per_channel * c + q / channel rate + Q / first rate - max(q / channel rate, Q / B)
+//   first = q / channel rate + Q / first rate - max(q / channel rate, Q / B)
 //
-// per_channel is what channels of one GPU do one after the other, the fences before they tell each
-// other of new data. Over PCIe x / B alone is fitted (no channel rate, no `first`). There a pair of
+// Over PCIe x / B alone is fitted (no channel rate, no `first`). There a pair of
 // ranks has two channels at most, and with fewer less is on its way at once over the longest of the
 // shared links: `few`, one or more, while a message has one. What ranks share is one bridge, or one per
 // socket of 4 GPUs and what joins the sockets, or the uplink of each switch with 2 GPUs; which of them,
@@ -87,19 +89,19 @@ struct VolumeModel {
 };
 
 struct ChannelModel {
-  NcclTier dealing;  // channels, pair_channels, chunk; the rest is written by calibrated_cluster
+  // How messages are dealt, segments with `up_to` included; the rest is written by calibrated_cluster.
+  NcclTier dealing;
   struct Protocol {
     double launch_s = 0.0;
     double per_doubling_s = 0.0;
   };
   Protocol small, large;
-  double message_rate = 0.0;  // of small messages, bytes per second
-  double slope = 0.0;         // of a rank's links, seconds per byte
+  double ll_rate = 0.0;  // of one channel, bytes per second
+  double slope = 0.0;    // of a rank's links, seconds per byte
   // What a channel copies; absent: more than the links.
   struct Copy {
     double rate = 0.0;         // of one channel, bytes per second
     double first_slope = 0.0;  // seconds per byte
-    double per_channel_s = 0.0;
   };
   std::optional<Copy> copy;
   struct SharedLink {

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <set>
 #include <string>
 
@@ -11,7 +12,8 @@ namespace {
 // NCCL's own: bytes of one channel's part up to which it sends with LL, chunks of Simple over NVLink and
 // over PCIe, and how many channels a communicator has over NVLink (NCCL 2.27 to 2.29: src/enqueue.cc,
 // src/init.cc, src/graph/paths.cc).
-constexpr double kLlPart = 16384.0;
+constexpr std::int64_t kLlPart = 16384;
+constexpr std::int64_t kLlChunk = 65536;  // before NCCL 2.29
 constexpr std::int64_t kNvlinkChunk = 524288;
 constexpr std::int64_t kPcieChunk = 131072;
 constexpr std::uint32_t kNvlinkChannels = 32;
@@ -24,11 +26,9 @@ constexpr double kLinkShare = 0.72;
 constexpr double kLinkShareWidth = 0.1;
 constexpr double kFirstShareWidth = 0.15;
 constexpr double kChannelRate = 18e9;
-constexpr double kChannelRateWidth = 0.2;
+constexpr double kChannelRateWidth = 0.3;
 constexpr double kLlRate = 6e9;
 constexpr double kLlRateWidth = 0.2;
-constexpr double kPerChannel = 0.2e-6;
-constexpr double kPerChannelWidth = 1.5;
 // Of a launch: what twice the ranks cost, who start later by chance.
 constexpr double kDoublingShare = 0.1;
 constexpr double kDoublingWidth = 0.4;
@@ -58,7 +58,7 @@ double socket_bytes(const ChannelModel& model, std::uint32_t num_ranks, double m
 // What the points show at a glance, in SI.
 struct Glance {
   double least_s = 1e9;        // of all
-  double least_large_s = 1e9;  // of messages that no channels send with LL
+  double least_large_s = 1e9;  // of messages that are not sent with LL
   double rank_rate = 0.0, shared_rate = 0.0, socket_rate = 0.0;
 
   Glance(const std::vector<AllToAllPoint>& points, const ChannelModel& structure) {
@@ -68,7 +68,8 @@ struct Glance {
       const double shared = shared_bytes(structure, point.num_ranks, message);
       const double between = socket_bytes(structure, point.num_ranks, message);
       least_s = std::min(least_s, point.time_s);
-      if (message > kLlPart * kPciePairChannels) {
+      if (deal_message(structure.dealing, point.num_ranks, message).protocol_size >
+          static_cast<double>(kLlPart)) {
         least_large_s = std::min(least_large_s, point.time_s);
       }
       most_rate = std::max(most_rate, point.volume() / point.time_s);
@@ -104,13 +105,12 @@ class ChannelForm {
     add("per_doubling", doubling, kDoublingWidth);
     add("small.launch", launch(seen.least_s), 2.0);
     add("small.per_doubling", doubling, kDoublingWidth);
-    add("small.message_rate", kLlRate, kLlRateWidth);
+    add("small.ll_rate", kLlRate, kLlRateWidth);
     if (structure_.copy) {
       const double bandwidth = link_bandwidth_.value_or(seen.rank_rate / kLinkShare);
       add("slope", 1.0 / (kLinkShare * bandwidth), kLinkShareWidth);
       add("channel_rate", kChannelRate, kChannelRateWidth);
       add("first_slope", 1.0 / bandwidth, kFirstShareWidth);
-      add("per_channel", kPerChannel, kPerChannelWidth);
     } else {
       add("slope", 1.0 / seen.rank_rate, 2.0);
     }
@@ -137,12 +137,11 @@ class ChannelForm {
     model.large.per_doubling_s = take();
     model.small.launch_s = take();
     model.small.per_doubling_s = take();
-    model.message_rate = take();
+    model.ll_rate = take();
     model.slope = take();
     if (model.copy) {
       model.copy->rate = take();
       model.copy->first_slope = take();
-      model.copy->per_channel_s = take();
     }
     if (model.shared) {
       model.shared->slope = take();
@@ -165,19 +164,19 @@ class ChannelForm {
 double ChannelModel::time_s(std::uint32_t num_ranks, double bytes_per_rank) const {
   const double message = bytes_per_rank / num_ranks;
   const double volume = message * (num_ranks - 1);
-  const double channels = message_channels(dealing, num_ranks, message);
+  const auto [channels, size] = deal_message(dealing, num_ranks, message);
   const double part = message / channels;
-  const bool is_small = part <= kLlPart;
+  const bool is_small = size <= static_cast<double>(kLlPart);
   const Protocol& protocol = is_small ? small : large;
   double moved = volume * slope;
-  if (is_small) {
-    moved = std::max(moved, message / message_rate);
-  } else if (copy) {
+  const double rate = is_small ? ll_rate : copy ? copy->rate : 0.0;
+  if (rate > 0.0) moved = std::max(moved, part / rate);
+  if (copy) {
     const double in_use = std::min<double>(dealing.channels.value(), channels * (num_ranks - 1));
     const double chunk = std::min(part, static_cast<double>(dealing.chunk.value().value));
     const double chunks = std::min(volume, in_use * chunk);
-    moved = std::max(moved, part / copy->rate) + copy->per_channel_s * in_use + chunk / copy->rate +
-            chunks * copy->first_slope - std::max(chunk / copy->rate, chunks * slope);
+    moved += chunk / rate + chunks * copy->first_slope * (is_small ? kLlBytes : 1.0) -
+             std::max(chunk / rate, chunks * slope);
   }
   const bool few = channels < dealing.pair_channels.value_or(dealing.channels.value());
   const auto take = [&](const std::optional<SharedLink>& link, double bytes, bool slower) {
@@ -191,6 +190,22 @@ double ChannelModel::time_s(std::uint32_t num_ranks, double bytes_per_rank) cons
          moved;
 }
 
+namespace {
+
+// Whether most of the points are of an NCCL that deals LL by chunks of its own. Where nothing says, not.
+bool before_2_29(const std::vector<AllToAllPoint>& points) {
+  std::size_t num_before = 0;
+  for (const AllToAllPoint& point : points) {
+    unsigned major = 0;
+    unsigned minor = 0;
+    const bool read = std::sscanf(point.version.c_str(), "%u.%u", &major, &minor) == 2;
+    num_before += read && (major < 2 || (major == 2 && minor < 29)) ? 1 : 0;
+  }
+  return 2 * num_before > points.size();
+}
+
+}  // namespace
+
 std::vector<LinkForm> channel_forms(const std::vector<AllToAllPoint>& points,
                                     const AllToAllOptions& options) {
   std::set<std::uint32_t> counts;
@@ -198,6 +213,8 @@ std::vector<LinkForm> channel_forms(const std::vector<AllToAllPoint>& points,
   std::vector<LinkForm> forms;
   ChannelModel model;
   model.latency_s = options.latency_s;
+  model.dealing.segments = {{Bytes{kLlPart}, {}, {}, {}}, {}};
+  if (before_2_29(points)) model.dealing.ll_chunk = Bytes{kLlChunk};
   if (options.nvlink) {
     // One count of ranks cannot tell channels from links, unless the data sheet does.
     if (counts.size() < 2 && !options.link_bandwidth) return forms;
@@ -212,10 +229,15 @@ std::vector<LinkForm> channel_forms(const std::vector<AllToAllPoint>& points,
   model.dealing.pair_channels = kPciePairChannels;
   model.dealing.chunk = Bytes{kPcieChunk};
   const bool shares = !counts.empty() && *counts.rbegin() > options.shared_group;
-  // One bridge for all, one per socket (which 2 and 8 GPUs alone cannot tell), or an uplink per switch.
-  std::vector<std::optional<std::uint32_t>> sockets{std::nullopt};
+  // An uplink per switch; one bridge per socket of 4 GPUs, which 4 and more GPUs can tell from one for
+  // all; or that one.
+  std::vector<std::optional<std::uint32_t>> sockets;
   if (shares && options.shared_group > 1) sockets.emplace_back(options.shared_group);
-  if (shares && counts.contains(4)) sockets.emplace_back(4);
+  if (shares && counts.contains(4) && *counts.rbegin() > 4) {
+    sockets.emplace_back(4);
+  } else {
+    sockets.emplace_back(std::nullopt);
+  }
   for (const std::uint32_t channels : {4U, 8U}) {
     for (const auto& socket_gpus : sockets) {
       model.dealing.channels = channels;

@@ -35,7 +35,7 @@ std::vector<AllToAllPoint> parse_alltoall(const std::string& text, const std::st
 
 // Points of one machine: the only one of the file, or the one named. Refuses a mixture without a
 // name, an unknown name, and fewer than three sizes. Repeated measurements of a size are replaced
-// by their median.
+// by their median, their versions by the most frequent.
 std::vector<AllToAllPoint> select_machine(const std::vector<AllToAllPoint>& points,
                                           const std::string& machine, const std::string& where);
 

@@ -86,12 +86,12 @@ struct SharedVolume {
 std::optional<double> dealt_rate(const NcclTier& tier, const MessageSegment& segment,
                                  std::uint32_t num_ranks, double bytes) {
   if (!segment.channel_bandwidth) return std::nullopt;
-  return segment.channel_bandwidth->value * message_channels(tier, num_ranks, bytes);
+  return segment.channel_bandwidth->value * deal_message(tier, num_ranks, bytes).channels;
 }
 
 // By what segments and starts tell messages apart.
 double protocol_size(const NcclTier& tier, std::uint32_t num_ranks, double bytes) {
-  return tier.chunk ? bytes / message_channels(tier, num_ranks, bytes) : bytes;
+  return tier.chunk && tier.channels ? deal_message(tier, num_ranks, bytes).protocol_size : bytes;
 }
 
 // The ranks of a phase among which the messages of a tier move: those of a scale-up domain, or all.
@@ -109,17 +109,18 @@ double first_chunks_s(const NcclTier& tier, const StartCost& cost, const Message
   const double first = std::min(part, static_cast<double>(tier.chunk.value().value));
   const double all = std::min(bytes, channels * first);
   const double alone_s = first / segment.channel_bandwidth.value().value;
-  return cost.per_channel.value * channels + alone_s + all / cost.first_bandwidth->value -
-         std::max(alone_s, all / rate);
+  return alone_s + all / cost.first_bandwidth->value - std::max(alone_s, all / rate);
 }
 
 // Delay of a rank: see StartCost.
 double delay_s(const NcclTier& tier, const Injection& injection, const Volume& volume, double rate,
                std::uint32_t num_ranks, std::span<const SharedVolume> shared) {
   if (tier.start.empty() || volume.num_peers == 0) return 0.0;
-  const double part = protocol_size(tier, num_ranks, volume.largest);
-  const StartCost& cost = by_size(tier.start, part);
-  const MessageSegment& segment = by_size(tier.segments, part);
+  const double size = protocol_size(tier, num_ranks, volume.largest);
+  const StartCost& cost = by_size(tier.start, size);
+  const MessageSegment& segment = by_size(tier.segments, size);
+  const double dealt_channels =
+      tier.channels ? deal_message(tier, num_ranks, volume.largest).channels : 1.0;
   const double single =
       std::max(volume.pair_s, segment.bandwidth ? volume.largest / segment.bandwidth->value : 0.0);
   const std::optional<double> channels = dealt_rate(tier, segment, num_ranks, volume.exchanged);
@@ -128,9 +129,10 @@ double delay_s(const NcclTier& tier, const Injection& injection, const Volume& v
   const double bytes = both ? 0.5 * (volume.bytes + volume.received) : volume.bytes;
   double ramped =
       std::max(single, ramp_time_s(cost.ramp, bytes, rate) + std::max(0.0, dealt - bytes / rate) +
-                           first_chunks_s(tier, cost, segment, volume, bytes, rate, part));
-  const bool few = tier.few_channels && message_channels(tier, num_ranks, volume.largest) <
-                                            tier.pair_channels.value_or(*tier.channels);
+                           first_chunks_s(tier, cost, segment, volume, bytes, rate,
+                                          volume.largest / dealt_channels));
+  const bool few =
+      tier.few_channels && dealt_channels < tier.pair_channels.value_or(*tier.channels);
   double links = std::max({single, dealt, bytes / rate});
   for (const SharedVolume& on : shared) {
     if (on.bytes <= 0.0) continue;
@@ -196,7 +198,7 @@ std::vector<std::array<double, 2>> start_delays(const Cluster& cluster,
     const auto& tier = inside ? parameters.scale_up : parameters.network;
     if (tier && tier->channels) {
       volume.num_channels +=
-          message_channels(*tier, tier_ranks(cluster, num_ranks, inside), message.bytes);
+          deal_message(*tier, tier_ranks(cluster, num_ranks, inside), message.bytes).channels;
     }
     pairs(message.src - traffic.first_gpu, message.dst - traffic.first_gpu) += message.bytes;
     volumes[message.dst - traffic.first_gpu][inside ? 0 : 1].received += message.bytes;

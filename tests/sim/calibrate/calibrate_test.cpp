@@ -79,11 +79,12 @@ ChannelModel channels_model() {
   ChannelModel model;
   model.dealing.channels = 32;
   model.dealing.chunk = Bytes{524288};
+  model.dealing.segments = {{Bytes{16384}, {}, {}, {}}, {}};
   model.large = {10e-6, 0.6e-6};
   model.small = {6e-6, 0.6e-6};
-  model.message_rate = 6e9;
+  model.ll_rate = 6e9;
   model.slope = 1.0 / 640e9;
-  model.copy = ChannelModel::Copy{19e9, 1.0 / 900e9, 0.2e-6};
+  model.copy = ChannelModel::Copy{19e9, 1.0 / 900e9};
   return model;
 }
 
@@ -113,9 +114,10 @@ ChannelModel sockets_model() {
   model.dealing.channels = 8;
   model.dealing.pair_channels = 2;
   model.dealing.chunk = Bytes{131072};
+  model.dealing.segments = {{Bytes{16384}, {}, {}, {}}, {}};
   model.large = {14e-6, 1.4e-6};
   model.small = {8e-6, 0.8e-6};
-  model.message_rate = 6e9;
+  model.ll_rate = 6e9;
   model.slope = 1.0 / 22e9;
   model.shared = ChannelModel::SharedLink{1.0 / 12e9, 2.0 / 12e9};
   model.socket = ChannelModel::SharedLink{1.0 / 9e9, 2.5 / 9e9};
