@@ -185,8 +185,8 @@ struct ScaleUp {
   std::optional<Bandwidth> shared_bandwidth;
   // GPUs behind one switch, whose traffic among each other stays off the shared link (PCIe).
   std::uint32_t shared_group = 1;
-  // CPU sockets of a domain, its GPUs in equal parts on them in order of ids. Each has a shared
-  // link of its own; traffic between two sockets crosses both, and what joins the sockets.
+  // CPU sockets of a domain, or its switches: its GPUs in equal parts on them in order of ids. Each has
+  // a shared link of its own; traffic between two crosses both, and what joins the sockets.
   std::uint32_t num_sockets = 1;
   std::optional<Bandwidth> socket_bandwidth;  // between sockets, both directions together
   Injection injection;

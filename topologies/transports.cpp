@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <type_traits>
 #include <utility>
 
@@ -18,6 +19,7 @@ namespace {
 // The text of a transport stands this deep in a topology file.
 constexpr std::size_t kIndent = 4;
 constexpr std::int64_t kMostChannels = 1024;
+constexpr std::int64_t kLeastChunk = 1024;  // bytes
 
 std::string spaces(std::size_t count) {
   return std::string(count, ' ');
@@ -64,6 +66,10 @@ StartCost read_start_cost(const YamlValue& value) {
   if (const auto ramp = map.optional("ramp")) cost.ramp = read_ramp(*ramp);
   if (const auto ramp = map.optional("shared_ramp")) cost.shared_ramp = read_ramp(*ramp);
   if (const auto ramp = map.optional("socket_ramp")) cost.socket_ramp = read_ramp(*ramp);
+  if (const auto time = map.optional("per_doubling")) cost.per_doubling = time->as_seconds();
+  if (const auto rate = map.optional("first_bandwidth")) {
+    cost.first_bandwidth = positive_bandwidth(*rate);
+  }
   map.finish();
   return cost;
 }
@@ -90,6 +96,53 @@ std::vector<Segment> read_segments(const YamlValue& list, Segment (*read)(const 
   return segments;
 }
 
+// How messages are dealt to channels.
+void read_dealing(LayeredMap& map, NcclTier& tier) {
+  const auto given = [&](const char* key) {
+    auto value = map.optional(key);
+    if (value && says(*value, "none")) value.reset();
+    if (value && !tier.channels) {
+      throw value->error(fmt::format("{} without channels", key), "channels beside it");
+    }
+    return value;
+  };
+  if (const auto count = given("pair_channels")) {
+    tier.pair_channels = static_cast<std::uint32_t>(count->as_integer(1, kMostChannels));
+    if (*tier.pair_channels > *tier.channels) {
+      throw count->error(fmt::format("{} of a pair", *tier.pair_channels),
+                         fmt::format("at most the {} channels of all", *tier.channels));
+    }
+  }
+  const auto chunk = [&](const char* key, std::optional<Bytes>& value) {
+    const auto found = given(key);
+    if (!found) return;
+    value = found->as_bytes();
+    if (value->value < kLeastChunk) {
+      throw found->error(fmt::format("{} B", value->value),
+                         fmt::format("at least {} B", kLeastChunk));
+    }
+  };
+  chunk("chunk", tier.chunk);
+  chunk("ll_chunk", tier.ll_chunk);
+  if (const auto few = given("few_channels")) tier.few_channels = few->as_number(1.0, 1000.0);
+}
+
+// First chunks are timed by a channel's rate.
+void check_first_chunks(const YamlValue& list, const NcclTier& tier) {
+  const bool timed =
+      std::all_of(tier.segments.begin(), tier.segments.end(),
+                  [](const MessageSegment& segment) { return segment.channel_bandwidth; });
+  for (const StartCost& cost : tier.start) {
+    if (!cost.first_bandwidth) continue;
+    if (!tier.chunk)
+      throw list.error("a first_bandwidth without a chunk", "chunk beside the start");
+    if (!timed) {
+      throw list.error("a first_bandwidth where channels have no rate",
+                       "a channel_bandwidth in every segment");
+    }
+  }
+}
+
 std::optional<NcclTier> read_nccl_tier(LayeredMap& parent, const std::string& key) {
   auto map = parent.block(key);
   if (!map) return std::nullopt;
@@ -99,6 +152,7 @@ std::optional<NcclTier> read_nccl_tier(LayeredMap& parent, const std::string& ke
       tier.channels = static_cast<std::uint32_t>(count->as_integer(1, kMostChannels));
     }
   }
+  read_dealing(*map, tier);
   if (const auto list = map->optional("segments")) {
     tier.segments = read_segments(*list, read_segment);
     for (const MessageSegment& segment : tier.segments) {
@@ -108,6 +162,7 @@ std::optional<NcclTier> read_nccl_tier(LayeredMap& parent, const std::string& ke
   }
   if (const auto list = map->optional("start")) {
     if (!says(*list, "none")) tier.start = read_segments(*list, read_start_cost);
+    check_first_chunks(*list, tier);
   }
   const auto rate = [&map](const char* name, std::optional<Bandwidth>& value) {
     const auto given = map->optional(name);
@@ -148,6 +203,16 @@ std::string nccl_tier_text(std::string_view key, const NcclTier& tier, std::size
     text += fmt::format("{}beside_kernels: {}\n", spaces(indent + 2), *tier.beside_kernels);
   }
   if (tier.channels) text += fmt::format("{}channels: {}\n", spaces(indent + 2), *tier.channels);
+  if (tier.pair_channels) {
+    text += fmt::format("{}pair_channels: {}\n", spaces(indent + 2), *tier.pair_channels);
+  }
+  if (tier.chunk) text += fmt::format("{}chunk: {} B\n", spaces(indent + 2), tier.chunk->value);
+  if (tier.ll_chunk) {
+    text += fmt::format("{}ll_chunk: {} B\n", spaces(indent + 2), tier.ll_chunk->value);
+  }
+  if (tier.few_channels) {
+    text += fmt::format("{}few_channels: {}\n", spaces(indent + 2), *tier.few_channels);
+  }
   text += spaces(indent + 2) + "segments:\n";
   for (const MessageSegment& segment : tier.segments) {
     text += spaces(indent + 4) + "- {";
@@ -166,6 +231,12 @@ std::string nccl_tier_text(std::string_view key, const NcclTier& tier, std::size
     text += fmt::format("{}- launch: {}\n{}per_peer: {}\n", spaces(inner - 2), exact(cost.launch),
                         spaces(inner), exact(cost.per_peer));
     if (cost.up_to) text += fmt::format("{}up_to: {} B\n", spaces(inner), cost.up_to->value);
+    if (cost.per_doubling.value > 0.0) {
+      text += fmt::format("{}per_doubling: {}\n", spaces(inner), exact(cost.per_doubling));
+    }
+    if (cost.first_bandwidth) {
+      text += fmt::format("{}first_bandwidth: {}\n", spaces(inner), exact(*cost.first_bandwidth));
+    }
     text += ramp_text("ramp", cost.ramp, inner) +
             ramp_text("shared_ramp", cost.shared_ramp, inner) +
             ramp_text("socket_ramp", cost.socket_ramp, inner);
@@ -502,6 +573,27 @@ double channels_per_peer(std::uint32_t channels, std::uint32_t num_ranks) {
   std::uint64_t dealt = 1;
   while (2 * dealt * num_ranks <= channels) dealt *= 2;
   return static_cast<double>(dealt);
+}
+
+DealtMessage deal_message(const NcclTier& tier, std::uint32_t num_ranks, double bytes) {
+  const std::uint32_t channels = tier.channels.value();
+  if (!tier.chunk) return {channels_per_peer(channels, num_ranks), bytes};
+  constexpr double kLeastPart = 1.0 / 8.0;  // of a chunk
+  constexpr double kLargestPart = 32.0;     // chunks
+  const double most = tier.pair_channels.value_or(channels);
+  double all = most;
+  while (all * num_ranks > channels && all > 1.0) all = std::floor(all / 2.0);
+  const auto least_parts = [&](Bytes chunk) {
+    return std::clamp(std::ceil(bytes / (kLeastPart * static_cast<double>(chunk.value))), 1.0, all);
+  };
+  const auto& first = tier.segments.front().up_to;
+  if (tier.ll_chunk && first && bytes / most <= static_cast<double>(first->value)) {
+    return {least_parts(*tier.ll_chunk), bytes / most};
+  }
+  const double largest = kLargestPart * static_cast<double>(tier.chunk->value);
+  double dealt = least_parts(*tier.chunk);
+  while (bytes / dealt > largest && 2.0 * dealt <= most) dealt *= 2.0;
+  return {dealt, bytes / (tier.ll_chunk ? most : dealt)};
 }
 
 std::vector<std::string> transport_warnings(const Cluster& cluster) {

@@ -35,15 +35,20 @@ struct MessageSegment {
 // launch of the communication kernel, its set-up per destination, and the time that a transfer
 // needs to reach the links' rate. The start cost for messages of up to `up_to` bytes (the rank's
 // largest of the phase) is
-//   max(0, launch + per_peer * (destinations - 1)
-//            + max(ramp(rank's volume) + max(0, dealt - volume / rate), shared_ramp(shared volume),
-//                  socket_ramp(volume between sockets), single)
+//   max(0, launch + per_peer * (destinations - 1) + per_doubling * log2((destinations + 1) / 2)
+//            + max(ramp(rank's volume) + max(0, dealt - volume / rate) + first,
+//                  shared_ramp(shared volume), socket_ramp(volume between sockets), single)
 //            - max(what the links alone take, single, dealt))
 // where `single` is the largest message at its segment's bandwidth, `dealt` half of what a pair moves
 // there and back at its channels', `rate` what the rank reaches on its link, and a ramp says how long a
 // volume takes beyond the launch: linear between its points, from zero at zero, and at the links'
-// rate after the last. An empty ramp is the links' rate throughout. Under a rank_total_bandwidth (of
-// the links or of the transport) a rank's volume is half of what it sends and receives: as much as in an exchange of equal parts.
+// rate after the last. An empty ramp is the links' rate throughout. `first` is what the first chunk of
+// every channel costs beyond its part of the stream (NcclTier; zero without a first_bandwidth): nobody
+// copies it out before it has come in, so that with a first chunk of q bytes on a channel of the largest
+// message, and Q bytes of first chunks on all of the rank's channels in use
+//   first = q / channel_bandwidth + Q / first_bandwidth - max(q / channel_bandwidth, Q / rate)
+// Under a rank_total_bandwidth (of the links or of the transport) a rank's volume is half of what it sends
+// and receives: as much as in an exchange of equal parts.
 struct RampPoint {
   Bytes volume;
   Seconds time;
@@ -55,6 +60,10 @@ struct StartCost {
   std::vector<RampPoint> ramp;         // bytes that the rank sends in the phase
   std::vector<RampPoint> shared_ramp;  // bytes over the shared link of the rank's socket
   std::vector<RampPoint> socket_ramp;  // bytes between the sockets of the domain, both directions
+  // Every rank waits for the last of those that it exchanges with: that grows with the logarithm of
+  // their number.
+  Seconds per_doubling{};
+  std::optional<Bandwidth> first_bandwidth{};  // of first chunks
 };
 
 // `nccl`: grouped sends and receives, one message per pair.
@@ -64,6 +73,17 @@ struct NcclTier {
   // What ranks deal to their peers (channels_per_peer); a channel_bandwidth needs them. A channel moves
   // it each way in an exchange of equal parts: the direction of more bytes gets more of twice it.
   std::optional<std::uint32_t> channels;
+  // Of these, the most of one pair of ranks (absent: all), and the largest part that is moved at once.
+  // With a chunk a message's channels depend on its size too, and so does what `up_to` of segments and
+  // starts counts (deal_message).
+  std::optional<std::uint32_t> pair_channels;
+  std::optional<Bytes> chunk;
+  // The same of messages of the first segment, where they are dealt by a chunk of their own: NCCL's LL
+  // before 2.29.
+  std::optional<Bytes> ll_chunk;
+  // How many times as long what joins the sockets takes (or, where nothing does, the shared link) while
+  // a rank's largest message has fewer than pair_channels: less is on its way at once. At least 1.
+  std::optional<double> few_channels;
   // What a rank's messages reach together, each direction; absent: what the links carry.
   std::optional<Bandwidth> rank_bandwidth;
   // The same of both directions together, where the kernel's blocks move what comes and what goes.
@@ -79,6 +99,20 @@ struct NcclTier {
 // The channels over which two of `num_ranks` ranks exchange: the largest power of two of which
 // num_ranks times as many are no more than `channels`; at least one.
 [[nodiscard]] double channels_per_peer(std::uint32_t channels, std::uint32_t num_ranks);
+
+// How NCCL deals a message to channels (addP2pToPlan of its src/enqueue.cc).
+struct DealtMessage {
+  double channels = 1.0;
+  double protocol_size = 0.0;  // bytes, by which segments and starts are told apart
+};
+
+// A message of `bytes` has as many of pair_channels as num_ranks ranks can all have, or fewer, so that
+// each has an eighth of a chunk; twice as many, up to pair_channels, as long as each has more than 32
+// chunks. Its protocol goes by the part of one channel. With an ll_chunk it goes by the part that all of
+// pair_channels would have, and messages of the first segment are dealt by that chunk. Without a chunk
+// there are channels_per_peer, and `bytes` decide. The tier has channels.
+[[nodiscard]] DealtMessage deal_message(const NcclTier& tier, std::uint32_t num_ranks,
+                                        double bytes);
 
 struct NcclParameters {
   // Absent: messages of the tier cost what the links take.

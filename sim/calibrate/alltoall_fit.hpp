@@ -1,23 +1,46 @@
 #pragma once
-// Links of one node from measured uniform all-to-alls. The model is exactly what the simulator
+// Links of one node from measured uniform all-to-alls. The models are exactly what the simulator
 // computes for a uniform all-to-all over n ranks on the calibrated cluster (StartCost in
-// topologies/transports.hpp): with x bytes leaving each rank, m bytes per message, and X bytes over
-// the shared link,
+// topologies/transports.hpp). x: bytes that leave each rank, m: bytes of one message, X: bytes over a
+// link that ranks share, Y: bytes between two sockets.
 //
-//   dealt = m / (channels_per_peer(n) * channel rate)
-//   links = max(x/B, X/S, m / message rate, dealt)
-//   start = max(0, launch + per_peer * (n - 2)
-//                    + max(ramp(x) + max(0, dealt - x/B), shared_ramp(X), m / message rate) - links)
+// ChannelModel is what NCCL does where all know how it deals messages to its channels, blocks of
+// threads that copy: over NVLink and over PCIe. A message has k channels (deal_message; k depends on m,
+// n and the version of NCCL), each a part p = m / k of it. Small messages (parts of up to 16 KiB;
+// before NCCL 2.29 those of up to 16 KiB for every channel of a pair, however many it uses) are sent
+// with the protocol LL, which adds as many bytes of flags. A part fits into its buffer: nothing
+// overlaps, and over NVLink
+//
+//   time = launch + per_doubling * log2(n / 2) + latency + p / LL's rate + 2 * x / first rate
+//
+// over PCIe with max(p / LL's rate, x / B, LL's slope * X, LL's slope * Y) after the latency. Larger
+// ones are sent with the protocol Simple, chunk by chunk:
+//
+//   time = launch + per_doubling * log2(n / 2) + latency
+//            + max(max(p / channel rate, x / B) + first, few * X / S, few * Y / T)
+//
+// Every rank waits for the last of n: that costs more by the logarithm of n. A channel copies a chunk
+// into the receiver's buffer while the receiver copies the one before out of it, at the channel's
+// rate or that of the rank's links. Nobody copies the first chunk meanwhile (a part of up to one chunk
+// not at all): with q = min(p, chunk), c channels in use and Q = c * q,
+//
+//   first = q / channel rate + Q / first rate - max(q / channel rate, Q / B)
+//
+// Over PCIe x / B alone is fitted (no channel rate, no `first`). There a pair of
+// ranks has two channels at most, and with fewer less is on its way at once over the longest of the
+// shared links: `few`, one or more, while a message has one. What ranks share is one bridge, or one per
+// socket of 4 GPUs and what joins the sockets, or the uplink of each switch with 2 GPUs; which of them,
+// and of how many channels, cross-validation chooses.
+//
+// VolumeModel is for what says nothing of its channels: one count of ranks, and sockets.
+//
+//   links = max(x/B, m / message rate)
+//   start = max(0, launch + per_peer * (n - 2) + max(ramp(x), m / message rate) - links)
 //   time  = start + latency + links
 //
-// The large messages of NVLink have channels, of which a peer gets fewer the more peers there are (a
-// pair then takes longer per byte than x/B: B200 in 2 GPUs reaches 344 GB/s, in 8 587), all others a
-// message rate.
-//
 // with one set of launch, per_peer and message rate for messages up to the protocol threshold (NCCL
-// sends up to 16 KiB per channel with its LL protocol, and opens two channels over PCIe) and one
-// above. Volumes hide behind the launch until they take as long (Y bytes between two sockets enter as
-// X does, over a link of their own):
+// sends up to 16 KiB per channel with LL) and one above. Volumes hide behind the launch until they take
+// as long:
 //
 //   ramp(x) = (launch^q + line(x)^q)^(1/q) - launch,   line(x) = x / B + bend(x)
 //
@@ -28,6 +51,7 @@
 
 #include <optional>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "sim/calibrate/measurements.hpp"
@@ -45,47 +69,56 @@ struct VolumeLine {
   [[nodiscard]] double time_s(double volume) const;
 };
 
-// slopes[i], seconds per byte, up to knots[i] bytes, the last beyond: a link that many ranks share
-// reaches more or less the more channels work on it.
-struct SharedLine {
-  std::vector<double> knots;   // bytes, ascending
-  std::vector<double> slopes;  // one more
-
-  [[nodiscard]] double time_s(double volume) const;
-};
-
-struct AllToAllModel {
+struct VolumeModel {
   // NCCL's P2P threshold between LL and Simple; zero: one protocol only.
   double threshold = 16384.0;
   struct Protocol {
     double launch_s = 0.0;
     double per_peer_s = 0.0;
-    std::optional<double>
-        message_rate;  // bytes per second; of one channel where there are channels
+    std::optional<double> message_rate;  // bytes per second
   };
   Protocol small, large;
   VolumeLine line;
-  double sharpness = 4.0;  // q
-  // The same over X, and the one slope of small messages. Absent: no shared link.
-  std::optional<SharedLine> shared;
-  double small_shared_slope = 0.0;
-  // The same over what crosses between sockets; absent unless socket_gpus is given.
-  std::optional<SharedLine> socket;
-  double small_socket_slope = 0.0;
-  std::uint32_t shared_group = 1;
-  std::optional<std::uint32_t> socket_gpus;  // GPUs with a shared link of their own; absent: all
-  double latency_s = 0.0;                    // of the two links between two GPUs
-  // Of a communicator (NcclTier), for large messages; zero: not limited by them.
-  std::uint32_t channels = 0;
+  double sharpness = 4.0;   // q
+  double latency_s = 0.0;   // of the two links between two GPUs
   bool rank_total = false;  // a rank's two directions share 2 / line.slope (socket transports)
 
   [[nodiscard]] double time_s(std::uint32_t num_ranks, double bytes_per_rank) const;
-  // The ramps of StartCost, seconds beyond the launch.
+  // The ramp of StartCost, seconds beyond the launch.
   [[nodiscard]] double ramp_s(double volume) const;
-  [[nodiscard]] double shared_ramp_s(double volume) const;
-  [[nodiscard]] double small_shared_ramp_s(double volume) const;
-  [[nodiscard]] double socket_ramp_s(double volume) const;
-  [[nodiscard]] double small_socket_ramp_s(double volume) const;
+};
+
+struct ChannelModel {
+  // How messages are dealt, segments with `up_to` included; the rest is written by calibrated_cluster.
+  NcclTier dealing;
+  struct Protocol {
+    double launch_s = 0.0;
+    double per_doubling_s = 0.0;
+  };
+  Protocol small, large;
+  double ll_rate = 0.0;  // of one channel, bytes per second
+  double slope = 0.0;    // of a rank's links, seconds per byte
+  // What a channel copies; absent: more than the links.
+  struct Copy {
+    double rate = 0.0;         // of one channel, bytes per second
+    double first_slope = 0.0;  // seconds per byte
+  };
+  std::optional<Copy> copy;
+  struct SharedLink {
+    double slope = 0.0, small_slope = 0.0;  // seconds per byte of large and small messages
+  };
+  std::optional<SharedLink> shared, socket;
+  double few_channels = 1.0;
+  std::uint32_t shared_group = 1;
+  std::optional<std::uint32_t> socket_gpus;  // GPUs with a shared link of their own; absent: all
+  double latency_s = 0.0;                    // of the two links between two GPUs
+
+  [[nodiscard]] double time_s(std::uint32_t num_ranks, double bytes_per_rank) const;
+};
+
+struct AllToAllModel {
+  std::variant<VolumeModel, ChannelModel> form;
+  [[nodiscard]] double time_s(std::uint32_t num_ranks, double bytes_per_rank) const;
 };
 
 struct AllToAllOptions {

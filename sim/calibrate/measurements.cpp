@@ -129,6 +129,19 @@ void check_gpu_model(const std::string& device, const std::string& gpu, const st
                    fmt::format("measurements of the topology's GPU, {}", gpu));
 }
 
+namespace {
+
+// The first of those that equally many have.
+std::string most_frequent_version(const std::vector<AllToAllPoint>& points) {
+  std::map<std::string, std::size_t> counts;
+  for (const AllToAllPoint& point : points) ++counts[point.version];
+  return std::max_element(counts.begin(), counts.end(),
+                          [](const auto& a, const auto& b) { return a.second < b.second; })
+      ->first;
+}
+
+}  // namespace
+
 std::vector<AllToAllPoint> select_machine(const std::vector<AllToAllPoint>& points,
                                           const std::string& machine, const std::string& where) {
   std::set<std::string> machines;
@@ -160,6 +173,7 @@ std::vector<AllToAllPoint> select_machine(const std::vector<AllToAllPoint>& poin
     std::vector<double> times;
     for (const AllToAllPoint& point : repeats) times.push_back(point.time_s);
     out.push_back(repeats.front());
+    out.back().version = most_frequent_version(repeats);
     out.back().time_s = median(std::move(times));
   }
   return out;

@@ -42,7 +42,7 @@ void check_gpu_model(const std::string& device, const std::string& gpu, const st
 
 // Points of one machine: the only one of the file, or the one named. Refuses a mixture without a
 // name, an unknown name, and fewer than three sizes. Repeated measurements of a size are replaced
-// by their median.
+// by their median, their versions by the most frequent.
 std::vector<AllToAllPoint> select_machine(const std::vector<AllToAllPoint>& points,
                                           const std::string& machine, const std::string& where);
 

@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <limits>
 #include <map>
 #include <set>
@@ -36,6 +37,7 @@ struct Volume {
   // Mean of what its largest connection carries there and back.
   double exchanged = 0.0;
   std::uint32_t num_peers = 0;  // that it sends to, in however many messages
+  double num_channels = 0.0;    // of its messages, where they are dealt to channels
 };
 
 // The one of the segments that a message of `bytes` falls in; the last has no limit.
@@ -76,14 +78,20 @@ struct SharedVolume {
   double bytes = 0.0;
   double rate = 1.0;
   std::vector<RampPoint> StartCost::*ramp = &StartCost::shared_ramp;
+  bool slower_with_few = false;  // see NcclTier::few_channels
 };
 
-// What the channels of two ranks reach, each direction, in an exchange of equal parts where a communicator of
-// `num_ranks` uses the tier.
+// What the channels of a message of `bytes` reach, each direction, in an exchange of equal parts where a
+// communicator of `num_ranks` uses the tier.
 std::optional<double> dealt_rate(const NcclTier& tier, const MessageSegment& segment,
-                                 std::uint32_t num_ranks) {
+                                 std::uint32_t num_ranks, double bytes) {
   if (!segment.channel_bandwidth) return std::nullopt;
-  return segment.channel_bandwidth->value * channels_per_peer(tier.channels.value(), num_ranks);
+  return segment.channel_bandwidth->value * deal_message(tier, num_ranks, bytes).channels;
+}
+
+// By what segments and starts tell messages apart.
+double protocol_size(const NcclTier& tier, std::uint32_t num_ranks, double bytes) {
+  return tier.chunk && tier.channels ? deal_message(tier, num_ranks, bytes).protocol_size : bytes;
 }
 
 // The ranks of a phase among which the messages of a tier move: those of a scale-up domain, or all.
@@ -93,28 +101,49 @@ std::uint32_t tier_ranks(const Cluster& cluster, std::size_t num_ranks, bool ins
   return std::min(all, cluster.scale_up->nodes_per_domain * cluster.gpus_per_node);
 }
 
+// What the first chunks of a rank's channels cost beyond their part of the stream: see StartCost.
+double first_chunks_s(const NcclTier& tier, const StartCost& cost, const MessageSegment& segment,
+                      const Volume& volume, double bytes, double rate, double part) {
+  if (!cost.first_bandwidth) return 0.0;
+  const double channels = std::min(volume.num_channels, static_cast<double>(tier.channels.value()));
+  const double first = std::min(part, static_cast<double>(tier.chunk.value().value));
+  const double all = std::min(bytes, channels * first);
+  const double alone_s = first / segment.channel_bandwidth.value().value;
+  return alone_s + all / cost.first_bandwidth->value - std::max(alone_s, all / rate);
+}
+
 // Delay of a rank: see StartCost.
 double delay_s(const NcclTier& tier, const Injection& injection, const Volume& volume, double rate,
                std::uint32_t num_ranks, std::span<const SharedVolume> shared) {
   if (tier.start.empty() || volume.num_peers == 0) return 0.0;
-  const StartCost& cost = by_size(tier.start, volume.largest);
-  const MessageSegment& segment = by_size(tier.segments, volume.largest);
+  const double size = protocol_size(tier, num_ranks, volume.largest);
+  const StartCost& cost = by_size(tier.start, size);
+  const MessageSegment& segment = by_size(tier.segments, size);
+  const double dealt_channels =
+      tier.channels ? deal_message(tier, num_ranks, volume.largest).channels : 1.0;
   const double single =
       std::max(volume.pair_s, segment.bandwidth ? volume.largest / segment.bandwidth->value : 0.0);
-  const std::optional<double> channels = dealt_rate(tier, segment, num_ranks);
+  const std::optional<double> channels = dealt_rate(tier, segment, num_ranks, volume.exchanged);
   const double dealt = channels ? volume.exchanged / *channels : 0.0;
   const bool both = injection.rank_total_bandwidth || tier.rank_total_bandwidth;
   const double bytes = both ? 0.5 * (volume.bytes + volume.received) : volume.bytes;
   double ramped =
-      std::max(single, ramp_time_s(cost.ramp, bytes, rate) + std::max(0.0, dealt - bytes / rate));
+      std::max(single, ramp_time_s(cost.ramp, bytes, rate) + std::max(0.0, dealt - bytes / rate) +
+                           first_chunks_s(tier, cost, segment, volume, bytes, rate,
+                                          volume.largest / dealt_channels));
+  const bool few =
+      tier.few_channels && dealt_channels < tier.pair_channels.value_or(*tier.channels);
   double links = std::max({single, dealt, bytes / rate});
   for (const SharedVolume& on : shared) {
     if (on.bytes <= 0.0) continue;
-    ramped = std::max(ramped, ramp_time_s(cost.*on.ramp, on.bytes, on.rate));
+    const bool slower = few && on.slower_with_few && (cost.*on.ramp).empty();
+    ramped = std::max(ramped, ramp_time_s(cost.*on.ramp, on.bytes, on.rate) *
+                                  (slower ? *tier.few_channels : 1.0));
     links = std::max(links, on.bytes / on.rate);
   }
-  return std::max(
-      0.0, cost.launch.value + cost.per_peer.value * (volume.num_peers - 1) + ramped - links);
+  return std::max(0.0, cost.launch.value + cost.per_peer.value * (volume.num_peers - 1) +
+                           cost.per_doubling.value * std::log2(0.5 * (volume.num_peers + 1.0)) +
+                           ramped - links);
 }
 
 // Bytes from every rank to every other, [num_ranks][num_ranks].
@@ -166,6 +195,11 @@ std::vector<std::array<double, 2>> start_delays(const Cluster& cluster,
                              (message.dst - traffic.first_gpu);
     if (!met[pair]) ++volume.num_peers;
     met[pair] = true;
+    const auto& tier = inside ? parameters.scale_up : parameters.network;
+    if (tier && tier->channels) {
+      volume.num_channels +=
+          deal_message(*tier, tier_ranks(cluster, num_ranks, inside), message.bytes).channels;
+    }
     pairs(message.src - traffic.first_gpu, message.dst - traffic.first_gpu) += message.bytes;
     volumes[message.dst - traffic.first_gpu][inside ? 0 : 1].received += message.bytes;
     if (!inside || !cluster.scale_up->shared_bandwidth) continue;
@@ -201,9 +235,10 @@ std::vector<std::array<double, 2>> start_delays(const Cluster& cluster,
         return rate ? rate->value : std::numeric_limits<double>::infinity();
       };
       const std::array<SharedVolume, 2> links{
-          SharedVolume{shared[socket], rate_of(scale_up->shared_bandwidth)},
+          SharedVolume{shared[socket], rate_of(scale_up->shared_bandwidth), &StartCost::shared_ramp,
+                       !scale_up->socket_bandwidth},
           SharedVolume{between[socket / num_sockets], rate_of(scale_up->socket_bandwidth),
-                       &StartCost::socket_ramp}};
+                       &StartCost::socket_ramp, true}};
       delays[rank][0] =
           delay_s(*parameters.scale_up, scale_up->injection, volumes[rank][0],
                   capped(*parameters.scale_up, scale_up->injection, scale_up->bandwidth),
@@ -304,9 +339,11 @@ class NcclPhase : public PhaseTransport {
                        .queue = queues_.of(builder_, message.src, tier),
                        .signals = signals};
     if (const auto& costs = inside ? parameters_.scale_up : parameters_.network) {
-      const MessageSegment& segment = by_size(costs->segments, message.bytes);
+      const std::uint32_t num_ranks = tier_ranks(cluster_, starts_.size(), inside);
+      const MessageSegment& segment =
+          by_size(costs->segments, protocol_size(*costs, num_ranks, message.bytes));
       transfer.duration = segment.alpha.value;
-      auto rate = dealt_rate(*costs, segment, tier_ranks(cluster_, starts_.size(), inside));
+      auto rate = dealt_rate(*costs, segment, num_ranks, message.bytes);
       if (rate) *rate *= share_of_pair(message);
       if (segment.bandwidth) {
         rate = std::min(rate.value_or(segment.bandwidth->value), segment.bandwidth->value);

@@ -23,15 +23,16 @@ using ::testing::HasSubstr;
 
 // 10 us launches for messages above 16 KiB, 5 us below, 200 ns per peer, 300 GB/s and a bend of 15 us up
 // to 8 MB.
-AllToAllModel known_model() {
-  AllToAllModel model;
+VolumeModel known_model() {
+  VolumeModel model;
   model.small = {5e-6, 0.2e-6, 6e9};
   model.large = {10e-6, 0.2e-6, 250e9};
   model.line = {1.0 / 300e9, {8e6}, {15e-6}};
   return model;
 }
 
-std::vector<AllToAllPoint> measure(const AllToAllModel& model, double noise) {
+template <class Model>
+std::vector<AllToAllPoint> measure(const Model& model, double noise) {
   Random random(7);
   std::vector<AllToAllPoint> points;
   for (const std::uint32_t ranks : {2U, 4U, 8U}) {
@@ -55,13 +56,14 @@ std::string sentence(const std::function<void()>& f) {
 const char* const kHeader = "machine,device,nccl_version,num_gpus,bytes_per_rank,latency_us\n";
 
 TEST(CalibrateFit, RecoversKnownParametersFromNoisyMeasurements) {
-  const AllToAllModel known = known_model();
+  const VolumeModel known = known_model();
   std::vector<AllToAllPoint> points = measure(known, 0.02);
   points[20].time_s *= 3.0;  // an outlier
   const AllToAllFit fit = fit_alltoall(points, {});
-  EXPECT_NEAR(fit.model.small.launch_s / known.small.launch_s, 1.0, 0.08);
-  EXPECT_NEAR(fit.model.large.launch_s / known.large.launch_s, 1.0, 0.08);
-  EXPECT_NEAR(fit.model.line.slope / known.line.slope, 1.0, 0.05);
+  const auto& fitted = std::get<VolumeModel>(fit.model.form);
+  EXPECT_NEAR(fitted.small.launch_s / known.small.launch_s, 1.0, 0.08);
+  EXPECT_NEAR(fitted.large.launch_s / known.large.launch_s, 1.0, 0.08);
+  EXPECT_NEAR(fitted.line.slope / known.line.slope, 1.0, 0.05);
   // Between the measured sizes and at a count of ranks that was not measured.
   for (const std::uint32_t ranks : {2U, 6U, 8U}) {
     for (double bytes = 700; bytes <= 1e9; bytes *= 3) {
@@ -71,20 +73,24 @@ TEST(CalibrateFit, RecoversKnownParametersFromNoisyMeasurements) {
   }
 }
 
-// Channels of 21 GB/s and links of 600 GB/s: 32 channels carry 672 GB/s, of which two ranks use half, 16
-// to one peer, four 24 to three and eight 28 to seven (336, 504 and 588 GB/s). Two counts of ranks say
-// what the third reaches.
-AllToAllModel channels_model() {
-  AllToAllModel model = known_model();
-  model.channels = 32;
-  model.large.message_rate = 21e9;
-  model.line.slope = 1.0 / 600e9;
+// NVLink: launches of 10 and 6 us, 0.6 us for twice the ranks, channels of 19 GB/s and links of 640 GB/s,
+// the first chunks at 900 GB/s. Two ranks use 16 of 32 channels (304 GB/s), four 24 (456), eight 28 (532).
+ChannelModel channels_model() {
+  ChannelModel model;
+  model.dealing.channels = 32;
+  model.dealing.chunk = Bytes{524288};
+  model.dealing.segments = {{Bytes{16384}, {}, {}, {}}, {}};
+  model.large = {10e-6, 0.6e-6};
+  model.small = {6e-6, 0.6e-6};
+  model.ll_rate = 6e9;
+  model.slope = 1.0 / 640e9;
+  model.copy = ChannelModel::Copy{19e9, 1.0 / 900e9};
   return model;
 }
 
 TEST(CalibrateFit, ChannelsTellOneCountOfRanksFromOthers) {
-  const AllToAllModel known = channels_model();
-  EXPECT_NEAR(4e9 / 4 * 3 / known.time_s(4, 4e9), 504e9, 10e9);
+  const ChannelModel known = channels_model();
+  EXPECT_NEAR(512e6 / 4 * 3 / known.time_s(4, 512e6), 456e9, 20e9);
   AllToAllOptions options;
   options.nvlink = true;
   options.link_bandwidth = 900e9;
@@ -92,32 +98,70 @@ TEST(CalibrateFit, ChannelsTellOneCountOfRanksFromOthers) {
     std::vector<AllToAllPoint> points = measure(known, 0.01);
     std::erase_if(points, [&](const auto& point) { return point.num_ranks == left_out; });
     const AllToAllFit fit = fit_alltoall(points, options);
-    EXPECT_NEAR(fit.model.large.message_rate.value() / 21e9, 1.0, 0.05) << left_out;
-    for (double bytes = 4e6; bytes <= 1e9; bytes *= 3) {
+    EXPECT_NEAR(std::get<ChannelModel>(fit.model.form).copy->rate / 19e9, 1.0, 0.05) << left_out;
+    for (double bytes = 512; bytes <= 1e9; bytes *= 3) {
       EXPECT_NEAR(fit.model.time_s(left_out, bytes) / known.time_s(left_out, bytes), 1.0, 0.1)
           << left_out << " ranks, " << bytes << " bytes";
     }
   }
 }
 
-// Over PCIe a message of 32 KiB is still small: two channels carry 16 KiB each. 4 us and 2 GB/s for small
-// messages (their bytes double), 12 us and 20 GB/s for large ones; the sizes around 32 KiB per message
-// alone could not tell, which is why they are left out.
-TEST(CalibrateFit, PcieHasTwoChannels) {
-  std::vector<AllToAllPoint> points;
-  for (const std::uint32_t ranks : {2U, 4U, 8U}) {
-    for (double bytes = 512; bytes <= 1e9; bytes *= 4) {
-      const double message = bytes / ranks;
-      if (message > 20e3 && message < 50e3) continue;
-      const double volume = message * (ranks - 1);
-      points.push_back({"m", "d", "v", ranks, bytes,
-                        message <= 32768.0 ? 4e-6 + volume / 2e9 : 12e-6 + volume / 20e9});
-    }
-  }
+// PCIe: GPUs 0 to 3 and 4 to 7 on one socket each with bridges of 12 GB/s, 9 GB/s between the sockets,
+// ranks of 22 GB/s; 1.6 times as long between the sockets with one channel of a message. Of 8 channels
+// 8 ranks have one per pair up to 4 MiB, 4 ranks two.
+ChannelModel sockets_model() {
+  ChannelModel model;
+  model.dealing.channels = 8;
+  model.dealing.pair_channels = 2;
+  model.dealing.chunk = Bytes{131072};
+  model.dealing.segments = {{Bytes{16384}, {}, {}, {}}, {}};
+  model.large = {14e-6, 1.4e-6};
+  model.small = {8e-6, 0.8e-6};
+  model.ll_rate = 6e9;
+  model.slope = 1.0 / 22e9;
+  model.shared = ChannelModel::SharedLink{1.0 / 12e9, 2.0 / 12e9};
+  model.socket = ChannelModel::SharedLink{1.0 / 9e9, 2.5 / 9e9};
+  model.few_channels = 1.6;
+  model.shared_group = 2;
+  model.socket_gpus = 4;
+  return model;
+}
+
+// The same ranks, but what two of them behind one switch exchange with others limits them: 60 GB/s, both
+// directions together; 4 channels, so that 4 ranks have one per pair too.
+ChannelModel switches_model() {
+  ChannelModel model = sockets_model();
+  model.dealing.channels = 4;
+  model.shared = ChannelModel::SharedLink{1.0 / 60e9, 2.0 / 60e9};
+  model.socket.reset();
+  model.few_channels = 1.2;
+  model.socket_gpus = 2;
+  return model;
+}
+
+TEST(CalibrateFit, CrossValidationTellsWhatRanksShare) {
   AllToAllOptions options;
   options.shared_link = true;
   options.shared_group = 2;
-  EXPECT_DOUBLE_EQ(fit_alltoall(points, options).model.threshold, 32768.0);
+  for (const ChannelModel& known : {sockets_model(), switches_model()}) {
+    const AllToAllFit fit = fit_alltoall(measure(known, 0.02), options);
+    const auto& fitted = std::get<ChannelModel>(fit.model.form);
+    EXPECT_EQ(fitted.socket_gpus, known.socket_gpus);
+    EXPECT_EQ(fitted.dealing.channels, known.dealing.channels);
+    EXPECT_NEAR(fitted.shared->slope / known.shared->slope, 1.0, 0.05);
+    EXPECT_NEAR(fitted.few_channels / known.few_channels, 1.0, 0.1);
+  }
+}
+
+// By hand: 8 ranks of the sockets model and messages of 8 MiB, two channels each: between the sockets
+// move 2 * 4 * 4 messages at 9 GB/s, which takes longer than 4 * (2 + 2 * 4) over a bridge of 12 GB/s.
+// Messages of 4 MiB have one channel and take 1.6 times as long for half the bytes.
+TEST(CalibrateFit, FewChannelsSlowWhatJoinsSockets) {
+  const ChannelModel model = sockets_model();
+  const double mebibyte = 1048576.0;
+  const double launch_s = 14e-6 + 2.0 * 1.4e-6;
+  EXPECT_NEAR(model.time_s(8, 64.0 * mebibyte), launch_s + 32.0 * 8.0 * mebibyte / 9e9, 1e-9);
+  EXPECT_NEAR(model.time_s(8, 32.0 * mebibyte), launch_s + 1.6 * 32.0 * 4.0 * mebibyte / 9e9, 1e-9);
 }
 
 TEST(CalibrateFit, TimesNeverFallWithTheSize) {
@@ -226,33 +270,41 @@ TrafficMatrix uniform(std::uint32_t num_ranks, std::int64_t bytes) {
 }
 
 // What the fit assumes is what both engines compute, on every calibrated preset's kind of link:
-// the formula of AllToAllModel against the simulated makespan, within 1 percent.
-void expect_fitted_model(AllToAllModel model) {
-  Cluster base = load_cluster("h200_node");
+// the formulas of alltoall_fit.hpp against the simulated makespan, within 1 percent.
+template <class Model>
+void expect_fitted_model(Model model, const std::string& preset, std::uint32_t num_ranks = 8) {
+  Cluster base = load_cluster(preset);
   model.latency_s = 2.0 * base.scale_up->latency.value;
-  const Network network(calibrated_cluster(base, model));
+  const Network network(calibrated_cluster(base, {model}));
   for (const std::int64_t bytes : {2048, 65536, 1 << 20, 16 << 20}) {
-    const LayerProgram layer = build_traffic(uniform(8, bytes), {}, network.cluster());
+    const LayerProgram layer = build_traffic(uniform(num_ranks, bytes), {}, network.cluster());
     const ResolvedProgram program = resolve(layer.program, network);
-    const double expected = model.time_s(8, 8.0 * static_cast<double>(bytes));
+    const double expected = model.time_s(num_ranks, num_ranks * static_cast<double>(bytes));
     const double flow = run_engine("flow", program, {}).makespan_s;
     const double simgrid = run_engine("simgrid", program, {}).makespan_s;
-    EXPECT_NEAR(flow / expected, 1.0, 0.01) << bytes;
-    EXPECT_NEAR(flow / simgrid, 1.0, 0.01) << bytes;
+    EXPECT_NEAR(flow / expected, 1.0, 0.01) << preset << ", " << num_ranks << ", " << bytes;
+    EXPECT_NEAR(flow / simgrid, 1.0, 0.01) << preset << ", " << num_ranks << ", " << bytes;
   }
 }
 
 TEST(StartCosts, BothEnginesComputeTheFittedModel) {
-  expect_fitted_model(known_model());
-  // 4 channels of 12 GB/s to each of 7 peers, 336 GB/s in all, where the links carry 430.
-  AllToAllModel channels = channels_model();
-  channels.line.slope = 1.0 / 430e9;
-  channels.large.message_rate = 12e9;
-  expect_fitted_model(channels);
+  expect_fitted_model(known_model(), "h200_node");
+  ChannelModel channels = channels_model();
+  channels.slope = 1.0 / 330e9;
+  for (const std::uint32_t num_ranks : {2U, 4U, 8U}) {
+    expect_fitted_model(channels, "h200_node", num_ranks);
+    expect_fitted_model(sockets_model(), "l40s_pcie_8", num_ranks);
+    expect_fitted_model(switches_model(), "rtx_pro_6000_pcie_8", num_ranks);
+  }
+  // 4 channels of 9 GB/s to each of 7 peers, 252 GB/s in all, where the links carry 330.
+  channels.copy->rate = 9e9;
+  expect_fitted_model(channels, "h200_node");
 }
 
 TEST(StartCosts, CalibratedClusterSurvivesYaml) {
-  for (const AllToAllModel& model : {known_model(), channels_model()}) {
+  const std::vector<AllToAllModel> models{
+      {known_model()}, {channels_model()}, {sockets_model()}, {switches_model()}};
+  for (const AllToAllModel& model : models) {
     const Cluster cluster = calibrated_cluster(load_cluster("h200_node"), model);
     const std::string text = to_yaml(cluster);
     EXPECT_EQ(to_yaml(read_cluster(parse_yaml(text, "calibrated"))), text);

@@ -61,6 +61,109 @@ TEST(Nccl, RanksDealTheirChannelsToTheirPeers) {
   EXPECT_NEAR(capped.finish_s(0), 2e-6 + 1e6 / 0.2e9, 1e-12);
 }
 
+// NCCL's own rule (addP2pToPlan of its src/enqueue.cc), counted by hand. Over NVLink: 32 channels, chunks
+// of 512 KiB, so that a channel gets at least 64 KiB, and two ranks have 16 channels until each would
+// move more than 16 MiB. Over PCIe: two channels per pair, chunks of 128 KiB; of 8 channels 8 ranks have
+// one per pair up to 4 MiB.
+TEST(Nccl, MessagesHaveChannelsBySize) {
+  const auto channels_of = [](const NcclTier& tier, std::uint32_t num_ranks, double bytes) {
+    return deal_message(tier, num_ranks, bytes).channels;
+  };
+  constexpr double kKiB = 1024.0;
+  constexpr double kMiB = 1048576.0;
+  NcclTier nvlink;
+  nvlink.channels = 32;
+  nvlink.chunk = Bytes{524288};
+  EXPECT_EQ(channels_of(nvlink, 2, 0.0), 1.0);
+  EXPECT_EQ(channels_of(nvlink, 2, 64 * kKiB), 1.0);
+  EXPECT_EQ(channels_of(nvlink, 2, 64 * kKiB + 1), 2.0);
+  EXPECT_EQ(channels_of(nvlink, 2, kMiB), 16.0);
+  EXPECT_EQ(channels_of(nvlink, 2, 256 * kMiB), 16.0);
+  EXPECT_EQ(channels_of(nvlink, 2, 256 * kMiB + 1), 32.0);
+  EXPECT_EQ(channels_of(nvlink, 4, 256 * kMiB), 16.0);
+  EXPECT_EQ(channels_of(nvlink, 8, 64 * kMiB), 4.0);
+  EXPECT_EQ(channels_of(nvlink, 8, 1024 * kMiB), 32.0);
+  NcclTier pcie;
+  pcie.channels = 8;
+  pcie.pair_channels = 2;
+  pcie.chunk = Bytes{131072};
+  EXPECT_EQ(channels_of(pcie, 4, 16 * kKiB), 1.0);
+  EXPECT_EQ(channels_of(pcie, 4, 32 * kKiB), 2.0);
+  EXPECT_EQ(channels_of(pcie, 8, 4 * kMiB), 1.0);
+  EXPECT_EQ(channels_of(pcie, 8, 4 * kMiB + 1), 2.0);
+  // Before NCCL 2.29 LL, here up to 32 * 16 KiB, has chunks of 64 KiB, so that a channel gets 8 KiB, and
+  // goes by what 32 channels would have.
+  NcclTier older = nvlink;
+  older.ll_chunk = Bytes{65536};
+  older.segments = {{Bytes{16384}, {}, {}, {}}, {}};
+  EXPECT_EQ(channels_of(older, 4, 16 * kKiB), 2.0);
+  EXPECT_EQ(channels_of(older, 4, 512 * kKiB), 8.0);
+  EXPECT_EQ(deal_message(older, 4, 512 * kKiB).protocol_size, 16 * kKiB);
+  EXPECT_EQ(channels_of(older, 4, 512 * kKiB + 1), 8.0);
+  EXPECT_GT(deal_message(older, 4, 512 * kKiB + 1).protocol_size, 16 * kKiB);
+  EXPECT_EQ(channels_of(older, 2, 512 * kKiB + 1), 9.0);
+}
+
+// Two ranks, one channel each of 0.5 GB/s, chunks of 1 MB: 4 MB flow for 8 ms. The first chunk takes 2 ms
+// on the channel, which the stream has in it, and 0.5 ms more at 2 GB/s. A message of 0.5 MB is one
+// chunk: 1 ms, and 0.25 ms more.
+TEST(Nccl, FirstChunksAreNotCopiedMeanwhile) {
+  NcclTier tier = make_tier({{std::nullopt, Seconds{}, std::nullopt, Bandwidth{0.5e9}}}, {{}});
+  tier.channels = 2;
+  tier.chunk = Bytes{1000000};
+  tier.start[0].first_bandwidth = Bandwidth{2e9};
+  const Cluster cluster = with_nccl(star(2), tier);
+  const auto large = run_phase(cluster, {}, {{0, 1, 4e6, 1}, {1, 0, 4e6, 1}});
+  // 4 MB would be dealt to a second channel only beyond 32 chunks.
+  EXPECT_NEAR(large.execution.makespan_s, 0.5e-3 + 2e-6 + 8e-3, 1e-12);
+  const auto small = run_phase(cluster, {}, {{0, 1, 0.5e6, 1}, {1, 0, 0.5e6, 1}});
+  EXPECT_NEAR(small.execution.makespan_s, 0.25e-3 + 2e-6 + 1e-3, 1e-12);
+}
+
+// Starts and segments count the part of one channel: two channels of 16 KiB each send 32 KiB as one
+// sends 16, and 33 KiB start 10 us later. 3 destinations cost 1 us more than one, 1 + log2(2).
+TEST(Nccl, ProtocolsGoByThePartOfAChannel) {
+  NcclTier tier = make_tier({MessageSegment{}}, {{}, {}});
+  tier.channels = 8;
+  tier.pair_channels = 2;
+  tier.chunk = Bytes{131072};
+  tier.start[0].up_to = Bytes{16384};
+  tier.start[1].launch = Seconds{10e-6};
+  for (StartCost& start : tier.start) start.per_doubling = Seconds{1e-6};
+  const Cluster cluster = with_nccl(star(4), tier);
+  const auto finish_s = [&](double bytes) {
+    return run_phase(cluster, {}, {{0, 1, bytes, 1}}).finish_s(0) - bytes / 1e9;
+  };
+  EXPECT_NEAR(finish_s(16384), 2e-6, 1e-12);
+  EXPECT_NEAR(finish_s(32768), 2e-6, 1e-12);
+  EXPECT_NEAR(finish_s(33792), 12e-6, 1e-12);
+  const auto spread = run_phase(cluster, {}, {{0, 1, 0.0, 1}, {0, 2, 0.0, 1}, {0, 3, 0.0, 1}});
+  EXPECT_NEAR(spread.finish_s(0), 3e-6, 1e-12);
+}
+
+// Between two sockets lies 1 GB/s. Two messages of 2 MiB cross it; each has one of its pair's two
+// channels (4 channels for 4 ranks), and then it takes 1.5 times as long: they start half of their time
+// late. Messages of more than 4 MiB, 32 chunks, have both channels, and start at once.
+TEST(Nccl, FewChannelsSlowTheSockets) {
+  Cluster cluster = testing::two_tiers(1, 4, 1e9, 10e9);
+  cluster.scale_up->shared_bandwidth = Bandwidth{4e9};
+  cluster.scale_up->num_sockets = 2;
+  cluster.scale_up->socket_bandwidth = Bandwidth{1e9};
+  NcclTier tier = make_tier({MessageSegment{}}, {{}});
+  tier.channels = 4;
+  tier.pair_channels = 2;
+  tier.chunk = Bytes{131072};
+  tier.few_channels = 1.5;
+  cluster.transports = {NcclParameters{tier, std::nullopt}};
+  const double few = 2.0 * 2097152.0 / 1e9;
+  EXPECT_NEAR(
+      run_phase(cluster, {}, {{0, 2, 2097152.0, 1}, {3, 1, 2097152.0, 1}}).execution.makespan_s,
+      1.5 * few, 1e-12);
+  const double many = 2.0 * 5e6 / 1e9;
+  EXPECT_NEAR(run_phase(cluster, {}, {{0, 2, 5e6, 1}, {3, 1, 5e6, 1}}).execution.makespan_s, many,
+              1e-12);
+}
+
 // One place per rank: the second send waits for the first to arrive. alpha 10 us, 2 us of latency.
 // Another rank's send waits for nobody.
 TEST(Nccl, SendsInFlightQueue) {
