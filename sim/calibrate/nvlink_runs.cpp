@@ -394,8 +394,8 @@ std::string kernel_finding(const ValidationSection& kernels) {
   }
   return fmt::format(
       "{} are off by more than the target, {} of them gathers that are predicted too long: the "
-      "copies of own results in them, a few MB each, fit into the caches, and the smallest copy "
-      "that the probe measures has 64 MiB. A block's time for one token or row adds less to "
+      "copies of own results in them, a few MB each, are in the caches in part, and go at the "
+      "memory's rate here. A block's time for one token or row adds less to "
       "kernels whose blocks all run at once than to others. One formula for both does not tell "
       "them apart, and sums of few long rows come out too short.",
       num_off, num_gathers);

@@ -49,7 +49,7 @@ double kernel_s(const ProbeEntry& entry, const GpuProbe& probe) {
 
 std::string kernel_key(const ProbeEntry& entry, const std::string& kind) {
   return fmt::format("{} {} {} {} {} {}", kind, entry.positive("hidden"), entry.text("type"),
-                     entry.positive("num_tokens"), entry.positive("rows_per_token"),
+                     entry.positive("num_tokens"), entry.positive("num_rows"),
                      entry.flag("row_per_copy"));
 }
 
@@ -190,8 +190,7 @@ void add_mlp(const ProbeEntry& entry, GpuProbe& probe, EntryTimes& alone) {
   const bool routed = kind == "routed";
   const std::string key =
       fmt::format("{} {} {} {}", kind, point.hidden, entry.text("type"),
-                  routed ? fmt::format("{} {}", entry.positive("rows_per_expert"),
-                                       fmt::join(entry.counts("expert_rows"), " "))
+                  routed ? fmt::format("{}", fmt::join(entry.counts("expert_rows"), " "))
                          : fmt::format("{}", entry.positive("num_tokens")));
   if (entry.flag("among_streams")) {
     if (probe.ranks_per_gpu > 1) return;

@@ -54,6 +54,20 @@ DirectKernel known_pull() {
   return kernel;
 }
 
+// A second hop reads what the first brought: other kernels, over the same ports and copies.
+DirectKernel known_forward() {
+  DirectKernel kernel = known_put();
+  kernel.fixed = Seconds{11e-6};
+  kernel.token = Seconds{150e-9};
+  return kernel;
+}
+DirectKernel known_gather() {
+  DirectKernel kernel = known_pull();
+  kernel.fixed = Seconds{13e-6};
+  kernel.sm_bandwidth = Bandwidth{45e9};
+  return kernel;
+}
+
 // Which ranks a sender's rows go to: those of its GPU, those of the other, or all.
 bool in_scope(const std::string& scope, std::uint32_t src, std::uint32_t dst) {
   const bool near = src / 2 == dst / 2;
@@ -174,8 +188,8 @@ json whole_probe() {
           return entry_of(kind, "hierarchical", "all", false, hidden, sms, tokens, tokens / 2);
         };
         add(two_hops("put"), known_put(), false, false);
-        add(two_hops("put_forward"), known_put(), false, true);
-        add(two_hops("pull_gather"), known_pull(), true, true);
+        add(two_hops("put_forward"), known_forward(), false, true);
+        add(two_hops("pull_gather"), known_gather(), true, true);
         add(two_hops("pull"), known_pull(), true, false);
       }
     }
@@ -211,11 +225,21 @@ TEST(DirectFit, FindsTheKernelsThatWroteTheProbe) {
   EXPECT_EQ(fit.parameters.sms, 16U);
   expect_found(fit.parameters.dispatch, known_put());
   expect_found(fit.parameters.combine, known_pull());
-  ASSERT_EQ(fit.parts.size(), 2U);
+  ASSERT_EQ(fit.parts.size(), 4U);
   for (const GpuFit::Part& part : fit.parts) {
-    EXPECT_TRUE(part.undetermined.empty()) << fmt::format("{}", fmt::join(part.undetermined, ", "));
     for (const double error : part.held_out) EXPECT_LT(std::abs(error), 0.03);
+    // All second hops have as many peers and rows per item: their parts cannot be told apart.
+    if (part.name != "direct.put" && part.name != "direct.pull") continue;
+    EXPECT_TRUE(part.undetermined.empty()) << fmt::format("{}", fmt::join(part.undetermined, ", "));
   }
+  ASSERT_TRUE(fit.parameters.forward && fit.parameters.gather);
+  EXPECT_DOUBLE_EQ(fit.parameters.forward->port_bandwidth.value,
+                   fit.parameters.dispatch.port_bandwidth.value);
+  EXPECT_DOUBLE_EQ(fit.parameters.gather->copy_bandwidth->value,
+                   fit.parameters.combine.copy_bandwidth->value);
+  // 0.8 us of the one peer count to the start where no other number of peers was measured.
+  EXPECT_NEAR(fit.parameters.forward->fixed.value + fit.parameters.forward->peer.value, 11.8e-6,
+              0.3e-6);
   Cluster cluster = machine();
   set_direct_uncertainty(fit, cluster);
   EXPECT_FALSE(cluster.uncertainty.network.empty());

@@ -105,13 +105,15 @@ TEST(GpuProbe, OwnCopiesAreTheCopiesAloneOfTheOverlaps) {
       {{"kind", "work_alone"}, {"work", "product"}, {"product_size", 2048}, {"median_us", 28.0}},
       {{"kind", "work_beside_exchange"},
        {"work", "copy"},
-       {"copy_bytes", 1000},
+       {"copy_bytes", 100000000},
        {"median_us", 9.0}},
-      {{"kind", "work_alone"}, {"work", "copy"}, {"copy_bytes", 1000}, {"median_us", 5.0}}};
+      {{"kind", "work_alone"}, {"work", "copy"}, {"copy_bytes", 100000000}, {"median_us", 50.0}},
+      // In the caches.
+      {{"kind", "work_alone"}, {"work", "copy"}, {"copy_bytes", 1000000}, {"median_us", 5.0}}};
   const GpuProbe read = parse_gpu_probe(probe.dump(), "curves.json");
   ASSERT_EQ(read.own_copy.size(), 1U);
-  EXPECT_DOUBLE_EQ(read.own_copy[0].bytes, 2000.0);  // read and written
-  EXPECT_DOUBLE_EQ(read.own_copy[0].time_s, 5e-6);
+  EXPECT_DOUBLE_EQ(read.own_copy[0].bytes, 2e8);  // read and written
+  EXPECT_DOUBLE_EQ(read.own_copy[0].time_s, 50e-6);
   probe["overlap"][2]["copy_bytes"] = 0;
   EXPECT_THAT(refusal(probe), HasSubstr("overlap[2]: copy_bytes"));
 }
@@ -133,6 +135,88 @@ json pattern_probe() {
     probe["curves"].push_back(pattern(kind, 2e6, 30.0 + more_us));
   }
   return probe;
+}
+
+// Beside waiting streams kernels of 20 us take 20.9, an MLP of 60 takes 63.5 and a shared one of 22 takes
+// 25; a round trip over another stream of 12 us holds two gaps, 6, of a stream alone. Four rounds of a pack of
+// 20 us take 44: 8 for each further one. Where ranks share a GPU nothing of this tells them apart.
+TEST(GpuProbe, KnowsWhatLaunchesTakeAmongStreamsAndInRounds) {
+  json probe = small_probe();
+  const auto add = [&](const char* list, json entry, const char* kind, double us) {
+    entry["kind"] = kind;
+    entry["median_us"] = us;
+    probe[list].push_back(entry);
+  };
+  json among = kernel_entry("", "fp8");
+  among["among_streams"] = true;
+  add("kernels", among, "events", 3.0);
+  add("kernels", among, "event_between", 6.0);
+  add("kernels", among, "round_trip", 12.0);
+  add("kernels", among, "merge", 20.9);
+  add("kernels", among, "expand_phase", 20.9);
+  json rounds = kernel_entry("", "fp8");
+  rounds["num_rounds"] = 4;
+  add("kernels", rounds, "pack_rounds", 44.0);
+  for (const std::size_t i : {0, 1}) {
+    json mlp = probe["expert_mlp"][i];
+    mlp["among_streams"] = true;
+    mlp["median_us"] = i == 0 ? 63.5 : 25.0;
+    probe["expert_mlp"].push_back(mlp);
+  }
+  const GpuProbe read = parse_gpu_probe(probe.dump(), "curves.json");
+  EXPECT_EQ(read.merge.size(), 1U);
+  EXPECT_EQ(read.mlp.size(), 1U);
+  ASSERT_EQ(read.kernel_among_s.size(), 2U);
+  EXPECT_NEAR(read.kernel_among_s[0], 0.9e-6, 1e-12);
+  ASSERT_EQ(read.join_s.size(), 1U);
+  EXPECT_NEAR(read.join_s[0], 6e-6, 1e-12);
+  ASSERT_EQ(read.pack_again_s.size(), 1U);
+  EXPECT_NEAR(read.pack_again_s[0], 8e-6, 1e-12);
+  ASSERT_EQ(read.mlp_among_s.size(), 1U);
+  EXPECT_NEAR(read.mlp_among_s[0], 3.5e-6, 1e-12);
+  ASSERT_EQ(read.shared_among_s.size(), 1U);
+  EXPECT_NEAR(read.shared_among_s[0], 3e-6, 1e-12);
+
+  probe["ranks_per_gpu"] = 2;
+  for (json& entry : probe["kernels"]) {
+    entry["samples_us"] = json::array({json::array({entry.at("median_us")})});
+  }
+  const GpuProbe sharing = parse_gpu_probe(probe.dump(), "curves.json");
+  EXPECT_TRUE(sharing.kernel_among_s.empty());
+  EXPECT_TRUE(sharing.join_s.empty());
+  EXPECT_TRUE(sharing.pack_again_s.empty());
+  EXPECT_TRUE(sharing.mlp_among_s.empty());
+  EXPECT_EQ(sharing.mlp.size(), 1U);
+  probe["kernels"].back()["num_rounds"] = 0;
+  EXPECT_THAT(refusal(probe), HasSubstr("num_rounds: found 0, expected a number above zero"));
+}
+
+// A rank's MLP takes as long as the ranks' did in the mean; the slowest's time is that of a probe that
+// does not know the others', and of ranks that share a GPU.
+TEST(GpuProbe, AnMlpIsThatOfARankLikeAnyOther) {
+  json probe = small_probe();
+  probe["expert_mlp"][0]["ranks_us"] = {{56.0, 60.0}, {58.0, 62.0}};
+  EXPECT_DOUBLE_EQ(parse_gpu_probe(probe.dump(), "curves.json").mlp.at(0).time_s, 59e-6);
+  probe["expert_mlp"][0]["ranks_us"] = {{56.0, 0.0}};
+  EXPECT_THAT(refusal(probe), HasSubstr("ranks_us: found 0.0, expected times above zero"));
+  probe["expert_mlp"][0]["ranks_us"] = json::array();
+  EXPECT_THAT(refusal(probe), HasSubstr("ranks_us"));
+}
+
+// Of two ranks the second gets 30 rows of 2112 bytes with 90 copies of 4096, the first 10 with 20.
+TEST(GpuProbe, ExpansionsBehindAPutAreThoseOfTheFullestRank) {
+  json probe = small_probe();
+  json entry{{"kind", "expand"},           {"type", "fp8"},     {"hidden", 2048},
+             {"rows", {{0, 30}, {10, 0}}}, {"median_us", 18.0}, {"copies", {{0, 90}, {20, 0}}}};
+  probe["direct"] = json::array({entry});
+  const GpuProbe read = parse_gpu_probe(probe.dump(), "curves.json");
+  ASSERT_EQ(read.expand_put.size(), 1U);
+  EXPECT_DOUBLE_EQ(read.expand_put[0].bytes, 30.0 * 2112 + 90.0 * 4096);
+  EXPECT_DOUBLE_EQ(read.expand_put[0].rows, 90.0);
+  EXPECT_DOUBLE_EQ(read.expand_put[0].items, 30.0);
+  EXPECT_DOUBLE_EQ(read.expand_put[0].time_s, 18e-6);
+  probe["direct"][0]["rows"] = {{0, 30}};
+  EXPECT_THAT(refusal(probe), HasSubstr("direct[0]: rows: found no matrix of as many rows"));
 }
 
 TEST(PatternRates, AreSlopesBetweenTheTwoLargestSizes) {
@@ -467,12 +551,34 @@ TEST(ProbeFit, TopologyFileReadsBackTheSame) {
                                    KernelCosts{{8e-6}, {}, {}, {8e12}, {}, {}},
                                    KernelCosts{{9e-6}, {}, {9e-9}, {9e12}, {}, {}},
                                    {3e-6}};
+  cluster.gpu.kernels->expand_put = KernelCosts{{3.5e-6}, {}, {}, {5e12}, {}, {}};
+  cluster.gpu.kernels->pack.again = Seconds{0.7e-6};
+  cluster.gpu.kernels->among_streams = Seconds{0.9e-6};
+  cluster.gpu.kernels->join = Seconds{5.5e-6};
+  cluster.gpu.shared_mlp->among_streams = Seconds{3.1e-6};
+  DirectParameters direct;
+  direct.dispatch.fixed = direct.combine.fixed = Seconds{12e-6};
+  for (DirectKernel* kernel : {&direct.dispatch, &direct.combine}) {
+    kernel->sm_bandwidth = kernel->port_bandwidth = Bandwidth{6e10};
+  }
+  direct.forward = direct.dispatch;
+  direct.forward->token = Seconds{9e-8};
+  cluster.transports.emplace_back(direct);
   cluster.uncertainty.scale_up = {{Seconds{20e-6}, 0.2}, {std::nullopt, 0.05}};
   cluster.uncertainty.mlp = {{std::nullopt, 0.1}};
   const std::string text = to_yaml(cluster);
   const Cluster back = read_cluster(parse_yaml(text, "written"));
   EXPECT_EQ(to_yaml(back), text);
   EXPECT_DOUBLE_EQ(back.gpu.kernels->gather.bandwidth.value, 5e12);
+  EXPECT_DOUBLE_EQ(back.gpu.kernels->expand_put->launch.value, 3.5e-6);
+  EXPECT_DOUBLE_EQ(back.gpu.kernels->pack.again->value, 0.7e-6);
+  EXPECT_FALSE(back.gpu.kernels->sum.again.has_value());
+  EXPECT_DOUBLE_EQ(back.gpu.kernels->among_streams.value, 0.9e-6);
+  EXPECT_DOUBLE_EQ(back.gpu.kernels->join->value, 5.5e-6);
+  EXPECT_DOUBLE_EQ(back.gpu.shared_mlp->among_streams.value, 3.1e-6);
+  const auto& of_direct = std::get<DirectParameters>(back.transports.back());
+  EXPECT_DOUBLE_EQ(of_direct.forward->token.value, 9e-8);
+  EXPECT_FALSE(of_direct.gather.has_value());
   EXPECT_DOUBLE_EQ(back.gpu.kernels->pack.quantise_bandwidth.value().value, 1e13);
   EXPECT_DOUBLE_EQ(back.gpu.kernels->merge.item_bandwidth.value().value, 4e10);
   EXPECT_FALSE(back.gpu.kernels->sum.item_bandwidth.has_value());

@@ -258,6 +258,38 @@ TEST(LayerProgram, RoundsOfARelayHaveEvents) {
   EXPECT_EQ(home.begin, summed.end + 200);
 }
 
+TEST(LayerProgram, WaitingStreamsOfTwoHopsCostLaunchesAndJoins) {
+  Cluster cluster = with_row_kernels(small_cluster(2, 2));
+  const SmallLayer run = relay_with_two_rounds(cluster);
+  // 50 ns for each of pack, forward, expand, merge, gather and sum, and 200 before expand and sum.
+  cluster.gpu.kernels->among_streams = Seconds{50e-9};
+  cluster.gpu.kernels->join = Seconds{300e-9};
+  const SmallLayer among = relay_with_two_rounds(cluster);
+  const auto makespan_ns = [](const SmallLayer& layer) {
+    return nanoseconds(layer.execution().makespan_s);
+  };
+  EXPECT_EQ(makespan_ns(among) - makespan_ns(run), 6 * 50 + 2 * 200);
+  // A plan of one hop has one stream.
+  EXPECT_EQ(makespan_ns(two_ranks_dedup(cluster)),
+            makespan_ns(two_ranks_dedup(with_row_kernels(small_cluster(2, 2)))));
+}
+
+// Packs of several rounds: the second takes 300 ns where the first takes 1000, or 900 without an event of its
+// own, which is what stands for it where nothing is said.
+TEST(LayerProgram, FurtherRoundsOfAPackTakeWhatTheyWereMeasuredToTake) {
+  Cluster cluster = with_row_kernels(small_cluster(2, 2));
+  const auto packed_ns = [&] {
+    long long longest = 0;
+    for (const Timed& timed : kernels(relay_with_two_rounds(cluster), Phase::kPack)) {
+      longest = std::max(longest, timed.end - timed.begin);
+    }
+    return longest;
+  };
+  const long long before = packed_ns();
+  cluster.gpu.kernels->pack.again = Seconds{300e-9};
+  EXPECT_EQ(before - packed_ns(), 900 - 300);
+}
+
 // Rows of the same messages: what the report counts.
 TEST(LayerProgram, KnowsTheRowsOfItsMessages) {
   const SmallLayer run = two_ranks_dedup();
