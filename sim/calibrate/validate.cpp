@@ -393,51 +393,82 @@ std::vector<double> equal_load_differences(const std::vector<MlpPoint>& points) 
   return differences;
 }
 
+// Steps from one batch of a balanced load to the next larger one, and by how much the time falls in those
+// where it does by more than 3 %: kernels that were chosen for single sizes.
+struct Falls {
+  std::size_t num_steps = 0;
+  std::vector<double> falls;
+};
+Falls falling_times(const std::vector<MlpPoint>& points) {
+  using Key = std::tuple<std::string, std::string, std::string, double, double, std::uint32_t,
+                         std::uint32_t, std::uint32_t>;
+  std::map<Key, std::map<double, double>> curves;  // seconds by tokens
+  for (const MlpPoint& point : points) {
+    if (point.load != "balanced") continue;
+    curves[Key{point.machine, point.type, point.kernel, point.hidden, point.intermediate,
+               point.topk, point.num_experts, point.ep_size}][point.num_tokens] = point.time_s;
+  }
+  Falls found;
+  for (const auto& [key, curve] : curves) {
+    for (auto at = curve.begin(); std::next(at) != curve.end(); ++at) {
+      ++found.num_steps;
+      const double fall = 1.0 - std::next(at)->second / at->second;
+      if (fall > 0.03) found.falls.push_back(fall);
+    }
+  }
+  return found;
+}
+
 // What of the errors of left-out shapes comes from where. `scatters` are those of drawn loads.
 std::string mlp_shapes_finding(const std::vector<ValidationPoint>& points,
                                const std::vector<double>& tokens,
                                const std::vector<double>& scatters,
-                               const std::vector<double>& differences) {
+                               const std::vector<MlpPoint>& all) {
   const auto within = [&](double least, double most) {
     return errors_where(points,
                         [&](std::size_t i) { return tokens[i] >= least && tokens[i] <= most; });
   };
   std::string text = fmt::format(
-      "Batches of up to 4 tokens: {}. More tokens: {}. {} of {} points are off by more than 30 %. "
-      "Loads are dealt as the tables' tool deals them, the fullest rank first, so that the experts "
-      "that few tokens hit are known; DeepSeek-V3's router limits tokens to four groups of "
-      "experts. "
-      "Triton's kernels choose their tile by the tokens of the whole group, by vLLM's own rules "
-      "for "
-      "BF16 and for blocks of FP8; where a table names no kernel, what the H200's names on Hopper "
-      "GPUs. No product ends before a block has multiplied its values one after the other; the "
-      "index "
-      "has tiles for every expert of the group that has tokens, grouped products go through all "
-      "experts of the rank, and a CUDA graph is started once per draw of a balanced load and once "
-      "for "
-      "five of others. These forms were found with all points of the tables in view, their "
-      "parameters are fitted on the other shapes alone.",
+      "Batches of up to 4 tokens: {}. More tokens: {}. {} of {} points are off by more than 30 "
+      "%. Loads are dealt as the tables' tool deals them, the fullest rank first, so that the "
+      "experts that few tokens hit are known; DeepSeek-V3's router limits tokens to four groups "
+      "of experts. Triton's kernels choose their tile by the tokens of the whole group, by "
+      "vLLM's own rules for BF16 and for blocks of FP8; where a table names no kernel, what the "
+      "H200's names on Hopper GPUs. No product ends before a block has multiplied its values one "
+      "after the other; the index has tiles for every expert of the group that has tokens, "
+      "grouped products go through all experts of the rank, and a CUDA graph is started once per "
+      "draw of a balanced load and once for five of others. These forms were found with all "
+      "points of the tables in view, their parameters are fitted on the other shapes alone.",
       within(0.0, 4.0), within(4.5, 1e12),
       std::count_if(points.begin(), points.end(),
                     [](const ValidationPoint& point) { return std::abs(point.error()) > 0.3; }),
       points.size());
   if (!scatters.empty()) {
     text += fmt::format(
-        " What no formula of the table's columns can know: a drawn load is the mean of five draws "
-        "that are not recorded, and the mean over five others differs by {:.1f} % in the median "
-        "(one "
-        "standard deviation) and {:.0f} % at most.",
+        " What no formula of the table's columns can know: a drawn load is the mean of five "
+        "draws that are not recorded, and the mean over five others differs by {:.1f} % in the "
+        "median (one standard deviation) and {:.0f} % at most.",
         100.0 * median(scatters), 100.0 * *std::max_element(scatters.begin(), scatters.end()));
   }
+  const std::vector<double> differences = equal_load_differences(all);
   if (!differences.empty()) {
     text += fmt::format(
-        " {} pairs of points have equal loads under different names: their times differ by {:.1f} "
-        "% in "
-        "the median and {:.0f} % at most.",
+        " {} pairs of points have equal loads under different names: their times differ by "
+        "{:.1f} % in the median and {:.0f} % at most.",
         differences.size(), 100.0 * median(differences),
         100.0 * *std::max_element(differences.begin(), differences.end()));
   }
-  return text + " What remains are tiles and kernels that libraries tuned for single sizes.";
+  const Falls falls = falling_times(all);
+  if (!falls.falls.empty()) {
+    text += fmt::format(
+        " In {} of {} steps from one batch of a balanced load to the next larger one the "
+        "measured time falls by more than 3 %, by up to {:.0f} %: libraries choose kernels for "
+        "single sizes, and no formula that only grows with the tokens meets both sides of such a "
+        "step.",
+        falls.falls.size(), falls.num_steps,
+        100.0 * *std::max_element(falls.falls.begin(), falls.falls.end()));
+  }
+  return text;
 }
 
 // The fit on the points of this kernel that are of another shape.
@@ -503,8 +534,7 @@ ValidationSection mlp_shapes(const std::vector<MlpPoint>& all, const std::string
     }
   }
   add_intervals(keys, section);
-  section.finding =
-      mlp_shapes_finding(section.points, tokens, scatters, equal_load_differences(all));
+  section.finding = mlp_shapes_finding(section.points, tokens, scatters, all);
   return section;
 }
 
