@@ -609,9 +609,8 @@ std::string hidden_cost_finding(const std::vector<RowExchange>& all, double port
       "over the port at EP 4, and it matters from what one row takes there. {:.1f} ns, the "
       "harmonic mean of the two, stand in, which are off least wherever it lies between. Fitted to "
       "all EP sizes, dispatches of EP 2 are off by {:.1f} % in the median and {:.1f} % at most. "
-      "The model's form (that mean, rows to the own rank that wait for no link, pulls of few "
-      "tokens "
-      "that wait as long as those of many) was chosen in view of these points.",
+      "The model's form (that mean, rows to the own rank that wait for no link, pulls whose "
+      "waiting other pulls hide) was chosen in view of these points.",
       1e9 * assumed_token(without_two, port_limit).value / all.at(0).sms, 100.0 * summary.median,
       100.0 * summary.worst);
 }
