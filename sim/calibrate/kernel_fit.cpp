@@ -222,8 +222,8 @@ KernelFit<CopyKernel> fit_copy_kernel(const std::vector<RowExchange>& exchanges,
   // What uniform routing leaves open (the receiver's part, one pair alone) stays near what skewed
   // exchanges of four GPUs showed.
   const bool combine = !exchanges.empty() && exchanges[0].direction == Direction::kCombine;
-  // Nor do few shapes (measured matrices, unlike published tables) tell a combine's senders from its
-  // receivers; nodes of eight H100 or H200 show 42 to 45 GB/s in published tables.
+  // Nor do few shapes (measured matrices, unlike published tables) tell a combine's senders from
+  // its receivers; nodes of eight H100 or H200 show 42 to 45 GB/s in published tables.
   const bool few_shapes = combine && !exchanges[0].rows.empty();
   const double shortest = shortest_s(exchanges);
   std::vector<Parameter> parameters{

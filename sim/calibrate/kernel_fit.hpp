@@ -29,22 +29,22 @@ KernelFit<PutKernel> fit_put_kernel(const std::vector<RowExchange>& exchanges, d
                                     Seconds token);
 
 // What to assume of PutKernel::token. Kernels that start a block for every token, as
-// `nvlink_one_sided`, do so in both directions, and each exchange of either says that a block costs no
-// more than the token's rows take over the port: the shortest of these times is the most that it can be
-// unseen. The least that any exchange could show is the time of one row of the shortest. Whatever lies
-// between the two, their harmonic mean is off by (most - least) / (most + least) at worst, and every
-// other number by more. 1 us for other kernels.
+// `nvlink_one_sided`, do so in both directions, and each exchange of either says that a block costs
+// no more than the token's rows take over the port: the shortest of these times is the most that it
+// can be unseen. The least that any exchange could show is the time of one row of the shortest.
+// Whatever lies between the two, their harmonic mean is off by (most - least) / (most + least) at
+// worst, and every other number by more. 1 us for other kernels.
 Seconds assumed_token(const std::vector<RowExchange>& exchanges, double port_limit);
 
-// Whether an exchange asks no more of its kernels than another of its direction: as many ranks and GPUs,
-// no more tokens, no larger rows and (but for `tolerance`) no more of them for any pair, and no fewer
-// multiprocessors. False where a matrix is not given.
+// Whether an exchange asks no more of its kernels than another of its direction: as many ranks and
+// GPUs, no more tokens, no larger rows and (but for `tolerance`) no more of them for any pair, and
+// no fewer multiprocessors. False where a matrix is not given.
 bool asks_no_more(const RowExchange& exchange, const RowExchange& other, double tolerance);
 
-// The exchanges with the times that they would have taken undisturbed, as far as they tell. What holds a
-// kernel up (a host that starts it late, a clock that is down, a neighbour) only adds to its time, so
-// that one that asks no more than another and took longer (by more than 4 %, the scatter that fits
-// assume; the same for its rows) was held up for the difference.
+// The exchanges with the times that they would have taken undisturbed, as far as they tell. What
+// holds a kernel up (a host that starts it late, a clock that is down, a neighbour) only adds to
+// its time, so that one that asks no more than another and took longer (by more than 4 %, the
+// scatter that fits assume; the same for its rows) was held up for the difference.
 std::vector<RowExchange> undisturbed(std::vector<RowExchange> exchanges);
 
 // Parameters of a whole transport, and how far they are off.

@@ -634,14 +634,13 @@ std::string hidden_cost_finding(const std::vector<RowExchange>& all, double port
   const ErrorSummary summary = summarise(points);
   return fmt::format(
       "Dispatches of EP 2 show what a token costs its kernel, 11 ns. With more ranks the port "
-      "takes "
-      "longer than that (18 ns a token at EP 4, 42 at EP 8), so that no other EP size shows this "
-      "cost: where EP 2 is left out it is only known to be no more than what a token takes over "
-      "the port at EP 4, and it matters from what one row takes there. {:.1f} ns, the harmonic "
-      "mean of the two, stand in, which are off least wherever it lies between. Fitted to all EP "
-      "sizes, dispatches of EP 2 are off by {:.1f} % in the median and {:.1f} % at most. The "
-      "model's form (that mean, rows to the own rank that wait for no link, pulls of few tokens "
-      "that wait as long as those of many) was chosen in view of these points.",
+      "takes longer than that (18 ns a token at EP 4, 42 at EP 8), so that no other EP size shows "
+      "this cost: where EP 2 is left out it is only known to be no more than what a token takes "
+      "over the port at EP 4, and it matters from what one row takes there. {:.1f} ns, the "
+      "harmonic mean of the two, stand in, which are off least wherever it lies between. Fitted to "
+      "all EP sizes, dispatches of EP 2 are off by {:.1f} % in the median and {:.1f} % at most. "
+      "The model's form (that mean, rows to the own rank that wait for no link, pulls whose "
+      "waiting other pulls hide) was chosen in view of these points.",
       1e9 * assumed_token(without_two, port_limit).value / all.at(0).sms, 100.0 * summary.median,
       100.0 * summary.worst);
 }
@@ -883,8 +882,7 @@ ValidationSection skewed_section(const std::vector<RowExchange>& all, const std:
   }
   section.finding +=
       " That disturbances only add, that ranks share a port, and that rows within a GPU do not "
-      "wait "
-      "for its links was put into the model in view of these points.";
+      "wait for its links was put into the model in view of these points.";
   return section;
 }
 

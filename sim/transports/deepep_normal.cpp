@@ -59,8 +59,8 @@ KernelModel copy_kernel_model(const CopyKernel& kernel, Direction direction, dou
       return pair_s > 0.0 ? largest / pair_s : 0.0;
     };
     const double far_s = row_s * volumes.num_destinations / kernel.pair_gain;
-    // Behind every chunk of rows they wait until it has arrived: within a GPU, without the links' way
-    // there and back.
+    // Behind every chunk of rows they wait until it has arrived: within a GPU, without the links'
+    // way there and back.
     const double chunk_s = 2.0 * volumes.link_s / chunk_rows(direction, volumes.num_destinations);
     times.pair_rate = pair_rate(volume.largest_out, far_s);
     times.near_pair_rate =

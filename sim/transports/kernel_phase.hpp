@@ -4,11 +4,11 @@
 // messages has gone and come, and moves rows no faster than its sender, its receiver, its port and
 // its share for one pair of ranks allow.
 //
-// Sender, receiver and port are resources of the rank (the port of its GPU) that live for the phase. Their capacities are
-// set so that the whole of what the rank moves takes what the transport says it takes: a message of
-// m bytes of a rank's M flows at most at M / send_s beside nothing else, and all together end after
-// send_s if nothing else holds them up. Rows that stay on their rank go through sender, receiver and
-// memory, and cross no port.
+// Sender, receiver and port are resources of the rank, the port of its GPU; they live for the phase.
+// Their capacities are set so that the whole of what the rank moves takes what the transport says it
+// takes: a message of m bytes of a rank's M flows at most at M / send_s beside nothing else, and all
+// together end after send_s if nothing else holds them up. Rows that stay on their rank go through
+// sender, receiver and memory, and cross no port.
 
 #include <functional>
 #include <memory>
