@@ -72,7 +72,7 @@ struct MlpCosts {
   bool reads_rows = false;
   Seconds expert = {};
   std::optional<Bandwidth> row_bandwidth = std::nullopt;
-  Seconds among_streams;  // more than `launch`, in a plan of two hops: see RowKernels
+  Seconds among_streams = {};  // more than `launch`, in a plan of two hops: see RowKernels
 };
 
 // A calibrated kernel that moves rows, with the kernel that builds its index where it has one:
@@ -91,7 +91,7 @@ struct KernelCosts {
   std::optional<Bandwidth> quantise_bandwidth;
   // Instead of `launch`, of each further one where several run between the same two events, one for each
   // round of a dispatch; absent: `launch` less what passes between two events.
-  std::optional<Seconds> again;
+  std::optional<Seconds> again = std::nullopt;
 };
 // The kernels of our runtime (kernels/rows.hpp), one per phase. What they move:
 //   phase    items          rows                     bytes
@@ -114,15 +114,15 @@ struct RowKernels {
   // The indices of pack and of forward alone, before a transport that moves the rows itself. They read
   // four bytes per (token, expert) pair; rows as above. Absent: those of `pack` and `forward`.
   std::optional<KernelCosts> send_index, forward_index;
-  // `expand` behind such a transport, whose rows it finds in the caches; absent: `expand`.
-  std::optional<KernelCosts> expand_put;
   Seconds gap;
+  // `expand` behind such a transport, whose rows it finds in the caches; absent: `expand`.
+  std::optional<KernelCosts> expand_put = std::nullopt;
   // In a plan of two hops the hops have streams of their own, which wait beside the main one. Work that is
   // enqueued behind a wait makes each launch on another stream take longer: `among_streams` of a phase of
   // these kernels. `join` passes instead of `gap` where the main stream goes on behind those of the hops,
   // before expand and sum; absent: `gap`.
-  Seconds among_streams;
-  std::optional<Seconds> join;
+  Seconds among_streams = {};
+  std::optional<Seconds> join = std::nullopt;
 };
 
 // What operations of one kind cost:

@@ -214,7 +214,7 @@ struct DirectParameters {
   DirectKernel dispatch, combine;
   // Of the second hop, whose kernels read what a first hop brought: rows to pass on, results to sum. They share
   // the ports and copies of the two above, at whose rates these go. Absent: as the two above.
-  std::optional<DirectKernel> forward, gather;
+  std::optional<DirectKernel> forward = std::nullopt, gather = std::nullopt;
 };
 
 // In the order in which the names are listed.
