@@ -235,12 +235,13 @@ int run_program(int argc, char** argv) {
   add_bench_command(app, commands);
   check_numbers(app);
   // CLI11 would only say that a subcommand is missing.
-  if (!own.empty() && !own.front().starts_with("-") &&
-      app.get_subcommand_no_throw(own.front()) == nullptr) {
+  if (!own.empty() && !own.front().starts_with("-")) {
     std::vector<std::string> names;
     for (const CLI::App* command : app.get_subcommands({})) names.push_back(command->get_name());
-    throw InputError("command", fmt::format("\"{}\"", own.front()),
-                     fmt::format("one of {}", fmt::join(names, ", ")));
+    if (std::find(names.begin(), names.end(), own.front()) == names.end()) {
+      throw InputError("command", fmt::format("\"{}\"", own.front()),
+                       fmt::format("one of {}", fmt::join(names, ", ")));
+    }
   }
   try {
     std::reverse(own.begin(), own.end());  // CLI11 takes vectors from the back

@@ -140,7 +140,8 @@ TEST(LayerProgram, DirectPutsAndPullsBesideTheCalibratedKernels) {
   kernel.peer = Seconds{100e-9};
   kernel.sm_bandwidth = Bandwidth{1e9};
   kernel.port_bandwidth = Bandwidth{100e9};
-  cluster.transports = {DirectParameters{2, Seconds{2000e-9}, Seconds{300e-9}, kernel, kernel}};
+  cluster.transports = {
+      DirectParameters{2, Seconds{2000e-9}, Seconds{300e-9}, kernel, kernel, {}, {}}};
   const SmallLayer run = two_ranks_dedup(cluster, {"direct", {}});
   EXPECT_THAT(kernels(run, Phase::kPack),
               UnorderedElementsAre(Timed{0, 0, 2100, 2534}, Timed{1, 1, 2100, 2522},
@@ -169,7 +170,8 @@ TEST(LayerProgram, ExpansionReadsOwnTokensOfAnFp8DispatchInBf16) {
   kernel.fixed = Seconds{1000e-9};
   kernel.sm_bandwidth = Bandwidth{1e9};
   kernel.port_bandwidth = Bandwidth{100e9};
-  cluster.transports = {DirectParameters{2, Seconds{2000e-9}, Seconds{300e-9}, kernel, kernel}};
+  cluster.transports = {
+      DirectParameters{2, Seconds{2000e-9}, Seconds{300e-9}, kernel, kernel, {}, {}}};
   const auto expanded_ns = [&](DispatchPolicy policy) {
     const SmallLayer run({small_plan({{{0, 2}, {2, 3}}, {{0, 3}}}, policy, 1)}, cluster,
                          small_model(), {}, {"direct", {}}, PayloadType::kFp8, Bytes{600});

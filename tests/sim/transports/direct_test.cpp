@@ -30,7 +30,7 @@ Cluster machine(const DirectKernel& costs, std::uint32_t ranks_per_gpu = 2) {
   Cluster cluster = testing::two_tiers(2, 2, 100e9, 1e12);
   cluster.ranks_per_gpu = ranks_per_gpu;
   cluster.gpu.num_sms = 100;
-  cluster.transports = {DirectParameters{8, {}, Seconds{5e-6}, costs, costs}};
+  cluster.transports = {DirectParameters{8, {}, Seconds{5e-6}, costs, costs, {}, {}}};
   return cluster;
 }
 Message put_rows(std::uint32_t src, std::uint32_t dst, std::uint32_t count) {
