@@ -173,7 +173,8 @@ std::string interpolation_finding(const std::vector<AllToAllPoint>& all,
       "tables: the form of the model (channels, first chunks, costs by the logarithm of the ranks, "
       "what PCIe ranks may share) and the priors of what machines have in common (a channel's "
       "rate, "
-      "LL's rate, what a channel costs, the share of a launch that twice the ranks cost); every "
+      "LL's rate, the share of a launch that twice the ranks cost). How messages are dealt to "
+      "channels and protocols was read in NCCL's source, for the version of each table. Every "
       "parameter of a machine is fitted on its training part alone.",
       num_far, 100.0 * summary.median, 100.0 * summary.worst, fmt::join(of_worst, ", "));
 }
@@ -317,6 +318,51 @@ ValidationSection alltoall_counts(const std::vector<AllToAllPoint>& all) {
     }
   }
   section.finding = host_finding(all);
+  return section;
+}
+
+// Our probes of one kind of GPU, one count of ranks each: fitted on one, predicted on the other. Nothing
+// where they are of one count.
+ValidationSection probed_counts(const std::vector<std::filesystem::path>& folders) {
+  ValidationSection section{
+      "All-to-all of our probes, a whole GPU count left out",
+      "Fitted on the all-to-alls of the probe of one GPU count, with the bandwidth of the data "
+      "sheet, "
+      "predicted on those of the other count. Nothing of the model was chosen by its errors "
+      "here.",
+      {},
+      0.05,
+      0.15,
+      {}};
+  static const std::map<std::string, std::string> kPresets{{"NVIDIA H100 80GB HBM3", "h100_node"},
+                                                           {"NVIDIA H200", "h200_node"}};
+  std::map<std::string, std::vector<AllToAllPoint>> by_device;
+  for (const std::filesystem::path& folder : folders) {
+    for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+      const std::string name = entry.path().filename().string();
+      if (!name.starts_with("curves_ep") || !name.ends_with(".json")) continue;
+      for (const AllToAllPoint& point : read_alltoall(entry.path())) {
+        by_device[point.device].push_back(point);
+      }
+    }
+  }
+  for (auto& [device, points] : by_device) {
+    const auto preset = kPresets.find(device);
+    std::set<std::uint32_t> counts;
+    for (const AllToAllPoint& point : points) counts.insert(point.num_ranks);
+    if (preset == kPresets.end() || counts.size() < 2) continue;
+    std::stable_sort(points.begin(), points.end(), [](const auto& a, const auto& b) {
+      return std::pair(a.num_ranks, a.bytes_per_rank) < std::pair(b.num_ranks, b.bytes_per_rank);
+    });
+    AllToAllOptions options;
+    options.nvlink = true;
+    options.link_bandwidth = link_bandwidth(preset->second);
+    for (const std::uint32_t count : counts) {
+      add_alltoall(
+          points, device, options,
+          [&](const AllToAllPoint& point) { return point.num_ranks == count; }, section.points);
+    }
+  }
   return section;
 }
 
@@ -1013,6 +1059,9 @@ Validation validate(const ValidationInputs& inputs) {
   };
   const auto nvlink_runs = with_reports(inputs.nvlink_runs);
   const auto direct_runs = with_reports(inputs.direct_runs);
+  if (ValidationSection probed = probed_counts(nvlink_runs); !probed.points.empty()) {
+    validation.sections.push_back(std::move(probed));
+  }
   const bool traced = is_folder(inputs.traces);
   auto& skipped = validation.skipped;
   const std::string traces = inputs.traces.string();
