@@ -82,6 +82,8 @@ struct Glance {
       }
     }
     if (rank_rate == 0.0) rank_rate = most_rate;
+    if (shared_rate == 0.0) shared_rate = rank_rate;
+    if (socket_rate == 0.0) socket_rate = shared_rate;
     if (least_large_s > 1e3) least_large_s = least_s;
   }
 };

@@ -98,7 +98,7 @@ void report_alltoall(const std::vector<AllToAllPoint>& points, const AllToAllFit
   for (const AllToAllFit::Parameter& parameter : fit.parameters) {
     const bool rate = parameter.name.find("rate") != std::string::npos;
     const bool slope = parameter.name.find("slope") != std::string::npos;
-    const bool plain = parameter.name == "sharpness";
+    const bool plain = parameter.name == "sharpness" || parameter.name == "few_channels";
     const std::string value = plain   ? fmt::format("{:.2f}", 1.0 + parameter.value)
                               : rate  ? format_bandwidth({parameter.value})
                               : slope ? format_bandwidth({1.0 / parameter.value})
