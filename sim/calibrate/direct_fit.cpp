@@ -190,6 +190,8 @@ DirectKernelFit fit_kernel(const std::vector<DirectPoint>& points, const Asked& 
   if (asked.far) parameters.push_back({"sm_port_bandwidth", std::log(60e9), 1.0});
   if (asked.near && of_first_hop == nullptr) {
     parameters.push_back({"copy_bandwidth", std::log(0.5 * memory), 0.7});
+    // From where the data feel it: above what all points need it says nothing of any.
+    parameters.back().start = std::log(0.1 * memory);
   }
   if (asked.quantise) parameters.push_back({"quantise_bandwidth", std::log(30e9), 1.0});
   const auto make = [asked, of_first_hop](std::span<const double> p) {

@@ -72,6 +72,11 @@ class ProbeEntry {
     }
     return row_of(*found, fmt::format("{}: {}", where_, key));
   }
+  // The ranks of a matrix; zero where the key holds none.
+  [[nodiscard]] std::size_t ranks_of(const char* key) const {
+    const auto found = value_.find(key);
+    return found == value_.end() || !found->is_array() ? 0 : found->size();
+  }
   // Counts by sender and receiver, [num_ranks][num_ranks].
   [[nodiscard]] std::vector<std::vector<std::uint32_t>> matrix(const char* key,
                                                                std::size_t num_ranks) const {
@@ -102,8 +107,9 @@ class ProbeEntry {
   [[nodiscard]] double time_s() const { return positive("median_us") * 1e-6; }
   // Of a rank like any other: the mean of the ranks' own medians. Probes without them know the slowest.
   [[nodiscard]] double rank_time_s() const {
+    const double slowest_s = time_s();  // a time that is none is refused, used or not
     const auto starts = value_.find("ranks_us");
-    if (starts == value_.end()) return time_s();
+    if (starts == value_.end()) return slowest_s;
     const std::string where = where_ + ": ranks_us";
     if (!starts->is_array() || starts->empty()) {
       throw InputError(where, json_excerpt(*starts), "a list for each start");

@@ -160,16 +160,18 @@ void add_kernel(const ProbeEntry& entry, GpuProbe& probe, KernelCase& of_case) {
 void add_expand_put(const ProbeEntry& entry, GpuProbe& probe) {
   if (entry.text("kind") != "expand") return;
   const bool second = entry.has("forward_rows");
-  const auto rows = entry.matrix(second ? "forward_rows" : "rows", probe.num_ranks);
-  const auto copies = entry.matrix(second ? "forward_copies" : "copies", probe.num_ranks);
+  // Whether it is a matrix of the probe's ranks says who reads the puts.
+  const std::size_t num_ranks = entry.ranks_of(second ? "forward_rows" : "rows");
+  const auto rows = entry.matrix(second ? "forward_rows" : "rows", num_ranks);
+  const auto copies = entry.matrix(second ? "forward_copies" : "copies", num_ranks);
   const double plain_row = kBf16Bytes * entry.positive("hidden");
   const PayloadType type = entry.is_fp8() ? PayloadType::kFp8 : PayloadType::kBf16;
   const auto row_bytes = static_cast<double>(
       row_payload(type, static_cast<std::uint32_t>(entry.positive("hidden"))).value);
   KernelPoint most{.time_s = kernel_s(entry, probe)};
-  for (std::uint32_t receiver = 0; receiver < probe.num_ranks; ++receiver) {
+  for (std::size_t receiver = 0; receiver < num_ranks; ++receiver) {
     double num_rows = 0.0, num_copies = 0.0;
-    for (std::uint32_t sender = 0; sender < probe.num_ranks; ++sender) {
+    for (std::size_t sender = 0; sender < num_ranks; ++sender) {
       num_rows += rows[sender][receiver];
       num_copies += copies[sender][receiver];
     }
@@ -340,7 +342,7 @@ GpuProbe parse_gpu_probe(const std::string& text, const std::string& name) {
   EntryTimes mlps;
   read_probe_part(document, name, "expert_mlp",
                   [&](const ProbeEntry& entry) { add_mlp(entry, probe, mlps); });
-  if (document.contains("direct")) {
+  if (document.contains("direct") && !document.at("direct").empty()) {
     read_probe_part(document, name, "direct",
                     [&](const ProbeEntry& entry) { add_expand_put(entry, probe); });
   }

@@ -216,7 +216,7 @@ TEST(GpuProbe, ExpansionsBehindAPutAreThoseOfTheFullestRank) {
   EXPECT_DOUBLE_EQ(read.expand_put[0].items, 30.0);
   EXPECT_DOUBLE_EQ(read.expand_put[0].time_s, 18e-6);
   probe["direct"][0]["rows"] = {{0, 30}};
-  EXPECT_THAT(refusal(probe), HasSubstr("direct[0]: rows: found no matrix of as many rows"));
+  EXPECT_THAT(refusal(probe), HasSubstr("direct[0]: rows: found [0,30], expected a row of 1"));
 }
 
 TEST(PatternRates, AreSlopesBetweenTheTwoLargestSizes) {

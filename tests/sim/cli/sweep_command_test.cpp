@@ -130,7 +130,7 @@ TEST_F(SweepCommand, RecordsAFailedPointWithItsSentence) {
   EXPECT_THAT(out.text, HasSubstr(" failed: ranks: found 128, expected at most 64"));
   const Output again = run(sweep("out"));
   EXPECT_EQ(again.exit_code, 2) << again.text;
-  EXPECT_THAT(again.text, HasSubstr("3       3                0        2"));
+  EXPECT_THAT(again.text, HasSubstr("3                     3        0       2"));
   EXPECT_THAT(table("out"), HasSubstr(",128,star,failed,\"ranks: found 128, expected at most 64"));
   EXPECT_THAT(table("out"), HasSubstr(",many,star,failed,\"'--set ranks: found \"\"many\"\""));
   EXPECT_THAT(table("out"), HasSubstr(",8,star,ok,"));
