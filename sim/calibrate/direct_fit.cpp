@@ -190,8 +190,6 @@ DirectKernelFit fit_kernel(const std::vector<DirectPoint>& points, const Asked& 
   if (asked.far) parameters.push_back({"sm_port_bandwidth", std::log(60e9), 1.0});
   if (asked.near && of_first_hop == nullptr) {
     parameters.push_back({"copy_bandwidth", std::log(0.5 * memory), 0.7});
-    // From where the data feel it: above what all points need it says nothing of any.
-    parameters.back().start = std::log(0.1 * memory);
   }
   if (asked.quantise) parameters.push_back({"quantise_bandwidth", std::log(30e9), 1.0});
   const auto make = [asked, of_first_hop](std::span<const double> p) {
@@ -288,13 +286,22 @@ DirectFit fit_direct(const Cluster& cluster, const DirectProbe& probe) {
   fit.parameters.sms = kSms;
   fit.parameters.notify = Seconds{probe.synchronise_s};
   fit.parameters.announce = Seconds{probe.announce_s};
-  fit.parameters.dispatch = fit_direct_in_folds("direct.put", probe.puts, cluster, fit.parts);
-  fit.parameters.combine = fit_direct_in_folds("direct.pull", probe.pulls, cluster, fit.parts);
-  if (probe.forwards.size() >= kFewestDirectPoints) {
+  // Where ranks share a GPU the second hop stays on it and its rows tell most of what the GPU's copies carry:
+  // one fit of both hops.
+  const bool second_hop_apart = probe.ranks_per_gpu == 1;
+  const auto with = [&](std::vector<DirectPoint> first, const std::vector<DirectPoint>& second) {
+    if (!second_hop_apart) first.insert(first.end(), second.begin(), second.end());
+    return first;
+  };
+  fit.parameters.dispatch =
+      fit_direct_in_folds("direct.put", with(probe.puts, probe.forwards), cluster, fit.parts);
+  fit.parameters.combine =
+      fit_direct_in_folds("direct.pull", with(probe.pulls, probe.gathers), cluster, fit.parts);
+  if (second_hop_apart && probe.forwards.size() >= kFewestDirectPoints) {
     fit.parameters.forward = fit_direct_in_folds("direct.forward", probe.forwards, cluster,
                                                  fit.parts, &fit.parameters.dispatch);
   }
-  if (probe.gathers.size() >= kFewestDirectPoints) {
+  if (second_hop_apart && probe.gathers.size() >= kFewestDirectPoints) {
     fit.parameters.gather = fit_direct_in_folds("direct.gather", probe.gathers, cluster, fit.parts,
                                                 &fit.parameters.combine);
   }

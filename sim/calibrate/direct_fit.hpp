@@ -38,8 +38,8 @@ std::optional<DirectProbe> read_direct_probe(const std::filesystem::path& path);
 std::optional<DirectProbe> parse_direct_probe(const std::string& text, const std::string& name);
 
 // The parameters, for kernels of 16 multiprocessors, and how far off the two fits were ("direct.put",
-// "direct.pull", and with eight points "direct.forward" and "direct.gather", whose ports and copies are those of
-// the first two). Throws InputError for fewer than eight points of these, and where cluster and probe share GPUs
+// "direct.pull", and with one rank on each GPU and eight points "direct.forward" and "direct.gather", over the ports
+// of the first two, which otherwise hold both hops). Throws InputError for fewer than eight points of these, and where cluster and probe share GPUs
 // differently. Deterministic.
 struct DirectFit {
   DirectParameters parameters;
