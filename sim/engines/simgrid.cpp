@@ -54,6 +54,9 @@ constexpr double kSharers = 64.0;
 // With more flows on a link the default is finer: each may end so many bytes early, and the errors
 // grow a little faster than their number. Measured with 128 (README.md).
 constexpr double kSharersExponent = 1.5;
+// Of a transfer's mean amount, what it may end early at most: where messages are short and wait for one
+// another, what each saves adds up along their queue.
+constexpr double kLargestPart = 0.01;
 
 // The power of two by which amounts are multiplied to become whole numbers of enough digits: 1 if
 // they are whole, else as large as 62 bits allow.
@@ -384,8 +387,13 @@ SimGridSettings settings_of(const ResolvedProgram& resolved, std::optional<doubl
   const bool varies = !program.changes.empty() || !program.holds.empty();
   if (precision == 0.0 || varies || forwards(program)) return settings;
   double slowest = std::numeric_limits<double>::infinity();
+  double bytes = 0.0, transfers = 0.0;
   std::vector<std::uint32_t> num_flows(resolved.routes.largest.size(), 0);
   for (std::uint32_t op = 0; op < program.num_ops(); ++op) {
+    if (program.flows(op)) {
+      bytes += program.amount[op];
+      ++transfers;
+    }
     for (const std::uint32_t idx : resolved.routes.of(op)) {
       slowest = std::min(slowest, resolved.routes.largest[idx]);
       ++num_flows[idx];
@@ -402,6 +410,8 @@ SimGridSettings settings_of(const ResolvedProgram& resolved, std::optional<doubl
     sharers = std::max(sharers, num_flows[idx] * slowest / resolved.routes.largest[idx]);
   }
   settings.completion_bytes *= std::pow(kSharers / sharers, kSharersExponent);
+  settings.completion_bytes = std::min(settings.completion_bytes,
+                                       kLargestPart * bytes / transfers * scale_of(program));
   return settings;
 }
 
