@@ -90,7 +90,9 @@ class Tables(unittest.TestCase):
             sweep = Path(folder) / "sweep.yaml"
             sweep.write_text(f"schema_version: 1\nbase: {cf.ROOT}/workloads/examples/synthetic.yaml\nbaseline: {{run: dedup}}\n"
                              "axes: [{key: ranks, values: [128, 8, 4]}, {key: tokens_per_rank, values: [64]}]\n")
-            cf.coterie("sweep", sweep, "-o", Path(folder) / "out", "--set", "engine=flow")
+            # The failed point gives the sweep its exit code; the others are written.
+            with self.assertRaisesRegex(cf.ProgramError, "found 8 GPUs, expected at least 128"):
+                cf.coterie("sweep", sweep, "-o", Path(folder) / "out", "--set", "engine=flow")
             parquet = pyarrow.parquet.read_table(Path(folder) / "out" / "sweep.parquet").to_pandas()
             csv = pd.read_csv(Path(folder) / "out" / "sweep.csv")
         self.assertEqual(list(parquet), list(csv))

@@ -410,8 +410,8 @@ SimGridSettings settings_of(const ResolvedProgram& resolved, std::optional<doubl
     sharers = std::max(sharers, num_flows[idx] * slowest / resolved.routes.largest[idx]);
   }
   settings.completion_bytes *= std::pow(kSharers / sharers, kSharersExponent);
-  settings.completion_bytes = std::min(settings.completion_bytes,
-                                       kLargestPart * bytes / transfers * scale_of(program));
+  settings.completion_bytes =
+      std::min(settings.completion_bytes, kLargestPart * bytes / transfers * scale_of(program));
   return settings;
 }
 
