@@ -314,7 +314,7 @@ TEST(DirectFit, FilesWithoutTheListSayNothing) {
   EXPECT_FALSE(parse_direct_probe(R"({"schema_version": 2, "num_ranks": 2})", "old").has_value());
 }
 
-std::string refusal(const json& probe) {
+std::string direct_refusal(const json& probe) {
   try {
     const auto found = parse_direct_probe(probe.dump(), "curves.json");
     (void)fit_direct(machine(), *found);
@@ -328,7 +328,7 @@ TEST(DirectFit, RefusesListsThatCannotBeMeasurements) {
   const auto changed = [](const auto& change) {
     json probe = whole_probe();
     change(probe);
-    return refusal(probe);
+    return direct_refusal(probe);
   };
   EXPECT_THAT(changed([](json& probe) { probe["direct"][2]["rows"].erase(3); }),
               HasSubstr("curves.json: direct[2]: rows: found no matrix of as many rows as ranks"));
