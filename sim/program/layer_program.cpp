@@ -292,33 +292,31 @@ class GroupBuilder {
                           setup_.kernels->dispatch_payload, setup_.kernels->experts);
   }
 
+  // One part of the calibrated MLPs that a rank runs, summed: of the routed experts where they have rows, and
+  // of the shared ones where the rank has tokens.
+  [[nodiscard]] Seconds sum_over_mlps(std::uint32_t rank, Seconds MlpCosts::*part) const {
+    const GpuModel& gpu = cluster_.gpu;
+    const auto& routed = expert_type() == PayloadType::kFp8 && gpu.mlp_fp8 ? gpu.mlp_fp8 : gpu.mlp;
+    Seconds sum;
+    if (routed && rows_[rank].copies > 0) sum += (*routed).*part;
+    if (gpu.shared_mlp && setup_.kernels->model.num_shared_experts > 0 &&
+        plan_.num_tokens(rank) > 0) {
+      sum += (*gpu.shared_mlp).*part;
+    }
+    return sum;
+  }
+
   // What an MLP takes longer beside the waiting streams of two hops. Durations that were given hold it.
   [[nodiscard]] Seconds mlp_among_streams(std::uint32_t rank) const {
     if (!two_hops() || kernels() == nullptr || !setup_.mlp_s.empty()) return {};
-    const GpuModel& gpu = cluster_.gpu;
-    const auto& routed = expert_type() == PayloadType::kFp8 && gpu.mlp_fp8 ? gpu.mlp_fp8 : gpu.mlp;
-    Seconds longer;
-    if (routed && rows_[rank].copies > 0) longer += routed->among_streams;
-    if (gpu.shared_mlp && setup_.kernels->model.num_shared_experts > 0 &&
-        plan_.num_tokens(rank) > 0) {
-      longer += gpu.shared_mlp->among_streams;
-    }
-    return longer;
+    return sum_over_mlps(rank, &MlpCosts::among_streams);
   }
 
   // Of an MLP's duration what passes while another rank's kernels have the GPU: the launches. On a GPU
   // of its own nobody else is there.
   [[nodiscard]] Seconds shared_launch(std::uint32_t rank, Seconds duration) const {
     if (cluster_.ranks_per_gpu == 1 || !has_kernels() || !setup_.mlp_s.empty()) return {};
-    const GpuModel& gpu = cluster_.gpu;
-    const auto& routed = expert_type() == PayloadType::kFp8 && gpu.mlp_fp8 ? gpu.mlp_fp8 : gpu.mlp;
-    Seconds launch;
-    if (routed && rows_[rank].copies > 0) launch += routed->launch;
-    if (gpu.shared_mlp && setup_.kernels->model.num_shared_experts > 0 &&
-        plan_.num_tokens(rank) > 0) {
-      launch += gpu.shared_mlp->launch;
-    }
-    return Seconds{std::min(launch.value, duration.value)};
+    return Seconds{std::min(sum_over_mlps(rank, &MlpCosts::launch).value, duration.value)};
   }
 
   void add_experts() {
