@@ -39,6 +39,18 @@ inline std::string number_fault(std::string_view type, const std::string& text) 
   return "";
 }
 
+// Lets every option of an app and of its commands refuse what number_fault() names. The types are CLI11's:
+// CLI::App, and CLI::Validator, whose function returns what is wrong.
+template <class Validator, class App>
+void check_option_numbers(App& app) {
+  for (auto* option : app.get_options()) {
+    option->check(Validator(
+        [type = option->get_type_name()](std::string& text) { return number_fault(type, text); },
+        ""));
+  }
+  for (auto* command : app.get_subcommands({})) check_option_numbers<Validator>(*command);
+}
+
 // "--jobs: Value 0 not in range 1 to 4096" in the words of all other messages. CLI11 prints the bounds of
 // "above zero" with all digits of the largest double.
 inline std::string readable_range(const std::string& message) {

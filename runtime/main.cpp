@@ -199,16 +199,6 @@ int run_launcher(Commands& commands) {
   return outcome.exit_code;
 }
 
-// Of all commands.
-void check_numbers(CLI::App& app) {
-  for (CLI::Option* option : app.get_options()) {
-    option->check(CLI::Validator(
-        [type = option->get_type_name()](std::string& text) { return number_fault(type, text); },
-        ""));
-  }
-  for (CLI::App* command : app.get_subcommands({})) check_numbers(*command);
-}
-
 int run_program(int argc, char** argv) {
   const std::vector<std::string> arguments(argv, argv + argc);
   Commands commands;
@@ -233,7 +223,7 @@ int run_program(int argc, char** argv) {
   app.require_subcommand(1);
   add_commands(app, commands);
   add_bench_command(app, commands);
-  check_numbers(app);
+  check_option_numbers<CLI::Validator>(app);
   // CLI11 would only say that a subcommand is missing.
   if (!own.empty() && !own.front().starts_with("-")) {
     std::vector<std::string> names;

@@ -46,18 +46,6 @@ std::string command_words(const CLI::App& app) {
   return words;
 }
 
-// Of all commands.
-void check_numbers(CLI::App& app) {
-  for (CLI::Option* option : app.get_options()) {
-    option->check(CLI::Validator(
-        [type = option->get_type_name()](std::string& text) {
-          return coterie::number_fault(type, text);
-        },
-        ""));
-  }
-  for (CLI::App* command : app.get_subcommands({})) check_numbers(*command);
-}
-
 // The command that was given last: the one that an argument belongs to.
 const CLI::App& given_command(const CLI::App& app) {
   const auto commands = app.get_subcommands();
@@ -112,7 +100,7 @@ int main(int argc, char** argv) {
   add_calibrate_command(app);
   add_compare_command(app);
   add_validate_command(app);
-  check_numbers(app);
+  coterie::check_option_numbers<CLI::Validator>(app);
   return run_guarded("coterie", [&] {
     check_subcommands(app,
                       std::span(argv, static_cast<std::size_t>(argc)).subspan(argc > 0 ? 1 : 0));

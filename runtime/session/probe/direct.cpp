@@ -172,7 +172,6 @@ class DirectLayer {
     const auto expand = [&] {
       enqueue_expand(shape_, layout(), tables, memory_.buffers, nullptr, stream());
     };
-    if (!two_hops()) span(expand);
     if (two_hops()) {
       const RoundTables& second = tables.hops[1].rounds[0];
       const kernels::ReceivedRows rows = received(shape_, layout().hops[0], tables.hops[0], 0);
@@ -188,6 +187,8 @@ class DirectLayer {
         transport_.gather(0, 0, rows, second.index, memory_.buffers.hops[0].results.data(),
                           stream());
       });
+    } else {
+      span(expand);
     }
     flush();
     transport_.announce_results(0, 0, stream());
